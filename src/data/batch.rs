@@ -1,0 +1,152 @@
+//! Examples laid end to end: a flat stream of tokens, without padding, filled to a budget of tokens.
+
+/// A run of tokens that attends causally to itself and to its ancestors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// Its first row in the stream.
+    pub start: usize,
+    /// Its number of tokens.
+    pub len: usize,
+    /// The segment it continues (an earlier index), or `None` for the start of a document.
+    pub parent: Option<usize>,
+}
+
+/// A token to be predicted: the hidden state at `row` is to give `token`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// The row before the target's own (for the first token of an answer: the last row of its prompt).
+    pub row: usize,
+    /// The token to predict.
+    pub token: u32,
+}
+
+/// A prompt and the answers that continue it, as token ids. A plain document has an empty prompt and one answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TokenTree {
+    /// Tokens that all answers share; computed once.
+    pub prompt: Vec<u32>,
+    /// The continuations.
+    pub answers: Vec<Continuation>,
+}
+
+/// One continuation of a prompt.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Continuation {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// Which of them are to be learned (carry loss).
+    pub learned: Vec<bool>,
+}
+
+impl TokenTree {
+    /// The number of rows it takes in a stream.
+    pub fn tokens(&self) -> usize {
+        self.prompt.len() + self.answers.iter().map(|answer| answer.tokens.len()).sum::<usize>()
+    }
+
+    /// The number of tokens that carry loss.
+    pub fn learned_tokens(&self) -> usize {
+        self.answers.iter().flat_map(|answer| &answer.learned).filter(|&&learned| learned).count()
+    }
+}
+
+/// A flat stream of tokens with its segments and targets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// All tokens, segment after segment.
+    pub tokens: Vec<u32>,
+    /// The segments, parents before children.
+    pub segments: Vec<Segment>,
+    /// Every learned token, answer after answer.
+    pub targets: Vec<Target>,
+    /// For each answer, in order: its range in `targets`.
+    pub answer_targets: Vec<std::ops::Range<usize>>,
+    /// For each answer, in order: the row of its last token.
+    pub last_rows: Vec<usize>,
+    /// For each tree, in order: its range of answers.
+    pub trees: Vec<std::ops::Range<usize>>,
+}
+
+impl Batch {
+    /// Lays the trees end to end.
+    pub fn pack<'a>(trees: impl IntoIterator<Item = &'a TokenTree>) -> Self {
+        let mut batch = Batch::default();
+        for tree in trees {
+            batch.push(tree);
+        }
+        batch
+    }
+
+    fn push(&mut self, tree: &TokenTree) {
+        let first_answer = self.last_rows.len();
+        let parent = (!tree.prompt.is_empty()).then(|| self.push_segment(&tree.prompt, None));
+        for answer in &tree.answers {
+            let first_target = self.targets.len();
+            // An empty answer ends where its prompt ends.
+            let mut previous = parent.map(|parent| self.last_row(parent));
+            if !answer.tokens.is_empty() {
+                let segment = self.push_segment(&answer.tokens, parent);
+                let start = self.segments[segment].start;
+                for (offset, (&token, &learned)) in answer.tokens.iter().zip(&answer.learned).enumerate() {
+                    if let (true, Some(row)) = (learned, previous) {
+                        self.targets.push(Target { row, token });
+                    }
+                    previous = Some(start + offset);
+                }
+            }
+            self.answer_targets.push(first_target..self.targets.len());
+            self.last_rows.push(previous.expect("a tree has a prompt or an answer with tokens"));
+        }
+        self.trees.push(first_answer..self.last_rows.len());
+    }
+
+    fn push_segment(&mut self, tokens: &[u32], parent: Option<usize>) -> usize {
+        self.segments.push(Segment { start: self.tokens.len(), len: tokens.len(), parent });
+        self.tokens.extend_from_slice(tokens);
+        self.segments.len() - 1
+    }
+
+    fn last_row(&self, segment: usize) -> usize {
+        self.segments[segment].start + self.segments[segment].len - 1
+    }
+}
+
+/// Splits `0..sizes.len()` into runs whose sizes add up to at most `budget`; an item over the budget stands alone.
+pub fn split_by_budget(sizes: &[usize], budget: usize) -> Vec<std::ops::Range<usize>> {
+    let mut runs = Vec::new();
+    let (mut start, mut total) = (0, 0);
+    for (index, &size) in sizes.iter().enumerate() {
+        if index > start && total + size > budget {
+            runs.push(start..index);
+            (start, total) = (index, 0);
+        }
+        total += size;
+    }
+    if start < sizes.len() {
+        runs.push(start..sizes.len());
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_token_of_every_answer_is_predicted_at_the_prompts_last_row() {
+        let answer = |tokens: &[u32]| Continuation { tokens: tokens.to_vec(), learned: vec![true; tokens.len()] };
+        let tree = TokenTree { prompt: vec![1, 2, 3], answers: vec![answer(&[4, 5]), answer(&[6]), answer(&[])] };
+        let batch = Batch::pack([&tree, &tree]);
+        assert_eq!(batch.tokens, [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6]);
+        let rows: Vec<(usize, u32)> = batch.targets.iter().map(|target| (target.row, target.token)).collect();
+        assert_eq!(rows, [(2, 4), (3, 5), (2, 6), (8, 4), (9, 5), (8, 6)]);
+        assert_eq!(batch.last_rows, [4, 5, 2, 10, 11, 8]);
+        assert_eq!(batch.trees, [0..3, 3..6]);
+    }
+
+    #[test]
+    fn budget_is_kept_and_an_oversized_item_stands_alone() {
+        assert_eq!(split_by_budget(&[3, 3, 9, 2, 2], 6), [0..2, 2..3, 3..5]);
+        assert_eq!(split_by_budget(&[], 6), Vec::<std::ops::Range<usize>>::new());
+    }
+}

@@ -1,0 +1,3 @@
+//! From Parquet rows to packed batches of tokens.
+
+pub mod batch;

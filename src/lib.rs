@@ -1,0 +1,9 @@
+//! Aligning language models with human feedback.
+#![warn(missing_docs)]
+
+pub mod data;
+pub mod error;
+pub mod ops;
+pub mod random;
+
+pub use error::{Error, Result};

@@ -1,0 +1,20 @@
+//! Differentiable operations that carry a transformer.
+//!
+//! candle drops the gradients of many of its fused operations without a word and computes those of frozen weights. Each
+//! operation here is a `CustomOp` with its own backward pass, parallel, deterministic on any number of threads, that skips
+//! what is frozen; beside each stands a reference in candle's own differentiable operations, which is the oracle of its tests and the path on
+//! devices for which no kernel is written. Nothing outside this module may call a candle function that loses gradients.
+
+pub mod activation;
+pub mod attention;
+pub mod linear;
+pub mod logprob;
+pub mod norm;
+pub mod rotary;
+
+pub use activation::{Activation, activate, dropout, gated, softplus};
+pub use attention::{AttentionPlan, AttentionShape, Query, Span, attention, attention_packed};
+pub use linear::linear;
+pub use logprob::{LogProbs, log_probs};
+pub use norm::{layer_norm, rms_norm};
+pub use rotary::rotary;
