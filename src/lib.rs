@@ -1,8 +1,11 @@
 //! Aligning language models with human feedback.
 #![warn(missing_docs)]
 
+pub mod adapt;
 pub mod data;
 pub mod error;
+pub mod generate;
+pub mod model;
 pub mod ops;
 pub mod random;
 

@@ -23,6 +23,11 @@ pub fn stream(seed: u64, purpose: &str, step: u64) -> Stream {
     ChaCha8Rng::from_seed(key)
 }
 
+/// A seed of its own for `name` under `seed`, where a counter-based hash is used instead of a stream.
+pub fn named_seed(seed: u64, name: &str) -> u64 {
+    fnv1a(name.as_bytes(), 0xcbf2_9ce4_8422_2325 ^ seed.rotate_left(32))
+}
+
 /// The 64-bit FNV-1a hash: stable across versions and platforms, which the hasher of the standard library is not.
 fn fnv1a(bytes: &[u8], basis: u64) -> u64 {
     bytes.iter().fold(basis, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))

@@ -11,6 +11,7 @@ pub mod linear;
 pub mod logprob;
 pub mod norm;
 pub mod rotary;
+pub mod rows;
 
 pub use activation::{Activation, activate, dropout, gated, softplus};
 pub use attention::{AttentionPlan, AttentionShape, Query, Span, attention, attention_packed};
@@ -18,3 +19,4 @@ pub use linear::linear;
 pub use logprob::{LogProbs, log_probs};
 pub use norm::{layer_norm, rms_norm};
 pub use rotary::rotary;
+pub use rows::write_rows;

@@ -1,0 +1,224 @@
+//! Sampling answers with a key-value cache and continuous batching.
+//!
+//! A prompt is computed once, whatever the number of its answers; answers that are finished leave the batch, and waiting
+//! prompts take their place. Every answer draws from a stream of its own, so that what it becomes does not depend on its company.
+
+pub mod kv_cache;
+pub mod sampler;
+
+use rayon::prelude::*;
+
+use crate::bail;
+use crate::data::batch::Segment;
+use crate::error::Result;
+use crate::model::Model;
+use crate::model::layout::Layout;
+use crate::ops::{AttentionPlan, Query, Span};
+use crate::random::{self, Stream};
+use kv_cache::KeyValueCache;
+pub use sampler::SamplingSettings;
+
+/// A sampled answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// Its tokens, the stop token last where there is one.
+    pub tokens: Vec<u32>,
+    /// Whether it ended with a stop token before `response_length` was reached.
+    pub ended: bool,
+}
+
+/// Answers that are computed at the same time, at most.
+const MOST_ACTIVE: usize = 128;
+
+/// Samples `answers` answers to each prompt; `stop` holds the tokens that end one.
+///
+/// The stream of answer `j` to prompt `i` is (`seed`, "sampling", `first + i * answers + j`).
+pub fn generate(
+    model: &Model,
+    prompts: &[Vec<u32>],
+    answers: usize,
+    settings: &SamplingSettings,
+    stop: &[u32],
+    seed: u64,
+    first: u64,
+) -> Result<Vec<Vec<Answer>>> {
+    settings.check()?;
+    let model = model.frozen()?;
+    let mut batch = ContinuousBatch::new(&model, prompts, answers, settings, stop)?;
+    let mut waiting = 0..prompts.len();
+    while !waiting.is_empty() || !batch.active.is_empty() {
+        if batch.active.len() <= MOST_ACTIVE / 2 {
+            let mut admitted = Vec::new();
+            while batch.active.len() + admitted.len() * answers < MOST_ACTIVE && !waiting.is_empty() {
+                let Some(rows) = batch.take_rows(waiting.start) else { break };
+                admitted.push((waiting.start, rows));
+                waiting.next();
+            }
+            if !admitted.is_empty() {
+                let stream = |index: u64| random::stream(seed, "sampling", first + index);
+                batch.prefill(&admitted, stream)?;
+            }
+        }
+        batch.step()?;
+    }
+    Ok(batch.finished)
+}
+
+/// An answer in the making.
+struct Active {
+    prompt: usize,
+    answer: usize,
+    tokens: Vec<u32>,
+    stream: Stream,
+    /// Keys of prefix and prompt, in order.
+    context: Vec<Span>,
+    /// Position of the answer's first token.
+    first_position: usize,
+    /// The cache's rows for the answer's own keys.
+    own: Span,
+}
+
+struct ContinuousBatch<'a> {
+    model: &'a Model,
+    prompts: &'a [Vec<u32>],
+    answers: usize,
+    settings: &'a SamplingSettings,
+    stop: &'a [u32],
+    cache: KeyValueCache,
+    virtual_rows: usize,
+    prefix_rows: usize,
+    active: Vec<Active>,
+    /// For each prompt: its rows in the cache, and how many of its answers still need them.
+    borrowed: Vec<Option<(Span, usize)>>,
+    finished: Vec<Vec<Answer>>,
+}
+
+impl<'a> ContinuousBatch<'a> {
+    fn new(
+        model: &'a Model,
+        prompts: &'a [Vec<u32>],
+        answers: usize,
+        settings: &'a SamplingSettings,
+        stop: &'a [u32],
+    ) -> Result<Self> {
+        if let Some(index) = prompts.iter().position(Vec::is_empty) {
+            bail!("prompt {index} has no token, so there is nothing to continue; remove it from the prompts");
+        }
+        let (virtual_rows, prefix_rows) = model.adapter().map_or((0, 0), |a| (a.virtual_rows(), a.prefix_rows()));
+        let need = |prompt: &Vec<u32>| virtual_rows + prompt.len() + answers * settings.response_length;
+        let mut needs: Vec<usize> = prompts.iter().map(need).collect();
+        needs.sort_unstable_by(|a, b| b.cmp(a));
+        let at_once = MOST_ACTIVE.div_ceil(answers.max(1));
+        let capacity = needs.iter().take(at_once).sum();
+        Ok(ContinuousBatch {
+            model,
+            prompts,
+            answers,
+            settings,
+            stop,
+            cache: KeyValueCache::new(model.architecture(), capacity, prefix_rows, model.device())?,
+            virtual_rows,
+            prefix_rows,
+            active: Vec::new(),
+            borrowed: vec![None; prompts.len()],
+            finished: vec![vec![Answer::default(); answers]; prompts.len()],
+        })
+    }
+
+    fn take_rows(&mut self, prompt: usize) -> Option<Span> {
+        let prompt_rows = self.virtual_rows + self.prompts[prompt].len();
+        self.cache.take(prompt_rows + self.answers * self.settings.response_length)
+    }
+
+    /// Computes prompts and draws the first token of each of their answers.
+    fn prefill(&mut self, admitted: &[(usize, Span)], stream: impl Fn(u64) -> Stream) -> Result<()> {
+        let mut tokens = Vec::new();
+        let mut segments = Vec::new();
+        for &(prompt, _) in admitted {
+            let prompt = &self.prompts[prompt];
+            segments.push(Segment { start: tokens.len(), len: prompt.len(), parent: None });
+            tokens.extend_from_slice(prompt);
+        }
+        let mut layout = Layout::new(&segments, self.virtual_rows, self.prefix_rows);
+        let mut write = Vec::new();
+        for (query, &(_, rows)) in layout.plan.queries.iter_mut().zip(admitted) {
+            let own = Span { start: rows.start, len: query.rows.len };
+            *query.keys.last_mut().expect("a segment sees itself") = own;
+            write.extend((own.start..own.start + own.len).map(|row| row as u32));
+        }
+        self.cache.write_next_to(write);
+        let hidden = self.model.hidden_with_store(&tokens, &layout, &mut self.cache)?; // [tokens, d_model]
+        let last_rows: Vec<u32> = segments.iter().map(|segment| (segment.start + segment.len - 1) as u32).collect();
+        let logits = self.model.logits(&hidden, &last_rows)?.to_vec2::<f32>()?; // [prompts, vocabulary]
+        for ((&(prompt, rows), query), logits) in admitted.iter().zip(&layout.plan.queries).zip(&logits) {
+            let context_rows: usize = query.keys.iter().map(|span| span.len).sum();
+            let mut next_row = rows.start + query.rows.len;
+            self.borrowed[prompt] = Some((rows, self.answers));
+            for answer in 0..self.answers {
+                let mut stream = stream((prompt * self.answers + answer) as u64);
+                let token = self.settings.draw(logits, &mut stream);
+                let own = Span { start: next_row, len: self.settings.response_length };
+                next_row += own.len;
+                let context = query.keys.clone();
+                let first_position = context_rows;
+                self.active.push(Active { prompt, answer, tokens: vec![token], stream, context, first_position, own });
+            }
+        }
+        self.retire();
+        Ok(())
+    }
+
+    /// Computes the newest token of every active answer and draws the next.
+    fn step(&mut self) -> Result<()> {
+        if self.active.is_empty() {
+            return Ok(());
+        }
+        let mut layout =
+            Layout { positions: Vec::new(), plan: AttentionPlan::default(), token_rows: None, gather: None };
+        let (mut tokens, mut write) = (Vec::new(), Vec::new());
+        for (row, answer) in self.active.iter().enumerate() {
+            let known = answer.tokens.len();
+            tokens.push(answer.tokens[known - 1]);
+            layout.positions.push((answer.first_position + known - 1) as u32);
+            let mut keys = answer.context.clone();
+            keys.push(Span { start: answer.own.start, len: known });
+            layout.plan.queries.push(Query { rows: Span { start: row, len: 1 }, keys });
+            write.push((answer.own.start + known - 1) as u32);
+        }
+        self.cache.write_next_to(write);
+        let hidden = self.model.hidden_with_store(&tokens, &layout, &mut self.cache)?; // [active, d_model]
+        let rows: Vec<u32> = (0..tokens.len() as u32).collect();
+        let logits = self.model.logits(&hidden, &rows)?; // [active, vocabulary]
+        let vocabulary = logits.dim(1)?;
+        let logits: Vec<f32> = logits.flatten_all()?.to_vec1()?;
+        let settings = self.settings;
+        self.active.par_iter_mut().zip(logits.par_chunks(vocabulary)).for_each(|(answer, logits)| {
+            let token = settings.draw(logits, &mut answer.stream);
+            answer.tokens.push(token);
+        });
+        self.retire();
+        Ok(())
+    }
+
+    /// Moves answers that are finished out of the batch and gives rows back that nobody needs any more.
+    fn retire(&mut self) {
+        let mut kept = Vec::with_capacity(self.active.len());
+        for answer in self.active.drain(..) {
+            let ended = answer.tokens.last().is_some_and(|token| self.stop.contains(token));
+            if !ended && answer.tokens.len() < self.settings.response_length {
+                kept.push(answer);
+                continue;
+            }
+            self.finished[answer.prompt][answer.answer] = Answer { tokens: answer.tokens, ended };
+            let borrowed = &mut self.borrowed[answer.prompt];
+            if let Some((rows, users)) = borrowed {
+                *users -= 1;
+                if *users == 0 {
+                    self.cache.give_back(*rows);
+                    *borrowed = None;
+                }
+            }
+        }
+        self.active = kept;
+    }
+}

@@ -1,0 +1,243 @@
+//! What a family of transformers is, as data: the forward pass is written once and reads everything from here.
+
+use serde_json::Value;
+
+use crate::bail;
+use crate::error::Result;
+use crate::ops::Activation;
+
+/// Which normalisation stands before each sub-layer and at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// Root mean square, weight only.
+    Rms,
+    /// Layer normalisation, weight and bias.
+    Layer,
+}
+
+/// How a token learns its position.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Positions {
+    /// One learned vector a position, added to the embeddings.
+    Learned,
+    /// Queries and keys are rotated by `position * frequency` (Su et al. 2021); one frequency a pair of dimensions.
+    Rotary {
+        /// Radians a position, `[rotary dimensions / 2]`, any scaling applied.
+        frequencies: Vec<f32>,
+    },
+}
+
+/// The feed-forward sub-layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FeedForward {
+    /// `down(activation(up(x)))`
+    Plain(Activation),
+    /// `down(activation(gate(x)) * up(x))`
+    Gated(Activation),
+}
+
+/// A linear layer's tensors on disk, relative to its block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinearName {
+    /// Name within the block, for example `self_attn.q_proj`.
+    pub name: &'static str,
+    /// Whether a bias stands beside the weight.
+    pub bias: bool,
+}
+
+/// The projections into attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttentionInput {
+    /// Three linears.
+    Separate {
+        /// Queries, `[heads * head_dim, d_model]`.
+        query: LinearName,
+        /// Keys, `[kv_heads * head_dim, d_model]`.
+        key: LinearName,
+        /// Values, as keys.
+        value: LinearName,
+    },
+    /// One linear whose output holds queries, keys and values side by side.
+    Packed(LinearName),
+}
+
+/// Where a family keeps its tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TensorNames {
+    /// What stands before the transformer's tensors; absent in files that hold the bare transformer.
+    pub prefix: &'static str,
+    /// Token embeddings, `[vocabulary, d_model]`.
+    pub embeddings: &'static str,
+    /// Learned positions, `[max_positions, d_model]`; unused with rotary positions.
+    pub positions: &'static str,
+    /// The list of blocks.
+    pub blocks: &'static str,
+    /// Norm before attention, within a block.
+    pub attention_norm: &'static str,
+    /// Into attention.
+    pub attention_input: AttentionInput,
+    /// Out of attention.
+    pub attention_output: LinearName,
+    /// Norm before the feed-forward, within a block.
+    pub feed_forward_norm: &'static str,
+    /// The gate of a gated feed-forward.
+    pub gate: Option<LinearName>,
+    /// Into the feed-forward.
+    pub up: LinearName,
+    /// Out of the feed-forward.
+    pub down: LinearName,
+    /// Norm after the last block.
+    pub final_norm: &'static str,
+    /// Linears are stored as `[d_in, d_out]` (GPT-2's Conv1D) instead of `[d_out, d_in]`.
+    pub transposed_linears: bool,
+}
+
+/// Everything that the forward pass needs to know about a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Architecture {
+    /// `transformers`' class with an output matrix, for example `LlamaForCausalLM`.
+    pub language_model_class: &'static str,
+    /// `transformers`' class with a classification head, for example `LlamaForSequenceClassification`.
+    pub classifier_class: &'static str,
+    /// Number of tokens in the vocabulary.
+    pub vocabulary: usize,
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Number of blocks.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Inner width of the feed-forward.
+    pub d_ff: usize,
+    /// The longest sequence.
+    pub max_positions: usize,
+    /// The norms.
+    pub norm: NormKind,
+    /// Added to the variance in the norms.
+    pub norm_epsilon: f64,
+    /// Positions.
+    pub positions: Positions,
+    /// Feed-forward.
+    pub feed_forward: FeedForward,
+    /// For each layer, how many positions back a token sees (itself counted).
+    pub windows: Vec<Option<usize>>,
+    /// Whether a token sees nothing after itself.
+    pub causal: bool,
+    /// Whether the output matrix is the embedding matrix.
+    pub tied_output: bool,
+    /// Standard deviation of new weights.
+    pub initializer_range: f64,
+    /// Whether new projections into the residual stream are scaled down by `sqrt(2 layers)` (GPT-2).
+    pub scaled_residual_initialization: bool,
+    /// Linears that LoRA targets by default, as in PEFT.
+    pub default_lora_targets: &'static [&'static str],
+    /// Tensor names.
+    pub names: TensorNames,
+}
+
+/// Fields of a `config.json`, with errors that name file and field.
+pub struct Config<'a> {
+    /// The parsed file.
+    pub json: &'a Value,
+    /// How the file is called in errors.
+    pub file: &'a str,
+}
+
+impl Config<'_> {
+    /// The field, unless it is absent or null.
+    pub fn get(&self, field: &str) -> Option<&Value> {
+        self.json.get(field).filter(|value| !value.is_null())
+    }
+
+    /// A size that must be there and at least 1.
+    pub fn size(&self, field: &str) -> Result<usize> {
+        match self.optional_size(field)? {
+            Some(size) => Ok(size),
+            None => bail!("{}: field \"{field}\" is missing; it is expected to be a positive integer", self.file),
+        }
+    }
+
+    /// A size that may be absent; at least 1 and small enough to be real where it is there.
+    pub fn optional_size(&self, field: &str) -> Result<Option<usize>> {
+        let Some(value) = self.get(field) else { return Ok(None) };
+        match value.as_u64() {
+            Some(size @ 1..=0xffff_ffff) => Ok(Some(size as usize)),
+            _ => bail!("{}: field \"{field}\" is {value}, expected a positive integer", self.file),
+        }
+    }
+
+    /// A number, or `default` where it is absent.
+    pub fn number(&self, field: &str, default: f64) -> Result<f64> {
+        match self.get(field) {
+            None => Ok(default),
+            Some(value) => match value.as_f64() {
+                Some(number) if number.is_finite() => Ok(number),
+                _ => bail!("{}: field \"{field}\" is {value}, expected a number", self.file),
+            },
+        }
+    }
+
+    /// True or false, or `default` where it is absent.
+    pub fn flag(&self, field: &str, default: bool) -> Result<bool> {
+        match self.get(field) {
+            None => Ok(default),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(value) => bail!("{}: field \"{field}\" is {value}, expected true or false", self.file),
+        }
+    }
+
+    /// A text, or `default` where it is absent.
+    pub fn text<'b>(&'b self, field: &str, default: &'b str) -> Result<&'b str> {
+        match self.get(field) {
+            None => Ok(default),
+            Some(Value::String(text)) => Ok(text),
+            Some(value) => bail!("{}: field \"{field}\" is {value}, expected a text", self.file),
+        }
+    }
+
+    /// The non-linearity named by `field`.
+    pub fn activation(&self, field: &str, default: &str) -> Result<Activation> {
+        match self.text(field, default)? {
+            "gelu" => Ok(Activation::Gelu),
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
+            "silu" | "swish" => Ok(Activation::Silu),
+            "relu" => Ok(Activation::Relu),
+            "tanh" => Ok(Activation::Tanh),
+            other => bail!(
+                "{}: field \"{field}\" is \"{other}\"; known activations are gelu, gelu_new, gelu_pytorch_tanh, silu, relu and tanh",
+                self.file
+            ),
+        }
+    }
+}
+
+impl Architecture {
+    /// Refuses sizes that do not fit each other.
+    pub fn check(&self, file: &str) -> Result<()> {
+        if self.kv_heads > self.heads || !self.heads.is_multiple_of(self.kv_heads) {
+            bail!(
+                "{file}: {} attention heads cannot share {} key-value heads; the first must be a multiple of the second",
+                self.heads,
+                self.kv_heads
+            );
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            bail!("{file}: the width of an attention head is {}, expected an even number", self.head_dim);
+        }
+        Ok(())
+    }
+
+    /// Width of all query heads.
+    pub fn query_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Width of all key (or value) heads.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}

@@ -1,0 +1,63 @@
+//! GPT-2 (Radford et al. 2019): layer norms, learned positions, packed Conv1D projections, tied output.
+
+use crate::bail;
+use crate::error::Result;
+use crate::model::architecture::{
+    Architecture, AttentionInput, Config, FeedForward, LinearName, NormKind, Positions, TensorNames,
+};
+
+const NAMES: TensorNames = TensorNames {
+    prefix: "transformer.",
+    embeddings: "wte.weight",
+    positions: "wpe.weight",
+    blocks: "h",
+    attention_norm: "ln_1",
+    attention_input: AttentionInput::Packed(LinearName { name: "attn.c_attn", bias: true }),
+    attention_output: LinearName { name: "attn.c_proj", bias: true },
+    feed_forward_norm: "ln_2",
+    gate: None,
+    up: LinearName { name: "mlp.c_fc", bias: true },
+    down: LinearName { name: "mlp.c_proj", bias: true },
+    final_norm: "ln_f",
+    transposed_linears: true,
+};
+
+pub(super) fn gpt2(config: &Config) -> Result<Architecture> {
+    let d_model = config.size("n_embd")?;
+    let layers = config.size("n_layer")?;
+    let heads = config.size("n_head")?;
+    if !d_model.is_multiple_of(heads) {
+        bail!("{}: n_embd {d_model} is not a multiple of n_head {heads}", config.file);
+    }
+    for unsupported in ["scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"] {
+        if config.flag(unsupported, false)? {
+            bail!(
+                "{}: \"{unsupported}\": true is not supported; set it to false if the model was trained so",
+                config.file
+            );
+        }
+    }
+    Ok(Architecture {
+        language_model_class: "GPT2LMHeadModel",
+        classifier_class: "GPT2ForSequenceClassification",
+        vocabulary: config.size("vocab_size")?,
+        d_model,
+        layers,
+        heads,
+        kv_heads: heads,
+        head_dim: d_model / heads,
+        d_ff: config.optional_size("n_inner")?.unwrap_or(4 * d_model),
+        max_positions: config.size("n_positions")?,
+        norm: NormKind::Layer,
+        norm_epsilon: config.number("layer_norm_epsilon", 1e-5)?,
+        positions: Positions::Learned,
+        feed_forward: FeedForward::Plain(config.activation("activation_function", "gelu_new")?),
+        windows: vec![None; layers],
+        causal: true,
+        tied_output: config.flag("tie_word_embeddings", true)?,
+        initializer_range: config.number("initializer_range", 0.02)?,
+        scaled_residual_initialization: true,
+        default_lora_targets: &["c_attn"],
+        names: NAMES,
+    })
+}

@@ -1,0 +1,102 @@
+//! A model's folder: `config.json`, weights, and the tokenizer's files that travel with them.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use serde_json::{Value, json};
+
+use super::architecture::{Architecture, Config};
+use super::family;
+use super::weights::{self, StorageForm, Weights};
+use crate::bail;
+use crate::error::{Error, Result};
+
+/// Files that belong to the tokenizer or to generation and are carried along unchanged.
+const COMPANIONS: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "generation_config.json",
+];
+
+/// A model's folder, as read.
+#[derive(Debug, Clone)]
+pub struct ModelFolder {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Its `config.json`.
+    pub config: Value,
+    /// How its weights are stored.
+    pub form: StorageForm,
+}
+
+/// Reads `config.json` and the weights; where there are none, makes them from `seed`, to train from scratch.
+pub fn open(path: &Path, seed: u64, device: &Device) -> Result<(ModelFolder, Architecture, Weights)> {
+    let config_path = path.join("config.json");
+    if !config_path.is_file() {
+        bail!(
+            "{}: no config.json there; expected the folder of a Hugging Face model or of a PEFT adapter",
+            path.display()
+        );
+    }
+    let mut config = read_json(&config_path)?;
+    let file = config_path.display().to_string();
+    let architecture = family::architecture(&Config { json: &config, file: &file })?;
+    let (weights, form) = if weights::has_weights(path) {
+        weights::read(path, &architecture, device)?
+    } else {
+        // New weights are f32, whatever the configuration was copied from.
+        if let Some(fields) = config.as_object_mut() {
+            fields.remove("dtype");
+            fields.insert("torch_dtype".into(), "float32".into());
+        }
+        (Weights::random(&architecture, seed, device)?, StorageForm::default())
+    };
+    Ok((ModelFolder { path: path.to_path_buf(), config, form }, architecture, weights))
+}
+
+/// Parses a JSON file.
+pub fn read_json(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    serde_json::from_str(&text).map_err(|error| Error::input(format!("{}: not valid JSON: {error}", path.display())))
+}
+
+impl ModelFolder {
+    /// Writes `config.json` for a language model or a classifier with one label, and the tokenizer's files.
+    pub fn write_config(&self, folder: &Path, architecture: &Architecture, classifier: bool) -> Result<()> {
+        let mut config = self.config.clone();
+        let class = if classifier { architecture.classifier_class } else { architecture.language_model_class };
+        if let Some(fields) = config.as_object_mut() {
+            fields.insert("architectures".into(), json!([class]));
+            if classifier {
+                fields.insert("id2label".into(), json!({ "0": "LABEL_0" }));
+                fields.insert("label2id".into(), json!({ "LABEL_0": 0 }));
+                // Without one, transformers' classifiers refuse batches of several sequences.
+                if fields.get("pad_token_id").is_none_or(Value::is_null)
+                    && let Some(end) = fields.get("eos_token_id").filter(|end| end.is_u64()).cloned()
+                {
+                    fields.insert("pad_token_id".into(), end);
+                }
+            }
+        }
+        let path = folder.join("config.json");
+        std::fs::write(&path, format!("{config:#}\n")).map_err(Error::io(&path))?;
+        self.copy_companions(folder)
+    }
+
+    /// Copies the tokenizer's files.
+    pub fn copy_companions(&self, folder: &Path) -> Result<()> {
+        for name in COMPANIONS {
+            let from = self.path.join(name);
+            if from.is_file() {
+                std::fs::copy(&from, folder.join(name)).map_err(Error::io(&from))?;
+            }
+        }
+        Ok(())
+    }
+}
