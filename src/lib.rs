@@ -7,6 +7,7 @@ pub mod error;
 pub mod generate;
 pub mod model;
 pub mod ops;
+pub mod ppo;
 pub mod random;
 
 pub use error::{Error, Result};
