@@ -9,9 +9,13 @@ pub mod activation;
 pub mod attention;
 pub mod linear;
 pub mod logprob;
+mod matrix;
 pub mod norm;
 pub mod rotary;
 pub mod rows;
+mod simd;
+#[cfg(test)]
+mod testing;
 
 pub use activation::{Activation, activate, dropout, gated, softplus};
 pub use attention::{AttentionPlan, AttentionShape, Query, Span, attention, attention_packed};
