@@ -5,5 +5,7 @@ pub mod data;
 pub mod error;
 pub mod ops;
 pub mod random;
+pub mod settings;
+pub mod train;
 
 pub use error::{Error, Result};

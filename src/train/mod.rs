@@ -1,0 +1,5 @@
+//! What the training programs share: the optimizer and its learning rate, the order of the examples, what a run writes
+//! into its folder, and what it tells the user meanwhile.
+
+pub mod files;
+pub mod schedule;
