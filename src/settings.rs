@@ -40,10 +40,11 @@ use clap::{ArgMatches, Parser};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::train::files::write_atomically;
+use crate::files::write_atomically;
 
 pub use groups::{
-    CommonSettings, LoraSettings, Method, ModelSettings, OptimizerSettings, TrainingSettings, learning_rates,
+    CommonSettings, LoraSettings, Method, ModelSettings, OptimizerSettings, ScheduleShape, TrainingSettings,
+    at_least_one, below_one, learning_rates, not_negative, ratio,
 };
 
 /// Runs a program: reads its settings, sets the number of threads, calls `main`, and turns an error into a sentence on

@@ -8,7 +8,11 @@ use clap::{Arg, Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
-use crate::train::schedule::{Schedule, Shape};
+
+// A heading stands at each flag, as one set for a whole group would go on over the flags that follow the group.
+const TRAINING: &str = "Training";
+const OPTIMIZER: &str = "Optimizer";
+const LORA: &str = "LoRA (--method lora)";
 
 /// What every program has.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
@@ -52,19 +56,18 @@ pub struct ModelSettings {
 
 /// What every program that trains has.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
-#[command(next_help_heading = "Training")]
 pub struct TrainingSettings {
     /// What is trained
-    #[arg(long, value_enum, default_value_t = Method::Full)]
+    #[arg(long, help_heading = TRAINING, value_enum, default_value_t = Method::Full)]
     pub method: Method,
     /// Stop after this many optimizer steps
-    #[arg(long, value_parser = at_least_one)]
+    #[arg(long, help_heading = TRAINING, value_parser = at_least_one)]
     pub max_steps: Option<usize>,
     /// Sequences, prompts or episodes in an optimizer step
-    #[arg(long, default_value_t = 32, value_parser = at_least_one)]
+    #[arg(long, help_heading = TRAINING, default_value_t = 32, value_parser = at_least_one)]
     pub batch_size: usize,
     /// Peak learning rate
-    #[arg(long, default_value = "1e-5", value_parser = not_negative)]
+    #[arg(long, help_heading = TRAINING, default_value = "1e-5", value_parser = not_negative)]
     pub learning_rate: f64,
     /// LoRA's own settings.
     #[command(flatten)]
@@ -78,44 +81,46 @@ pub struct TrainingSettings {
 
 /// AdamW (Loshchilov & Hutter 2019) and the course of its learning rate.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
-#[command(next_help_heading = "Optimizer")]
 pub struct OptimizerSettings {
     /// Decoupled weight decay; norms and biases have none
-    #[arg(long, default_value_t = 0.0, value_parser = not_negative)]
+    #[arg(long, help_heading = OPTIMIZER, default_value_t = 0.0, value_parser = not_negative)]
     pub weight_decay: f64,
     /// Decay rate of the mean of the gradients
-    #[arg(long, default_value_t = 0.9, value_parser = below_one)]
+    #[arg(long, help_heading = OPTIMIZER, default_value_t = 0.9, value_parser = below_one)]
     pub beta1: f64,
     /// Decay rate of the mean of the squared gradients
-    #[arg(long, default_value_t = 0.95, value_parser = below_one)]
+    #[arg(long, help_heading = OPTIMIZER, default_value_t = 0.95, value_parser = below_one)]
     pub beta2: f64,
     /// Added to the root of the mean squared gradient
-    #[arg(long, default_value = "1e-8", value_parser = not_negative)]
+    #[arg(long, help_heading = OPTIMIZER, default_value = "1e-8", value_parser = not_negative)]
     pub epsilon: f64,
     /// Gradients are scaled down to this global norm; 0 leaves them as they are
-    #[arg(long, default_value_t = 1.0, value_parser = not_negative)]
+    #[arg(long, help_heading = OPTIMIZER, default_value_t = 1.0, value_parser = not_negative)]
     pub max_gradient_norm: f64,
     /// Course of the learning rate after the warm-up
-    #[arg(long, value_enum, default_value_t = Shape::Cosine)]
-    pub schedule: Shape,
+    #[arg(long, help_heading = OPTIMIZER, value_enum, default_value_t = ScheduleShape::Cosine)]
+    pub schedule: ScheduleShape,
     /// Steps in which the learning rate rises from 0 [default: by --warmup-ratio]
-    #[arg(long)]
+    #[arg(long, help_heading = OPTIMIZER)]
     pub warmup_steps: Option<usize>,
     /// Share of all steps in which the learning rate rises from 0
-    #[arg(long, default_value_t = 0.03, value_parser = ratio)]
+    #[arg(long, help_heading = OPTIMIZER, default_value_t = 0.03, value_parser = ratio)]
     pub warmup_ratio: f64,
     /// Where the cosine or linear schedule ends, as a share of the peak
-    #[arg(long, default_value_t = 0.1, value_parser = ratio)]
+    #[arg(long, help_heading = OPTIMIZER, default_value_t = 0.1, value_parser = ratio)]
     pub minimum_learning_rate_ratio: f64,
 }
 
-impl OptimizerSettings {
-    /// The course of the learning rate over `total_steps` steps.
-    pub fn learning_rate_schedule(&self, peak: f64, total_steps: usize) -> Schedule {
-        let warmup_steps = self.warmup_steps.unwrap_or((self.warmup_ratio * total_steps as f64).ceil() as usize);
-        let minimum_ratio = self.minimum_learning_rate_ratio;
-        Schedule { shape: self.schedule, peak, minimum_ratio, warmup_steps, total_steps }
-    }
+/// The course of the learning rate after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScheduleShape {
+    /// Half a cosine from the peak to the minimum (Loshchilov & Hutter 2017)
+    Cosine,
+    /// A straight line from the peak to the minimum
+    Linear,
+    /// The peak throughout
+    Constant,
 }
 
 /// What is trained.
@@ -131,22 +136,21 @@ pub enum Method {
 /// Low-rank adaptation (Hu et al. 2021): `y = W x + s B A x`, with `A` `[rank, d_in]`, `B` `[d_out, rank]` and
 /// `s = alpha / rank`.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
-#[command(next_help_heading = "LoRA (--method lora)")]
 pub struct LoraSettings {
     /// Rank of the update
-    #[arg(long, default_value_t = 8, value_parser = at_least_one)]
+    #[arg(long, help_heading = LORA, default_value_t = 8, value_parser = at_least_one)]
     pub lora_rank: usize,
     /// The update is scaled by alpha / rank
-    #[arg(long, default_value_t = 16.0, value_parser = not_negative)]
+    #[arg(long, help_heading = LORA, default_value_t = 16.0, value_parser = not_negative)]
     pub lora_alpha: f64,
     /// Dropout of the update's input
-    #[arg(long, default_value_t = 0.0, value_parser = below_one)]
+    #[arg(long, help_heading = LORA, default_value_t = 0.0, value_parser = below_one)]
     pub lora_dropout: f64,
     /// Names of the linear layers that get one, or all-linear
-    #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "all-linear")]
+    #[arg(long, help_heading = LORA, value_name = "NAME", value_delimiter = ',', default_value = "all-linear")]
     pub lora_target_modules: Vec<String>,
     /// Scale by alpha / sqrt(rank) instead, which suits high ranks (rsLoRA, Kalajdzievski 2023)
-    #[arg(long)]
+    #[arg(long, help_heading = LORA)]
     #[serde(default)]
     pub lora_rslora: bool,
 }

@@ -51,6 +51,10 @@ fn every_flag_is_defined_consistently() {
     for argument in command.get_arguments() {
         assert!(argument.get_help().is_some(), "--{} has no help", argument.get_long().unwrap_or_default());
     }
+    // A program's own flags, which follow the groups, are not under a group's heading.
+    let heading =
+        |id: &str| command.get_arguments().find(|argument| argument.get_id() == id).unwrap().get_help_heading();
+    assert_eq!((heading("data"), heading("beta1"), heading("max_steps")), (None, Some("Optimizer"), Some("Training")));
 }
 
 #[test]
@@ -72,7 +76,7 @@ fn the_file_supplies_what_is_required_and_flags_win_over_it() {
     assert_eq!(tune.training.learning_rate, 1.0);
     assert_eq!(tune.data, ["c.parquet"]);
     assert!(tune.training.lora.lora_rslora && !tune.common.quiet);
-    assert_eq!(tune.training.optimizer.schedule, crate::train::schedule::Shape::Linear);
+    assert_eq!(tune.training.optimizer.schedule, ScheduleShape::Linear);
     assert_eq!(with_file(text, &[]).unwrap().data, ["a.parquet", "b.parquet"]);
 }
 

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::files::{publish, replace_folder_atomically, write_atomically};
 use crate::error::{Error, Result};
+use crate::files::{publish, replace_folder_atomically, write_atomically};
 
 /// Which model a kept folder holds; written into it as `checkpoint.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

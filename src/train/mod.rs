@@ -2,7 +2,6 @@
 //! into its folder, and what it tells the user meanwhile.
 
 pub mod checkpoint;
-pub mod files;
 pub mod metrics;
 pub mod optimizer;
 pub mod order;
@@ -10,3 +9,5 @@ pub mod progress;
 pub mod schedule;
 pub mod table;
 pub mod tensorboard;
+
+pub use crate::files;

@@ -144,7 +144,7 @@ impl fmt::Debug for Optimizer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::schedule::Shape;
+    use crate::settings::ScheduleShape;
     use candle_core::Device;
 
     fn settings() -> OptimizerSettings {
@@ -154,7 +154,7 @@ mod tests {
             beta2: 0.95,
             epsilon: 1e-8,
             max_gradient_norm: 1.0,
-            schedule: Shape::Constant,
+            schedule: ScheduleShape::Constant,
             warmup_steps: None,
             warmup_ratio: 0.0,
             minimum_learning_rate_ratio: 0.0,

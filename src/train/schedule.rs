@@ -3,26 +3,13 @@
 //! The formulas are those of `get_constant_schedule_with_warmup`, `get_linear_schedule_with_warmup` and
 //! `get_cosine_with_min_lr_schedule_with_warmup` in transformers; the linear schedule also ends at the minimum here.
 
-use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
-
-/// The course of the learning rate after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Shape {
-    /// Half a cosine from the peak to the minimum (Loshchilov & Hutter 2017)
-    Cosine,
-    /// A straight line from the peak to the minimum
-    Linear,
-    /// The peak throughout
-    Constant,
-}
+use crate::settings::{OptimizerSettings, ScheduleShape};
 
 /// A learning rate as a function of the step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
     /// The course after the warm-up.
-    pub shape: Shape,
+    pub shape: ScheduleShape,
     /// The highest learning rate, reached at the end of the warm-up.
     pub peak: f64,
     /// Where a cosine or linear schedule ends, as a share of the peak.
@@ -34,6 +21,18 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// The schedule that the settings describe, with this peak, over `total_steps` steps.
+    pub fn new(settings: &OptimizerSettings, peak: f64, total_steps: usize) -> Self {
+        let by_ratio = (settings.warmup_ratio * total_steps as f64).ceil() as usize;
+        Schedule {
+            shape: settings.schedule,
+            peak,
+            minimum_ratio: settings.minimum_learning_rate_ratio,
+            warmup_steps: settings.warmup_steps.unwrap_or(by_ratio),
+            total_steps,
+        }
+    }
+
     /// The learning rate of optimizer step `step`, the first being 0.
     ///
     /// In the warm-up it is `peak * step / warmup_steps`. After it, with `progress` the share done of the remaining steps and
@@ -46,9 +45,9 @@ impl Schedule {
         let remaining_steps = self.total_steps.saturating_sub(self.warmup_steps).max(1);
         let progress = ((step - self.warmup_steps) as f64 / remaining_steps as f64).min(1.0);
         let share = match self.shape {
-            Shape::Constant => return self.peak,
-            Shape::Linear => 1.0 - progress,
-            Shape::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+            ScheduleShape::Constant => return self.peak,
+            ScheduleShape::Linear => 1.0 - progress,
+            ScheduleShape::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
         };
         self.peak * ((1.0 - self.minimum_ratio) * share + self.minimum_ratio)
     }
@@ -58,27 +57,27 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    fn rates(shape: Shape, minimum_ratio: f64, steps: &[usize]) -> Vec<f64> {
+    fn rates(shape: ScheduleShape, minimum_ratio: f64, steps: &[usize]) -> Vec<f64> {
         let schedule = Schedule { shape, peak: 2.0, minimum_ratio, warmup_steps: 4, total_steps: 12 };
         steps.iter().map(|&step| schedule.learning_rate(step)).collect()
     }
 
     #[test]
     fn warm_up_rises_in_equal_steps_from_zero_to_the_peak() {
-        for shape in [Shape::Constant, Shape::Linear, Shape::Cosine] {
+        for shape in [ScheduleShape::Constant, ScheduleShape::Linear, ScheduleShape::Cosine] {
             assert_eq!(rates(shape, 0.1, &[0, 1, 2, 3, 4]), [0.0, 0.5, 1.0, 1.5, 2.0]);
         }
     }
 
     #[test]
     fn each_shape_takes_its_closed_values() {
-        assert_eq!(rates(Shape::Constant, 0.5, &[6, 12, 99]), [2.0, 2.0, 2.0]);
-        assert_eq!(rates(Shape::Linear, 0.0, &[6, 8, 12, 99]), [1.5, 1.0, 0.0, 0.0]);
-        assert_eq!(rates(Shape::Linear, 0.5, &[6, 8, 12, 99]), [1.75, 1.5, 1.0, 1.0]);
+        assert_eq!(rates(ScheduleShape::Constant, 0.5, &[6, 12, 99]), [2.0, 2.0, 2.0]);
+        assert_eq!(rates(ScheduleShape::Linear, 0.0, &[6, 8, 12, 99]), [1.5, 1.0, 0.0, 0.0]);
+        assert_eq!(rates(ScheduleShape::Linear, 0.5, &[6, 8, 12, 99]), [1.75, 1.5, 1.0, 1.0]);
         // cos(pi/4) = sqrt(1/2), cos(pi/2) = 0, cos(pi) = -1
         let half = 0.5f64.sqrt();
         let expected = [0.9 * (1.0 + half) + 0.2, 1.1, 0.2, 0.2];
-        for (rate, expected) in rates(Shape::Cosine, 0.1, &[6, 8, 12, 99]).iter().zip(expected) {
+        for (rate, expected) in rates(ScheduleShape::Cosine, 0.1, &[6, 8, 12, 99]).iter().zip(expected) {
             assert!((rate - expected).abs() < 1e-12, "{rate} is not {expected}");
         }
     }
@@ -87,7 +86,7 @@ mod tests {
     fn a_run_without_warm_up_starts_at_the_peak_even_if_it_has_no_steps() {
         for total_steps in [0, 1, 5] {
             let schedule =
-                Schedule { shape: Shape::Cosine, peak: 3.0, minimum_ratio: 0.0, warmup_steps: 0, total_steps };
+                Schedule { shape: ScheduleShape::Cosine, peak: 3.0, minimum_ratio: 0.0, warmup_steps: 0, total_steps };
             assert_eq!(schedule.learning_rate(0), 3.0);
         }
     }
