@@ -1,27 +1,33 @@
 //! Supervised fine-tuning: demonstrations to cross-entropy.
 
+use std::path::Path;
+
 use candle_core::Device;
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 
-use crate::adapt::{Bases, Head, Role, Training};
+use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
 use crate::data::batch::{Batch, TokenTree, split_by_budget};
 use crate::data::inspect;
-use crate::data::schema;
-use crate::data::tokenize::{Tokenizer, Truncation};
+use crate::data::schema::{self, Text};
+use crate::data::tokenize::Tokenizer;
+use crate::data::tokenize_records::Truncation;
+use crate::data::train_tokenizer::{SpecialTokens, train_bpe};
 use crate::error::Result;
 use crate::model::adapter::Pass;
+use crate::model::folder::read_architecture;
+use crate::model::weights;
 use crate::model::{Model, dropout_seed};
-use crate::settings::{CommonSettings, ModelSettings};
+use crate::settings::{CommonSettings, ModelSettings, TrainingSettings, learning_rates};
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
 use crate::train::run::{self, Run};
-use crate::train::settings::{TrainingSettings, learning_rates};
+use crate::train::schedule::Schedule;
 
 /// Fine-tunes a language model on demonstrations
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
-#[command(name = "sft", mut_arg("learning_rate", learning_rates("1e-5", "1e-4")))]
+#[command(name = "sft", version, mut_arg("learning_rate", learning_rates("1e-5", "1e-4")))]
 pub struct SftSettings {
     /// The model to start from.
     #[command(flatten)]
@@ -69,10 +75,12 @@ pub struct SftReport {
 /// Runs the whole stage: reads, trains, evaluates, saves.
 pub fn run(settings: &SftSettings) -> Result<SftReport> {
     let common = &settings.common;
-    let tokenizer = Tokenizer::load(&crate::adapt::tokenizer_folder(&settings.model.model)?)?;
+    let tokenizer = tokenizer(settings)?;
     let (trees, truncation) = read(&settings.data, &tokenizer, common.max_length)?;
     if let Some(count) = settings.inspect {
-        trees.iter().take(count).for_each(|tree| println!("{}", inspect::inspect(&tokenizer, tree)));
+        for tree in trees.iter().take(count) {
+            println!("{}", inspect::inspect(tree, &tokenizer)?);
+        }
         return Ok(SftReport { steps: 0, training_loss: f64::NAN, evaluation_loss: None });
     }
     let (training, evaluation) = match &settings.evaluation_data {
@@ -82,7 +90,7 @@ pub fn run(settings: &SftSettings) -> Result<SftReport> {
     let role = Role {
         folder: &settings.model.model,
         adapter: settings.model.adapter.as_deref(),
-        training: Training::With(&settings.training.method),
+        training: Training::With(&settings.training),
         head: Head::Language,
         seed: common.seed,
     };
@@ -94,9 +102,30 @@ pub fn run(settings: &SftSettings) -> Result<SftReport> {
     let plan = run::plan("sft", &model, common, examples, tokens, &truncation);
     let total_steps = order.total_steps(settings.epochs as f64, settings.training.max_steps);
     let mut run = Run::start(settings, common, &plan, total_steps)?;
-    let report = train(settings, &model, &training, &evaluation, order, &mut run)?;
+    let save = |folder: &Path| {
+        model.save(folder)?;
+        // In the folder already, unless it was made for this run.
+        tokenizer.save(folder)
+    };
+    let report = train(settings, &model, &training, &evaluation, order, &mut run, save)?;
     run.finish()?;
     Ok(report)
+}
+
+/// The model's tokenizer; for a bare `config.json` without one, a byte-level BPE trained on the demonstrations, as large as the
+/// configuration's vocabulary.
+fn tokenizer(settings: &SftSettings) -> Result<Tokenizer> {
+    let folder = adapt::tokenizer_folder(&settings.model.model)?;
+    if folder.join("tokenizer.json").is_file() || weights::has_weights(&folder) {
+        return Tokenizer::load(folder);
+    }
+    let vocabulary = read_architecture(&folder)?.1.vocabulary;
+    let mut texts = Vec::new();
+    for demonstration in schema::demonstrations(&settings.data)? {
+        let demonstration = demonstration?;
+        texts.extend(demonstration.prompt.iter().chain([&demonstration.completion]).flat_map(Text::contents));
+    }
+    train_bpe(texts.into_iter(), vocabulary, &SpecialTokens::default())
 }
 
 /// Reads demonstrations as token trees; those without a token to learn are left out.
@@ -110,7 +139,9 @@ fn read(pattern: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<(Vec<
         }
     }
     if trees.is_empty() {
-        bail!("{pattern}: no demonstration with a token to learn is left after reading; check the completions and --max-length");
+        bail!(
+            "{pattern}: no demonstration with a token to learn is left after reading; check the completions and --max-length"
+        );
     }
     Ok((trees, truncation))
 }
@@ -122,10 +153,11 @@ fn train(
     evaluation: &[TokenTree],
     mut order: Order,
     run: &mut Run,
+    save: impl Fn(&Path) -> Result<()>,
 ) -> Result<SftReport> {
     let (common, training) = (&settings.common, &settings.training);
     let total_steps = order.total_steps(settings.epochs as f64, training.max_steps);
-    let schedule = training.optimizer.learning_rate_schedule(training.learning_rate, total_steps);
+    let schedule = Schedule::new(&training.optimizer, training.learning_rate, total_steps);
     let mut optimizer = Optimizer::new(model.variables(), &training.optimizer)?;
     let evaluate_every = settings.evaluate_every.unwrap_or(order.steps_per_epoch());
     let mut report = SftReport { steps: total_steps, training_loss: f64::NAN, evaluation_loss: None };
@@ -146,7 +178,7 @@ fn train(
             run.evaluation(step + 1, &[("evaluation_loss", loss), ("evaluation_perplexity", loss.exp())])?;
             report.evaluation_loss = Some(loss);
         }
-        run.keep(model, step + 1, report.evaluation_loss)?;
+        run.keep(step + 1, report.evaluation_loss, &save)?;
     }
     Ok(report)
 }

@@ -15,14 +15,16 @@ use candle_core::Device;
 use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
 use crate::data::schema;
-use crate::data::tokenize::{Tokenizer, Truncation};
+use crate::data::tokenize::Tokenizer;
+use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
+use crate::files::replace_folder_atomically;
 use crate::generate::generate;
 use crate::model::Model;
-use crate::train::files::replace_folder_atomically;
 use crate::train::optimizer::Optimizer;
 use crate::train::order::Order;
 use crate::train::run::{self, Run};
+use crate::train::schedule::Schedule;
 use rollout::Episode;
 use settings::PpoSettings;
 use update::{Learner, UpdateReport, update};
@@ -43,7 +45,7 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
     settings.check()?;
     let tokenizer = Tokenizer::load(adapt::tokenizer_folder(&settings.model.model)?)?;
     let reward_tokenizer = Tokenizer::load(adapt::tokenizer_folder(&settings.reward_model)?)?;
-    if !tokenizer.same_vocabulary(&reward_tokenizer) {
+    if tokenizer.vocabulary() != reward_tokenizer.vocabulary() {
         bail!(
             "{}: its tokenizer is another than that of {}; policy and reward model need the same vocabulary",
             settings.reward_model.display(),
@@ -72,9 +74,9 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
         .line("reward model", settings.reward_model.display())
         .line("updates", format!("{total_steps} of {} episodes", training.batch_size));
     let mut run = Run::start(settings, common, &plan, total_steps)?;
-    let schedule = training.optimizer.learning_rate_schedule(training.learning_rate, total_steps);
+    let schedule = Schedule::new(&training.optimizer, training.learning_rate, total_steps);
     let value_peak = settings.value_learning_rate.unwrap_or(training.learning_rate);
-    let value_schedule = training.optimizer.learning_rate_schedule(value_peak, total_steps);
+    let value_schedule = Schedule::new(&training.optimizer, value_peak, total_steps);
     for step in 0..total_steps {
         let chosen: Vec<Vec<u32>> = order.step(step).iter().map(|&index| prompts[index].clone()).collect();
         let episodes = roles.rollout(settings, &chosen, tokenizer.stop_tokens(), step as u64)?;
@@ -84,7 +86,7 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
         let (loss, metrics) = metrics(&episodes, &report, settings, rates.0);
         run.step(step + 1, loss, tokens, &metrics)?;
     }
-    run.keep(&roles.policy.model, total_steps, None)?;
+    run.keep(total_steps, None, |folder| roles.policy.model.save(folder))?;
     replace_folder_atomically(run.folder().join("value-model"), |folder| roles.value.model.save(folder))?;
     run.finish()
 }
@@ -92,7 +94,7 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
 impl Roles {
     fn load(settings: &PpoSettings) -> Result<Self> {
         let mut bases = Bases::new(Device::Cpu);
-        let method = &settings.training.method;
+        let method = &settings.training;
         let policy = Role {
             folder: &settings.model.model,
             adapter: settings.model.adapter.as_deref(),

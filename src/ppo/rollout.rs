@@ -36,10 +36,8 @@ impl Episode {
     /// An episode of which nothing is known but its tokens.
     pub fn new(prompt: &[u32], answer: Answer) -> Self {
         let learned = vec![true; answer.tokens.len()];
-        let tree = TokenTree {
-            prompt: prompt.to_vec(),
-            answers: vec![Continuation { tokens: answer.tokens, learned }],
-        };
+        let tree =
+            TokenTree { prompt: prompt.to_vec(), answers: vec![Continuation { tokens: answer.tokens, learned }] };
         Episode { tree, ended: answer.ended, ..Default::default() }
     }
 
@@ -61,21 +59,21 @@ impl Episode {
 
     /// Fills in rewards, advantages and returns.
     pub fn estimate_advantages(&mut self, kl_coefficient: f64, gamma: f64, lambda: f64) {
-        self.rewards = advantage::token_rewards(
-            &self.log_probs,
-            &self.reference_log_probs,
-            self.score,
-            kl_coefficient as f32,
-        );
-        self.advantages =
-            advantage::generalized_advantages(&self.rewards, &self.values, gamma as f32, lambda as f32);
+        self.rewards =
+            advantage::token_rewards(&self.log_probs, &self.reference_log_probs, self.score, kl_coefficient as f32);
+        self.advantages = advantage::generalized_advantages(&self.rewards, &self.values, gamma as f32, lambda as f32);
         self.returns = advantage::returns(&self.advantages, &self.values);
     }
 }
 
 /// Log-probabilities of every episode's tokens under a frozen model, by the same operations as the update's, so that the first
 /// ratio of an update is 1.
-pub fn log_probs(model: &Model, episodes: &[Episode], temperature: f64, tokens_per_batch: usize) -> Result<Vec<Vec<f32>>> {
+pub fn log_probs(
+    model: &Model,
+    episodes: &[Episode],
+    temperature: f64,
+    tokens_per_batch: usize,
+) -> Result<Vec<Vec<f32>>> {
     over_batches(model, episodes, tokens_per_batch, |hidden, batch| {
         let log_probs: Vec<f32> = model.log_probs(hidden, &batch.targets, temperature)?.log_probs.to_vec1()?;
         Ok(batch.answer_targets.iter().map(|range| log_probs[range.clone()].to_vec()).collect())

@@ -8,12 +8,11 @@ use serde::{Deserialize, Serialize};
 use crate::bail;
 use crate::error::Result;
 use crate::generate::SamplingSettings;
-use crate::settings::{CommonSettings, ModelSettings, at_least_one};
-use crate::train::settings::{TrainingSettings, learning_rates};
+use crate::settings::{CommonSettings, ModelSettings, TrainingSettings, at_least_one, learning_rates};
 
 /// Optimises a policy against a reward model with PPO (Schulman et al. 2017; Ouyang et al. 2022)
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
-#[command(name = "ppo", mut_arg("learning_rate", learning_rates("3e-6", "3e-5")))]
+#[command(name = "ppo", version, mut_arg("learning_rate", learning_rates("3e-6", "3e-5")))]
 pub struct PpoSettings {
     /// The policy's model; the reference is the same model, as it is at the start.
     #[command(flatten)]
@@ -80,12 +79,15 @@ impl PpoSettings {
     pub fn check(&self) -> Result<()> {
         self.sampling.check()?;
         if self.sampling.temperature == 0.0 {
-            bail!("--temperature is 0, so every answer is certain and there is nothing to learn from; expected a number above 0");
+            bail!(
+                "--temperature is 0, so every answer is certain and there is nothing to learn from; expected a number above 0"
+            );
         }
         if self.common.max_length <= self.sampling.response_length {
             bail!(
                 "--max-length {} leaves no room for a prompt beside --response-length {}; raise the first or lower the second",
-                self.common.max_length, self.sampling.response_length
+                self.common.max_length,
+                self.sampling.response_length
             );
         }
         Ok(())

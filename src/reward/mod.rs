@@ -13,20 +13,21 @@ use crate::bail;
 use crate::data::batch::{Batch, TokenTree, split_by_budget};
 use crate::data::inspect;
 use crate::data::schema;
-use crate::data::tokenize::{Tokenizer, Truncation};
+use crate::data::tokenize::Tokenizer;
+use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::model::adapter::Pass;
 use crate::model::{Model, dropout_seed};
-use crate::settings::{CommonSettings, ModelSettings};
+use crate::settings::{CommonSettings, ModelSettings, TrainingSettings, learning_rates};
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
 use crate::train::run::{self, Run};
-use crate::train::settings::{TrainingSettings, learning_rates};
+use crate::train::schedule::Schedule;
 use loss::{Agreement, kwise_loss, pairs};
 
 /// Trains a reward model on ranked answers
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
-#[command(name = "reward", mut_arg("learning_rate", learning_rates("9e-6", "9e-5")))]
+#[command(name = "reward", version, mut_arg("learning_rate", learning_rates("9e-6", "9e-5")))]
 pub struct RewardSettings {
     /// The model to start from, usually the output of `sft`.
     #[command(flatten)]
@@ -94,19 +95,19 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     let mut truncation = Truncation::default();
     let (ranked, ties) = read(&settings.data, &tokenizer, common.max_length, &mut truncation)?;
     if let Some(count) = settings.inspect {
-        ranked.iter().take(count).for_each(|ranked| println!("{}", inspect::inspect(&tokenizer, &ranked.tree)));
+        for ranked in ranked.iter().take(count) {
+            println!("{}", inspect::inspect(&ranked.tree, &tokenizer)?);
+        }
         return Ok(None);
     }
     let (training, evaluation) = match &settings.evaluation_data {
-        Some(pattern) => {
-            (ranked, read(pattern, &tokenizer, common.max_length, &mut Truncation::default())?.0)
-        }
+        Some(pattern) => (ranked, read(pattern, &tokenizer, common.max_length, &mut Truncation::default())?.0),
         None => order::split(ranked, settings.evaluation_share, common.seed),
     };
     let role = Role {
         folder: &settings.model.model,
         adapter: settings.model.adapter.as_deref(),
-        training: Training::With(&settings.training.method),
+        training: Training::With(&settings.training),
         head: Head::ScalarOrNew,
         seed: common.seed,
     };
@@ -123,7 +124,7 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     let mut run = Run::start(settings, common, &plan, total_steps)?;
     let report = train(settings, &model, &training, &evaluation, &mut order, &mut run)?;
     shift(settings, &mut model, &training, &tokenizer)?;
-    run.keep(&model, total_steps, None)?;
+    run.keep(total_steps, None, |folder| model.save(folder))?;
     run.finish()?;
     Ok(report)
 }
@@ -146,7 +147,9 @@ fn read(
         ranked.push(RankedTree { tree, ranks: ranking.ranks, margin: ranking.margin.unwrap_or(0.0) });
     }
     if ranked.is_empty() {
-        bail!("{pattern}: no ranking is left after reading ({ties} were one tie); at least one prompt with a better and a worse answer is needed");
+        bail!(
+            "{pattern}: no ranking is left after reading ({ties} were one tie); at least one prompt with a better and a worse answer is needed"
+        );
     }
     Ok((ranked, ties))
 }
@@ -161,7 +164,7 @@ fn train(
 ) -> Result<Option<RewardEvaluation>> {
     let (common, training) = (&settings.common, &settings.training);
     let total_steps = order.total_steps(settings.epochs as f64, training.max_steps);
-    let schedule = training.optimizer.learning_rate_schedule(training.learning_rate, total_steps);
+    let schedule = Schedule::new(&training.optimizer, training.learning_rate, total_steps);
     let mut optimizer = Optimizer::new(model.variables(), &training.optimizer)?;
     let evaluate_every = settings.evaluate_every.unwrap_or(order.steps_per_epoch());
     let mut latest = None;
@@ -254,12 +257,7 @@ pub fn evaluate(model: &Model, ranked: &[RankedTree], tokens_per_batch: usize) -
 }
 
 /// Shifts the head so that demonstrations (or the best-ranked answers) have a mean reward of 0.
-fn shift(
-    settings: &RewardSettings,
-    model: &mut Model,
-    ranked: &[RankedTree],
-    tokenizer: &Tokenizer,
-) -> Result<()> {
+fn shift(settings: &RewardSettings, model: &mut Model, ranked: &[RankedTree], tokenizer: &Tokenizer) -> Result<()> {
     let common = &settings.common;
     let trees: Vec<TokenTree> = match &settings.demonstrations {
         Some(pattern) => {

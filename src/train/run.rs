@@ -12,7 +12,7 @@ use super::checkpoint::{BestAndLast, Kept};
 use super::metrics::Metrics;
 use super::progress::Progress;
 use super::table::{Plan, training_memory};
-use crate::data::tokenize::Truncation;
+use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::files::{prepare_run_folder, write_atomically};
 use crate::model::Model;
@@ -66,10 +66,14 @@ impl Run {
         Ok(())
     }
 
-    /// Keeps the model as `last/`, and as `best/` if its evaluation loss is the lowest so far.
-    pub fn keep(&mut self, model: &Model, step: usize, evaluation_loss: Option<f64>) -> Result<()> {
-        let kept = Kept { step, evaluation_loss };
-        self.kept.keep(kept, |folder| model.save(folder))?;
+    /// Keeps the model, which `save` writes into an empty folder, as `last/`, and as `best/` if its evaluation loss is the lowest so far.
+    pub fn keep(
+        &mut self,
+        step: usize,
+        evaluation_loss: Option<f64>,
+        save: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
+        self.kept.keep(Kept { step, evaluation_loss }, save)?;
         self.step_started = Instant::now();
         Ok(())
     }
@@ -109,7 +113,10 @@ pub fn plan(
     let all = model.base_parameters() + model.added_parameters();
     // What a block keeps for its backward pass: two norms, queries, keys, values, attention, and the feed-forward's inner rows twice or thrice.
     let per_token = architecture.layers
-        * (6 * architecture.d_model + 2 * architecture.query_width() + 2 * architecture.kv_width() + 3 * architecture.d_ff);
+        * (6 * architecture.d_model
+            + 2 * architecture.query_width()
+            + 2 * architecture.kv_width()
+            + 3 * architecture.d_ff);
     let memory = training_memory(all, model.trainable_parameters(), per_token * common.tokens_per_batch);
     let mut plan = Plan::new(program)
         .line("model", model.folder().path.display())
@@ -118,10 +125,16 @@ pub fn plan(
         .tokens("tokens an epoch", tokens)
         .memory(memory);
     if truncation.prompts > 0 {
-        plan = plan.line("prompts cut", format!("{} lost their start to --max-length {}", truncation.prompts, common.max_length));
+        plan = plan.line(
+            "prompts cut",
+            format!("{} lost their start to --max-length {}", truncation.prompts, common.max_length),
+        );
     }
     if truncation.answers > 0 {
-        plan = plan.line("answers cut", format!("{} lost their end to --max-length {}", truncation.answers, common.max_length));
+        plan = plan.line(
+            "answers cut",
+            format!("{} lost their end to --max-length {}", truncation.answers, common.max_length),
+        );
     }
     plan
 }
