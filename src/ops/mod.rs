@@ -6,6 +6,7 @@
 //! devices for which no kernel is written. Nothing outside this module may call a candle function that loses gradients.
 
 pub mod activation;
+pub mod adamw;
 pub mod attention;
 pub mod linear;
 pub mod logprob;
@@ -17,6 +18,7 @@ mod simd;
 mod testing;
 
 pub use activation::{Activation, activate, dropout, gated, softplus};
+pub use adamw::{AdamwState, AdamwStep, adamw, add_assign, squared_norm};
 pub use attention::{AttentionPlan, AttentionShape, Query, Span, attention, attention_packed};
 pub use linear::linear;
 pub use logprob::{LogProbs, log_probs};
