@@ -96,7 +96,7 @@ pub fn dropout_reference(x: &Tensor, probability: f32, seed: u64) -> Result<Tens
 }
 
 // sqrt(2 / π) and 0.044715, the constants of GELU's approximation.
-const GELU_SLOPE: f32 = 0.797_884_56;
+const GELU_SLOPE: f32 = 0.797_884_6;
 const GELU_CUBIC: f32 = 0.044_715;
 
 /// The standard normal distribution function.
@@ -118,7 +118,7 @@ fn gelu(x: f32) -> f32 {
 
 #[inline(always)]
 fn gelu_derivative(x: f32) -> f32 {
-    const INVERSE_SQRT_2_PI: f32 = 0.398_942_28;
+    const INVERSE_SQRT_2_PI: f32 = 0.398_942_3;
     normal_distribution(x) + x * INVERSE_SQRT_2_PI * exp(-0.5 * x * x)
 }
 
@@ -290,7 +290,8 @@ impl CustomOp2 for Gated {
         _y: &Tensor,
         gradient: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let make = |write: &(dyn Fn(&[f32], &[f32], &[f32], &mut [f32]) + Sync)| {
+        type Kernel<'a> = &'a (dyn Fn(&[f32], &[f32], &[f32], &mut [f32]) + Sync);
+        let make = |write: Kernel| {
             let values = with_elements(gate, |gate| {
                 with_elements(up, |up| {
                     with_elements(gradient, |gradient| {

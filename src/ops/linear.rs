@@ -135,7 +135,7 @@ fn gradient_of_weight(x: &Tensor, weight: &Tensor, gradient: &Tensor) -> candle_
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{Operand, compare, random};
+    use crate::ops::testing::{Operand, assert_same_bits_on_any_number_of_threads, compare, random};
     use candle_core::Var;
 
     #[test]
@@ -172,5 +172,13 @@ mod tests {
     fn shapes_that_do_not_fit_are_an_error() {
         assert!(linear(&random(&[5, 4], 1), &random(&[3, 5], 2), None).is_err());
         assert!(linear(&random(&[5, 4], 1), &random(&[3, 4], 2), Some(&random(&[4], 3))).is_err());
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_the_number_of_threads() {
+        for (tokens, d_in, d_out) in [(300, 257, 515), (1, 600, 2000), (5, 600, 2000), (2000, 130, 8), (2000, 8, 130)] {
+            let operands = [Operand::new(&[tokens, d_in]), Operand::new(&[d_out, d_in]), Operand::new(&[d_out])];
+            assert_same_bits_on_any_number_of_threads(&operands, |t| linear(&t[0], &t[1], Some(&t[2])));
+        }
     }
 }

@@ -8,7 +8,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 /// Elements of one task of a parallel element-wise loop. Fixed, so that results do not depend on the number of threads.
-const CHUNK: usize = 16 * 1024;
+pub(super) const CHUNK: usize = 16 * 1024;
 
 /// Rows of one partial sum over rows. Fixed for the same reason.
 const ROWS_PER_SUM: usize = 64;
@@ -228,15 +228,6 @@ pub(super) fn fill_rows(rows: usize, columns: usize, write: impl Fn(usize, &mut 
                 .enumerate()
                 .for_each(|(index, chunk)| write(index * rows_per_chunk, chunk)),
         })
-    }
-}
-
-/// Applies `update` to chunks of an existing slice, in parallel.
-pub(super) fn update_chunks(values: &mut [f32], update: impl Fn(usize, &mut [f32]) + Sync) {
-    if values.len() <= CHUNK {
-        update(0, values);
-    } else {
-        values.par_chunks_mut(CHUNK).enumerate().for_each(|(index, chunk)| update(index * CHUNK, chunk));
     }
 }
 

@@ -19,6 +19,7 @@ mod simd;
 mod testing;
 
 pub use activation::{Activation, activate, dropout, gated, softplus};
+pub use adamw::{AdamwState, AdamwStep, adamw, add_assign, squared_norm};
 pub use attention::{AttentionPlan, AttentionShape, Query, Span, attention, attention_packed};
 pub use linear::linear;
 pub use logprob::{LogProbs, log_probs};

@@ -269,7 +269,9 @@ fn sums_over_tokens(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{Operand, compare, compare_with_finite_differences};
+    use crate::ops::testing::{
+        Operand, assert_same_bits_on_any_number_of_threads, compare, compare_with_finite_differences,
+    };
 
     #[test]
     fn values_and_gradients_are_those_of_the_references() {
@@ -302,5 +304,12 @@ mod tests {
         let operands = [Operand::new(&[3, 5]), Operand::new(&[5]), Operand::new(&[5])];
         compare_with_finite_differences(&operands[..2], |t| rms_norm(&t[0], &t[1], 1e-5));
         compare_with_finite_differences(&operands, |t| layer_norm(&t[0], &t[1], &t[2], 1e-5));
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_the_number_of_threads() {
+        let operands = [Operand::new(&[500, 130]), Operand::new(&[130]), Operand::new(&[130])];
+        assert_same_bits_on_any_number_of_threads(&operands[..2], |t| rms_norm(&t[0], &t[1], 1e-5));
+        assert_same_bits_on_any_number_of_threads(&operands, |t| layer_norm(&t[0], &t[1], &t[2], 1e-5));
     }
 }

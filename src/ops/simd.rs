@@ -66,7 +66,7 @@ pub(super) fn tanh(x: f32) -> f32 {
     // Near 0 the difference cancels; a polynomial in x² stands in (Cephes, tanhf).
     let square = x * x;
     let mut p = -5.704_988_7e-3_f32;
-    p = p.mul_add(square, 2.063_908_9e-2);
+    p = p.mul_add(square, 2.063_909e-2);
     p = p.mul_add(square, -5.373_971_4e-2);
     p = p.mul_add(square, 1.333_144_2e-1);
     p = p.mul_add(square, -3.333_328e-1);

@@ -22,7 +22,7 @@ pub fn random(shape: &[usize], seed: u64) -> Tensor {
     random::normal(&mut random::stream(seed, "test", 0), shape, 1.0, &Device::Cpu).expect("random numbers")
 }
 
-/// Checks that two tensors agree within `tolerance` of the largest element.
+/// Checks that two tensors agree within `tolerance` of the largest element (at least 0.05: the operands are about 1).
 pub fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
     assert_eq!(found.dims(), expected.dims(), "{what}");
     if found.elem_count() == 0 {
@@ -30,7 +30,7 @@ pub fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f6
     }
     let values = |x: &Tensor| x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
     let (found, expected) = (values(found), values(expected));
-    let largest = expected.iter().fold(1e-3, |largest: f64, x| largest.max(x.abs()));
+    let largest = expected.iter().fold(0.05, |largest: f64, x| largest.max(x.abs()));
     for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
         assert!(
             (found - expected).abs() <= tolerance * largest,
