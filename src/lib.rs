@@ -14,5 +14,6 @@ pub mod reward;
 pub mod settings;
 pub mod sft;
 pub mod train;
+pub mod world;
 
 pub use error::{Error, Result};
