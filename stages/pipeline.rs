@@ -1,1 +1,135 @@
-fn main() {}
+//! The default program: `sft`, `reward`, `ppo` and `evaluate` in order, on the data that ships with the project.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use mimalloc::MiMalloc;
+use rlhf::Result;
+use rlhf::evaluate::{self, EvaluateSettings};
+use rlhf::ppo::settings::PpoSettings;
+use rlhf::reward::RewardSettings;
+use rlhf::settings::{Method, command_line, from_arguments, run_program};
+use rlhf::sft::SftSettings;
+use serde::Serialize;
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+/// Aligns the base model that ships with the project, and says what that did: sft, reward, ppo, evaluate
+#[derive(Debug, Parser)]
+#[command(name = "pipeline", version)]
+struct PipelineSettings {
+    /// Folder of the world's files, made by the program `world`
+    #[arg(long, default_value = "data")]
+    data: PathBuf,
+    /// Folder to write to
+    #[arg(long, default_value = "runs/pipeline")]
+    output: PathBuf,
+    /// What is trained at each stage
+    #[arg(long, value_enum, default_value_t = Method::Full)]
+    method: Method,
+    /// Seed of everything random
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Number of threads [default: one per core]
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+/// The arguments of a stage.
+struct Arguments(Vec<String>);
+
+impl Arguments {
+    fn flag(mut self, name: &str, value: impl ToString) -> Self {
+        self.0.push(format!("--{name}={}", value.to_string()));
+        self
+    }
+
+    fn path(self, name: &str, value: &Path) -> Self {
+        self.flag(name, value.display())
+    }
+}
+
+fn main() -> ExitCode {
+    run_program(run)
+}
+
+fn run(settings: PipelineSettings) -> Result<()> {
+    let started = Instant::now();
+    let base = settings.data.join("base");
+    let [sft, reward, ppo, evaluation] =
+        ["sft", "reward", "ppo", "evaluation"].map(|stage| settings.output.join(stage));
+    let file = |name: &str| settings.data.join(name);
+    let stage = |output: &Path| {
+        let arguments = Arguments(Vec::new()).path("output", output).flag("seed", settings.seed).flag("max-length", 256);
+        settings.threads.iter().fold(arguments, |arguments, threads| arguments.flag("threads", threads))
+    };
+    // Low-rank updates want about ten times the learning rate of full weights.
+    let scale = if settings.method == Method::Lora { 10.0 } else { 1.0 };
+    let training = |output: &Path, learning_rate: f64| {
+        stage(output).flag("method", method_name(settings.method)).flag("learning-rate", learning_rate * scale)
+    };
+
+    let arguments = training(&sft, 5e-4)
+        .path("model", &base)
+        .path("data", &file("demonstrations.parquet"))
+        .path("evaluation-data", &file("demonstrations-test.parquet"))
+        .flag("epochs", 2);
+    let stage_settings: SftSettings = announce(1, "supervised fine-tuning", arguments)?;
+    rlhf::sft::run(&stage_settings)?;
+
+    let arguments = training(&reward, 5e-4)
+        .path("model", &sft)
+        .path("data", &file("rankings.parquet"))
+        .path("evaluation-data", &file("rankings-test.parquet"))
+        .path("demonstrations", &file("demonstrations.parquet"))
+        .flag("epochs", 2);
+    let stage_settings: RewardSettings = announce(2, "reward model", arguments)?;
+    rlhf::reward::run(&stage_settings)?;
+
+    let arguments = training(&ppo, 1e-4)
+        .path("model", &sft)
+        .path("reward-model", &reward)
+        .path("data", &file("prompts.parquet"))
+        .flag("batch-size", 128)
+        .flag("max-steps", 40)
+        .flag("response-length", 40);
+    let stage_settings: PpoSettings = announce(3, "proximal policy optimisation", arguments)?;
+    rlhf::ppo::run(&stage_settings)?;
+
+    let arguments = stage(&evaluation)
+        .flag("models", format!("base={}", base.display()))
+        .flag("models", format!("sft={}", sft.display()))
+        .flag("models", format!("ppo={}", ppo.display()))
+        .path("reward-model", &reward)
+        .path("data", &file("evaluation.parquet"))
+        .flag("response-length", 40);
+    let stage_settings: EvaluateSettings = announce(4, "evaluation", arguments)?;
+    let evaluation = evaluate::evaluate(&stage_settings)?;
+
+    println!("{evaluation}");
+    println!("aligned model      {}", ppo.display());
+    println!("reward model       {}", reward.display());
+    println!("supervised model   {}", sft.display());
+    println!("everything else    {}", settings.output.display());
+    println!("took {:.0} seconds", started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn method_name(method: Method) -> &'static str {
+    match method {
+        Method::Full => "full",
+        Method::Lora => "lora",
+    }
+}
+
+/// Prints the stage's title and the command that runs it alone, and gives its settings.
+fn announce<S: Parser + Serialize>(number: usize, title: &str, arguments: Arguments) -> Result<S> {
+    let settings: S = from_arguments(arguments.0)?;
+    let command = command_line(&settings)?;
+    let (program, flags) = command.split_once(' ').unwrap_or((&command, ""));
+    println!("\n{number}. {title}\n   cargo run --release --bin {program} -- {flags}\n");
+    Ok(settings)
+}
