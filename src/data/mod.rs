@@ -1,3 +1,13 @@
 //! From Parquet rows to packed batches of tokens.
 
 pub mod batch;
+pub mod column;
+pub mod inspect;
+mod layout;
+pub mod parquet;
+pub mod schema;
+pub mod template;
+pub mod tokenize;
+pub mod tokenize_records;
+mod tokenizer_files;
+pub mod train_tokenizer;

@@ -1,0 +1,290 @@
+//! Parquet files in and out: rows are streamed, so that memory does not grow with the data.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
+use parquet::arrow::arrow_writer::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::WriterProperties;
+use tempfile::NamedTempFile;
+
+use crate::bail;
+use crate::error::{Error, Result};
+
+/// Rows decoded at a time.
+const ROWS_PER_BATCH: usize = 1024;
+/// Rows of a row group that is written: what the writer holds in memory.
+const ROWS_PER_GROUP: usize = 16 * 1024;
+/// The four bytes at which a Parquet file begins and ends.
+const MAGIC: &[u8; 4] = b"PAR1";
+
+/// The Parquet files that `pattern` names, sorted: a file, a folder (every `*.parquet` below it, hidden ones left out)
+/// or a glob (`data/train-*.parquet`).
+pub fn files(pattern: &str) -> Result<Vec<PathBuf>> {
+    let path = Path::new(pattern);
+    let mut found = Vec::new();
+    if path.is_dir() {
+        files_below(path, &mut found)?;
+        if found.is_empty() {
+            bail!("{pattern}: the folder holds no file whose name ends in .parquet; name a folder that does");
+        }
+    } else if path.exists() {
+        found.push(path.to_path_buf());
+    } else if pattern.contains(['*', '?', '[']) {
+        let matches = glob::glob(pattern)
+            .map_err(|error| Error::input(format!("{pattern}: not a valid file pattern: {error}")))?;
+        for entry in matches {
+            let entry = entry.map_err(|error| {
+                let path = error.path().to_path_buf();
+                Error::io(path)(error.into())
+            })?;
+            if entry.is_file() {
+                found.push(entry);
+            }
+        }
+        if found.is_empty() {
+            bail!("{pattern}: no file matches this pattern");
+        }
+    } else {
+        bail!("{pattern}: there is no such file or folder");
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn files_below(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in folder.read_dir().map_err(Error::io(folder))? {
+        let path = entry.map_err(Error::io(folder))?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')) {
+            continue;
+        }
+        if path.is_dir() {
+            files_below(&path, found)?;
+        } else if path.extension().is_some_and(|extension| extension == "parquet") {
+            found.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Some consecutive rows of one file.
+#[derive(Debug, Clone)]
+pub struct Rows {
+    /// The file they are from.
+    pub file: Arc<Path>,
+    /// The number of the first row in its file, counted from 0.
+    pub first_row: usize,
+    /// The rows.
+    pub batch: RecordBatch,
+}
+
+/// An iterator over the rows of one or many files, a batch of at most 1,024 rows at a time, row group by row group.
+pub struct ParquetRows {
+    files: std::vec::IntoIter<(Arc<Path>, ArrowReaderMetadata)>,
+    columns: Option<&'static [&'static str]>,
+    current: Option<OpenFile>,
+    schemas: Vec<(Arc<Path>, SchemaRef)>,
+    rows: usize,
+}
+
+struct OpenFile {
+    file: Arc<Path>,
+    next_row: usize,
+    reader: ParquetRecordBatchReader,
+}
+
+impl ParquetRows {
+    /// Opens what `pattern` names (see [`files`]) and reads the footer of every file, so that a file that cannot be read
+    /// is an error before work begins. It is an error, too, if there is not one row in all of them.
+    pub fn open(pattern: &str) -> Result<Self> {
+        let mut opened = Vec::new();
+        let mut rows = 0;
+        for path in files(pattern)? {
+            let metadata = read_footer(&path)?;
+            rows += metadata.metadata().file_metadata().num_rows().max(0) as usize;
+            opened.push((Arc::<Path>::from(path), metadata));
+        }
+        if rows == 0 {
+            bail!("{pattern}: a valid Parquet file, but without a single row; name one that has rows");
+        }
+        let schemas = opened.iter().map(|(file, metadata)| (file.clone(), metadata.schema().clone())).collect();
+        Ok(Self { files: opened.into_iter(), columns: None, current: None, schemas, rows })
+    }
+
+    /// Decodes only the columns of these names (those of them that a file has).
+    pub fn only(mut self, columns: &'static [&'static str]) -> Self {
+        self.columns = Some(columns);
+        self
+    }
+
+    /// The number of rows in all files.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Every file with its schema.
+    pub fn schemas(&self) -> &[(Arc<Path>, SchemaRef)] {
+        &self.schemas
+    }
+
+    fn open_file(&self, file: Arc<Path>, metadata: ArrowReaderMetadata) -> Result<OpenFile> {
+        let handle = File::open(&file).map_err(Error::io(&file))?;
+        let mut builder =
+            ParquetRecordBatchReaderBuilder::new_with_metadata(handle, metadata).with_batch_size(ROWS_PER_BATCH);
+        if let Some(columns) = self.columns {
+            let fields = builder.schema().fields().iter().enumerate();
+            let roots: Vec<usize> =
+                fields.filter(|(_, field)| columns.contains(&field.name().as_str())).map(|(index, _)| index).collect();
+            let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
+            builder = builder.with_projection(mask);
+        }
+        let reader = builder.build().map_err(|error| unreadable(&file, 0, error))?;
+        Ok(OpenFile { file, next_row: 0, reader })
+    }
+}
+
+impl Iterator for ParquetRows {
+    type Item = Result<Rows>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(open) = &mut self.current {
+                match open.reader.next() {
+                    Some(Ok(batch)) => {
+                        let rows = Rows { file: open.file.clone(), first_row: open.next_row, batch };
+                        open.next_row += rows.batch.num_rows();
+                        return Some(Ok(rows));
+                    }
+                    Some(Err(error)) => {
+                        let error = unreadable(&open.file, open.next_row, error);
+                        // A damaged file ends the stream: what follows could not be told from what was lost.
+                        self.current = None;
+                        self.files = Vec::new().into_iter();
+                        return Some(Err(error));
+                    }
+                    None => self.current = None,
+                }
+            }
+            let (file, metadata) = self.files.next()?;
+            match self.open_file(file, metadata) {
+                Ok(open) => self.current = Some(open),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+fn unreadable(file: &Path, row: usize, error: impl std::fmt::Display) -> Error {
+    Error::input(format!(
+        "{}: the rows from {row} on cannot be read ({error}); the file is damaged: copy or make it again",
+        file.display()
+    ))
+}
+
+/// Reads the footer of a file, or says in one sentence what the file is instead of a Parquet file.
+fn read_footer(path: &Path) -> Result<ArrowReaderMetadata> {
+    let mut file = File::open(path).map_err(Error::io(path))?;
+    let name = path.display();
+    let length = file.metadata().map_err(Error::io(path))?.len();
+    if length == 0 {
+        bail!("{name}: the file is empty (0 bytes), expected a Parquet file");
+    }
+    let (mut head, mut tail) = ([0; 4], [0; 4]);
+    if length >= 12 {
+        file.read_exact(&mut head).map_err(Error::io(path))?;
+        file.seek(SeekFrom::End(-4)).map_err(Error::io(path))?;
+        file.read_exact(&mut tail).map_err(Error::io(path))?;
+    }
+    match (&head == MAGIC, &tail == MAGIC) {
+        (true, true) => {}
+        (true, false) => {
+            bail!(
+                "{name}: the Parquet file is truncated (its last bytes, the footer, are missing); copy or make it again"
+            )
+        }
+        _ => bail!("{name}: not a Parquet file (it does not begin and end with PAR1); convert it to Parquet first"),
+    }
+    ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())
+        .map_err(|error| Error::input(format!("{name}: the footer of the Parquet file cannot be read ({error})")))
+}
+
+/// Writes a Parquet file (zstd) that appears under its name only when it is complete: the rows go to a hidden temporary
+/// file in the same folder, which [`finish`](Self::finish) renames. Dropped unfinished, it leaves nothing.
+pub struct ParquetWriter {
+    path: PathBuf,
+    writer: ArrowWriter<NamedTempFile>,
+}
+
+impl ParquetWriter {
+    /// Begins a file at `path` for batches of this schema.
+    pub fn create(path: impl AsRef<Path>, schema: SchemaRef) -> Result<Self> {
+        let path = path.as_ref().to_path_buf();
+        let file = temporary_beside(&path)?;
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .set_max_row_group_row_count(Some(ROWS_PER_GROUP))
+            .build();
+        let writer = ArrowWriter::try_new(file, schema, Some(properties)).map_err(|error| unwritable(&path, error))?;
+        Ok(Self { path, writer })
+    }
+
+    /// Appends rows.
+    pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        self.writer.write(batch).map_err(|error| unwritable(&self.path, error))
+    }
+
+    /// Writes the footer and gives the file its name.
+    pub fn finish(self) -> Result<()> {
+        let file = self.writer.into_inner().map_err(|error| unwritable(&self.path, error))?;
+        persist(file, &self.path)
+    }
+}
+
+fn unwritable(path: &Path, error: impl std::fmt::Display) -> Error {
+    Error::input(format!("{}: the Parquet file cannot be written ({error})", path.display()))
+}
+
+/// Writes one batch as a file of its own (see [`ParquetWriter`]).
+pub fn write(path: impl AsRef<Path>, batch: &RecordBatch) -> Result<()> {
+    let mut writer = ParquetWriter::create(path, batch.schema())?;
+    writer.write(batch)?;
+    writer.finish()
+}
+
+/// A hidden temporary file in the folder of `path`, so that renaming it to `path` is one atomic step.
+pub(crate) fn temporary_beside(path: &Path) -> Result<NamedTempFile> {
+    let folder = folder_of(path);
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".").suffix(".part");
+    // The default, readable by the owner alone, would survive the renaming; this leaves the choice to the umask.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder).map_err(Error::io(folder))
+}
+
+/// Makes a temporary file durable and gives it its final name.
+pub(crate) fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
+    file.as_file().sync_all().map_err(Error::io(path))?;
+    file.persist(path).map_err(|error| Error::io(path)(error.error))?;
+    // The rename itself is durable once the folder is; where folders cannot be opened, there is nothing to do.
+    if let Ok(folder) = File::open(folder_of(path)) {
+        folder.sync_all().map_err(Error::io(path))?;
+    }
+    Ok(())
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}

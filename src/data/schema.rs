@@ -1,0 +1,194 @@
+//! From rows to records: demonstrations, rankings and prompts, in the layouts that TRL and Hugging Face data sets use.
+//!
+//! | record | columns (others are ignored) |
+//! | --- | --- |
+//! | [`Demonstration`] | `prompt` + `completion` (or `response`); `messages`; `conversations` (ShareGPT); `instruction` + `input` + `output` (Alpaca; Dolly's `context` and `response`); `text` |
+//! | [`Ranking`] | `prompt` + `responses` + `ranks` or `scores`; `prompt` + `chosen` + `rejected`; `chosen` + `rejected`, whose common start is the prompt; each pair with an optional `margin` |
+//! | [`Prompt`] | `prompt`; `messages` or `conversations` (without the last answer); `instruction` + `input` |
+//!
+//! A text is a string, taken as it is, or a list of `{role, content}`, to which the chat template applies. The two may be
+//! mixed in a row (a `prompt` string beside `chosen` messages): then strings become messages.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::layout;
+use super::parquet::{ParquetRows, Rows};
+use crate::error::Result;
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Who speaks: `system`, `user` or `assistant` (templates may know more).
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// A turn of the user.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self { role: "user".to_owned(), content: content.into() }
+    }
+
+    /// A turn of the assistant.
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Self { role: "assistant".to_owned(), content: content.into() }
+    }
+
+    /// Whether the assistant speaks.
+    pub fn is_assistant(&self) -> bool {
+        self.role == "assistant"
+    }
+}
+
+/// A prompt, an answer or a whole document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Text {
+    /// A string, taken as it is: no template applies.
+    Plain(String),
+    /// Turns of a conversation, to be rendered by the model's chat template.
+    Messages(Vec<Message>),
+}
+
+/// The file and row that a record was read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The file.
+    pub file: Arc<Path>,
+    /// The row, counted from 0.
+    pub row: usize,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: row {} (counted from 0)", self.file.display(), self.row)
+    }
+}
+
+/// Text to imitate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Demonstration {
+    /// What is given and not learned, where the columns set it apart.
+    pub prompt: Option<Text>,
+    /// What is learned. Of messages, only the assistant's turns are.
+    pub completion: Text,
+    /// Where it was read.
+    pub origin: Origin,
+}
+
+/// A prompt and two or more answers in an order of preference.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ranking {
+    /// What is answered.
+    pub prompt: Text,
+    /// The answers.
+    pub responses: Vec<Text>,
+    /// One rank an answer: lower is better, equal ranks are ties.
+    pub ranks: Vec<i64>,
+    /// By how much the first is better than the second, for pairs that say so.
+    pub margin: Option<f32>,
+    /// Where it was read.
+    pub origin: Origin,
+}
+
+/// Something to be answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// The text; messages end before the answer.
+    pub prompt: Text,
+    /// Where it was read.
+    pub origin: Origin,
+}
+
+/// A prompt and the answers to be scored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answered {
+    /// What is answered; empty for a plain `text`.
+    pub prompt: Text,
+    /// One answer or many, as [`AnswerLayout`] says.
+    pub answers: Vec<Text>,
+    /// Where it was read.
+    pub origin: Origin,
+}
+
+/// How many answers a row holds, and so which form their scores take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AnswerLayout {
+    /// One answer: one number a row.
+    One,
+    /// A list of answers: a list of numbers a row.
+    List,
+    /// The columns `chosen` and `rejected`: two numbers a row, in two columns.
+    Pair,
+}
+
+/// Some rows as they were read, with the answers found in them: what is appended to them keeps the other columns.
+#[derive(Debug, Clone)]
+pub struct AnsweredRows {
+    /// The rows with all their columns.
+    pub rows: Rows,
+    /// The form of the answers.
+    pub layout: AnswerLayout,
+    /// One record a row.
+    pub records: Vec<Answered>,
+}
+
+/// The demonstrations in the files that `pattern` names (a file, a folder or a glob), in order.
+///
+/// # Errors
+/// At once, where a file cannot be read or has none of the layouts; with the first record that is not what its column
+/// promises (a null, a conversation in which the assistant does not speak), after which the iterator ends.
+pub fn demonstrations(pattern: &str) -> Result<impl Iterator<Item = Result<Demonstration>> + use<>> {
+    records(pattern, layout::DEMONSTRATION_COLUMNS, layout::demonstrations)
+}
+
+/// The rankings in the files that `pattern` names; errors as for [`demonstrations`].
+pub fn rankings(pattern: &str) -> Result<impl Iterator<Item = Result<Ranking>> + use<>> {
+    records(pattern, layout::RANKING_COLUMNS, layout::rankings)
+}
+
+/// The prompts in the files that `pattern` names; errors as for [`demonstrations`].
+pub fn prompts(pattern: &str) -> Result<impl Iterator<Item = Result<Prompt>> + use<>> {
+    records(pattern, layout::PROMPT_COLUMNS, layout::prompts)
+}
+
+/// The rows of the files that `pattern` names, with all their columns and the prompt and answers found in them:
+/// `prompt` + `completion`, `response`, `completions` or `responses`; or any layout of demonstrations or pairs.
+pub fn answered(pattern: &str) -> Result<impl Iterator<Item = Result<AnsweredRows>> + use<>> {
+    let rows = checked(pattern, |rows| layout::answered(rows).map(drop))?;
+    Ok(until_error(rows.map(|rows| {
+        let rows = rows?;
+        let (layout, records) = layout::answered(&rows)?;
+        Ok(AnsweredRows { rows, layout, records })
+    })))
+}
+
+/// Opens the files and decodes no rows of each, which finds missing columns and wrong types before work begins.
+fn checked(pattern: &str, decode: impl Fn(&Rows) -> Result<()>) -> Result<ParquetRows> {
+    let rows = ParquetRows::open(pattern)?;
+    for (file, schema) in rows.schemas() {
+        let batch = arrow::array::RecordBatch::new_empty(schema.clone());
+        decode(&Rows { file: file.clone(), first_row: 0, batch })?;
+    }
+    Ok(rows)
+}
+
+fn records<T: 'static>(
+    pattern: &str,
+    columns: &'static [&'static str],
+    decode: fn(&Rows) -> Result<Vec<T>>,
+) -> Result<impl Iterator<Item = Result<T>> + use<T>> {
+    let rows = checked(pattern, |rows| decode(rows).map(drop))?.only(columns);
+    Ok(until_error(rows.flat_map(move |rows| match rows.and_then(|rows| decode(&rows)) {
+        Ok(records) => records.into_iter().map(Ok).collect::<Vec<_>>(),
+        Err(error) => vec![Err(error)],
+    })))
+}
+
+/// Ends an iterator after its first error.
+fn until_error<T>(items: impl Iterator<Item = Result<T>>) -> impl Iterator<Item = Result<T>> {
+    let mut failed = false;
+    items.take_while(move |item| !std::mem::replace(&mut failed, item.is_err()))
+}

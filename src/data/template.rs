@@ -1,0 +1,363 @@
+//! Chat templates: a conversation as the text that a model was trained to read.
+//!
+//! A template is the Jinja program that a model's folder holds (`chat_template.jinja`, or `chat_template` in
+//! `tokenizer_config.json`), run as Hugging Face `transformers` runs it: blocks trimmed, `raise_exception`,
+//! `strftime_now`, `tojson` without HTML escapes, loop controls, Python's methods on strings, and a limit on its steps.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::{Environment, ErrorKind};
+
+use super::schema::Message;
+use super::tokenizer_files::TokenizerFiles;
+use crate::bail;
+use crate::error::{Error, Result};
+
+/// Steps after which a template is stopped; one step is an instruction or 64 bytes of text.
+const STEP_LIMIT: u64 = 20_000_000;
+
+/// The format for models without a template: the one of HH-RLHF's transcripts.
+const PLAIN_TEMPLATE: &str = "{% set names = {'user': 'Human', 'assistant': 'Assistant', 'system': 'System'} %}
+{% for message in messages %}
+{{ '\n\n' ~ names.get(message.role, message.role | capitalize) ~ ': ' ~ message.content }}
+{%- endfor %}
+{% if add_generation_prompt %}
+{{ '\n\nAssistant:' }}
+{%- endif %}";
+
+/// A part of a rendered conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// Its text.
+    pub text: String,
+    /// Whether it is to be learned: the assistant wrote it.
+    pub learned: bool,
+}
+
+/// A model's chat template.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    special_tokens: BTreeMap<String, String>,
+    origin: String,
+}
+
+impl ChatTemplate {
+    /// The template in a model's folder, if it holds one: `chat_template.jinja` before `chat_template` in
+    /// `tokenizer_config.json` (a string, or a list of `{name, template}` of which `default` counts).
+    pub fn load(folder: &Path) -> Result<Option<Self>> {
+        Self::find(&TokenizerFiles::read(folder)?)
+    }
+
+    pub(super) fn find(files: &TokenizerFiles) -> Result<Option<Self>> {
+        let special_tokens = files.special_tokens()?;
+        if let Some(source) = files.text("chat_template.jinja")? {
+            return Self::from_source(source, &files.path("chat_template.jinja"), &special_tokens).map(Some);
+        }
+        let origin = files.path("tokenizer_config.json");
+        let Some(config) = files.json("tokenizer_config.json")? else { return Ok(None) };
+        let source = match config.get("chat_template") {
+            None | Some(serde_json::Value::Null) => return Ok(None),
+            Some(serde_json::Value::String(source)) => source,
+            Some(serde_json::Value::Array(named)) => {
+                let default = named.iter().find(|entry| entry.get("name").is_some_and(|name| name == "default"));
+                match default.and_then(|entry| entry.get("template")).and_then(|source| source.as_str()) {
+                    Some(source) => source,
+                    None => bail!("{origin}: `chat_template` is a list without an entry named `default`; add one"),
+                }
+            }
+            Some(_) => bail!("{origin}: `chat_template` is neither a string nor a list of {{name, template}}"),
+        };
+        Self::from_source(source, &origin, &special_tokens).map(Some)
+    }
+
+    /// A template from its source; `origin` names it in errors, and `special_tokens` are what it sees as `bos_token`,
+    /// `eos_token` and so on.
+    pub fn from_source(source: &str, origin: &str, special_tokens: &BTreeMap<String, String>) -> Result<Self> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|error| Error::input(format!("{origin}: {error}")))?);
+        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        environment.set_formatter(format_as_python);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_fuel(Some(STEP_LIMIT));
+        environment.add_filter("tojson", to_json);
+        environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
+        environment.add_function("strftime_now", |format: String| strftime(&format, now()));
+        environment
+            .add_template_owned("chat", without_generation_tags(source))
+            .map_err(|error| Error::input(format!("{origin}: the chat template cannot be read: {error}")))?;
+        Ok(Self { environment, special_tokens: special_tokens.clone(), origin: origin.to_owned() })
+    }
+
+    /// The format for models that have no template of their own, HH-RLHF's: each turn is a line
+    /// `\n\nHuman: …` or `\n\nAssistant: …`, and a prompt ends with `\n\nAssistant:`.
+    pub fn plain() -> Result<Self> {
+        Self::from_source(PLAIN_TEMPLATE, "the plain chat template", &BTreeMap::new())
+    }
+
+    /// The conversation as text; with `add_generation_prompt`, followed by what comes before the assistant's next turn.
+    pub fn apply(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let message = |message: &Message| {
+            Value::from_pairs([("role", message.role.as_str()), ("content", message.content.as_str())])
+        };
+        let mut context: BTreeMap<String, Value> =
+            self.special_tokens.iter().map(|(name, token)| (name.clone(), Value::from(token))).collect();
+        context.insert("messages".into(), messages.iter().map(message).collect::<Vec<_>>().into());
+        context.insert("add_generation_prompt".into(), add_generation_prompt.into());
+        context.insert("tools".into(), ().into());
+        context.insert("documents".into(), ().into());
+        let template = self.environment.get_template("chat");
+        template.and_then(|template| template.render(Value::from_pairs(context))).map_err(|error| {
+            let reason = error.detail().map_or_else(|| error.to_string(), str::to_owned);
+            Error::input(format!("{}: the chat template rejects the conversation: {reason}", self.origin))
+        })
+    }
+
+    /// The conversation in pieces that together are its text up to the end of the last learned turn. Learned are the
+    /// assistant's turns among `messages[first_learned..]`, each from the end of the generation prompt to the end of the turn.
+    ///
+    /// Where a turn lies is found by rendering the conversation up to it. Some templates write an earlier turn otherwise
+    /// once another follows (they drop its reasoning): such a turn is not learned, only those the model would write as
+    /// they stand.
+    ///
+    /// # Errors
+    /// Where the template fails, or the last of the assistant's turns cannot be found in the whole.
+    pub fn render(&self, messages: &[Message], first_learned: usize) -> Result<Vec<Piece>> {
+        let is_learned = |&index: &usize| index >= first_learned && messages[index].is_assistant();
+        let turns: Vec<usize> = (0..messages.len()).filter(is_learned).collect();
+        let Some(&last) = turns.last() else {
+            bail!("the conversation has no message of the assistant where the answer should be");
+        };
+        let whole = self.apply(&messages[..=last], false)?;
+        let mut pieces = Vec::new();
+        let mut end_of_previous = 0;
+        for &turn in &turns {
+            let Some((start, end)) = self.find_turn(&messages[..=turn], &whole, turn == last)? else {
+                if turn == last {
+                    bail!(
+                        "{}: the chat template does not write the conversation before the last answer as it does when \
+                         the answer is to follow, so the answer cannot be told apart; give prompt and completion as \
+                         strings instead",
+                        self.origin
+                    );
+                }
+                continue;
+            };
+            let start = start.max(end_of_previous);
+            pieces.push(Piece { text: whole[end_of_previous..start].to_owned(), learned: false });
+            pieces.push(Piece { text: whole[start..end].to_owned(), learned: true });
+            end_of_previous = end;
+        }
+        pieces.retain(|piece| !piece.text.is_empty());
+        Ok(pieces)
+    }
+
+    /// The bytes of `whole` that are the last of `messages`, if `whole` begins with these messages as they are rendered alone.
+    fn find_turn(&self, messages: &[Message], whole: &str, is_last: bool) -> Result<Option<(usize, usize)>> {
+        let before = &messages[..messages.len() - 1];
+        let end = if is_last { whole.len() } else { self.apply(messages, false)?.len() };
+        if !is_last && !whole.starts_with(&self.apply(messages, false)?) {
+            return Ok(None);
+        }
+        if before.is_empty() {
+            // Many templates reject an empty conversation; then the turn begins where the text does.
+            let prompt = self.apply(before, true).unwrap_or_default();
+            return Ok(Some((shared_bytes(&prompt, whole), end)));
+        }
+        let prompt = self.apply(before, true)?;
+        if whole.starts_with(&prompt) {
+            return Ok(Some((prompt.len(), end)));
+        }
+        // The generation prompt may hold more than a finished turn shows (an opened <think>): its common part counts.
+        let context = self.apply(before, false)?;
+        Ok(whole.starts_with(&context).then(|| (shared_bytes(&prompt, whole).max(context.len()), end)))
+    }
+}
+
+/// The length of the longest common start of two texts, at a boundary of characters.
+fn shared_bytes(left: &str, right: &str) -> usize {
+    let pairs = left.chars().zip(right.chars());
+    pairs.take_while(|(left, right)| left == right).map(|(character, _)| character.len_utf8()).sum()
+}
+
+/// `{% generation %}` marks the assistant's text for training in `transformers`; it writes nothing. Turns are found by
+/// rendering here, so the tags become an `if` that always holds, which trims white space just as they do.
+fn without_generation_tags(source: &str) -> String {
+    let mut result = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let Some(length) = rest[start..].find("%}") else { break };
+        let tag = &rest[start + 2..start + length];
+        let replaced = match tag.trim_matches(['-', '+', ' ', '\n', '\t']) {
+            "generation" => tag.replace("generation", "if true"),
+            "endgeneration" => tag.replace("endgeneration", "endif"),
+            _ => tag.to_owned(),
+        };
+        result.push_str(&rest[..start + 2]);
+        result.push_str(&replaced);
+        rest = &rest[start + length..];
+    }
+    result + rest
+}
+
+/// Writes values as Jinja2 in Python does: `True`, `False` and `None`.
+fn format_as_python(
+    output: &mut minijinja::Output,
+    state: &mut minijinja::State,
+    value: &Value,
+) -> Result<(), minijinja::Error> {
+    match value.kind() {
+        ValueKind::Bool => Ok(output.write_str(if value.is_true() { "True" } else { "False" })?),
+        ValueKind::None => Ok(output.write_str("None")?),
+        _ => minijinja::escape_formatter(output, state, value),
+    }
+}
+
+/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`.
+fn to_json(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
+    let mut result = String::new();
+    write_json(value, options.get::<Option<usize>>("indent")?, 0, &mut result)?;
+    Ok(result)
+}
+
+fn write_json(value: &Value, indent: Option<usize>, depth: usize, result: &mut String) -> Result<(), minijinja::Error> {
+    let line = |result: &mut String, depth: usize| {
+        if let Some(indent) = indent {
+            result.push('\n');
+            result.extend(std::iter::repeat_n(' ', indent * depth));
+        }
+    };
+    let separator = if indent.is_some() { "," } else { ", " };
+    let is_map = value.kind() == ValueKind::Map;
+    match value.kind() {
+        ValueKind::None => result.push_str("null"),
+        ValueKind::Bool | ValueKind::Number => result.push_str(&value.to_string()),
+        ValueKind::String => result.push_str(&serde_json::Value::from(value.to_string()).to_string()),
+        ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => {
+            let items: Vec<Value> = value.try_iter()?.collect();
+            let (open, close) = if is_map { ('{', '}') } else { ('[', ']') };
+            result.push(open);
+            for (index, item) in items.iter().enumerate() {
+                result.push_str(if index == 0 { "" } else { separator });
+                line(result, depth + 1);
+                if is_map {
+                    result.push_str(&serde_json::Value::from(item.to_string()).to_string());
+                    result.push_str(": ");
+                    write_json(&value.get_item(item)?, indent, depth + 1, result)?;
+                } else {
+                    write_json(item, indent, depth + 1, result)?;
+                }
+            }
+            if !items.is_empty() {
+                line(result, depth);
+            }
+            result.push(close);
+        }
+        kind => {
+            let message = format!("a value of type {kind} cannot be written as JSON");
+            return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
+        }
+    }
+    Ok(())
+}
+
+/// Seconds since 1970, or what the environment variable `SOURCE_DATE_EPOCH` says: with it, a template that writes the
+/// day's date gives the same text on any day.
+fn now() -> i64 {
+    let fixed = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|seconds| seconds.parse().ok());
+    fixed.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64))
+}
+
+/// `strftime` in universal time, for the directives that chat templates use; others stay as they are.
+fn strftime(format: &str, seconds: i64) -> String {
+    const MONTHS: [&str; 12] = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ];
+    const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+    let days = seconds.div_euclid(86_400);
+    let second = seconds.rem_euclid(86_400);
+    let (year, month, day) = civil_date(days);
+    let month_name = MONTHS[month as usize - 1];
+    let weekday = DAYS[days.rem_euclid(7) as usize];
+    let hour = second / 3600;
+    let mut result = String::new();
+    let mut characters = format.chars();
+    while let Some(character) = characters.next() {
+        if character != '%' {
+            result.push(character);
+            continue;
+        }
+        let directive = characters.next().unwrap_or('%');
+        let unpadded = directive == '-';
+        let directive = if unpadded { characters.next().unwrap_or('-') } else { directive };
+        let number = |value: i64| if unpadded { value.to_string() } else { format!("{value:02}") };
+        match directive {
+            'Y' => result.push_str(&year.to_string()),
+            'y' => result.push_str(&number(year.rem_euclid(100))),
+            'm' => result.push_str(&number(month)),
+            'd' => result.push_str(&number(day)),
+            'H' => result.push_str(&number(hour)),
+            'I' => result.push_str(&number((hour + 11) % 12 + 1)),
+            'p' => result.push_str(if hour < 12 { "AM" } else { "PM" }),
+            'M' => result.push_str(&number(second / 60 % 60)),
+            'S' => result.push_str(&number(second % 60)),
+            'B' => result.push_str(month_name),
+            'b' => result.push_str(&month_name[..3]),
+            'A' => result.push_str(weekday),
+            'a' => result.push_str(&weekday[..3]),
+            '%' => result.push('%'),
+            other => result.extend(['%', other]),
+        }
+    }
+    result
+}
+
+/// Year, month and day of a day counted from 1970-01-01 in the Gregorian calendar (Hinnant, "chrono-compatible low-level date
+/// algorithms"): years begin in March, so that the leap day is the last of its year.
+fn civil_date(days: i64) -> (i64, i64, i64) {
+    let days = days + 719_468;
+    let era = days.div_euclid(146_097);
+    let day_of_era = days.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        assert_eq!(strftime("%d %b %Y, %A %H:%M:%S", 951_782_400 + 3661), "29 Feb 2000, Tuesday 01:01:01");
+        assert_eq!(strftime("%-d %B %y %I%p %%", 1_735_689_600), "1 January 25 12AM %");
+    }
+
+    #[test]
+    fn an_endless_template_is_stopped() {
+        let source = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+        let template = ChatTemplate::from_source(source, "loop.jinja", &BTreeMap::new()).unwrap();
+        let error = template.apply(&[Message::user("Hi")], false).unwrap_err().to_string();
+        assert!(error.starts_with("loop.jinja: the chat template rejects"), "{error}");
+    }
+}

@@ -1,0 +1,194 @@
+//! Text to token ids and back.
+//!
+//! A [`Tokenizer`] is read from a model's folder. It puts the token that begins a text (BOS) in front once, if the
+//! folder's settings say that there is one, and never twice; the token that ends a text (EOS) is added where records
+//! become trees (`tokenize_records`).
+
+use std::path::Path;
+
+use super::template::ChatTemplate;
+use super::tokenizer_files::TokenizerFiles;
+use crate::bail;
+use crate::error::{Error, Result};
+
+/// A tokenizer with the special tokens and the chat template that belong to it.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    files: TokenizerFiles,
+    template: ChatTemplate,
+    has_template: bool,
+    /// What stands before every text.
+    prefix: Vec<u32>,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    pad: Option<u32>,
+    stop_tokens: Vec<u32>,
+    stop_texts: Vec<String>,
+    vocabulary_size: usize,
+}
+
+/// Token ids, and for each the bytes of the text that it stands for.
+pub(super) struct Encoded {
+    pub(super) ids: Vec<u32>,
+    pub(super) bytes: Vec<(usize, usize)>,
+}
+
+impl Tokenizer {
+    /// Reads the tokenizer of a model's folder: `tokenizer.json`, and beside it `tokenizer_config.json`,
+    /// `special_tokens_map.json`, `config.json`, `generation_config.json` and `chat_template.jinja` where they are.
+    pub fn load(folder: impl AsRef<Path>) -> Result<Self> {
+        Self::from_files(TokenizerFiles::read(folder.as_ref())?)
+    }
+
+    pub(super) fn from_files(files: TokenizerFiles) -> Result<Self> {
+        let path = files.path("tokenizer.json");
+        let Some(json) = files.files.get("tokenizer.json") else {
+            bail!(
+                "{path}: there is no such file; a model's folder needs one (transformers writes it with `save_pretrained`)"
+            );
+        };
+        let invalid = |error: tokenizers::Error| Error::input(format!("{path}: not a valid tokenizer ({error})"));
+        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(invalid)?;
+        // Lengths are ours to handle: a limit or padding kept in the file would act unseen.
+        inner.with_truncation(None).map_err(invalid)?.with_padding(None);
+        let mut prefix = added_in_front(&inner).map_err(invalid)?;
+        // What is left for a post-processor to do is to move offsets off white space, which would move boundaries too.
+        inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+
+        let special = files.special_tokens()?;
+        let named = |key: &str, id_key: &str| -> Result<Option<u32>> {
+            let by_name = special.get(key).and_then(|token| inner.token_to_id(token));
+            Ok(by_name.or(files.model_ids(id_key)?.first().copied().filter(|&id| inner.id_to_token(id).is_some())))
+        };
+        let bos = named("bos_token", "bos_token_id")?;
+        let eos = named("eos_token", "eos_token_id")?;
+        let pad = named("pad_token", "pad_token_id")?;
+        // Where the settings say outright whether BOS is added, they count more than the post-processor does.
+        let add_bos = files.json("tokenizer_config.json")?.and_then(|config| config.get("add_bos_token")?.as_bool());
+        match (add_bos, bos) {
+            (Some(true), Some(bos)) if !prefix.contains(&bos) => prefix = vec![bos],
+            (Some(false), Some(bos)) => prefix.retain(|&token| token != bos),
+            _ => {}
+        }
+        let mut stop_tokens: Vec<u32> = eos.into_iter().chain(files.model_ids("eos_token_id")?).collect();
+        stop_tokens.retain(|&id| inner.id_to_token(id).is_some());
+        let mut seen = std::collections::HashSet::new();
+        stop_tokens.retain(|&id| seen.insert(id));
+        let stop_texts = stop_tokens.iter().filter_map(|&id| inner.id_to_token(id)).collect();
+        let vocabulary_size = inner.get_vocab(true).values().max().map_or(0, |&largest| largest as usize + 1);
+        let template = ChatTemplate::find(&files)?;
+        let has_template = template.is_some();
+        let template = template.map_or_else(ChatTemplate::plain, Ok)?;
+        Ok(Self {
+            inner,
+            files,
+            template,
+            has_template,
+            prefix,
+            bos,
+            eos,
+            pad,
+            stop_tokens,
+            stop_texts,
+            vocabulary_size,
+        })
+    }
+
+    /// Writes the tokenizer's files into `folder`, as they were read.
+    pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
+        self.files.write(folder.as_ref())
+    }
+
+    /// The token ids of a text; BOS first, if this tokenizer begins texts with it and the text does not.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.encode_with_bytes(text)?.ids)
+    }
+
+    /// As [`encode`](Self::encode), with the bytes of each token; those of a BOS put in front are none.
+    pub(super) fn encode_with_bytes(&self, text: &str) -> Result<Encoded> {
+        let failed = |error| Error::input(format!("{}: cannot encode a text ({error})", self.files.folder));
+        let encoding = self.inner.encode(text, false).map_err(failed)?;
+        let prefix = if encoding.get_ids().starts_with(&self.prefix) { &[][..] } else { &self.prefix };
+        let ids = prefix.iter().chain(encoding.get_ids()).copied().collect();
+        let bytes = prefix.iter().map(|_| (0, 0)).chain(encoding.get_offsets().iter().copied()).collect();
+        Ok(Encoded { ids, bytes })
+    }
+
+    /// The text of token ids, without special tokens if these are to be skipped.
+    pub fn decode(&self, tokens: &[u32], skip_special_tokens: bool) -> Result<String> {
+        let failed = |error| Error::input(format!("{}: cannot decode tokens ({error})", self.files.folder));
+        self.inner.decode(tokens, skip_special_tokens).map_err(failed)
+    }
+
+    /// The name of a token in the vocabulary, as the tokenizer's file has it (`Ġhello`).
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The token that begins a text.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The token that ends a text; an error where the folder names none.
+    pub fn eos(&self) -> Result<u32> {
+        self.eos.ok_or_else(|| {
+            Error::input(format!(
+                "{}: no token ends a text; name one of the vocabulary as `eos_token`",
+                self.files.path("tokenizer_config.json")
+            ))
+        })
+    }
+
+    /// The token that fills up rows in other programs; here nothing is padded.
+    pub fn pad(&self) -> Option<u32> {
+        self.pad
+    }
+
+    /// Every token at which an answer ends: EOS and the others that `generation_config.json` or `config.json` name.
+    pub fn stop_tokens(&self) -> &[u32] {
+        &self.stop_tokens
+    }
+
+    /// The texts of [`stop_tokens`](Self::stop_tokens).
+    pub(super) fn stop_texts(&self) -> &[String] {
+        &self.stop_texts
+    }
+
+    /// The chat template; the plain one of [`ChatTemplate::plain`] where the folder has none.
+    pub fn template(&self) -> &ChatTemplate {
+        &self.template
+    }
+
+    /// Whether the folder holds a chat template.
+    pub fn has_template(&self) -> bool {
+        self.has_template
+    }
+
+    /// One more than the largest token id: the rows that a model's embedding must have at least.
+    pub fn vocabulary_size(&self) -> usize {
+        self.vocabulary_size
+    }
+
+    /// Says so where the model's embedding has too few rows for this tokenizer's ids.
+    pub fn fits(&self, vocabulary: usize) -> Result<()> {
+        if self.vocabulary_size > vocabulary {
+            bail!(
+                "{}: the tokenizer has ids up to {}, but the model's vocabulary has {vocabulary} entries; use the \
+                 tokenizer that belongs to the model",
+                self.files.path("tokenizer.json"),
+                self.vocabulary_size - 1
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The special tokens that the post-processor of a tokenizer puts before a text.
+fn added_in_front(tokenizer: &tokenizers::Tokenizer) -> Result<Vec<u32>, tokenizers::Error> {
+    let plain = tokenizer.encode("a", false)?;
+    let processed = tokenizer.encode("a", true)?;
+    let first = plain.get_ids().first();
+    let in_front = processed.get_ids().iter().zip(processed.get_special_tokens_mask());
+    Ok(in_front.take_while(|(id, mask)| **mask == 1 && Some(*id) != first).map(|(id, _)| *id).collect())
+}

@@ -1,0 +1,252 @@
+//! Records to trees of tokens: which tokens all answers share, and which are learned.
+//!
+//! Prompt and answer are tokenized together, as one text, because that is what a model reads. A token that covers the
+//! end of the prompt and the start of the answer belongs to the answer. EOS ends every answer and is learned, whatever
+//! its id is (it may be the padding token's): what is learned is known from where a token stands, never from its id.
+
+use std::ops::AddAssign;
+
+use super::batch::{Continuation, TokenTree};
+use super::schema::{Answered, Demonstration, Message, Origin, Prompt, Ranking, Text};
+use super::template::Piece;
+use super::tokenize::Tokenizer;
+use crate::bail;
+use crate::error::{Error, Result};
+
+/// How many records were too long.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Truncation {
+    /// Prompts that lost their start.
+    pub prompts: usize,
+    /// Answers that lost their end, and with it EOS.
+    pub answers: usize,
+}
+
+impl AddAssign for Truncation {
+    fn add_assign(&mut self, other: Self) {
+        self.prompts += other.prompts;
+        self.answers += other.answers;
+    }
+}
+
+/// What an answer ends with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// EOS, unless the answer ends with it already.
+    Eos,
+    /// What it ends with itself.
+    AsIs,
+}
+
+/// The tokens of one prompt with one answer.
+struct Sequence {
+    tokens: Vec<u32>,
+    learned: Vec<bool>,
+}
+
+impl Sequence {
+    /// Where the answer begins: at the first learned token.
+    fn answer_start(&self) -> usize {
+        self.learned.iter().position(|&learned| learned).unwrap_or(self.tokens.len())
+    }
+}
+
+impl Tokenizer {
+    /// A demonstration as a tree of one answer. The tokens before the first learned one are the prompt.
+    ///
+    /// Prompt and answer together keep to `max_length` tokens: a prompt loses its start (not BOS); an answer that is
+    /// too long by itself loses its end.
+    pub fn demonstration(
+        &self,
+        record: &Demonstration,
+        max_length: usize,
+        truncation: &mut Truncation,
+    ) -> Result<TokenTree> {
+        let answers = std::slice::from_ref(&record.completion);
+        let tree = self.tree(record.prompt.as_ref(), answers, Ending::Eos, max_length, truncation);
+        tree.map_err(|error| at(&record.origin, error))
+    }
+
+    /// A ranking as a tree: the prompt once, and each answer. The prompt is cut for the longest of the answers.
+    pub fn ranking(&self, record: &Ranking, max_length: usize, truncation: &mut Truncation) -> Result<TokenTree> {
+        let tree = self.tree(Some(&record.prompt), &record.responses, Ending::Eos, max_length, truncation);
+        tree.map_err(|error| at(&record.origin, error))
+    }
+
+    /// A prompt with the answers to be scored, as a tree; EOS is added only if `ending` says so.
+    pub fn answered(
+        &self,
+        record: &Answered,
+        ending: Ending,
+        max_length: usize,
+        truncation: &mut Truncation,
+    ) -> Result<TokenTree> {
+        let tree = self.tree(Some(&record.prompt), &record.answers, ending, max_length, truncation);
+        tree.map_err(|error| at(&record.origin, error))
+    }
+
+    /// The tokens of a prompt, up to where the answer begins; of a longer one the last `max_length` (and BOS).
+    pub fn prompt(&self, record: &Prompt, max_length: usize, truncation: &mut Truncation) -> Result<Vec<u32>> {
+        let text = match &record.prompt {
+            Text::Plain(text) => Ok(text.clone()),
+            Text::Messages(messages) => self.template().apply(messages, true),
+        };
+        let tokens = text.and_then(|text| self.encode(&text)).map_err(|error| at(&record.origin, error))?;
+        if tokens.is_empty() {
+            return Err(at(&record.origin, Error::input("the prompt is empty, and no token begins a text")));
+        }
+        Ok(self.without_start(tokens, max_length, truncation))
+    }
+
+    /// `prompt` followed by each of `answers`: one tree, whose prompt is what all of them have in common.
+    ///
+    /// # Errors
+    /// Where the chat template fails, or there is no token at all to predict from or to predict.
+    pub fn tree(
+        &self,
+        prompt: Option<&Text>,
+        answers: &[Text],
+        ending: Ending,
+        max_length: usize,
+        truncation: &mut Truncation,
+    ) -> Result<TokenTree> {
+        if max_length < 2 {
+            bail!("a maximum length of {max_length} tokens leaves no room for a prompt and an answer; set 2 or more");
+        }
+        let mut sequences = Vec::with_capacity(answers.len());
+        for answer in answers {
+            sequences.push(self.sequence(prompt, answer, ending)?);
+        }
+        let Some(first) = sequences.first() else { bail!("there is no answer") };
+        let mut shared = first.answer_start();
+        for other in &sequences[1..] {
+            let limit = shared.min(other.answer_start());
+            let pairs = first.tokens.iter().zip(&other.tokens);
+            shared = pairs.take(limit).take_while(|(left, right)| left == right).count();
+        }
+        let prompt = first.tokens[..shared].to_vec();
+        let answers = sequences.into_iter().map(|mut sequence| Continuation {
+            tokens: sequence.tokens.split_off(shared),
+            learned: sequence.learned.split_off(shared),
+        });
+        let tree = self.shortened(TokenTree { prompt, answers: answers.collect() }, max_length, truncation);
+        if tree.prompt.is_empty() && tree.answers.iter().any(|answer| answer.tokens.is_empty()) {
+            bail!("prompt and answer are empty, and no token begins or ends a text");
+        }
+        Ok(tree)
+    }
+
+    fn sequence(&self, prompt: Option<&Text>, answer: &Text, ending: Ending) -> Result<Sequence> {
+        let mut pieces = self.pieces(prompt, answer)?;
+        let closed = match answer {
+            Text::Messages(_) => self.cut_at_stops(&mut pieces),
+            Text::Plain(answer) => self.stop_texts().iter().any(|stop| answer.ends_with(stop)),
+        };
+        let text: String = pieces.iter().map(|piece| piece.text.as_str()).collect();
+        let encoded = self.encode_with_bytes(&text)?;
+        let mut sequence = Sequence { learned: learned_tokens(&pieces, &encoded.bytes), tokens: encoded.ids };
+        if ending == Ending::Eos && !closed {
+            sequence.tokens.push(self.eos()?);
+            sequence.learned.push(true);
+        }
+        Ok(sequence)
+    }
+
+    /// The text of prompt and answer, in pieces that are learned or not.
+    fn pieces(&self, prompt: Option<&Text>, answer: &Text) -> Result<Vec<Piece>> {
+        let as_messages = |text: &Text, message: fn(String) -> Message| match text {
+            Text::Plain(text) if text.is_empty() => Vec::new(),
+            Text::Plain(text) => vec![message(text.clone())],
+            Text::Messages(messages) => messages.clone(),
+        };
+        match (prompt, answer) {
+            (None, Text::Plain(answer)) => Ok(vec![Piece { text: answer.clone(), learned: true }]),
+            (Some(Text::Plain(prompt)), Text::Plain(answer)) => {
+                Ok(vec![Piece { text: prompt.clone(), learned: false }, Piece { text: answer.clone(), learned: true }])
+            }
+            (prompt, answer) => {
+                let mut messages = prompt.map_or_else(Vec::new, |prompt| as_messages(prompt, Message::user));
+                let first_learned = messages.len();
+                messages.extend(as_messages(answer, Message::assistant));
+                self.template().render(&messages, first_learned)
+            }
+        }
+    }
+
+    /// Ends each learned turn where a stop token ends it: the line break that many templates write after it is not
+    /// learned, and dropped after the last turn. Returns whether a stop token ends the last turn.
+    fn cut_at_stops(&self, pieces: &mut Vec<Piece>) -> bool {
+        let mut cut = Vec::with_capacity(pieces.len() + 1);
+        let mut closed = false;
+        for mut piece in pieces.drain(..) {
+            let end = piece.text.trim_end().len();
+            closed = piece.learned && self.stop_texts().iter().any(|stop| piece.text[..end].ends_with(stop));
+            let rest = if closed { piece.text.split_off(end) } else { String::new() };
+            cut.push(piece);
+            cut.push(Piece { text: rest, learned: false });
+        }
+        cut.pop();
+        *pieces = cut;
+        closed
+    }
+
+    fn shortened(&self, mut tree: TokenTree, max_length: usize, truncation: &mut Truncation) -> TokenTree {
+        // Whatever the answer's length, its first token is predicted from at least one token of the prompt.
+        let limit = max_length - usize::from(!tree.prompt.is_empty());
+        for answer in &mut tree.answers {
+            if answer.tokens.len() > limit {
+                answer.tokens.truncate(limit);
+                answer.learned.truncate(limit);
+                truncation.answers += 1;
+            }
+        }
+        let longest = tree.answers.iter().map(|answer| answer.tokens.len()).max().unwrap_or(0);
+        tree.prompt = self.without_start(tree.prompt, max_length - longest, truncation);
+        tree
+    }
+
+    /// The last `length` tokens of a prompt; if it began with BOS, BOS and the last `length - 1`.
+    fn without_start(&self, mut prompt: Vec<u32>, length: usize, truncation: &mut Truncation) -> Vec<u32> {
+        if prompt.len() > length {
+            let kept = usize::from(length > 1 && self.bos().is_some_and(|bos| prompt[0] == bos));
+            prompt.drain(kept..kept + prompt.len() - length);
+            truncation.prompts += 1;
+        }
+        prompt
+    }
+}
+
+/// For each token whether it covers a learned byte.
+fn learned_tokens(pieces: &[Piece], bytes: &[(usize, usize)]) -> Vec<bool> {
+    let mut end = 0;
+    let mut ends: Vec<(usize, bool)> = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        end += piece.text.len();
+        ends.push((end, piece.learned));
+    }
+    let mut current = 0;
+    let covers_learned = |&(start, end): &(usize, usize)| {
+        while current < ends.len() && ends[current].0 <= start {
+            current += 1;
+        }
+        let mut piece_start = start;
+        for &(piece_end, learned) in &ends[current..] {
+            if piece_start >= end {
+                break;
+            }
+            if learned {
+                return true;
+            }
+            piece_start = piece_end;
+        }
+        false
+    };
+    bytes.iter().map(covers_learned).collect()
+}
+
+fn at(origin: &Origin, error: Error) -> Error {
+    match error {
+        Error::Input(sentence) => Error::Input(format!("{origin}: {sentence}")),
+        other => other,
+    }
+}

@@ -1,0 +1,109 @@
+//! The files of a tokenizer, kept as they were read so that they can be saved again unchanged.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::parquet::{persist, temporary_beside};
+use crate::error::{Error, Result};
+
+/// What belongs to a tokenizer in a model's folder; only `tokenizer.json` must be there.
+const NAMES: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+];
+/// Settings of the model that say which ids begin and end a text; they are the model's to save.
+const MODEL_NAMES: [&str; 2] = ["config.json", "generation_config.json"];
+
+/// Files by name, in memory.
+#[derive(Debug, Clone, Default)]
+pub(super) struct TokenizerFiles {
+    /// The folder, for messages.
+    pub(super) folder: String,
+    /// The bytes of each file.
+    pub(super) files: BTreeMap<String, Vec<u8>>,
+}
+
+impl TokenizerFiles {
+    /// Reads those of the files that `folder` holds.
+    pub(super) fn read(folder: &Path) -> Result<Self> {
+        let mut files = BTreeMap::new();
+        for name in NAMES.iter().chain(&MODEL_NAMES) {
+            let path = folder.join(name);
+            if path.is_file() {
+                files.insert((*name).to_owned(), std::fs::read(&path).map_err(Error::io(&path))?);
+            }
+        }
+        Ok(Self { folder: folder.display().to_string(), files })
+    }
+
+    /// Writes the tokenizer's own files into `folder`, each whole or not at all.
+    pub(super) fn write(&self, folder: &Path) -> Result<()> {
+        for (name, bytes) in self.files.iter().filter(|(name, _)| NAMES.contains(&name.as_str())) {
+            let path = folder.join(name);
+            let mut file = temporary_beside(&path)?;
+            file.write_all(bytes).map_err(Error::io(&path))?;
+            persist(file, &path)?;
+        }
+        Ok(())
+    }
+
+    /// A file's path, for messages.
+    pub(super) fn path(&self, name: &str) -> String {
+        Path::new(&self.folder).join(name).display().to_string()
+    }
+
+    /// A file as JSON, if it is there.
+    pub(super) fn json(&self, name: &str) -> Result<Option<Value>> {
+        let Some(bytes) = self.files.get(name) else { return Ok(None) };
+        let value = serde_json::from_slice(bytes);
+        value.map(Some).map_err(|error| Error::input(format!("{}: not valid JSON ({error})", self.path(name))))
+    }
+
+    /// A file as text, if it is there.
+    pub(super) fn text(&self, name: &str) -> Result<Option<&str>> {
+        let Some(bytes) = self.files.get(name) else { return Ok(None) };
+        let text = std::str::from_utf8(bytes);
+        text.map(Some).map_err(|error| Error::input(format!("{}: not UTF-8 text ({error})", self.path(name))))
+    }
+
+    /// The special tokens by the names that templates know them by (`bos_token`, `eos_token`, `pad_token` and so on);
+    /// each is a string or an object with the string as its `content`.
+    pub(super) fn special_tokens(&self) -> Result<BTreeMap<String, String>> {
+        let mut tokens = BTreeMap::new();
+        for name in ["special_tokens_map.json", "tokenizer_config.json"] {
+            let Some(Value::Object(entries)) = self.json(name)? else { continue };
+            for (key, value) in entries {
+                let content = value.get("content").unwrap_or(&value).as_str();
+                if let (true, Some(content)) = (key.ends_with("_token"), content) {
+                    tokens.insert(key, content.to_owned());
+                }
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// The ids under `key` in the model's settings: one number or a list of them.
+    pub(super) fn model_ids(&self, key: &str) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        for name in MODEL_NAMES {
+            let found = self.json(name)?.and_then(|config| config.get(key).cloned());
+            let items = match found {
+                Some(Value::Array(items)) => items,
+                Some(item) => vec![item],
+                None => Vec::new(),
+            };
+            ids.extend(items.iter().filter_map(Value::as_u64).filter_map(|id| u32::try_from(id).ok()));
+        }
+        Ok(ids)
+    }
+}

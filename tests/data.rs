@@ -1,0 +1,755 @@
+//! From Parquet files to trees of tokens.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, DictionaryArray, FixedSizeListArray, Float32Array, Int8Array, Int32Array, Int64Array, LargeListArray,
+    LargeStringArray, ListArray, ListViewArray, RecordBatch, StringArray, StringViewArray, StructArray, UInt16Array,
+};
+use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
+use arrow::datatypes::{Field, Int32Type};
+use proptest::prelude::*;
+use rlhf::data::batch::TokenTree;
+use rlhf::data::inspect::inspect;
+use rlhf::data::parquet::{self, ParquetRows, ParquetWriter};
+use rlhf::data::schema::{self, AnswerLayout, Demonstration, Message, Origin, Prompt, Ranking, Text};
+use rlhf::data::template::ChatTemplate;
+use rlhf::data::tokenize::Tokenizer;
+use rlhf::data::tokenize_records::{Ending, Truncation};
+use rlhf::data::train_tokenizer::{SpecialTokens, train_bpe};
+use tempfile::TempDir;
+
+/// Real data beside the checkout; the tests that want it say so and pass where it is absent.
+fn shared(name: &str) -> Option<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(name);
+    if path.exists() {
+        return Some(path.display().to_string());
+    }
+    eprintln!("skipped: there is no {}", path.display());
+    None
+}
+
+fn strings(values: &[&str]) -> ArrayRef {
+    Arc::new(StringArray::from(values.to_vec()))
+}
+
+fn table(columns: Vec<(&str, ArrayRef)>) -> RecordBatch {
+    RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, column)| (name, column, true))).unwrap()
+}
+
+/// A file with these columns in a folder of its own.
+fn file(columns: Vec<(&str, ArrayRef)>) -> (TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.parquet");
+    parquet::write(&path, &table(columns)).unwrap();
+    let path = path.display().to_string();
+    (folder, path)
+}
+
+fn plain(text: &str) -> Text {
+    Text::Plain(text.to_owned())
+}
+
+fn rankings(path: &str) -> Vec<Ranking> {
+    schema::rankings(path).unwrap().collect::<Result<_, _>>().unwrap()
+}
+
+fn lists(items: ArrayRef, ends: &[i32]) -> ArrayRef {
+    let offsets = OffsetBuffer::new(ScalarBuffer::from_iter(std::iter::once(0).chain(ends.iter().copied())));
+    let field = Arc::new(Field::new("element", items.data_type().clone(), true));
+    Arc::new(ListArray::new(field, offsets, items, None))
+}
+
+fn error_of<T>(result: rlhf::Result<impl Iterator<Item = rlhf::Result<T>>>) -> String {
+    match result {
+        Err(error) => error.to_string(),
+        Ok(mut items) => {
+            let error = items.find_map(Result::err).expect("an error").to_string();
+            assert!(items.next().is_none(), "nothing follows an error");
+            error
+        }
+    }
+}
+
+// ---- files -------------------------------------------------------------------------------------------------------
+
+#[test]
+fn every_encoding_of_a_file_reads_the_same() {
+    let Some(folder) = shared("variants") else { return };
+    let files = parquet::files(&folder).unwrap();
+    assert_eq!(files.len(), 7);
+    let read = |path: &PathBuf| -> Vec<(Text, Vec<Text>)> {
+        rankings(&path.display().to_string()).into_iter().map(|record| (record.prompt, record.responses)).collect()
+    };
+    let first = read(&files[0]);
+    assert_eq!(first.len(), 100);
+    for file in &files[1..] {
+        assert!(read(file) == first, "{}", file.display());
+    }
+    assert_eq!(ParquetRows::open(&folder).unwrap().rows(), 700);
+    assert_eq!(rankings(&format!("{folder}/*_z*.parquet").replace("_z", "zstd")).len(), 100);
+}
+
+#[test]
+fn folders_globs_and_hidden_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let row = |text: &str| table(vec![("prompt", strings(&[text]))]);
+    for name in ["b/train-1.parquet", "a/train-0.parquet", "a/.hidden.parquet", ".cache/x.parquet"] {
+        parquet::write(folder.path().join(name), &row(name)).unwrap();
+    }
+    std::fs::write(folder.path().join("a/README.md"), "text").unwrap();
+    let root = folder.path().display();
+    let read = |pattern: String| -> Vec<Text> {
+        schema::prompts(&pattern).unwrap().map(|record| record.unwrap().prompt).collect()
+    };
+    assert_eq!(read(format!("{root}")), [plain("a/train-0.parquet"), plain("b/train-1.parquet")]);
+    assert_eq!(read(format!("{root}/*/train-1*")), [plain("b/train-1.parquet")]);
+}
+
+#[test]
+fn bad_files_get_a_sentence_each() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("empty.parquet"), "").unwrap();
+    std::fs::write(path("text.parquet"), "prompt,completion\nnot,parquet\n").unwrap();
+    let rows = table(vec![("prompt", strings(&["a", "b"])), ("completion", strings(&["c", "d"]))]);
+    parquet::write(path("good.parquet"), &rows).unwrap();
+    let bytes = std::fs::read(path("good.parquet")).unwrap();
+    std::fs::write(path("truncated.parquet"), &bytes[..bytes.len() * 2 / 3]).unwrap();
+    let mut damaged = bytes.clone();
+    let footer = bytes.len() - 8;
+    damaged[footer - 200..footer - 100].fill(0xff);
+    std::fs::write(path("footer.parquet"), &damaged).unwrap();
+    parquet::write(path("none.parquet"), &rows.slice(0, 0)).unwrap();
+    std::fs::create_dir(path("nothing")).unwrap();
+    for (name, expected) in [
+        ("empty.parquet", "the file is empty (0 bytes), expected a Parquet file"),
+        ("text.parquet", "not a Parquet file"),
+        ("truncated.parquet", "the Parquet file is truncated"),
+        ("footer.parquet", "the footer of the Parquet file cannot be read"),
+        ("none.parquet", "a valid Parquet file, but without a single row"),
+        ("absent.parquet", "there is no such file or folder"),
+        ("nothing", "the folder holds no file whose name ends in .parquet"),
+        ("*.csv", "no file matches this pattern"),
+    ] {
+        let error = error_of(schema::demonstrations(&path(name)));
+        assert!(error.starts_with(&format!("{}: {expected}", path(name))), "{error}");
+    }
+}
+
+#[test]
+fn damaged_pages_are_an_error_and_no_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.parquet");
+    let text: Vec<String> = (0..5000).map(|row| format!("row {row}, {}", row * 7919 % 4999)).collect();
+    parquet::write(&path, &table(vec![("text", Arc::new(StringArray::from(text)))])).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 3;
+    bytes[middle..middle + 64].fill(0x5a);
+    std::fs::write(&path, &bytes).unwrap();
+    let error = error_of(schema::demonstrations(&path.display().to_string()));
+    assert!(error.contains("cannot be read") && error.contains("damaged"), "{error}");
+}
+
+#[test]
+fn an_unfinished_file_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = table(vec![("text", strings(&["a"]))]);
+    let mut writer = ParquetWriter::create(folder.path().join("rows.parquet"), rows.schema()).unwrap();
+    writer.write(&rows).unwrap();
+    drop(writer);
+    assert_eq!(folder.path().read_dir().unwrap().count(), 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    #[test]
+    fn what_is_written_is_read(rows in prop::collection::vec((".{0,40}", prop::collection::vec((".{0,20}", -3i64..3), 1..5)), 1..50)) {
+        let prompts: Vec<&str> = rows.iter().map(|(prompt, _)| prompt.as_str()).collect();
+        let ends: Vec<i32> = rows.iter().scan(0, |end, (_, items)| { *end += items.len() as i32; Some(*end) }).collect();
+        let items: Vec<&str> = rows.iter().flat_map(|(_, items)| items).map(|(text, _)| text.as_str()).collect();
+        let ranks: Vec<i64> = rows.iter().flat_map(|(_, items)| items).map(|&(_, rank)| rank).collect();
+        let ranks = lists(Arc::new(Int64Array::from(ranks)), &ends);
+        let (_folder, path) = file(vec![("ranks", ranks), ("prompt", strings(&prompts)), ("responses", lists(strings(&items), &ends))]);
+        let read = rankings(&path);
+        prop_assert_eq!(read.len(), rows.len());
+        for (index, (record, (prompt, items))) in read.iter().zip(&rows).enumerate() {
+            prop_assert_eq!(record.origin.row, index);
+            prop_assert_eq!(&record.prompt, &plain(prompt));
+            let responses: Vec<Text> = items.iter().map(|(text, _)| plain(text)).collect();
+            prop_assert_eq!(&record.responses, &responses);
+            let ranks: Vec<i64> = items.iter().map(|&(_, rank)| rank).collect();
+            prop_assert_eq!(&record.ranks, &ranks);
+        }
+    }
+}
+
+// ---- layouts -----------------------------------------------------------------------------------------------------
+
+/// Conversations as Arrow: the fields of each message, and where each conversation ends.
+fn conversations(roles: &[&str], contents: &[&str], ends: &[i32]) -> ArrayRef {
+    let tools: ArrayRef = Arc::new(StringArray::from(vec![None::<&str>; roles.len()]));
+    let messages = StructArray::from(vec![
+        (Arc::new(Field::new("tool_calls", tools.data_type().clone(), true)), tools),
+        (Arc::new(Field::new("content", arrow::datatypes::DataType::Utf8, true)), strings(contents)),
+        (Arc::new(Field::new("role", arrow::datatypes::DataType::Utf8, true)), strings(roles)),
+    ]);
+    lists(Arc::new(messages), ends)
+}
+
+#[test]
+fn the_three_layouts_of_hh_rlhf_hold_the_same_prompts_and_answers() {
+    let (Some(implicit), Some(explicit), Some(conversational)) = (
+        shared("hh-rlhf-train.parquet"),
+        shared("hh-rlhf-explicit-train.parquet"),
+        shared("hh-rlhf-conversational-train.parquet"),
+    ) else {
+        return;
+    };
+    let (implicit, explicit, conversational) = (rankings(&implicit), rankings(&explicit), rankings(&conversational));
+    assert_eq!((implicit.len(), explicit.len(), conversational.len()), (1874, 1874, 1874));
+    let template = ChatTemplate::plain().unwrap();
+    let mut same = 0;
+    for ((left, middle), right) in implicit.iter().zip(&explicit).zip(&conversational) {
+        assert_eq!((&left.prompt, &left.responses), (&middle.prompt, &middle.responses), "{}", left.origin);
+        let (Text::Messages(prompt), Text::Plain(text)) = (&right.prompt, &left.prompt) else { panic!() };
+        let rendered = template.apply(prompt, true).unwrap();
+        let whole = |answer: &Text| match answer {
+            Text::Messages(answer) => template.apply(&[prompt.clone(), answer.clone()].concat(), false).unwrap(),
+            Text::Plain(answer) => format!("{text}{answer}"),
+        };
+        let wholes = |record: &Ranking| record.responses.iter().map(whole).collect::<Vec<_>>();
+        same += usize::from(rendered == *text && wholes(left) == wholes(right));
+    }
+    // The conversational files were trimmed when they were made: 4 of 1,874 transcripts have white space elsewhere.
+    assert_eq!(same, 1870);
+}
+
+#[test]
+fn ranked_files_of_people_and_judges_are_read() {
+    if let Some(path) = shared("ranked-human-train.parquet") {
+        let records = rankings(&path);
+        assert_eq!(records.len(), 303);
+        assert!(records.iter().all(|record| (3..=9).contains(&record.responses.len())));
+        assert!(records.iter().all(|record| record.ranks.iter().min() == Some(&0)));
+    }
+    if let Some(path) = shared("instructgpt-toxicity.parquet") {
+        let records = rankings(&path);
+        assert_eq!(records.len(), 156);
+        assert!(records.iter().all(|record| record.responses.len() == 12 && record.ranks.contains(&0)));
+    }
+    if let Some(path) = shared("preferences-human-mixed-train.parquet") {
+        let records = rankings(&path);
+        assert_eq!(records.iter().filter(|record| record.margin.is_some()).count(), 1468 - 503);
+    }
+    if let Some(path) = shared("demonstrations-train.parquet") {
+        assert_eq!(schema::demonstrations(&path).unwrap().filter(Result::is_ok).count(), 3281);
+        assert_eq!(schema::prompts(&path).unwrap().filter(Result::is_ok).count(), 3281);
+    }
+    if let Some(path) = shared("t0.parquet") {
+        assert_eq!(schema::demonstrations(&path).unwrap().filter(Result::is_ok).count(), 21335);
+    }
+    if let Some(path) = shared("preferences-dpo-demo-conversational.parquet") {
+        let records = rankings(&path);
+        assert_eq!(records.len(), 169);
+        assert!(records.iter().all(|record| matches!(&record.prompt, Text::Messages(turns) if !turns.is_empty())));
+    }
+}
+
+#[test]
+fn ranks_of_people_are_the_ranks_of_their_scores() {
+    let Some(path) = shared("ranked-human-train.parquet") else { return };
+    let mut without_ranks = ParquetRows::open(&path).unwrap().only(&["prompt", "responses", "scores"]);
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("scores.parquet");
+    parquet::write(&copy, &without_ranks.next().unwrap().unwrap().batch).unwrap();
+    let ranks = |path: &str| rankings(path).into_iter().map(|record| record.ranks).collect::<Vec<_>>();
+    assert_eq!(ranks(&copy.display().to_string()), ranks(&path));
+}
+
+#[test]
+fn arrow_variants_of_one_table_are_read_alike() {
+    let texts = ["a", "b", "c", "d"];
+    let dictionary: DictionaryArray<Int32Type> = texts.into_iter().collect();
+    let inner: Vec<ArrayRef> = vec![
+        strings(&texts),
+        Arc::new(LargeStringArray::from(texts.to_vec())),
+        Arc::new(StringViewArray::from(texts.to_vec())),
+        Arc::new(dictionary),
+    ];
+    let scores: Vec<ArrayRef> = vec![
+        Arc::new(Float32Array::from(vec![0.5, 1.5, 2.0, -1.0])),
+        Arc::new(Int8Array::from(vec![0, 1, 2, -1])),
+        Arc::new(UInt16Array::from(vec![1, 2, 9, 0])),
+    ];
+    let field = |array: &ArrayRef| Arc::new(Field::new("item", array.data_type().clone(), true));
+    let offsets = || OffsetBuffer::new(ScalarBuffer::from(vec![0i64, 2, 4]));
+    let views = |array: &ArrayRef| {
+        let (starts, sizes) = (ScalarBuffer::from(vec![0i32, 2]), ScalarBuffer::from(vec![2i32, 2]));
+        ListViewArray::new(field(array), starts, sizes, array.clone(), None)
+    };
+    for items in &inner {
+        let responses: Vec<ArrayRef> = vec![
+            lists(items.clone(), &[2, 4]),
+            Arc::new(LargeListArray::new(field(items), offsets(), items.clone(), None)),
+            Arc::new(FixedSizeListArray::new(field(items), 2, items.clone(), None)),
+            Arc::new(views(items)),
+        ];
+        for (index, responses) in responses.into_iter().enumerate() {
+            let scores = lists(scores[index % scores.len()].clone(), &[2, 4]);
+            let prompt = items.slice(1, 2);
+            let unused: ArrayRef = Arc::new(Int32Array::from(vec![1, 2]));
+            let (_folder, path) =
+                file(vec![("scores", scores), ("extra", unused), ("responses", responses), ("prompt", prompt)]);
+            let records = rankings(&path);
+            assert_eq!(records[0].prompt, plain("b"));
+            assert_eq!(records[1].responses, [plain("c"), plain("d")]);
+            assert_eq!((&records[0].ranks[..], &records[1].ranks[..]), (&[1, 0][..], &[0, 1][..]));
+        }
+    }
+}
+
+#[test]
+fn messages_are_read_with_fields_in_any_order_and_null_extras() {
+    let turns = conversations(&["user", "assistant", "user", "assistant"], &["Hi", "Hello", "Why?", "So"], &[2, 4]);
+    let (_folder, path) = file(vec![("messages", turns)]);
+    let records: Vec<Demonstration> = schema::demonstrations(&path).unwrap().collect::<Result<_, _>>().unwrap();
+    let expected = Text::Messages(vec![Message::user("Why?"), Message::assistant("So")]);
+    assert_eq!((&records[1].prompt, &records[1].completion), (&None, &expected));
+    let prompts: Vec<Prompt> = schema::prompts(&path).unwrap().collect::<Result<_, _>>().unwrap();
+    assert_eq!(prompts[0].prompt, Text::Messages(vec![Message::user("Hi")]));
+}
+
+#[test]
+fn a_null_message_or_field_names_row_and_message() {
+    let fields = |roles: Vec<Option<&str>>, nulls: Option<Vec<bool>>| -> ArrayRef {
+        let field = |name: &str| Arc::new(Field::new(name, arrow::datatypes::DataType::Utf8, true));
+        let contents = strings(&vec!["text"; roles.len()]);
+        let columns = vec![Arc::new(StringArray::from(roles)) as ArrayRef, contents];
+        let fields = vec![field("role"), field("content")];
+        let messages = StructArray::new(fields.into(), columns, nulls.map(NullBuffer::from));
+        lists(Arc::new(messages), &[2, 4])
+    };
+    let roles = || vec![Some("user"), Some("assistant"), Some("user"), None];
+    let (_folder, path) = file(vec![("messages", fields(roles(), None))]);
+    let error = error_of(schema::demonstrations(&path));
+    assert_eq!(
+        error,
+        format!("{path}: row 1 (counted from 0), column `messages`: message 1 (counted from 0) has no role")
+    );
+    let (_folder, path) = file(vec![("messages", fields(roles(), Some(vec![true, false, true, true])))]);
+    assert!(error_of(schema::demonstrations(&path)).ends_with("message 1 (counted from 0) is null"));
+}
+
+#[test]
+fn alpaca_and_sharegpt_become_conversations() {
+    let (_folder, path) = file(vec![
+        ("output", strings(&["Paris", "4"])),
+        ("input", Arc::new(StringArray::from(vec![Some("France"), None]))),
+        ("instruction", strings(&["Name the capital.", "2 + 2?"])),
+    ]);
+    let records: Vec<Demonstration> = schema::demonstrations(&path).unwrap().collect::<Result<_, _>>().unwrap();
+    assert_eq!(records[0].prompt, Some(Text::Messages(vec![Message::user("Name the capital.\n\nFrance")])));
+    assert_eq!(records[1].completion, Text::Messages(vec![Message::assistant("4")]));
+
+    let field = |name: &str| Arc::new(Field::new(name, arrow::datatypes::DataType::Utf8, true));
+    let turns = StructArray::from(vec![
+        (field("from"), strings(&["system", "human", "gpt"])),
+        (field("value"), strings(&["Be kind.", "Hi", "Hello"])),
+    ]);
+    let (_folder, path) = file(vec![("conversations", lists(Arc::new(turns), &[3]))]);
+    let record = schema::demonstrations(&path).unwrap().next().unwrap().unwrap();
+    let system = Message { role: "system".into(), content: "Be kind.".into() };
+    assert_eq!(record.completion, Text::Messages(vec![system, Message::user("Hi"), Message::assistant("Hello")]));
+}
+
+#[test]
+fn bad_rows_get_a_sentence_each() {
+    let two = |items: ArrayRef| lists(items, &[2]);
+    let responses = || ("responses", two(strings(&["x", "y"])));
+    let prompt = || ("prompt", strings(&["p"]));
+    let floats = |values: [f32; 2]| two(Arc::new(Float32Array::from(values.to_vec())));
+    let cases: Vec<(Vec<(&str, ArrayRef)>, &str)> = vec![
+        (vec![("question", strings(&["q"]))], ": no rankings can be made of the columns `question`; name the columns"),
+        (vec![prompt(), responses()], ": `responses` has neither `ranks` (lower is better) nor `scores`"),
+        (
+            vec![prompt(), responses(), ("ranks", strings(&["1"]))],
+            ": column `ranks` holds strings, expected lists of whole numbers",
+        ),
+        (
+            vec![prompt(), responses(), ("ranks", lists(Arc::new(Int64Array::from(vec![0, 1, 2])), &[3]))],
+            ": row 0 (counted from 0), column `ranks`: has 3 items, but `responses` has 2",
+        ),
+        (
+            vec![prompt(), responses(), ("scores", floats([1.0, f32::NAN]))],
+            ": row 0 (counted from 0), column `scores`: holds an item that is no finite number",
+        ),
+        (
+            vec![prompt(), responses(), ("scores", two(strings(&["good", "bad"])))],
+            ": column `scores` holds lists of strings, expected lists of numbers",
+        ),
+        (
+            vec![prompt(), ("responses", lists(strings(&[]), &[0])), ("scores", floats([1.0, 2.0]))],
+            ": row 0 (counted from 0), column `responses`: is an empty list, expected at least one answer",
+        ),
+        (
+            vec![
+                ("prompt", Arc::new(StringArray::from(vec![None::<&str>]))),
+                responses(),
+                ("scores", floats([1.0, 2.0])),
+            ],
+            ": row 0 (counted from 0), column `prompt`: is null, expected a text",
+        ),
+        (
+            vec![prompt(), ("chosen", Arc::new(Int64Array::from(vec![1]))), ("rejected", strings(&["r"]))],
+            ": column `chosen` holds int64, expected strings or lists of {role, content}",
+        ),
+        (
+            vec![("chosen", conversations(&[], &[], &[0])), ("rejected", conversations(&["user"], &["r"], &[1]))],
+            ": row 0 (counted from 0), column `chosen`: is an empty list, expected messages",
+        ),
+    ];
+    for (columns, expected) in cases {
+        let (_folder, path) = file(columns);
+        let error = error_of(schema::rankings(&path));
+        assert!(error.starts_with(&format!("{path}{expected}")), "{error}\n{expected}");
+        assert!(!error.contains('\n'), "one sentence: {error}");
+    }
+    let (_folder, path) = file(vec![("messages", conversations(&["user"], &["Hi"], &[1]))]);
+    assert!(
+        error_of(schema::demonstrations(&path)).ends_with("holds no message of the assistant, so nothing to learn")
+    );
+}
+
+#[test]
+fn answers_to_score_keep_their_rows() {
+    let (_folder, path) = file(vec![
+        ("id", Arc::new(Int64Array::from(vec![7, 8]))),
+        ("prompt", strings(&["p", "q"])),
+        ("responses", lists(strings(&["a", "b", "c"]), &[1, 3])),
+    ]);
+    let chunk = schema::answered(&path).unwrap().next().unwrap().unwrap();
+    assert_eq!(chunk.layout, AnswerLayout::List);
+    assert_eq!(chunk.rows.batch.num_columns(), 3);
+    assert_eq!(chunk.records[1].answers, [plain("b"), plain("c")]);
+    let (_folder, path) = file(vec![("completion", strings(&["c"])), ("prompt", strings(&["p"]))]);
+    let chunk = schema::answered(&path).unwrap().next().unwrap().unwrap();
+    assert_eq!((chunk.layout, &chunk.records[0].answers[..]), (AnswerLayout::One, &[plain("c")][..]));
+    let turns = conversations(&["user", "assistant", "user", "assistant"], &["a", "b", "c", "d"], &[4]);
+    let (_folder, path) = file(vec![("messages", turns)]);
+    let chunk = schema::answered(&path).unwrap().next().unwrap().unwrap();
+    assert_eq!(chunk.records[0].answers, [Text::Messages(vec![Message::assistant("d")])]);
+}
+
+// ---- tokens ------------------------------------------------------------------------------------------------------
+
+const CORPUS: &str = "\n\nHuman: Who keeps the hen?\n\nAssistant: Vubek keeps the hen. The passage does not say more.";
+
+fn corpus() -> impl Iterator<Item = String> + Send {
+    (0..50).map(|index| format!("{CORPUS} {index}"))
+}
+
+fn tokenizer(special_tokens: &SpecialTokens) -> Tokenizer {
+    train_bpe(corpus(), 320, special_tokens).unwrap()
+}
+
+fn origin() -> Origin {
+    Origin { file: Path::new("rows.parquet").into(), row: 3 }
+}
+
+fn demonstration(prompt: &str, completion: &str) -> Demonstration {
+    Demonstration { prompt: Some(plain(prompt)), completion: plain(completion), origin: origin() }
+}
+
+fn tokens(tokenizer: &Tokenizer, record: &Demonstration, max_length: usize) -> (TokenTree, Truncation) {
+    let mut truncation = Truncation::default();
+    (tokenizer.demonstration(record, max_length, &mut truncation).unwrap(), truncation)
+}
+
+#[test]
+fn only_the_completion_and_eos_are_learned() {
+    let tokenizer = tokenizer(&SpecialTokens::default());
+    let (tree, truncation) = tokens(&tokenizer, &demonstration("Who keeps the hen?", " Vubek keeps it."), 100);
+    assert_eq!(tree.prompt[0], tokenizer.bos().unwrap());
+    assert_eq!(tokenizer.decode(&tree.prompt, true).unwrap(), "Who keeps the hen?");
+    let answer = &tree.answers[0];
+    assert_eq!(tokenizer.decode(&answer.tokens, false).unwrap(), " Vubek keeps it.</s>");
+    assert!(answer.learned.iter().all(|&learned| learned));
+    assert_eq!(truncation, Truncation::default());
+}
+
+#[test]
+fn eos_is_learned_where_it_is_the_padding_token_too() {
+    let special = SpecialTokens { pad: Some("<end>".into()), bos: None, eos: "<end>".into(), others: vec![] };
+    let tokenizer = tokenizer(&special);
+    assert_eq!(tokenizer.pad(), Some(tokenizer.eos().unwrap()));
+    for completion in ["yes", "yes<end>"] {
+        let (tree, _) = tokens(&tokenizer, &demonstration("Is it?", completion), 100);
+        let answer = &tree.answers[0];
+        let ends = answer.tokens.iter().filter(|&&token| token == tokenizer.eos().unwrap()).count();
+        assert_eq!((ends, answer.tokens.last(), answer.learned.last()), (1, tokenizer.pad().as_ref(), Some(&true)));
+    }
+}
+
+#[test]
+fn bos_is_never_doubled() {
+    let tokenizer = tokenizer(&SpecialTokens::default());
+    let bos = tokenizer.bos().unwrap();
+    assert_eq!(tokenizer.encode("<s>the hen").unwrap(), tokenizer.encode("the hen").unwrap());
+    assert_eq!(tokenizer.encode("the hen").unwrap().iter().filter(|&&token| token == bos).count(), 1);
+    assert_eq!(tokenizer.encode("").unwrap(), [bos]);
+}
+
+#[test]
+fn a_folder_may_say_whether_bos_is_added() {
+    let folder = tempfile::tempdir().unwrap();
+    tokenizer(&SpecialTokens::default()).save(folder.path()).unwrap();
+    let path = folder.path().join("tokenizer_config.json");
+    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for (add, expected) in [(true, 1), (false, 0)] {
+        let mut config = config.clone();
+        config["add_bos_token"] = add.into();
+        config["bos_token"] = serde_json::json!({"content": "<s>", "lstrip": false});
+        std::fs::write(&path, config.to_string()).unwrap();
+        let tokens = Tokenizer::load(folder.path()).unwrap().encode("the").unwrap();
+        assert_eq!(tokens.iter().filter(|&&token| token == 1).count(), expected);
+    }
+}
+
+#[test]
+fn a_token_across_the_boundary_belongs_to_the_answer() {
+    let tokenizer = tokenizer(&SpecialTokens::default());
+    // " hen" is one token, so the space at the end of the prompt is read together with the answer.
+    let (tree, _) = tokens(&tokenizer, &demonstration("keeps the ", "hen"), 100);
+    assert_eq!(tokenizer.decode(&tree.prompt, true).unwrap(), "keeps the");
+    assert_eq!(tokenizer.decode(&tree.answers[0].tokens, true).unwrap(), " hen");
+    assert_eq!(tree.answers[0].tokens.len(), 2);
+}
+
+#[test]
+fn answers_share_the_tokens_that_all_prompts_have_in_common() {
+    let tokenizer = tokenizer(&SpecialTokens::default());
+    let responses = [" Vubek keeps", " Vubek", "", " \u{1F414}"];
+    let ranking = Ranking {
+        prompt: plain("Who keeps the hen?"),
+        responses: responses.map(plain).to_vec(),
+        ranks: vec![0, 1, 2, 3],
+        margin: None,
+        origin: origin(),
+    };
+    let tree = tokenizer.ranking(&ranking, 100, &mut Truncation::default()).unwrap();
+    // The answers that begin alike share no token: what is learned is never in the prompt.
+    assert_eq!(tokenizer.decode(&tree.prompt, true).unwrap(), "Who keeps the hen?");
+    for (answer, response) in tree.answers.iter().zip(responses) {
+        let together = tokenizer.encode(&format!("Who keeps the hen?{response}")).unwrap();
+        assert_eq!([&tree.prompt[..], &answer.tokens[..answer.tokens.len() - 1]].concat(), together);
+        assert_eq!(answer.tokens.last(), Some(&tokenizer.eos().unwrap()));
+    }
+    let across = Ranking { prompt: plain("keeps the "), responses: vec![plain("hen"), plain("1")], ..ranking };
+    let tree = tokenizer.ranking(&across, 100, &mut Truncation::default()).unwrap();
+    let [hen, one] = &tree.answers[..] else { panic!() };
+    assert_eq!(tokenizer.decode(&hen.tokens, true).unwrap(), " hen");
+    assert_eq!(tokenizer.decode(&one.tokens, true).unwrap(), " 1");
+    assert!(hen.learned[0] && tree.learned_tokens() >= 4);
+}
+
+#[test]
+fn long_prompts_lose_their_start_and_long_answers_their_end() {
+    let tokenizer = tokenizer(&SpecialTokens::default());
+    let record = demonstration(&"who ".repeat(200), " Vubek keeps the hen.");
+    let (whole, _) = tokens(&tokenizer, &record, usize::MAX);
+    let (cut, truncation) = tokens(&tokenizer, &record, 40);
+    assert_eq!(truncation, Truncation { prompts: 1, answers: 0 });
+    assert_eq!((cut.tokens(), &cut.answers), (40, &whole.answers));
+    assert_eq!(cut.prompt[0], tokenizer.bos().unwrap());
+    assert!(whole.prompt.ends_with(&cut.prompt[1..]));
+
+    let record = demonstration("Who?", &" hen".repeat(200));
+    let (cut, truncation) = tokens(&tokenizer, &record, 40);
+    assert_eq!(truncation, Truncation { prompts: 1, answers: 1 });
+    assert_eq!((cut.tokens(), cut.prompt.len()), (40, 1));
+    assert_ne!(cut.answers[0].tokens.last(), Some(&tokenizer.eos().unwrap()));
+    assert_eq!(cut.answers[0].learned.len(), 39);
+
+    let mut truncation = Truncation::default();
+    let prompt = Prompt { prompt: plain(&"who ".repeat(200)), origin: origin() };
+    let tokens = tokenizer.prompt(&prompt, 10, &mut truncation).unwrap();
+    assert_eq!((tokens.len(), tokens[0], truncation.prompts), (10, tokenizer.bos().unwrap(), 1));
+}
+
+#[test]
+fn scored_answers_get_eos_only_when_asked() {
+    let tokenizer = tokenizer(&SpecialTokens::default());
+    let tree = |ending| {
+        tokenizer.tree(Some(&plain("Who?")), &[plain(" Vubek")], ending, 100, &mut Truncation::default()).unwrap()
+    };
+    let (as_is, with_eos) = (tree(Ending::AsIs), tree(Ending::Eos));
+    assert_eq!(with_eos.answers[0].tokens, [&as_is.answers[0].tokens[..], &[tokenizer.eos().unwrap()]].concat());
+}
+
+#[test]
+fn a_tokenizer_depends_on_its_texts_alone_and_reads_back_what_it_saved() {
+    let forward = tokenizer(&SpecialTokens::default());
+    let mut texts: Vec<String> = corpus().collect();
+    texts.reverse();
+    let backward = train_bpe(texts.into_iter(), 320, &SpecialTokens::default()).unwrap();
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    forward.save(folders[0].path()).unwrap();
+    backward.save(folders[1].path()).unwrap();
+    let loaded = Tokenizer::load(folders[0].path()).unwrap();
+    loaded.save(folders[2].path()).unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        let read = |folder: &TempDir| std::fs::read(folder.path().join(name)).unwrap();
+        assert_eq!(read(&folders[0]), read(&folders[1]));
+        assert_eq!(read(&folders[0]), read(&folders[2]));
+    }
+    let text = "Vubek doesn\u{2019}t say \u{1F414}\t\n  1234";
+    let ids = loaded.encode(text).unwrap();
+    assert_eq!(ids, forward.encode(text).unwrap());
+    assert_eq!(loaded.decode(&ids, true).unwrap(), text);
+    assert!(loaded.vocabulary_size() <= 320);
+}
+
+#[test]
+fn tokenizers_that_do_not_fit_are_refused() {
+    let tokenizer = tokenizer(&SpecialTokens::default());
+    let size = tokenizer.vocabulary_size();
+    tokenizer.fits(size).unwrap();
+    let error = tokenizer.fits(size - 1).unwrap_err().to_string();
+    assert!(error.contains(&format!("ids up to {}, but the model's vocabulary has {}", size - 1, size - 1)), "{error}");
+    let error = train_bpe(corpus(), 100, &SpecialTokens::default()).err().unwrap().to_string();
+    assert_eq!(error, "a vocabulary of 100 tokens is too small: bytes and special tokens alone are 259");
+    let folder = tempfile::tempdir().unwrap();
+    let error = Tokenizer::load(folder.path()).err().unwrap().to_string();
+    assert!(error.contains("tokenizer.json: there is no such file"), "{error}");
+}
+
+#[test]
+fn inspection_shows_every_token_with_its_loss() {
+    let tokenizer = tokenizer(&SpecialTokens::default());
+    let (tree, _) = tokens(&tokenizer, &demonstration("Who?\n", "\u{1F414}"), 100);
+    let shown = inspect(&tree, &tokenizer).unwrap();
+    assert_eq!(shown.lines().count(), 2 + tree.tokens());
+    assert!(shown.contains("      0        1  no    \"<s>\"\n"), "{shown}");
+    assert!(shown.contains("  no    \"\\n\"\n"), "{shown}");
+    assert!(shown.ends_with("      1        2  yes   \"</s>\"\n"), "{shown}");
+}
+
+// ---- templates ---------------------------------------------------------------------------------------------------
+
+const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + \
+                      '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+fn chat_tokenizer(template: &str) -> Tokenizer {
+    let special = SpecialTokens {
+        pad: None,
+        bos: Some("<s>".into()),
+        eos: "<|im_end|>".into(),
+        others: vec!["<|im_start|>".into()],
+    };
+    let folder = tempfile::tempdir().unwrap();
+    tokenizer(&special).save(folder.path()).unwrap();
+    std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    Tokenizer::load(folder.path()).unwrap()
+}
+
+fn conversation() -> Demonstration {
+    let messages =
+        vec![Message::user("Hi"), Message::assistant("Hello"), Message::user("Why?"), Message::assistant("So")];
+    Demonstration { prompt: None, completion: Text::Messages(messages), origin: origin() }
+}
+
+/// The texts of the runs of learned tokens.
+fn learned_runs(tokenizer: &Tokenizer, tree: &TokenTree) -> Vec<String> {
+    let answer = &tree.answers[0];
+    let mut runs: Vec<Vec<u32>> = Vec::new();
+    for (index, (&token, &learned)) in answer.tokens.iter().zip(&answer.learned).enumerate() {
+        if learned && (index == 0 || !answer.learned[index - 1]) {
+            runs.push(Vec::new());
+        }
+        if learned {
+            runs.last_mut().unwrap().push(token);
+        }
+    }
+    runs.iter().map(|run| tokenizer.decode(run, false).unwrap()).collect()
+}
+
+#[test]
+fn every_turn_of_the_assistant_is_learned_with_the_token_that_ends_it() {
+    let tokenizer = chat_tokenizer(CHATML);
+    let (tree, _) = tokens(&tokenizer, &conversation(), 200);
+    assert_eq!(
+        tokenizer.decode(&tree.prompt, false).unwrap(),
+        "<s><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    );
+    assert_eq!(learned_runs(&tokenizer, &tree), ["Hello<|im_end|>", "So<|im_end|>"]);
+    assert_eq!(tree.answers[0].tokens.last(), Some(&tokenizer.eos().unwrap()));
+}
+
+#[test]
+fn a_turn_that_later_turns_change_is_not_learned() {
+    // Earlier answers are shortened, as reasoning models' templates do.
+    let source = "{% for message in messages %}[{{ message.role }}]{% if message.role == 'assistant' and not loop.last %}…\
+                  {% else %}{{ message.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
+    let tokenizer = chat_tokenizer(source);
+    let (tree, _) = tokens(&tokenizer, &conversation(), 200);
+    assert_eq!(learned_runs(&tokenizer, &tree), ["So<|im_end|>"]);
+    assert!(tokenizer.decode(&tree.prompt, false).unwrap().ends_with("[user]Hi[assistant]…[user]Why?[assistant]"));
+}
+
+#[test]
+fn a_bos_in_the_template_is_not_added_again() {
+    let source = format!("{{{{ bos_token }}}}{CHATML}");
+    let with = tokens(&chat_tokenizer(&source), &conversation(), 200).0;
+    let without = tokens(&chat_tokenizer(CHATML), &conversation(), 200).0;
+    assert_eq!(with, without);
+}
+
+#[test]
+fn models_without_a_template_get_the_plain_one() {
+    let tokenizer = tokenizer(&SpecialTokens::default());
+    assert!(!tokenizer.has_template());
+    let (tree, _) = tokens(&tokenizer, &conversation(), 200);
+    assert_eq!(tokenizer.decode(&tree.prompt, true).unwrap(), "\n\nHuman: Hi\n\nAssistant:");
+    assert_eq!(learned_runs(&tokenizer, &tree), [" Hello", " So</s>"]);
+}
+
+#[test]
+fn what_a_template_refuses_names_the_row() {
+    let source = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('System first!') }}{% endif %}";
+    let tokenizer = chat_tokenizer(source);
+    let error = tokenizer.demonstration(&conversation(), 100, &mut Truncation::default()).unwrap_err().to_string();
+    assert!(error.starts_with("rows.parquet: row 3 (counted from 0): "), "{error}");
+    assert!(
+        error.ends_with("chat_template.jinja: the chat template rejects the conversation: System first!"),
+        "{error}"
+    );
+}
+
+#[test]
+fn templates_have_the_functions_of_transformers() {
+    let render = |source: &str, generation: bool| {
+        let special = BTreeMap::from([("eos_token".to_owned(), "</s>".to_owned())]);
+        let template = ChatTemplate::from_source(source, "t.jinja", &special).unwrap();
+        template.apply(&[Message::user(" a,b "), Message::assistant("é")], generation).unwrap()
+    };
+    assert_eq!(render("{{ messages[0].content.strip().split(',')[-1] }}{{ eos_token }}", false), "b</s>");
+    assert_eq!(render("{{ messages[1] | tojson }}", false), r#"{"role": "assistant", "content": "é"}"#);
+    assert_eq!(render("{{ [1, 2.5, none, '<'] | tojson(indent=2) }}", false), "[\n  1,\n  2.5,\n  null,\n  \"<\"\n]");
+    assert_eq!(render("{{ add_generation_prompt }}{{ tools is none }}", true), "TrueTrue");
+    assert_eq!(
+        render("{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{% endfor %}", false),
+        "assistant"
+    );
+    assert_eq!(
+        render(
+            "{% for m in messages %}\n  {% if m.role == 'user' %}\n{{ m.content }}\n  {% endif %}\n{% endfor %}\n",
+            false
+        ),
+        " a,b \n"
+    );
+    assert_eq!(render("{%- generation -%} x {%- endgeneration %}", false), "x");
+    assert_eq!(render("{{ strftime_now('%Y') | length }}", false), "4");
+}
