@@ -4,10 +4,13 @@
 pub mod adapt;
 pub mod data;
 pub mod error;
+pub mod files;
 pub mod generate;
 pub mod model;
 pub mod ops;
 pub mod ppo;
 pub mod random;
+pub mod settings;
+pub mod train;
 
 pub use error::{Error, Result};

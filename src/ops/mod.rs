@@ -6,6 +6,7 @@
 //! devices for which no kernel is written. Nothing outside this module may call a candle function that loses gradients.
 
 pub mod activation;
+pub mod adamw;
 pub mod attention;
 pub mod linear;
 pub mod logprob;

@@ -1,0 +1,310 @@
+//! A file or a folder appears whole or not at all.
+//!
+//! It is written under a temporary name beside the final one, brought to the disk, and renamed. What a failed run leaves
+//! behind is at most a temporary name that starts with a dot.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Writes the file at `path` by `write`; its folder is created if it is missing.
+pub fn write_atomically(
+    path: impl AsRef<Path>,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<()> {
+    let path = path.as_ref();
+    let folder = parent(path)?;
+    fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    let (file, temporary) = temporary_file(path, folder)?.into_parts();
+    let mut file = BufWriter::new(file);
+    write(&mut file).map_err(Error::io(path))?;
+    let file = file.into_inner().map_err(|error| Error::io(path)(error.into_error()))?;
+    file.sync_all().map_err(Error::io(path))?;
+    temporary.persist(path).map_err(|error| Error::io(path)(error.error))?;
+    sync(folder)
+}
+
+/// A folder that is being filled under a temporary name. Dropped before [`OutputFolder::commit`], it is gone.
+#[derive(Debug)]
+pub struct OutputFolder {
+    temporary: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl OutputFolder {
+    /// An empty folder that will become `path`; the folders above are created if they are missing.
+    pub fn create(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let folder = parent(path)?;
+        fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        let temporary = temporary_folder(path, folder)?;
+        Ok(OutputFolder { temporary, path: path.to_path_buf() })
+    }
+
+    /// Where to write the folder's files.
+    pub fn path(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    /// Gives the folder its final name, in place of the folder that has it now.
+    ///
+    /// The operating system cannot replace a folder that is not empty in one step: the old one is moved aside first, to a
+    /// temporary name, and deleted last.
+    pub fn commit(self) -> Result<()> {
+        let OutputFolder { temporary, path } = self;
+        sync_tree(temporary.path())?;
+        let folder = parent(&path)?;
+        let previous = if path.exists() {
+            let aside = temporary_folder(&path, folder)?;
+            // A folder may be renamed over an empty one.
+            fs::rename(&path, aside.path()).map_err(Error::io(&path))?;
+            Some(aside)
+        } else {
+            None
+        };
+        if let Err(error) = fs::rename(temporary.path(), &path) {
+            if let Some(aside) = previous {
+                fs::rename(aside.path(), &path).map_err(Error::io(&path))?;
+            }
+            return Err(Error::io(&path)(error));
+        }
+        // Its name is taken by nothing now, so there is nothing to delete.
+        let _ = temporary.keep();
+        sync(folder)?;
+        match previous {
+            Some(aside) => aside.close().map_err(Error::io(&path)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Fills a folder by `write` and gives it the name `path` when it is complete, in place of the one there.
+pub fn replace_folder_atomically(path: impl AsRef<Path>, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let folder = OutputFolder::create(path)?;
+    write(folder.path())?;
+    folder.commit()
+}
+
+/// The files that make a folder a model or an adapter: they come last, so that a folder that has them is complete.
+const MARKERS: [&str; 2] = ["config.json", "adapter_config.json"];
+
+/// Makes the model in the folder `from` appear in the folder `to` too: each file whole or not at all, as a second name of the
+/// same file where the file system can, else as a copy. Weights in `to` that `from` has not are an older model's and
+/// are removed; other files stay, and folders in `from` are left out.
+pub fn publish(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).map_err(Error::io(to))?;
+    let mut names = file_names(from)?;
+    names.sort_by_key(|name| (MARKERS.contains(&name.as_str()), name.clone()));
+    // From the first file that is replaced to the last, the folder is no model.
+    for name in file_names(to)? {
+        let is_weights = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+        if MARKERS.contains(&name.as_str()) || is_weights && !names.contains(&name) {
+            fs::remove_file(to.join(&name)).map_err(Error::io(to.join(&name)))?;
+        }
+    }
+    for name in names {
+        let (source, target) = (from.join(&name), to.join(&name));
+        let staging = temporary_folder(&target, to)?;
+        let staged = staging.path().join(&name);
+        fs::hard_link(&source, &staged).or_else(|_| copy(&source, &staged)).map_err(Error::io(&target))?;
+        fs::rename(&staged, &target).map_err(Error::io(&target))?;
+    }
+    sync(to)
+}
+
+fn copy(source: &Path, target: &Path) -> io::Result<()> {
+    fs::copy(source, target)?;
+    File::open(target)?.sync_all()
+}
+
+/// Makes `path` a folder that a run can write to: new, empty, or an earlier run's (known by its `metrics.jsonl`), whose curves
+/// are removed. Anything else is refused, so that no run mixes its files with a user's.
+pub fn prepare_run_folder(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    if path.exists() && !path.is_dir() {
+        crate::bail!("--output {}: found a file, expected a folder or a new name; choose another", path.display());
+    }
+    fs::create_dir_all(path).map_err(Error::io(path))?;
+    let is_empty = fs::read_dir(path).map_err(Error::io(path))?.next().is_none();
+    let is_curve = |name: &String| name == "metrics.jsonl" || name.starts_with("events.out.tfevents.");
+    let curves: Vec<String> = file_names(path)?.into_iter().filter(is_curve).collect();
+    if !is_empty && curves.is_empty() {
+        crate::bail!(
+            "--output {}: the folder is not empty and holds no earlier run (no metrics.jsonl); choose another",
+            path.display()
+        );
+    }
+    curves.iter().try_for_each(|name| fs::remove_file(path.join(name)).map_err(Error::io(path.join(name))))
+}
+
+/// The names of the files, not the folders, in `folder`.
+fn file_names(folder: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
+        let entry = entry.map_err(Error::io(folder))?;
+        if entry.path().is_file() {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// A new file in `folder`, named `.name.` and random characters after the name of `path`.
+fn temporary_file(path: &Path, folder: &Path) -> Result<tempfile::NamedTempFile> {
+    let prefix = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix).suffix(".tmp");
+    #[cfg(unix)] // The permissions of any new file, not a private one's.
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder).map_err(Error::io(path))
+}
+
+/// A new folder in `folder`, named `.name.` and random characters after the name of `path`.
+fn temporary_folder(path: &Path, folder: &Path) -> Result<tempfile::TempDir> {
+    let prefix = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
+    tempfile::Builder::new().prefix(&prefix).suffix(".tmp").tempdir_in(folder).map_err(Error::io(path))
+}
+
+fn parent(path: &Path) -> Result<&Path> {
+    match path.parent() {
+        Some(folder) if folder.as_os_str().is_empty() => Ok(Path::new(".")),
+        Some(folder) if path.file_name().is_some() => Ok(folder),
+        _ => crate::bail!("{}: not a name of a file or folder that can be written", path.display()),
+    }
+}
+
+/// Brings a folder's list of names to the disk.
+fn sync(folder: &Path) -> Result<()> {
+    // Only Unix lets a folder be opened as a file.
+    if cfg!(unix) {
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io(folder))?;
+    }
+    Ok(())
+}
+
+fn sync_tree(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
+        let path = entry.map_err(Error::io(folder))?.path();
+        if path.is_dir() {
+            sync_tree(&path)?;
+        } else {
+            File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))?;
+        }
+    }
+    sync(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn put(folder: &Path, files: &[(&str, &str)]) {
+        fs::create_dir_all(folder).unwrap();
+        files.iter().for_each(|(name, text)| fs::write(folder.join(name), text).unwrap());
+    }
+
+    fn text(path: PathBuf) -> String {
+        fs::read_to_string(path).unwrap()
+    }
+
+    #[test]
+    fn a_written_file_replaces_the_old_one_and_leaves_nothing_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new/report.json");
+        for content in ["first", "second"] {
+            write_atomically(&path, |file| file.write_all(content.as_bytes())).unwrap();
+            assert_eq!(text(path.clone()), content);
+        }
+        assert_eq!(names(path.parent().unwrap()), ["report.json"]);
+        #[cfg(unix)]
+        {
+            // What the user's umask allows, as for any other file, not a temporary file's 0600.
+            use std::os::unix::fs::PermissionsExt;
+            fs::write(folder.path().join("plain"), "").unwrap();
+            let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode();
+            assert_eq!(mode(path), mode(folder.path().join("plain")));
+        }
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report.json");
+        write_atomically(&path, |file| file.write_all(b"whole")).unwrap();
+        let error = write_atomically(&path, |file| {
+            file.write_all(b"half")?;
+            Err(io::Error::other("disk full"))
+        });
+        assert!(error.unwrap_err().to_string().contains("report.json: disk full"));
+        assert_eq!(text(path), "whole");
+        assert_eq!(names(folder.path()), ["report.json"]);
+    }
+
+    #[test]
+    fn a_folder_is_replaced_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("model");
+        put(&model, &[("old.txt", "old"), ("both.txt", "old")]);
+        replace_folder_atomically(&model, |folder| {
+            put(folder, &[("both.txt", "new")]);
+            put(&folder.join("inner"), &[("deep.txt", "new")]);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(names(&model), ["both.txt", "inner"]);
+        assert_eq!(text(model.join("both.txt")), "new");
+        assert_eq!(names(folder.path()), ["model"]);
+    }
+
+    #[test]
+    fn a_folder_that_failed_midway_leaves_the_old_one_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("model");
+        put(&model, &[("config.json", "old")]);
+        let failed = replace_folder_atomically(&model, |folder| {
+            put(folder, &[("config.json", "new")]);
+            crate::bail!("no")
+        });
+        assert!(failed.is_err());
+        assert_eq!(text(model.join("config.json")), "old");
+        assert_eq!(names(folder.path()), ["model"]);
+    }
+
+    #[test]
+    fn publishing_replaces_the_model_and_keeps_the_runs_other_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let (best, run) = (folder.path().join("run/best"), folder.path().join("run"));
+        put(&best, &[("config.json", "new"), ("model.safetensors", "new")]);
+        let old = [("config.json", "old"), ("model-00001-of-00002.safetensors", ""), ("metrics.jsonl", "{}")];
+        put(&run, &old);
+        put(&run, &[("model.safetensors.index.json", ""), ("adapter_config.json", "")]);
+        publish(&best, &run).unwrap();
+        assert_eq!(names(&run), ["best", "config.json", "metrics.jsonl", "model.safetensors"]);
+        assert_eq!(text(run.join("config.json")), "new");
+        assert_eq!(names(&best), ["config.json", "model.safetensors"]);
+    }
+
+    #[test]
+    fn only_a_new_an_empty_or_an_earlier_runs_folder_is_taken_for_a_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("runs/sft");
+        prepare_run_folder(&run).unwrap();
+        prepare_run_folder(&run).unwrap();
+        put(&run, &[("notes.txt", "mine")]);
+        assert!(prepare_run_folder(&run).unwrap_err().to_string().contains("not empty"));
+        put(&run, &[("metrics.jsonl", "{}"), ("events.out.tfevents.1.host.1", "")]);
+        prepare_run_folder(&run).unwrap();
+        assert_eq!(names(&run), ["notes.txt"]);
+        assert!(prepare_run_folder(run.join("notes.txt")).unwrap_err().to_string().contains("found a file"));
+    }
+}

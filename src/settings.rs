@@ -1,0 +1,169 @@
+//! How a program's settings are read, and the groups of settings that programs share.
+//!
+//! A program's settings are one plain struct that derives [`clap::Parser`] and serde's `Serialize` and `Deserialize`: the
+//! same struct is the command line, the TOML file given by `--settings`, and the record written into the run's folder. The
+//! keys of the file are the names of the flags, with `-` or `_`. What the user gives on the command line wins over the
+//! file, and the file wins over the defaults. The file's values become arguments placed before the user's own, so that clap checks
+//! both alike; what it finds wrong in the file is reported with the file and the key.
+//!
+//! ```
+//! use clap::Parser;
+//! use rlhf::settings::{self, CommonSettings, TrainingSettings};
+//!
+//! /// Fine-tunes a model.
+//! #[derive(Debug, Clone, Parser, serde::Serialize, serde::Deserialize)]
+//! #[command(name = "tune", mut_arg("learning_rate", settings::learning_rates("1e-5", "1e-4")))]
+//! struct Tune {
+//!     #[command(flatten)]
+//!     #[serde(flatten)]
+//!     common: CommonSettings,
+//!     #[command(flatten)]
+//!     #[serde(flatten)]
+//!     training: TrainingSettings,
+//! }
+//!
+//! let tune: Tune = settings::from_arguments(["--output", "runs/tune", "--method", "lora"])?;
+//! assert_eq!(tune.training.learning_rate, 1e-4);
+//! assert_eq!(settings::command_line(&tune)?, "tune --output runs/tune --method lora");
+//! # Ok::<(), rlhf::Error>(())
+//! ```
+
+mod file;
+mod groups;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Parser};
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::files::write_atomically;
+
+pub use groups::{
+    CommonSettings, LoraSettings, Method, ModelSettings, OptimizerSettings, ScheduleShape, TrainingSettings,
+    at_least_one, below_one, learning_rates, not_negative, ratio,
+};
+
+/// Runs a program: reads its settings, sets the number of threads, calls `main`, and turns an error into a sentence on
+/// the standard error stream and the exit code that belongs to it (2 for bad input, 1 for anything else).
+pub fn run_program<S: Parser>(main: impl FnOnce(S) -> Result<()>) -> ExitCode {
+    let run = || {
+        let matches = resolve::<S>(std::env::args_os().collect())?.unwrap_or_else(|error| error.exit());
+        if let Ok(Some(&threads)) = matches.try_get_one::<usize>("threads") {
+            use_threads(threads)?;
+        }
+        main(from_matches(&matches)?)
+    };
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// The settings given on this process's command line. A usage error, `--help` and `--version` end the process as clap does.
+pub fn parse<S: Parser>() -> Result<S> {
+    let matches = resolve::<S>(std::env::args_os().collect())?.unwrap_or_else(|error| error.exit());
+    from_matches(&matches)
+}
+
+/// The settings given by `arguments`, without the program's name: how one program prepares the settings of another.
+pub fn from_arguments<S: Parser>(arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Result<S> {
+    let name = OsString::from(S::command().get_name());
+    let arguments = std::iter::once(name).chain(arguments.into_iter().map(Into::into)).collect();
+    let matches = resolve::<S>(arguments)?.map_err(|error| Error::input(file::first_paragraph(&error)))?;
+    from_matches(&matches)
+}
+
+/// Writes the settings, defaults and all, as TOML that `--settings` reads again.
+pub fn save(settings: &impl Serialize, path: impl AsRef<Path>) -> Result<()> {
+    let text =
+        toml::to_string(settings).map_err(|error| Error::input(format!("{}: {error}", path.as_ref().display())))?;
+    write_atomically(path, |file| std::io::Write::write_all(file, text.as_bytes()))
+}
+
+/// The command that runs the program with these settings: every flag whose value is not the default.
+pub fn command_line<S: Parser + Serialize>(settings: &S) -> Result<String> {
+    let to_table = |settings: &S| {
+        toml::Table::try_from(settings).map_err(|error| Error::input(format!("settings cannot be written: {error}")))
+    };
+    let mut command = S::command();
+    command.build();
+    let table = to_table(settings)?;
+    let mut flags = Vec::new();
+    for (key, value) in &table {
+        let argument = file::find(&command, key)
+            .ok_or_else(|| Error::input(format!("setting `{key}` belongs to no flag of {}", command.get_name())))?;
+        let arguments =
+            file::arguments(argument, value).map_err(|reason| Error::input(format!("`{key}`: {reason}")))?;
+        flags.push((argument.get_id().as_str(), arguments));
+    }
+    // In the order of the help text, so that the command reads as the documentation does.
+    let order: Vec<&str> = command.get_arguments().map(|argument| argument.get_id().as_str()).collect();
+    flags.sort_by_key(|(id, _)| order.iter().position(|other| other == id));
+    // A flag is needless if the settings are the same without it; leaving out one may make another needed, so in turn.
+    let mut index = 0;
+    while index < flags.len() {
+        let others = flags.iter().enumerate().filter(|&(other, _)| other != index).flat_map(|(_, flag)| &flag.1);
+        match from_arguments::<S>(others) {
+            Ok(without) if to_table(&without)? == table => drop(flags.remove(index)),
+            _ => index += 1,
+        }
+    }
+    let words = flags.iter().flat_map(|(_, arguments)| arguments).flat_map(|argument| match argument.split_once('=') {
+        Some((flag, value)) => vec![flag.to_string(), quote(value)],
+        None => vec![argument.clone()],
+    });
+    Ok(std::iter::once(command.get_name().to_string()).chain(words).collect::<Vec<_>>().join(" "))
+}
+
+/// A word as a POSIX shell reads it back.
+fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_string()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// Sets the number of threads of this process's parallel operations; can be done once, before the first of them.
+pub fn use_threads(threads: usize) -> Result<()> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|error| Error::input(format!("--threads {threads}: {error}")))
+}
+
+/// What clap makes of the user's arguments (the first is the program's name) with those of the settings file before them.
+/// The outer error is one of the settings file, the inner one of the command line.
+fn resolve<S: Parser>(arguments: Vec<OsString>) -> Result<Result<ArgMatches, clap::Error>> {
+    // What the user gave can be read only with nothing required: the rest may be in the file.
+    let lenient = S::command().mut_args(|argument| argument.required(false));
+    let given = match lenient.try_get_matches_from(&arguments) {
+        Ok(given) => given,
+        Err(error) => return Ok(Err(error)),
+    };
+    let mut command = S::command();
+    let Ok(Some(path)) = given.try_get_one::<PathBuf>("settings") else {
+        return Ok(command.try_get_matches_from_mut(arguments));
+    };
+    let by_user = |id: &str| given.value_source(id) == Some(ValueSource::CommandLine);
+    let from_file = file::read(&command, path, by_user)?;
+    let mut arguments = arguments.into_iter();
+    let name = arguments.next();
+    let all = name.into_iter().chain(from_file.into_iter().map(OsString::from)).chain(arguments);
+    Ok(command.try_get_matches_from_mut(all))
+}
+
+fn from_matches<S: Parser>(matches: &ArgMatches) -> Result<S> {
+    S::from_arg_matches(matches).map_err(|error| Error::input(file::first_paragraph(&error)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,205 @@
+//! The groups of settings that programs share.
+//!
+//! Where InstructGPT (Ouyang et al. 2022, appendix C) states a value, it is the default.
+
+use std::path::PathBuf;
+
+use clap::{Arg, Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+
+// A heading stands at each flag, as one set for a whole group would go on over the flags that follow the group.
+const TRAINING: &str = "Training";
+const OPTIMIZER: &str = "Optimizer";
+const LORA: &str = "LoRA (--method lora)";
+
+/// What every program has.
+#[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
+pub struct CommonSettings {
+    /// TOML file of settings, its keys named as the flags; flags win over it
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub settings: Option<PathBuf>,
+    /// Folder to write to
+    #[arg(long, value_name = "FOLDER")]
+    pub output: PathBuf,
+    /// Seed of everything random; the same seed gives the same result on any number of threads
+    // TOML has no integers above 2^63 - 1.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    pub seed: u64,
+    /// Number of threads [default: one per core]
+    #[arg(long, value_parser = at_least_one)]
+    pub threads: Option<usize>,
+    /// Longest sequence in tokens, prompt and answer together
+    #[arg(long, default_value_t = 1024, value_parser = at_least_one)]
+    pub max_length: usize,
+    /// Tokens that go through the model at a time: sets the memory needed, not the result
+    #[arg(long, default_value_t = 4096, value_parser = at_least_one)]
+    pub tokens_per_batch: usize,
+    /// Print neither the plan nor the progress
+    #[arg(long)]
+    #[serde(default)]
+    pub quiet: bool,
+}
+
+/// The model that a program starts from.
+#[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
+pub struct ModelSettings {
+    /// Model folder to start from (config.json, *.safetensors, tokenizer.json)
+    #[arg(long, value_name = "FOLDER")]
+    pub model: PathBuf,
+    /// Adapter folder (PEFT) on top of the model
+    #[arg(long, value_name = "FOLDER")]
+    pub adapter: Option<PathBuf>,
+}
+
+/// What every program that trains has.
+#[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
+pub struct TrainingSettings {
+    /// What is trained
+    #[arg(long, help_heading = TRAINING, value_enum, default_value_t = Method::Full)]
+    pub method: Method,
+    /// Stop after this many optimizer steps
+    #[arg(long, help_heading = TRAINING, value_parser = at_least_one)]
+    pub max_steps: Option<usize>,
+    /// Sequences, prompts or episodes in an optimizer step
+    #[arg(long, help_heading = TRAINING, default_value_t = 32, value_parser = at_least_one)]
+    pub batch_size: usize,
+    /// Peak learning rate
+    #[arg(long, help_heading = TRAINING, default_value = "1e-5", value_parser = not_negative)]
+    pub learning_rate: f64,
+    /// LoRA's own settings.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub lora: LoraSettings,
+    /// The optimizer's own settings.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub optimizer: OptimizerSettings,
+}
+
+/// AdamW (Loshchilov & Hutter 2019) and the course of its learning rate.
+#[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
+pub struct OptimizerSettings {
+    /// Decoupled weight decay; norms and biases have none
+    #[arg(long, help_heading = OPTIMIZER, default_value_t = 0.0, value_parser = not_negative)]
+    pub weight_decay: f64,
+    /// Decay rate of the mean of the gradients
+    #[arg(long, help_heading = OPTIMIZER, default_value_t = 0.9, value_parser = below_one)]
+    pub beta1: f64,
+    /// Decay rate of the mean of the squared gradients
+    #[arg(long, help_heading = OPTIMIZER, default_value_t = 0.95, value_parser = below_one)]
+    pub beta2: f64,
+    /// Added to the root of the mean squared gradient
+    #[arg(long, help_heading = OPTIMIZER, default_value = "1e-8", value_parser = not_negative)]
+    pub epsilon: f64,
+    /// Gradients are scaled down to this global norm; 0 leaves them as they are
+    #[arg(long, help_heading = OPTIMIZER, default_value_t = 1.0, value_parser = not_negative)]
+    pub max_gradient_norm: f64,
+    /// Course of the learning rate after the warm-up
+    #[arg(long, help_heading = OPTIMIZER, value_enum, default_value_t = ScheduleShape::Cosine)]
+    pub schedule: ScheduleShape,
+    /// Steps in which the learning rate rises from 0 [default: by --warmup-ratio]
+    #[arg(long, help_heading = OPTIMIZER)]
+    pub warmup_steps: Option<usize>,
+    /// Share of all steps in which the learning rate rises from 0
+    #[arg(long, help_heading = OPTIMIZER, default_value_t = 0.03, value_parser = ratio)]
+    pub warmup_ratio: f64,
+    /// Where the cosine or linear schedule ends, as a share of the peak
+    #[arg(long, help_heading = OPTIMIZER, default_value_t = 0.1, value_parser = ratio)]
+    pub minimum_learning_rate_ratio: f64,
+}
+
+/// The course of the learning rate after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScheduleShape {
+    /// Half a cosine from the peak to the minimum (Loshchilov & Hutter 2017)
+    Cosine,
+    /// A straight line from the peak to the minimum
+    Linear,
+    /// The peak throughout
+    Constant,
+}
+
+/// What is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// All weights of the model
+    Full,
+    /// Low-rank updates beside frozen weights (Hu et al. 2021)
+    Lora,
+}
+
+/// Low-rank adaptation (Hu et al. 2021): `y = W x + s B A x`, with `A` `[rank, d_in]`, `B` `[d_out, rank]` and
+/// `s = alpha / rank`.
+#[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
+pub struct LoraSettings {
+    /// Rank of the update
+    #[arg(long, help_heading = LORA, default_value_t = 8, value_parser = at_least_one)]
+    pub lora_rank: usize,
+    /// The update is scaled by alpha / rank
+    #[arg(long, help_heading = LORA, default_value_t = 16.0, value_parser = not_negative)]
+    pub lora_alpha: f64,
+    /// Dropout of the update's input
+    #[arg(long, help_heading = LORA, default_value_t = 0.0, value_parser = below_one)]
+    pub lora_dropout: f64,
+    /// Names of the linear layers that get one, or all-linear
+    #[arg(long, help_heading = LORA, value_name = "NAME", value_delimiter = ',', default_value = "all-linear")]
+    pub lora_target_modules: Vec<String>,
+    /// Scale by alpha / sqrt(rank) instead, which suits high ranks (rsLoRA, Kalajdzievski 2023)
+    #[arg(long, help_heading = LORA)]
+    #[serde(default)]
+    pub lora_rslora: bool,
+}
+
+impl LoraSettings {
+    /// The factor `s` of the update: `alpha / rank`, or `alpha / sqrt(rank)` with rsLoRA.
+    pub fn scale(&self) -> f64 {
+        let rank = self.lora_rank as f64;
+        self.lora_alpha / if self.lora_rslora { rank.sqrt() } else { rank }
+    }
+}
+
+/// A program's own default learning rates, for its `#[command(mut_arg("learning_rate", learning_rates(full, lora)))]`.
+///
+/// A low-rank update wants about ten times the rate of full weights, so the default depends on `--method`.
+pub fn learning_rates(full: &'static str, lora: &'static str) -> impl FnOnce(Arg) -> Arg {
+    move |argument| {
+        argument
+            .default_value(full)
+            .default_value_if("method", "lora", lora)
+            .help(format!("Peak learning rate; with --method lora {lora} unless given"))
+    }
+}
+
+/// A whole number, 1 or more.
+pub fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("expected 1 or more".to_string()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// A finite number, 0 or more.
+pub fn not_negative(text: &str) -> Result<f64, String> {
+    number_in(text, |number| number >= 0.0, "a finite number, 0 or more")
+}
+
+/// A number from 0 up to, but not including, 1.
+pub fn below_one(text: &str) -> Result<f64, String> {
+    number_in(text, |number| (0.0..1.0).contains(&number), "a number from 0 to below 1")
+}
+
+/// A number from 0 to 1.
+pub fn ratio(text: &str) -> Result<f64, String> {
+    number_in(text, |number| (0.0..=1.0).contains(&number), "a number from 0 to 1")
+}
+
+fn number_in(text: &str, holds: impl Fn(f64) -> bool, expected: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| format!("expected {expected}"))?;
+    if number.is_finite() && holds(number) { Ok(number) } else { Err(format!("expected {expected}")) }
+}

@@ -1,0 +1,13 @@
+//! What the training programs share: the optimizer and its learning rate, the order of the examples, what a run writes
+//! into its folder, and what it tells the user meanwhile.
+
+pub mod checkpoint;
+pub mod metrics;
+pub mod optimizer;
+pub mod order;
+pub mod progress;
+pub mod schedule;
+pub mod table;
+pub mod tensorboard;
+
+pub use crate::files;

@@ -1,0 +1,300 @@
+//! AdamW over a model's trainable parameters, with gradients summed over micro-batches and clipped by their global norm.
+
+use std::fmt;
+
+use candle_core::backprop::GradStore;
+use candle_core::{Tensor, Var};
+
+use crate::error::Result;
+use crate::ops::adamw::{AdamwState, AdamwStep, adamw, squared_norm};
+use crate::settings::OptimizerSettings;
+
+/// The optimizer of one model: its parameters, the sum of their gradients, and AdamW's moments.
+///
+/// A step is any number of [`accumulate`](Optimizer::accumulate)s, one a micro-batch, and one [`step`](Optimizer::step). Parameters
+/// are visited in the order of their names, so the global norm is the same in every run.
+pub struct Optimizer {
+    parameters: Vec<Parameter>,
+    settings: OptimizerSettings,
+    skipped_steps: usize,
+}
+
+struct Parameter {
+    name: String,
+    variable: Var,
+    weight_decay: f64,
+    /// The sum of the gradients since the last step.
+    gradient: Option<Tensor>,
+    moments: AdamwState,
+    /// The steps that changed it, which AdamW's correction of its moments counts.
+    updates: u64,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    /// The norm of all gradients together, before clipping.
+    pub gradient_norm: f64,
+    /// What the gradients were multiplied by: 1, or less if they were clipped.
+    pub gradient_scale: f64,
+    /// Whether the gradients were not finite, and the step therefore changed nothing.
+    pub skipped: bool,
+}
+
+impl Optimizer {
+    /// An optimizer of these named parameters. Weight decay spares those of fewer than two dimensions: norms and biases.
+    ///
+    /// # Errors
+    /// If there is no parameter, or two have the same name.
+    pub fn new(parameters: Vec<(String, Var)>, settings: &OptimizerSettings) -> Result<Self> {
+        let mut parameters: Vec<Parameter> = parameters
+            .into_iter()
+            .map(|(name, variable)| {
+                let weight_decay = if variable.rank() < 2 { 0.0 } else { settings.weight_decay };
+                let moments = AdamwState::default();
+                Parameter { name, variable, weight_decay, gradient: None, moments, updates: 0 }
+            })
+            .collect();
+        parameters.sort_by(|a, b| a.name.cmp(&b.name));
+        if parameters.is_empty() {
+            crate::bail!("the model has no parameter to train");
+        }
+        if let Some(pair) = parameters.windows(2).find(|pair| pair[0].name == pair[1].name) {
+            crate::bail!("two parameters to train have the name {}", pair[0].name);
+        }
+        Ok(Optimizer { parameters, settings: settings.clone(), skipped_steps: 0 })
+    }
+
+    /// Adds a micro-batch's gradients to those of the step. Its loss is to be weighted by the caller, as the sum over the step's
+    /// micro-batches is what is minimised.
+    pub fn accumulate(&mut self, gradients: &GradStore) -> Result<()> {
+        for parameter in &mut self.parameters {
+            let Some(gradient) = gradients.get(parameter.variable.as_tensor()) else { continue };
+            let gradient = gradient.detach();
+            parameter.gradient = Some(match parameter.gradient.take() {
+                Some(sum) => (sum + gradient)?,
+                None => gradient,
+            });
+        }
+        Ok(())
+    }
+
+    /// Clips the summed gradients to the global norm `max_gradient_norm`, changes the parameters by AdamW, and clears the sums.
+    ///
+    /// The scale is `min(1, max_norm / (norm + 1e-6))`, as in `torch.nn.utils.clip_grad_norm_`. A parameter without a gradient is
+    /// left alone, its moments too. If the norm is not finite nothing is changed: the report says so, and the step is
+    /// counted in [`skipped_steps`](Optimizer::skipped_steps).
+    pub fn step(&mut self, learning_rate: f64) -> Result<StepReport> {
+        let gradient_norm = self.gradient_norm()?;
+        let max_norm = self.settings.max_gradient_norm;
+        let gradient_scale = if max_norm > 0.0 { (max_norm / (gradient_norm + 1e-6)).min(1.0) } else { 1.0 };
+        if !gradient_norm.is_finite() {
+            self.clear();
+            self.skipped_steps += 1;
+            return Ok(StepReport { gradient_norm, gradient_scale: 0.0, skipped: true });
+        }
+        for parameter in &mut self.parameters {
+            let Some(gradient) = parameter.gradient.take() else { continue };
+            parameter.updates += 1;
+            let step = AdamwStep {
+                learning_rate,
+                beta1: self.settings.beta1,
+                beta2: self.settings.beta2,
+                epsilon: self.settings.epsilon,
+                weight_decay: parameter.weight_decay,
+                step: parameter.updates,
+                gradient_scale: gradient_scale as f32,
+            };
+            adamw(&parameter.variable, &gradient.contiguous()?, &mut parameter.moments, &step)?;
+        }
+        Ok(StepReport { gradient_norm, gradient_scale, skipped: false })
+    }
+
+    /// Forgets the gradients summed since the last step.
+    pub fn clear(&mut self) {
+        self.parameters.iter_mut().for_each(|parameter| parameter.gradient = None);
+    }
+
+    /// The number of steps so far that were skipped because their gradients were not finite.
+    pub fn skipped_steps(&self) -> usize {
+        self.skipped_steps
+    }
+
+    /// The number of numbers that are trained.
+    pub fn trainable_count(&self) -> usize {
+        self.parameters.iter().map(|parameter| parameter.variable.elem_count()).sum()
+    }
+
+    fn gradient_norm(&self) -> Result<f64> {
+        let mut sum = 0.0;
+        for gradient in self.parameters.iter().filter_map(|parameter| parameter.gradient.as_ref()) {
+            sum += squared_norm(&gradient.contiguous()?)?;
+        }
+        Ok(sum.sqrt())
+    }
+}
+
+impl fmt::Debug for Optimizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.parameters.iter().map(|parameter| parameter.name.as_str()).collect();
+        f.debug_struct("Optimizer").field("parameters", &names).field("settings", &self.settings).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::ScheduleShape;
+    use candle_core::Device;
+
+    fn settings() -> OptimizerSettings {
+        OptimizerSettings {
+            weight_decay: 0.1,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            max_gradient_norm: 1.0,
+            schedule: ScheduleShape::Constant,
+            warmup_steps: None,
+            warmup_ratio: 0.0,
+            minimum_learning_rate_ratio: 0.0,
+        }
+    }
+
+    fn variable(values: &[f32], shape: &[usize]) -> Var {
+        Var::from_tensor(&Tensor::from_slice(values, shape, &Device::Cpu).unwrap()).unwrap()
+    }
+
+    fn values(variable: &Var) -> Vec<f32> {
+        variable.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// A store with these gradients: those of the sum over variables of `gradient · variable`.
+    fn gradients(of: &[(&Var, &[f32])]) -> GradStore {
+        let mut loss = Tensor::zeros((), candle_core::DType::F32, &Device::Cpu).unwrap();
+        for (variable, gradient) in of {
+            let gradient = Tensor::from_slice(gradient, variable.shape(), &Device::Cpu).unwrap();
+            loss = (loss + (variable.as_tensor() * gradient).unwrap().sum_all().unwrap()).unwrap();
+        }
+        loss.backward().unwrap()
+    }
+
+    fn optimizer(named: &[(&str, &Var)]) -> Optimizer {
+        Optimizer::new(
+            named.iter().map(|&(name, variable)| (name.to_string(), variable.clone())).collect(),
+            &settings(),
+        )
+        .unwrap()
+    }
+
+    /// AdamW in scalars, after the documentation of `torch.optim.AdamW`: (parameter, first moment, second moment).
+    fn scalar_adamw(at: (f64, f64, f64), gradient: f64, rate: f64, weight_decay: f64, step: i32) -> (f64, f64, f64) {
+        let (parameter, first, second) = at;
+        let first = 0.9 * first + (1.0 - 0.9) * gradient;
+        let second = 0.95 * second + (1.0 - 0.95) * gradient * gradient;
+        let first_hat = first / (1.0 - 0.9f64.powi(step));
+        let second_hat = second / (1.0 - 0.95f64.powi(step));
+        let decayed = parameter - rate * weight_decay * parameter;
+        (decayed - rate * first_hat / (second_hat.sqrt() + 1e-8), first, second)
+    }
+
+    #[test]
+    fn steps_equal_clipped_adamw_with_decay_on_matrices_only() {
+        let (weight, bias) = (variable(&[0.5, -1.0, 2.0, 0.1], &[2, 2]), variable(&[0.3, -0.7], &[2]));
+        let mut optimizer = optimizer(&[("bias", &bias), ("weight", &weight)]);
+        let mut expected: Vec<(f64, f64, f64)> =
+            [0.5, -1.0, 2.0, 0.1, 0.3, -0.7].iter().map(|&start| (start, 0.0, 0.0)).collect();
+        let steps =
+            [[3.0, -1.0, 0.0, 2.0, 1.0, -1.0], [0.1, 0.2, -0.1, 0.0, 0.3, 0.1], [-2.0, 0.5, 0.5, 1.0, 0.0, 4.0]];
+        for (step, gradient) in steps.iter().enumerate() {
+            let rate = 0.01 * (step + 1) as f64;
+            optimizer.accumulate(&gradients(&[(&weight, &gradient[..4]), (&bias, &gradient[4..])])).unwrap();
+            let report = optimizer.step(rate).unwrap();
+            let norm = gradient.iter().map(|&number| f64::from(number).powi(2)).sum::<f64>().sqrt();
+            let scale = if norm > 1.0 { 1.0 / (norm + 1e-6) } else { 1.0 };
+            assert!((report.gradient_norm - norm).abs() < 1e-6 && (report.gradient_scale - scale).abs() < 1e-7);
+            for (index, at) in expected.iter_mut().enumerate() {
+                let decay = if index < 4 { 0.1 } else { 0.0 };
+                *at = scalar_adamw(*at, f64::from(gradient[index]) * scale, rate, decay, step as i32 + 1);
+            }
+            for (found, expected) in [values(&weight), values(&bias)].concat().iter().zip(&expected) {
+                assert!((f64::from(*found) - expected.0).abs() < 1e-6, "{found} is not {}", expected.0);
+            }
+        }
+    }
+
+    #[test]
+    fn micro_batches_give_the_step_of_the_whole_batch() {
+        let step = |micro_batches: &[&[f32]]| {
+            let weight = variable(&[1.0, 2.0], &[1, 2]);
+            let mut optimizer = optimizer(&[("weight", &weight)]);
+            for gradient in micro_batches {
+                optimizer.accumulate(&gradients(&[(&weight, gradient)])).unwrap();
+            }
+            (optimizer.step(0.1).unwrap(), values(&weight))
+        };
+        assert_eq!(step(&[&[0.25, 0.5], &[0.25, -0.25], &[-1.0, 0.5]]), step(&[&[-0.5, 0.75]]));
+    }
+
+    #[test]
+    fn a_parameter_without_gradient_is_left_alone_and_starts_when_it_gets_one() {
+        let (used, unused) = (variable(&[1.0], &[1, 1]), variable(&[1.0], &[1, 1]));
+        let mut both = optimizer(&[("used", &used), ("unused", &unused)]);
+        for _ in 0..3 {
+            both.accumulate(&gradients(&[(&used, &[0.5])])).unwrap();
+            both.step(0.1).unwrap();
+        }
+        assert_ne!(values(&used), [1.0]);
+        assert_eq!(values(&unused), [1.0]);
+        both.accumulate(&gradients(&[(&unused, &[0.5])])).unwrap();
+        both.step(0.1).unwrap();
+        let fresh = variable(&[1.0], &[1, 1]);
+        let mut alone = optimizer(&[("fresh", &fresh)]);
+        alone.accumulate(&gradients(&[(&fresh, &[0.5])])).unwrap();
+        alone.step(0.1).unwrap();
+        assert_eq!(values(&unused), values(&fresh));
+    }
+
+    #[test]
+    fn a_step_whose_gradients_are_not_finite_changes_nothing_and_is_counted() {
+        let (good, bad) = (variable(&[1.0, 2.0], &[2]), variable(&[3.0], &[1]));
+        let mut optimizer = optimizer(&[("good", &good), ("bad", &bad)]);
+        for number in [f32::NAN, f32::INFINITY] {
+            optimizer.accumulate(&gradients(&[(&good, &[1.0, 1.0]), (&bad, &[number])])).unwrap();
+            assert!(optimizer.step(0.1).unwrap().skipped);
+        }
+        assert_eq!((values(&good), values(&bad), optimizer.skipped_steps()), (vec![1.0, 2.0], vec![3.0], 2));
+        // The faulty gradients are gone: the next step is as the first of a new optimizer.
+        optimizer.accumulate(&gradients(&[(&bad, &[0.5])])).unwrap();
+        let report = optimizer.step(0.1).unwrap();
+        assert_eq!((report.gradient_norm, report.skipped), (0.5, false));
+        assert!((values(&bad)[0] - 2.9).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_order_in_which_parameters_are_given_does_not_matter_to_a_bit() {
+        let step = |reverse: bool| {
+            let variables: Vec<Var> = (0..5).map(|index| variable(&[index as f32 * 0.37, 1.0], &[2])).collect();
+            let mut named: Vec<(String, Var)> =
+                variables.iter().enumerate().map(|(index, variable)| (index.to_string(), variable.clone())).collect();
+            if reverse {
+                named.reverse();
+            }
+            let mut optimizer = Optimizer::new(named, &settings()).unwrap();
+            let numbers: Vec<[f32; 2]> = (0..5).map(|index| [0.1f32.powi(index), 1.7 * index as f32]).collect();
+            let of: Vec<(&Var, &[f32])> =
+                variables.iter().zip(&numbers).map(|(v, numbers)| (v, &numbers[..])).collect();
+            optimizer.accumulate(&gradients(&of)).unwrap();
+            (optimizer.step(0.1).unwrap(), variables.iter().map(values).collect::<Vec<_>>())
+        };
+        assert_eq!(step(false), step(true));
+    }
+
+    #[test]
+    fn nothing_to_train_or_two_of_one_name_is_an_error() {
+        assert!(Optimizer::new(Vec::new(), &settings()).is_err());
+        let weight = variable(&[1.0], &[1]);
+        let twice = vec![("w".to_string(), weight.clone()), ("w".to_string(), weight)];
+        assert!(Optimizer::new(twice, &settings()).unwrap_err().to_string().contains("name w"));
+    }
+}
