@@ -4,12 +4,15 @@
 pub mod adapt;
 pub mod data;
 pub mod error;
+pub mod evaluate;
 pub mod files;
 pub mod generate;
 pub mod model;
 pub mod ops;
 pub mod ppo;
 pub mod random;
+pub mod sample;
+pub mod score;
 pub mod settings;
 pub mod train;
 

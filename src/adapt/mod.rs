@@ -154,6 +154,11 @@ impl Bases {
     }
 }
 
+/// The folder whose tokenizer belongs to a model argument: its own, or its base model's.
+pub fn tokenizer_folder(folder: &Path) -> Result<PathBuf> {
+    if folder.join("tokenizer.json").is_file() { Ok(folder.to_path_buf()) } else { Ok(resolve(folder, None)?.0) }
+}
+
 /// The base folder and the adapter folder that a model argument stands for.
 fn resolve(folder: &Path, adapter: Option<&Path>) -> Result<(PathBuf, Option<PathBuf>)> {
     if !folder.is_dir() {

@@ -1,0 +1,3 @@
+//! What alignment did.
+pub mod bootstrap;
+pub mod diversity;
