@@ -11,9 +11,11 @@ pub mod model;
 pub mod ops;
 pub mod ppo;
 pub mod random;
+pub mod reward;
 pub mod sample;
 pub mod score;
 pub mod settings;
+pub mod sft;
 pub mod train;
 
 pub use error::{Error, Result};

@@ -1,6 +1,5 @@
 //! From Parquet files to trees of tokens.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,14 +10,9 @@ use arrow::array::{
 use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{Field, Int32Type};
 use proptest::prelude::*;
-use rlhf::data::batch::TokenTree;
-use rlhf::data::inspect::inspect;
 use rlhf::data::parquet::{self, ParquetRows, ParquetWriter};
-use rlhf::data::schema::{self, AnswerLayout, Demonstration, Message, Origin, Prompt, Ranking, Text};
+use rlhf::data::schema::{self, AnswerLayout, Demonstration, Message, Prompt, Ranking, Text};
 use rlhf::data::template::ChatTemplate;
-use rlhf::data::tokenize::Tokenizer;
-use rlhf::data::tokenize_records::{Ending, Truncation};
-use rlhf::data::train_tokenizer::{SpecialTokens, train_bpe};
 use tempfile::TempDir;
 
 /// Real data beside the checkout; the tests that want it say so and pass where it is absent.
@@ -223,7 +217,7 @@ fn the_three_layouts_of_hh_rlhf_hold_the_same_prompts_and_answers() {
         let wholes = |record: &Ranking| record.responses.iter().map(whole).collect::<Vec<_>>();
         same += usize::from(rendered == *text && wholes(left) == wholes(right));
     }
-    // The conversational files were trimmed when they were made: 4 of 1,874 transcripts have white space elsewhere.
+    // The messages were trimmed when the file was made, which shows where an earlier answer begins with two spaces.
     assert_eq!(same, 1870);
 }
 
@@ -434,6 +428,24 @@ fn answers_to_score_keep_their_rows() {
     assert_eq!(chunk.layout, AnswerLayout::List);
     assert_eq!(chunk.rows.batch.num_columns(), 3);
     assert_eq!(chunk.records[1].answers, [plain("b"), plain("c")]);
+    let mut scored = chunk.clone();
+    scored.add_floats("log_prob", &[vec![-1.0], vec![-2.0, -3.0]]).unwrap();
+    scored.add_integers("tokens", &[vec![1], vec![2, 3]]).unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let copy = copy.path().join("scored.parquet");
+    parquet::write(&copy, &scored.rows.batch).unwrap();
+    let read = ParquetRows::open(&copy.display().to_string()).unwrap().next().unwrap().unwrap();
+    assert_eq!(read.column_names(), "`id`, `prompt`, `responses`, `log_prob`, `tokens`");
+    let (log_probs, tokens) = (read.float_lists("log_prob").unwrap(), read.integer_lists("tokens").unwrap());
+    assert_eq!((log_probs.range(1), &log_probs.values.values()[..]), (Some(1..3), &[-1.0, -2.0, -3.0][..]));
+    assert_eq!(tokens.values.values()[..], [1, 2, 3]);
+    assert!(scored.add_floats("log_prob", &[vec![], vec![]]).is_err());
+
+    let (_folder, path) = file(vec![("chosen", strings(&["a b"])), ("rejected", strings(&["a c"]))]);
+    let mut chunk = schema::answered(&path).unwrap().next().unwrap().unwrap();
+    chunk.add_floats("reward", &[vec![0.5, -0.5]]).unwrap();
+    assert_eq!(chunk.rows.floats("rejected_reward").unwrap().value(0), -0.5);
+
     let (_folder, path) = file(vec![("completion", strings(&["c"])), ("prompt", strings(&["p"]))]);
     let chunk = schema::answered(&path).unwrap().next().unwrap().unwrap();
     assert_eq!((chunk.layout, &chunk.records[0].answers[..]), (AnswerLayout::One, &[plain("c")][..]));
@@ -441,315 +453,4 @@ fn answers_to_score_keep_their_rows() {
     let (_folder, path) = file(vec![("messages", turns)]);
     let chunk = schema::answered(&path).unwrap().next().unwrap().unwrap();
     assert_eq!(chunk.records[0].answers, [Text::Messages(vec![Message::assistant("d")])]);
-}
-
-// ---- tokens ------------------------------------------------------------------------------------------------------
-
-const CORPUS: &str = "\n\nHuman: Who keeps the hen?\n\nAssistant: Vubek keeps the hen. The passage does not say more.";
-
-fn corpus() -> impl Iterator<Item = String> + Send {
-    (0..50).map(|index| format!("{CORPUS} {index}"))
-}
-
-fn tokenizer(special_tokens: &SpecialTokens) -> Tokenizer {
-    train_bpe(corpus(), 320, special_tokens).unwrap()
-}
-
-fn origin() -> Origin {
-    Origin { file: Path::new("rows.parquet").into(), row: 3 }
-}
-
-fn demonstration(prompt: &str, completion: &str) -> Demonstration {
-    Demonstration { prompt: Some(plain(prompt)), completion: plain(completion), origin: origin() }
-}
-
-fn tokens(tokenizer: &Tokenizer, record: &Demonstration, max_length: usize) -> (TokenTree, Truncation) {
-    let mut truncation = Truncation::default();
-    (tokenizer.demonstration(record, max_length, &mut truncation).unwrap(), truncation)
-}
-
-#[test]
-fn only_the_completion_and_eos_are_learned() {
-    let tokenizer = tokenizer(&SpecialTokens::default());
-    let (tree, truncation) = tokens(&tokenizer, &demonstration("Who keeps the hen?", " Vubek keeps it."), 100);
-    assert_eq!(tree.prompt[0], tokenizer.bos().unwrap());
-    assert_eq!(tokenizer.decode(&tree.prompt, true).unwrap(), "Who keeps the hen?");
-    let answer = &tree.answers[0];
-    assert_eq!(tokenizer.decode(&answer.tokens, false).unwrap(), " Vubek keeps it.</s>");
-    assert!(answer.learned.iter().all(|&learned| learned));
-    assert_eq!(truncation, Truncation::default());
-}
-
-#[test]
-fn eos_is_learned_where_it_is_the_padding_token_too() {
-    let special = SpecialTokens { pad: Some("<end>".into()), bos: None, eos: "<end>".into(), others: vec![] };
-    let tokenizer = tokenizer(&special);
-    assert_eq!(tokenizer.pad(), Some(tokenizer.eos().unwrap()));
-    for completion in ["yes", "yes<end>"] {
-        let (tree, _) = tokens(&tokenizer, &demonstration("Is it?", completion), 100);
-        let answer = &tree.answers[0];
-        let ends = answer.tokens.iter().filter(|&&token| token == tokenizer.eos().unwrap()).count();
-        assert_eq!((ends, answer.tokens.last(), answer.learned.last()), (1, tokenizer.pad().as_ref(), Some(&true)));
-    }
-}
-
-#[test]
-fn bos_is_never_doubled() {
-    let tokenizer = tokenizer(&SpecialTokens::default());
-    let bos = tokenizer.bos().unwrap();
-    assert_eq!(tokenizer.encode("<s>the hen").unwrap(), tokenizer.encode("the hen").unwrap());
-    assert_eq!(tokenizer.encode("the hen").unwrap().iter().filter(|&&token| token == bos).count(), 1);
-    assert_eq!(tokenizer.encode("").unwrap(), [bos]);
-}
-
-#[test]
-fn a_folder_may_say_whether_bos_is_added() {
-    let folder = tempfile::tempdir().unwrap();
-    tokenizer(&SpecialTokens::default()).save(folder.path()).unwrap();
-    let path = folder.path().join("tokenizer_config.json");
-    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    for (add, expected) in [(true, 1), (false, 0)] {
-        let mut config = config.clone();
-        config["add_bos_token"] = add.into();
-        config["bos_token"] = serde_json::json!({"content": "<s>", "lstrip": false});
-        std::fs::write(&path, config.to_string()).unwrap();
-        let tokens = Tokenizer::load(folder.path()).unwrap().encode("the").unwrap();
-        assert_eq!(tokens.iter().filter(|&&token| token == 1).count(), expected);
-    }
-}
-
-#[test]
-fn a_token_across_the_boundary_belongs_to_the_answer() {
-    let tokenizer = tokenizer(&SpecialTokens::default());
-    // " hen" is one token, so the space at the end of the prompt is read together with the answer.
-    let (tree, _) = tokens(&tokenizer, &demonstration("keeps the ", "hen"), 100);
-    assert_eq!(tokenizer.decode(&tree.prompt, true).unwrap(), "keeps the");
-    assert_eq!(tokenizer.decode(&tree.answers[0].tokens, true).unwrap(), " hen");
-    assert_eq!(tree.answers[0].tokens.len(), 2);
-}
-
-#[test]
-fn answers_share_the_tokens_that_all_prompts_have_in_common() {
-    let tokenizer = tokenizer(&SpecialTokens::default());
-    let responses = [" Vubek keeps", " Vubek", "", " \u{1F414}"];
-    let ranking = Ranking {
-        prompt: plain("Who keeps the hen?"),
-        responses: responses.map(plain).to_vec(),
-        ranks: vec![0, 1, 2, 3],
-        margin: None,
-        origin: origin(),
-    };
-    let tree = tokenizer.ranking(&ranking, 100, &mut Truncation::default()).unwrap();
-    // The answers that begin alike share no token: what is learned is never in the prompt.
-    assert_eq!(tokenizer.decode(&tree.prompt, true).unwrap(), "Who keeps the hen?");
-    for (answer, response) in tree.answers.iter().zip(responses) {
-        let together = tokenizer.encode(&format!("Who keeps the hen?{response}")).unwrap();
-        assert_eq!([&tree.prompt[..], &answer.tokens[..answer.tokens.len() - 1]].concat(), together);
-        assert_eq!(answer.tokens.last(), Some(&tokenizer.eos().unwrap()));
-    }
-    let across = Ranking { prompt: plain("keeps the "), responses: vec![plain("hen"), plain("1")], ..ranking };
-    let tree = tokenizer.ranking(&across, 100, &mut Truncation::default()).unwrap();
-    let [hen, one] = &tree.answers[..] else { panic!() };
-    assert_eq!(tokenizer.decode(&hen.tokens, true).unwrap(), " hen");
-    assert_eq!(tokenizer.decode(&one.tokens, true).unwrap(), " 1");
-    assert!(hen.learned[0] && tree.learned_tokens() >= 4);
-}
-
-#[test]
-fn long_prompts_lose_their_start_and_long_answers_their_end() {
-    let tokenizer = tokenizer(&SpecialTokens::default());
-    let record = demonstration(&"who ".repeat(200), " Vubek keeps the hen.");
-    let (whole, _) = tokens(&tokenizer, &record, usize::MAX);
-    let (cut, truncation) = tokens(&tokenizer, &record, 40);
-    assert_eq!(truncation, Truncation { prompts: 1, answers: 0 });
-    assert_eq!((cut.tokens(), &cut.answers), (40, &whole.answers));
-    assert_eq!(cut.prompt[0], tokenizer.bos().unwrap());
-    assert!(whole.prompt.ends_with(&cut.prompt[1..]));
-
-    let record = demonstration("Who?", &" hen".repeat(200));
-    let (cut, truncation) = tokens(&tokenizer, &record, 40);
-    assert_eq!(truncation, Truncation { prompts: 1, answers: 1 });
-    assert_eq!((cut.tokens(), cut.prompt.len()), (40, 1));
-    assert_ne!(cut.answers[0].tokens.last(), Some(&tokenizer.eos().unwrap()));
-    assert_eq!(cut.answers[0].learned.len(), 39);
-
-    let mut truncation = Truncation::default();
-    let prompt = Prompt { prompt: plain(&"who ".repeat(200)), origin: origin() };
-    let tokens = tokenizer.prompt(&prompt, 10, &mut truncation).unwrap();
-    assert_eq!((tokens.len(), tokens[0], truncation.prompts), (10, tokenizer.bos().unwrap(), 1));
-}
-
-#[test]
-fn scored_answers_get_eos_only_when_asked() {
-    let tokenizer = tokenizer(&SpecialTokens::default());
-    let tree = |ending| {
-        tokenizer.tree(Some(&plain("Who?")), &[plain(" Vubek")], ending, 100, &mut Truncation::default()).unwrap()
-    };
-    let (as_is, with_eos) = (tree(Ending::AsIs), tree(Ending::Eos));
-    assert_eq!(with_eos.answers[0].tokens, [&as_is.answers[0].tokens[..], &[tokenizer.eos().unwrap()]].concat());
-}
-
-#[test]
-fn a_tokenizer_depends_on_its_texts_alone_and_reads_back_what_it_saved() {
-    let forward = tokenizer(&SpecialTokens::default());
-    let mut texts: Vec<String> = corpus().collect();
-    texts.reverse();
-    let backward = train_bpe(texts.into_iter(), 320, &SpecialTokens::default()).unwrap();
-    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    forward.save(folders[0].path()).unwrap();
-    backward.save(folders[1].path()).unwrap();
-    let loaded = Tokenizer::load(folders[0].path()).unwrap();
-    loaded.save(folders[2].path()).unwrap();
-    for name in ["tokenizer.json", "tokenizer_config.json"] {
-        let read = |folder: &TempDir| std::fs::read(folder.path().join(name)).unwrap();
-        assert_eq!(read(&folders[0]), read(&folders[1]));
-        assert_eq!(read(&folders[0]), read(&folders[2]));
-    }
-    let text = "Vubek doesn\u{2019}t say \u{1F414}\t\n  1234";
-    let ids = loaded.encode(text).unwrap();
-    assert_eq!(ids, forward.encode(text).unwrap());
-    assert_eq!(loaded.decode(&ids, true).unwrap(), text);
-    assert!(loaded.vocabulary_size() <= 320);
-}
-
-#[test]
-fn tokenizers_that_do_not_fit_are_refused() {
-    let tokenizer = tokenizer(&SpecialTokens::default());
-    let size = tokenizer.vocabulary_size();
-    tokenizer.fits(size).unwrap();
-    let error = tokenizer.fits(size - 1).unwrap_err().to_string();
-    assert!(error.contains(&format!("ids up to {}, but the model's vocabulary has {}", size - 1, size - 1)), "{error}");
-    let error = train_bpe(corpus(), 100, &SpecialTokens::default()).err().unwrap().to_string();
-    assert_eq!(error, "a vocabulary of 100 tokens is too small: bytes and special tokens alone are 259");
-    let folder = tempfile::tempdir().unwrap();
-    let error = Tokenizer::load(folder.path()).err().unwrap().to_string();
-    assert!(error.contains("tokenizer.json: there is no such file"), "{error}");
-}
-
-#[test]
-fn inspection_shows_every_token_with_its_loss() {
-    let tokenizer = tokenizer(&SpecialTokens::default());
-    let (tree, _) = tokens(&tokenizer, &demonstration("Who?\n", "\u{1F414}"), 100);
-    let shown = inspect(&tree, &tokenizer).unwrap();
-    assert_eq!(shown.lines().count(), 2 + tree.tokens());
-    assert!(shown.contains("      0        1  no    \"<s>\"\n"), "{shown}");
-    assert!(shown.contains("  no    \"\\n\"\n"), "{shown}");
-    assert!(shown.ends_with("      1        2  yes   \"</s>\"\n"), "{shown}");
-}
-
-// ---- templates ---------------------------------------------------------------------------------------------------
-
-const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + \
-                      '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-
-fn chat_tokenizer(template: &str) -> Tokenizer {
-    let special = SpecialTokens {
-        pad: None,
-        bos: Some("<s>".into()),
-        eos: "<|im_end|>".into(),
-        others: vec!["<|im_start|>".into()],
-    };
-    let folder = tempfile::tempdir().unwrap();
-    tokenizer(&special).save(folder.path()).unwrap();
-    std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
-    Tokenizer::load(folder.path()).unwrap()
-}
-
-fn conversation() -> Demonstration {
-    let messages =
-        vec![Message::user("Hi"), Message::assistant("Hello"), Message::user("Why?"), Message::assistant("So")];
-    Demonstration { prompt: None, completion: Text::Messages(messages), origin: origin() }
-}
-
-/// The texts of the runs of learned tokens.
-fn learned_runs(tokenizer: &Tokenizer, tree: &TokenTree) -> Vec<String> {
-    let answer = &tree.answers[0];
-    let mut runs: Vec<Vec<u32>> = Vec::new();
-    for (index, (&token, &learned)) in answer.tokens.iter().zip(&answer.learned).enumerate() {
-        if learned && (index == 0 || !answer.learned[index - 1]) {
-            runs.push(Vec::new());
-        }
-        if learned {
-            runs.last_mut().unwrap().push(token);
-        }
-    }
-    runs.iter().map(|run| tokenizer.decode(run, false).unwrap()).collect()
-}
-
-#[test]
-fn every_turn_of_the_assistant_is_learned_with_the_token_that_ends_it() {
-    let tokenizer = chat_tokenizer(CHATML);
-    let (tree, _) = tokens(&tokenizer, &conversation(), 200);
-    assert_eq!(
-        tokenizer.decode(&tree.prompt, false).unwrap(),
-        "<s><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    );
-    assert_eq!(learned_runs(&tokenizer, &tree), ["Hello<|im_end|>", "So<|im_end|>"]);
-    assert_eq!(tree.answers[0].tokens.last(), Some(&tokenizer.eos().unwrap()));
-}
-
-#[test]
-fn a_turn_that_later_turns_change_is_not_learned() {
-    // Earlier answers are shortened, as reasoning models' templates do.
-    let source = "{% for message in messages %}[{{ message.role }}]{% if message.role == 'assistant' and not loop.last %}…\
-                  {% else %}{{ message.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
-    let tokenizer = chat_tokenizer(source);
-    let (tree, _) = tokens(&tokenizer, &conversation(), 200);
-    assert_eq!(learned_runs(&tokenizer, &tree), ["So<|im_end|>"]);
-    assert!(tokenizer.decode(&tree.prompt, false).unwrap().ends_with("[user]Hi[assistant]…[user]Why?[assistant]"));
-}
-
-#[test]
-fn a_bos_in_the_template_is_not_added_again() {
-    let source = format!("{{{{ bos_token }}}}{CHATML}");
-    let with = tokens(&chat_tokenizer(&source), &conversation(), 200).0;
-    let without = tokens(&chat_tokenizer(CHATML), &conversation(), 200).0;
-    assert_eq!(with, without);
-}
-
-#[test]
-fn models_without_a_template_get_the_plain_one() {
-    let tokenizer = tokenizer(&SpecialTokens::default());
-    assert!(!tokenizer.has_template());
-    let (tree, _) = tokens(&tokenizer, &conversation(), 200);
-    assert_eq!(tokenizer.decode(&tree.prompt, true).unwrap(), "\n\nHuman: Hi\n\nAssistant:");
-    assert_eq!(learned_runs(&tokenizer, &tree), [" Hello", " So</s>"]);
-}
-
-#[test]
-fn what_a_template_refuses_names_the_row() {
-    let source = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('System first!') }}{% endif %}";
-    let tokenizer = chat_tokenizer(source);
-    let error = tokenizer.demonstration(&conversation(), 100, &mut Truncation::default()).unwrap_err().to_string();
-    assert!(error.starts_with("rows.parquet: row 3 (counted from 0): "), "{error}");
-    assert!(
-        error.ends_with("chat_template.jinja: the chat template rejects the conversation: System first!"),
-        "{error}"
-    );
-}
-
-#[test]
-fn templates_have_the_functions_of_transformers() {
-    let render = |source: &str, generation: bool| {
-        let special = BTreeMap::from([("eos_token".to_owned(), "</s>".to_owned())]);
-        let template = ChatTemplate::from_source(source, "t.jinja", &special).unwrap();
-        template.apply(&[Message::user(" a,b "), Message::assistant("é")], generation).unwrap()
-    };
-    assert_eq!(render("{{ messages[0].content.strip().split(',')[-1] }}{{ eos_token }}", false), "b</s>");
-    assert_eq!(render("{{ messages[1] | tojson }}", false), r#"{"role": "assistant", "content": "é"}"#);
-    assert_eq!(render("{{ [1, 2.5, none, '<'] | tojson(indent=2) }}", false), "[\n  1,\n  2.5,\n  null,\n  \"<\"\n]");
-    assert_eq!(render("{{ add_generation_prompt }}{{ tools is none }}", true), "TrueTrue");
-    assert_eq!(
-        render("{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{% endfor %}", false),
-        "assistant"
-    );
-    assert_eq!(
-        render(
-            "{% for m in messages %}\n  {% if m.role == 'user' %}\n{{ m.content }}\n  {% endif %}\n{% endfor %}\n",
-            false
-        ),
-        " a,b \n"
-    );
-    assert_eq!(render("{%- generation -%} x {%- endgeneration %}", false), "x");
-    assert_eq!(render("{{ strftime_now('%Y') | length }}", false), "4");
 }

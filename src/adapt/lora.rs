@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::method::{ALL_LINEAR, LoraSettings};
 use super::peft;
 use crate::bail;
 use crate::error::Result;
@@ -14,7 +13,11 @@ use crate::model::adapter::{Adapter, Pass};
 use crate::model::architecture::Architecture;
 use crate::model::head::ScalarHead;
 use crate::model::weights::{Role, Weights, tensor_specs};
+use crate::settings::LoraSettings;
 use crate::{ops, random};
+
+/// Every linear of every block; the output matrix and heads are none of them.
+const ALL_LINEAR: &str = "all-linear";
 
 /// One linear's update.
 #[derive(Debug, Clone)]
@@ -75,12 +78,6 @@ impl Update {
 impl Lora {
     /// A new adapter that changes nothing yet: `A` uniform in `±1 / sqrt(d_in)` (PEFT's Kaiming initialisation), `B` zero.
     pub fn new(settings: &LoraSettings, architecture: &Architecture, seed: u64, device: &Device) -> Result<Self> {
-        if settings.lora_rank == 0 {
-            bail!("--lora-rank is 0; expected at least 1");
-        }
-        if !(0.0..1.0).contains(&settings.lora_dropout) {
-            bail!("--lora-dropout is {}; expected at least 0 and less than 1", settings.lora_dropout);
-        }
         let all = linears(architecture);
         let mut updates = BTreeMap::new();
         for target in &settings.lora_target_modules {
@@ -131,12 +128,16 @@ impl Adapter for Lora {
         let Some(update) = self.updates.get(name) else { return Ok(output) };
         let dropout = self.settings.lora_dropout;
         let dropped = match pass.dropout_seed {
-            Some(seed) if dropout > 0.0 => Some(ops::dropout(input, dropout, random::named_seed(seed, name))?),
+            Some(seed) if dropout > 0.0 => Some(ops::dropout(input, dropout as f32, random::named_seed(seed, name))?),
             _ => None,
         };
         let inner = ops::linear(dropped.as_ref().unwrap_or(input), &update.down, None)?; // [tokens, rank]
         let inner = inner.affine(self.scale(update)?, 0.0)?;
         Ok((output + ops::linear(&inner, &update.up, None)?)?)
+    }
+
+    fn parameters(&self) -> usize {
+        self.updates.values().map(|update| update.down.elem_count() + update.up.elem_count()).sum()
     }
 
     fn variables(&self) -> Vec<(String, Var)> {

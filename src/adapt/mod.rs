@@ -1,7 +1,6 @@
 //! How a model is trained: full weights, or a lightweight method on a frozen base. The only place that knows methods by name.
 
 mod lora;
-pub mod method;
 mod peft;
 
 use std::collections::HashMap;
@@ -18,8 +17,8 @@ use crate::model::folder::{self, ModelFolder};
 use crate::model::head::ScalarHead;
 use crate::model::weights::{SCORE, Weights};
 use crate::model::{Model, weights};
+use crate::settings::{Method, TrainingSettings};
 use lora::Lora;
-use method::{Method, MethodSettings};
 
 /// What is to be done with the weights that are read.
 #[derive(Debug, Clone, Copy)]
@@ -27,7 +26,7 @@ pub enum Training<'a> {
     /// Nothing trains.
     Frozen,
     /// This method trains.
-    With(&'a MethodSettings),
+    With(&'a TrainingSettings),
 }
 
 /// What stands on top of the transformer.

@@ -7,13 +7,13 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
 use super::lora::{Lora, Update, linears};
-use super::method::LoraSettings;
 use crate::bail;
 use crate::error::{Error, Result};
 use crate::model::architecture::{Architecture, Config};
 use crate::model::folder::read_json;
 use crate::model::head::ScalarHead;
 use crate::model::weights;
+use crate::settings::LoraSettings;
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
@@ -139,7 +139,7 @@ fn read_settings(config: &Config) -> Result<LoraSettings> {
     Ok(LoraSettings {
         lora_rank: rank,
         lora_alpha: config.number("lora_alpha", 8.0)?,
-        lora_dropout: config.number("lora_dropout", 0.0)? as f32,
+        lora_dropout: config.number("lora_dropout", 0.0)?,
         lora_target_modules: targets,
         lora_rslora: config.flag("use_rslora", false)?,
     })

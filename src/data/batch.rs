@@ -44,9 +44,11 @@ impl TokenTree {
         self.prompt.len() + self.answers.iter().map(|answer| answer.tokens.len()).sum::<usize>()
     }
 
-    /// The number of tokens that carry loss.
+    /// The number of tokens that carry loss: the first of a document without prompt has nothing before it to be predicted from.
     pub fn learned_tokens(&self) -> usize {
-        self.answers.iter().flat_map(|answer| &answer.learned).filter(|&&learned| learned).count()
+        let unpredicted = usize::from(self.prompt.is_empty());
+        let learned = self.answers.iter().flat_map(|answer| answer.learned.iter().skip(unpredicted));
+        learned.filter(|&&learned| learned).count()
     }
 }
 

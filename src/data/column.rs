@@ -43,7 +43,7 @@ pub enum TextColumn {
     /// Strings.
     Plain(LargeStringArray),
     /// Lists of `{role, content}`.
-    Messages(Lists<MessageColumn>),
+    Messages(Box<Lists<MessageColumn>>),
 }
 
 /// Messages: the `role` and `content` (or `from` and `value`) fields of a struct.
@@ -265,5 +265,6 @@ fn texts(column: &ArrayRef) -> Option<TextColumn> {
         (Some(role), Some(content)) => (role, content, false),
         _ => (field("from")?, field("value")?, true),
     };
-    Some(TextColumn::Messages(Lists { lists, values: MessageColumn { whole, role, content, sharegpt } }))
+    let values = MessageColumn { whole, role, content, sharegpt };
+    Some(TextColumn::Messages(Box::new(Lists { lists, values })))
 }

@@ -6,6 +6,7 @@ pub mod inspect;
 mod layout;
 pub mod parquet;
 pub mod schema;
+pub mod scores;
 pub mod template;
 pub mod tokenize;
 pub mod tokenize_records;

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use super::layout;
 use super::parquet::{ParquetRows, Rows};
+pub use super::scores::AnsweredRows;
 use crate::error::Result;
 
 /// One turn of a conversation.
@@ -50,6 +51,16 @@ pub enum Text {
     Plain(String),
     /// Turns of a conversation, to be rendered by the model's chat template.
     Messages(Vec<Message>),
+}
+
+impl Text {
+    /// The strings in it: itself, or what each turn says.
+    pub fn contents(&self) -> Vec<String> {
+        match self {
+            Text::Plain(text) => vec![text.clone()],
+            Text::Messages(messages) => messages.iter().map(|message| message.content.clone()).collect(),
+        }
+    }
 }
 
 /// The file and row that a record was read from.
@@ -122,17 +133,6 @@ pub enum AnswerLayout {
     List,
     /// The columns `chosen` and `rejected`: two numbers a row, in two columns.
     Pair,
-}
-
-/// Some rows as they were read, with the answers found in them: what is appended to them keeps the other columns.
-#[derive(Debug, Clone)]
-pub struct AnsweredRows {
-    /// The rows with all their columns.
-    pub rows: Rows,
-    /// The form of the answers.
-    pub layout: AnswerLayout,
-    /// One record a row.
-    pub records: Vec<Answered>,
 }
 
 /// The demonstrations in the files that `pattern` names (a file, a folder or a glob), in order.

@@ -161,10 +161,15 @@ impl ChatTemplate {
     /// The bytes of `whole` that are the last of `messages`, if `whole` begins with these messages as they are rendered alone.
     fn find_turn(&self, messages: &[Message], whole: &str, is_last: bool) -> Result<Option<(usize, usize)>> {
         let before = &messages[..messages.len() - 1];
-        let end = if is_last { whole.len() } else { self.apply(messages, false)?.len() };
-        if !is_last && !whole.starts_with(&self.apply(messages, false)?) {
-            return Ok(None);
-        }
+        let end = if is_last {
+            whole.len()
+        } else {
+            let text = self.apply(messages, false)?;
+            if !whole.starts_with(&text) {
+                return Ok(None);
+            }
+            text.len()
+        };
         if before.is_empty() {
             // Many templates reject an empty conversation; then the turn begins where the text does.
             let prompt = self.apply(before, true).unwrap_or_default();

@@ -125,6 +125,11 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// Every token with its id: models that are to read the same ids need the same.
+    pub fn vocabulary(&self) -> std::collections::HashMap<String, u32> {
+        self.inner.get_vocab(true)
+    }
+
     /// The token that begins a text.
     pub fn bos(&self) -> Option<u32> {
         self.bos

@@ -7,6 +7,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, PreTokenizerWrapper};
 
+use super::schema::{self, Text};
 use super::tokenize::Tokenizer;
 use super::tokenizer_files::TokenizerFiles;
 use crate::bail;
@@ -89,4 +90,27 @@ pub fn train_bpe(
     files.files.insert("tokenizer.json".into(), tokenizer.to_string(true).map_err(failed)?.into_bytes());
     files.files.insert("tokenizer_config.json".into(), format!("{config:#}\n").into_bytes());
     Tokenizer::from_files(files)
+}
+
+/// As [`train_bpe`], on every text of the Parquet files that `pattern` names: prompts and answers in any of the layouts of
+/// [`schema::answered`], or prompts alone. Each prompt, answer and message is a text of its own.
+pub fn train_bpe_on_files(pattern: &str, vocabulary_size: usize, special_tokens: &SpecialTokens) -> Result<Tokenizer> {
+    let mut failure = None;
+    let texts: Box<dyn Iterator<Item = Result<Vec<Text>>> + Send> = match schema::answered(pattern) {
+        Ok(chunks) => Box::new(chunks.map(|chunk| {
+            let records = chunk?.records.into_iter();
+            Ok(records.flat_map(|record| std::iter::once(record.prompt).chain(record.answers)).collect())
+        })),
+        Err(error) => match schema::prompts(pattern) {
+            Ok(prompts) => Box::new(prompts.map(|prompt| Ok(vec![prompt?.prompt]))),
+            Err(_) => return Err(error),
+        },
+    };
+    let good = texts.map_while(|texts| texts.map_err(|error| failure = Some(error)).ok());
+    let strings = good.flatten().flat_map(|text| match text {
+        Text::Plain(text) => vec![text],
+        Text::Messages(messages) => messages.into_iter().map(|message| message.content).collect(),
+    });
+    let tokenizer = train_bpe(strings, vocabulary_size, special_tokens);
+    failure.map_or(tokenizer, Err)
 }

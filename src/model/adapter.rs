@@ -57,6 +57,9 @@ pub trait Adapter: Send + Sync {
         Ok(output)
     }
 
+    /// Number of scalars it adds to the base model.
+    fn parameters(&self) -> usize;
+
     /// What trains, by name.
     fn variables(&self) -> Vec<(String, Var)>;
 

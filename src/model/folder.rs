@@ -37,16 +37,7 @@ pub struct ModelFolder {
 
 /// Reads `config.json` and the weights; where there are none, makes them from `seed`, to train from scratch.
 pub fn open(path: &Path, seed: u64, device: &Device) -> Result<(ModelFolder, Architecture, Weights)> {
-    let config_path = path.join("config.json");
-    if !config_path.is_file() {
-        bail!(
-            "{}: no config.json there; expected the folder of a Hugging Face model or of a PEFT adapter",
-            path.display()
-        );
-    }
-    let mut config = read_json(&config_path)?;
-    let file = config_path.display().to_string();
-    let architecture = family::architecture(&Config { json: &config, file: &file })?;
+    let (mut config, architecture) = read_architecture(path)?;
     let (weights, form) = if weights::has_weights(path) {
         weights::read(path, &architecture, device)?
     } else {
@@ -58,6 +49,21 @@ pub fn open(path: &Path, seed: u64, device: &Device) -> Result<(ModelFolder, Arc
         (Weights::random(&architecture, seed, device)?, StorageForm::default())
     };
     Ok((ModelFolder { path: path.to_path_buf(), config, form }, architecture, weights))
+}
+
+/// Reads `config.json`.
+pub fn read_architecture(path: &Path) -> Result<(Value, Architecture)> {
+    let config_path = path.join("config.json");
+    if !config_path.is_file() {
+        bail!(
+            "{}: no config.json there; expected the folder of a Hugging Face model or of a PEFT adapter",
+            path.display()
+        );
+    }
+    let config = read_json(&config_path)?;
+    let file = config_path.display().to_string();
+    let architecture = family::architecture(&Config { json: &config, file: &file })?;
+    Ok((config, architecture))
 }
 
 /// Parses a JSON file.

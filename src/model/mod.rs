@@ -41,6 +41,10 @@ pub struct Model {
 struct NoAdapter;
 
 impl Adapter for NoAdapter {
+    fn parameters(&self) -> usize {
+        0
+    }
+
     fn variables(&self) -> Vec<(String, Var)> {
         Vec::new()
     }
@@ -142,6 +146,12 @@ impl Model {
     /// Number of scalars in the base model, adapter and head apart.
     pub fn base_parameters(&self) -> usize {
         self.weights.count()
+    }
+
+    /// Number of scalars in adapter and head.
+    pub fn added_parameters(&self) -> usize {
+        let head = self.head.as_ref().map_or(0, |head| head.weight.elem_count());
+        head + self.adapter.as_ref().map_or(0, |adapter| adapter.parameters())
     }
 
     /// Number of scalars that train.

@@ -1,7 +1,11 @@
 //! Element-wise non-linearities, plain and gated, and dropout.
 
-use candle_core::Tensor;
+use std::f32::consts::FRAC_1_SQRT_2;
 
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor, bail};
+
+use super::matrix::{elements, fill, has_kernel, with_elements};
+use super::simd::{erf, exp, hash, sigmoid, tanh, vectorised};
 use crate::error::Result;
 
 /// A non-linearity.
@@ -21,18 +25,41 @@ pub enum Activation {
 
 /// The activation of every element of `x`, of any shape.
 pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
-    activate_reference(x, activation)
+    if !has_kernel(&[x]) {
+        return activate_reference(x, activation);
+    }
+    Ok(x.contiguous()?.apply_op1(Activate(activation))?)
 }
 
 /// `activation(gate) * up`, the inner part of a gated feed-forward (Shazeer 2020). Both `[tokens, d_ff]`.
 pub fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
-    gated_reference(gate, up, activation)
+    if !has_kernel(&[gate, up]) {
+        return gated_reference(gate, up, activation);
+    }
+    Ok(gate.contiguous()?.apply_op2(&up.contiguous()?, Gated(activation))?)
 }
 
 /// `log(1 + exp(x))` without overflow; `-log σ(x) = softplus(-x)`. Its derivative is `σ(x)`, also at 0.
 pub fn softplus(x: &Tensor) -> Result<Tensor> {
-    // max(x, 0) + log(1 + exp(-|x|)), written so that candle's derivatives at 0 do not enter.
-    Ok(x.affine(0.5, 0.0)?.exp()?.add(&x.affine(-0.5, 0.0)?.exp()?)?.log()?.add(&x.affine(0.5, 0.0)?)?)
+    if !has_kernel(&[x]) {
+        return softplus_reference(x);
+    }
+    Ok(x.contiguous()?.apply_op1(Softplus)?)
+}
+
+/// Inverted dropout (Srivastava et al. 2014): each element is kept with probability `1 - probability` and then divided by it.
+/// The mask is a function of `seed` and the element's index alone, so that the backward pass makes it again.
+pub fn dropout(x: &Tensor, probability: f32, seed: u64) -> Result<Tensor> {
+    if probability == 0.0 {
+        return Ok(x.clone());
+    }
+    if !(0.0..1.0).contains(&probability) {
+        crate::bail!("dropout probability {probability}: expected a number from 0 up to, but not including, 1");
+    }
+    if !has_kernel(&[x]) {
+        return dropout_reference(x, probability, seed);
+    }
+    Ok(x.contiguous()?.apply_op1(Dropout::new(probability, seed))?)
 }
 
 /// [`activate`] in candle's own operations.
@@ -41,7 +68,8 @@ pub fn activate_reference(x: &Tensor, activation: Activation) -> Result<Tensor> 
         Activation::Gelu => x.gelu_erf()?,
         Activation::GeluTanh => x.gelu()?,
         Activation::Silu => x.silu()?,
-        Activation::Relu => x.relu()?,
+        // A product with a constant mask: the derivative of candle's own relu at 0 is 1.
+        Activation::Relu => x.mul(&x.gt(&x.zeros_like()?)?.to_dtype(x.dtype())?)?,
         Activation::Tanh => x.tanh()?,
     })
 }
@@ -51,10 +79,424 @@ pub fn gated_reference(gate: &Tensor, up: &Tensor, activation: Activation) -> Re
     Ok(activate_reference(gate, activation)?.mul(up)?)
 }
 
-/// Inverted dropout (Srivastava et al. 2014): each element is kept with probability `1 - probability` and then divided by it.
-/// The mask is a function of `seed` and the element's index alone, so that the backward pass makes it again.
-pub fn dropout(x: &Tensor, probability: f32, seed: u64) -> Result<Tensor> {
-    let _ = seed;
-    assert!(probability == 0.0, "dropout is on its way");
-    Ok(x.clone())
+/// [`softplus`] in candle's own operations.
+pub fn softplus_reference(x: &Tensor) -> Result<Tensor> {
+    // With m = max(x, 0), a constant to the derivative: m + log(exp(x - m) + exp(-m)), whose derivative is exp(x - m) / (...) = σ(x).
+    let maximum = x.detach().relu()?;
+    let sum = x.sub(&maximum)?.exp()?.add(&maximum.neg()?.exp()?)?;
+    Ok(sum.log()?.add(&maximum)?)
+}
+
+/// [`dropout`] in candle's own operations, with the same mask.
+pub fn dropout_reference(x: &Tensor, probability: f32, seed: u64) -> Result<Tensor> {
+    let dropout = Dropout::new(probability, seed);
+    let ones = vec![1.0; x.elem_count()];
+    let mask = Tensor::from_vec(dropout.apply(&ones), x.shape(), x.device())?;
+    Ok(x.mul(&mask.to_dtype(x.dtype())?)?)
+}
+
+// sqrt(2 / π) and 0.044715, the constants of GELU's approximation.
+const GELU_SLOPE: f32 = 0.797_884_6;
+const GELU_CUBIC: f32 = 0.044_715;
+
+/// The standard normal distribution function.
+#[inline(always)]
+fn normal_distribution(x: f32) -> f32 {
+    0.5 + 0.5 * erf(x * FRAC_1_SQRT_2)
+}
+
+/// `(1 + tanh u) / 2 = σ(2u)` with `u = sqrt(2/π) (x + 0.044715 x³)`.
+#[inline(always)]
+fn gelu_sigmoid(x: f32) -> f32 {
+    sigmoid(2.0 * GELU_SLOPE * x * (x * x).mul_add(GELU_CUBIC, 1.0))
+}
+
+#[inline(always)]
+fn gelu(x: f32) -> f32 {
+    x * normal_distribution(x)
+}
+
+#[inline(always)]
+fn gelu_derivative(x: f32) -> f32 {
+    const INVERSE_SQRT_2_PI: f32 = 0.398_942_3;
+    normal_distribution(x) + x * INVERSE_SQRT_2_PI * exp(-0.5 * x * x)
+}
+
+#[inline(always)]
+fn gelu_tanh(x: f32) -> f32 {
+    x * gelu_sigmoid(x)
+}
+
+#[inline(always)]
+fn gelu_tanh_derivative(x: f32) -> f32 {
+    let s = gelu_sigmoid(x);
+    let slope = 2.0 * GELU_SLOPE * (x * x).mul_add(3.0 * GELU_CUBIC, 1.0);
+    s + x * s * (1.0 - s) * slope
+}
+
+#[inline(always)]
+fn silu(x: f32) -> f32 {
+    x * sigmoid(x)
+}
+
+#[inline(always)]
+fn silu_derivative(x: f32) -> f32 {
+    let s = sigmoid(x);
+    s + x * s * (1.0 - s)
+}
+
+#[inline(always)]
+fn relu(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
+}
+
+#[inline(always)]
+fn relu_derivative(x: f32) -> f32 {
+    if x > 0.0 { 1.0 } else { 0.0 }
+}
+
+#[inline(always)]
+fn tanh_derivative(x: f32) -> f32 {
+    let y = tanh(x);
+    1.0 - y * y
+}
+
+/// Runs a loop with the functions of one activation, so that each loop is compiled (and vectorised) by itself.
+macro_rules! with_activation {
+    ($activation:expr, |$value:ident, $derivative:ident| $loop:expr) => {
+        match $activation {
+            Activation::Gelu => {
+                #[allow(unused)]
+                let ($value, $derivative) = (|x| gelu(x), |x| gelu_derivative(x));
+                $loop
+            }
+            Activation::GeluTanh => {
+                #[allow(unused)]
+                let ($value, $derivative) = (|x| gelu_tanh(x), |x| gelu_tanh_derivative(x));
+                $loop
+            }
+            Activation::Silu => {
+                #[allow(unused)]
+                let ($value, $derivative) = (|x| silu(x), |x| silu_derivative(x));
+                $loop
+            }
+            Activation::Relu => {
+                #[allow(unused)]
+                let ($value, $derivative) = (|x| relu(x), |x| relu_derivative(x));
+                $loop
+            }
+            Activation::Tanh => {
+                #[allow(unused)]
+                let ($value, $derivative) = (|x| tanh(x), |x| tanh_derivative(x));
+                $loop
+            }
+        }
+    };
+}
+
+vectorised! {
+    fn activate_slice<'a>(activation: Activation, x: &'a [f32], y: &'a mut [f32]) {
+        with_activation!(activation, |value, derivative| for (y, &x) in y.iter_mut().zip(x) {
+            *y = value(x);
+        });
+    }
+
+    fn activate_backward<'a>(activation: Activation, x: &'a [f32], gradient: &'a [f32], dx: &'a mut [f32]) {
+        with_activation!(activation, |value, derivative| for ((dx, &x), &gradient) in dx.iter_mut().zip(x).zip(gradient) {
+            *dx = gradient * derivative(x);
+        });
+    }
+
+    fn gated_slice<'a>(activation: Activation, gate: &'a [f32], up: &'a [f32], y: &'a mut [f32]) {
+        with_activation!(activation, |value, derivative| for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
+            *y = value(gate) * up;
+        });
+    }
+
+    fn gated_backward<'a>(activation: Activation, gate: &'a [f32], up: &'a [f32], gradient: &'a [f32], dgate: &'a mut [f32]) {
+        with_activation!(activation, |value, derivative| {
+            for (((dgate, &gate), &up), &gradient) in dgate.iter_mut().zip(gate).zip(up).zip(gradient) {
+                *dgate = gradient * up * derivative(gate);
+            }
+        });
+    }
+
+    fn dropout_slice<'a>(mask: Dropout, first: u32, keys: [u32; 2], x: &'a [f32], y: &'a mut [f32]) {
+        for (index, (y, &x)) in (0_u32..).zip(y.iter_mut().zip(x)) {
+            let random = hash(hash(first.wrapping_add(index) ^ keys[0]).wrapping_add(keys[1]));
+            *y = if random >= mask.threshold { x * mask.scale } else { 0.0 };
+        }
+    }
+}
+
+struct Activate(Activation);
+
+impl CustomOp1 for Activate {
+    fn name(&self) -> &'static str {
+        "activation"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let x = elements(x, layout)?;
+        let y = fill(x.len(), |start, y| activate_slice(self.0, &x[start..][..y.len()], y));
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        if !x.track_op() {
+            return Ok(None);
+        }
+        let dx = with_elements(x, |x| {
+            with_elements(gradient, |gradient| {
+                Ok(fill(x.len(), |start, dx| {
+                    let range = start..start + dx.len();
+                    activate_backward(self.0, &x[range.clone()], &gradient[range], dx);
+                }))
+            })
+        })?;
+        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
+}
+
+struct Gated(Activation);
+
+impl CustomOp2 for Gated {
+    fn name(&self) -> &'static str {
+        "gated activation"
+    }
+
+    fn cpu_fwd(
+        &self,
+        gate: &CpuStorage,
+        gate_layout: &Layout,
+        up: &CpuStorage,
+        up_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        if gate_layout.shape() != up_layout.shape() {
+            bail!("gated activation: gate {:?} and up {:?} differ", gate_layout.shape(), up_layout.shape());
+        }
+        let (gate, up) = (elements(gate, gate_layout)?, elements(up, up_layout)?);
+        let y = fill(gate.len(), |start, y| {
+            let range = start..start + y.len();
+            gated_slice(self.0, &gate[range.clone()], &up[range], y);
+        });
+        Ok((CpuStorage::F32(y), gate_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        gate: &Tensor,
+        up: &Tensor,
+        _y: &Tensor,
+        gradient: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        type Kernel<'a> = &'a (dyn Fn(&[f32], &[f32], &[f32], &mut [f32]) + Sync);
+        let make = |write: Kernel| {
+            let values = with_elements(gate, |gate| {
+                with_elements(up, |up| {
+                    with_elements(gradient, |gradient| {
+                        Ok(fill(gate.len(), |start, target| {
+                            let range = start..start + target.len();
+                            write(&gate[range.clone()], &up[range.clone()], &gradient[range], target);
+                        }))
+                    })
+                })
+            })?;
+            Tensor::from_vec(values, gate.shape(), gate.device()).map(Some)
+        };
+        let dgate = match gate.track_op() {
+            true => make(&|gate, up, gradient, dgate| gated_backward(self.0, gate, up, gradient, dgate))?,
+            false => None,
+        };
+        let dup = match up.track_op() {
+            true => make(&|gate, _, gradient, dup| gated_slice(self.0, gate, gradient, dup))?,
+            false => None,
+        };
+        Ok((dgate, dup))
+    }
+}
+
+struct Softplus;
+
+impl CustomOp1 for Softplus {
+    fn name(&self) -> &'static str {
+        "softplus"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let x = elements(x, layout)?;
+        let y = fill(x.len(), |start, y| {
+            for (y, &x) in y.iter_mut().zip(&x[start..]) {
+                *y = x.max(0.0) + (-x.abs()).exp().ln_1p();
+            }
+        });
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        if !x.track_op() {
+            return Ok(None);
+        }
+        let dx = with_elements(x, |x| {
+            with_elements(gradient, |gradient| {
+                Ok(fill(x.len(), |start, dx| {
+                    for ((dx, &x), &gradient) in dx.iter_mut().zip(&x[start..]).zip(&gradient[start..]) {
+                        *dx = gradient * sigmoid(x);
+                    }
+                }))
+            })
+        })?;
+        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
+}
+
+/// A mask that is made where it is needed.
+#[derive(Clone, Copy)]
+struct Dropout {
+    seed: u64,
+    /// An element is kept if its random number reaches this: `probability * 2³²`.
+    threshold: u32,
+    /// What a kept element is multiplied with.
+    scale: f32,
+}
+
+impl Dropout {
+    fn new(probability: f32, seed: u64) -> Self {
+        let threshold = (f64::from(probability) * 4_294_967_296.0) as u32;
+        Dropout { seed, threshold, scale: 1.0 / (1.0 - probability) }
+    }
+
+    fn apply(&self, x: &[f32]) -> Vec<f32> {
+        fill(x.len(), |start, y| {
+            // The low half of the index runs through the loop; the high half and the seed make the two keys of the hash.
+            // Chunks are a power of two long, so the low half does not overflow within one.
+            let (low, high) = (start as u32, (start as u64 >> 32) as u32);
+            let keys = [hash(self.seed as u32 ^ hash(high)), hash((self.seed >> 32) as u32 ^ 0x9e37_79b9)];
+            dropout_slice(*self, low, keys, &x[start..][..y.len()], y);
+        })
+    }
+}
+
+impl CustomOp1 for Dropout {
+    fn name(&self) -> &'static str {
+        "dropout"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(self.apply(elements(x, layout)?)), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        if !x.track_op() {
+            return Ok(None);
+        }
+        let dx = with_elements(gradient, |gradient| Ok(self.apply(gradient)))?;
+        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{Operand, assert_close, compare, compare_with_finite_differences, random, run};
+    use candle_core::{DType, Device, Var};
+
+    const ALL: [Activation; 5] =
+        [Activation::Gelu, Activation::GeluTanh, Activation::Silu, Activation::Relu, Activation::Tanh];
+
+    #[test]
+    fn values_and_gradients_are_those_of_the_references() {
+        for shape in [&[1][..], &[3, 7], &[130, 257], &[0, 4], &[2, 3, 5]] {
+            let operands = [Operand::new(shape), Operand::new(shape)];
+            for activation in ALL {
+                compare(&operands[..1], |t| activate(&t[0], activation), |t| activate_reference(&t[0], activation));
+                compare(&operands, |t| gated(&t[0], &t[1], activation), |t| gated_reference(&t[0], &t[1], activation));
+            }
+            compare(&operands[..1], |t| softplus(&t[0]), |t| softplus_reference(&t[0]));
+        }
+    }
+
+    #[test]
+    fn transposed_operands_are_read_with_their_strides() {
+        let operands = [Operand::new(&[4, 6]), Operand::new(&[6, 4])];
+        compare(
+            &operands,
+            |t| gated(&t[0].t()?, &t[1], Activation::Silu),
+            |t| gated_reference(&t[0].t()?, &t[1], Activation::Silu),
+        );
+    }
+
+    #[test]
+    fn references_agree_with_finite_differences() {
+        let operands = [Operand::new(&[3, 4]), Operand::new(&[3, 4])];
+        // candle's derivatives of the two forms of GELU hold six digits of their constants; they are compared at 1e-5 above.
+        for activation in [Activation::Silu, Activation::Relu, Activation::Tanh] {
+            compare_with_finite_differences(&operands, |t| gated(&t[0], &t[1], activation));
+        }
+        compare_with_finite_differences(&operands[..1], |t| softplus(&t[0]));
+        compare_with_finite_differences(&operands[..1], |t| dropout(&t[0], 0.4, 9));
+    }
+
+    #[test]
+    fn derivatives_at_zero_are_those_of_pytorch() {
+        let slope = |f: &dyn Fn(&Tensor) -> Result<Tensor>, dtype| -> f64 {
+            let zero = Var::zeros(1, dtype, &Device::Cpu).unwrap();
+            let gradients = f(&zero).unwrap().sum_all().unwrap().backward().unwrap();
+            gradients.get(&zero).unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap()[0]
+        };
+        for dtype in [DType::F32, DType::F64] {
+            assert_eq!(slope(&|x| activate(x, Activation::Relu), dtype), 0.0);
+            assert_eq!(slope(&softplus, dtype), 0.5);
+        }
+    }
+
+    #[test]
+    fn softplus_neither_overflows_nor_vanishes() -> Result<()> {
+        for dtype in [DType::F32, DType::F64] {
+            let x = Tensor::new(&[-80.0_f64, -500.0, 500.0], &Device::Cpu)?.to_dtype(dtype)?;
+            let y = softplus(&x)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+            assert!((y[0] / (-80.0_f64).exp() - 1.0).abs() < 1e-6 || dtype == DType::F64, "{y:?}");
+            assert_eq!((y[1], y[2]), (0.0, 500.0));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn dropout_keeps_its_share_and_its_mean() -> Result<()> {
+        let x = Tensor::ones(1 << 18, DType::F32, &Device::Cpu)?;
+        for probability in [0.1_f32, 0.5, 0.9] {
+            let y = dropout(&x, probability, 3)?.to_vec1::<f32>()?;
+            let dropped = y.iter().filter(|&&y| y == 0.0).count() as f32 / y.len() as f32;
+            assert!((dropped - probability).abs() < 0.005, "{dropped} of the elements dropped, expected {probability}");
+            assert!(y.iter().all(|&y| y == 0.0 || y == 1.0 / (1.0 - probability)));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_mask_differs_by_seed_and_is_the_same_forward_backward_and_in_the_reference() -> Result<()> {
+        let x = random(&[70, 300], 1);
+        let (value, gradient) = run(std::slice::from_ref(&x), &[true], |t| dropout(&t[0], 0.3, 5));
+        let (expected, expected_gradient) =
+            run(std::slice::from_ref(&x), &[true], |t| dropout_reference(&t[0], 0.3, 5));
+        assert_close("dropout", &value, &expected, 0.0);
+        assert_close("gradient", gradient[0].as_ref().unwrap(), expected_gradient[0].as_ref().unwrap(), 0.0);
+        let other = dropout(&x, 0.3, 6)?;
+        let both: f32 = value
+            .ne(0f32)?
+            .to_dtype(DType::F32)?
+            .mul(&other.ne(0f32)?.to_dtype(DType::F32)?)?
+            .mean_all()?
+            .to_scalar()?;
+        assert!((both - 0.49).abs() < 0.02, "masks of different seeds overlap in {both}, expected 0.49");
+        Ok(())
+    }
+
+    #[test]
+    fn dropout_of_nothing_is_the_input_and_of_everything_an_error() -> Result<()> {
+        let x = random(&[3], 1);
+        assert_eq!(dropout(&x, 0.0, 1)?.id(), x.id());
+        assert!(dropout(&x, 1.0, 1).is_err() && dropout(&x, f32::NAN, 1).is_err());
+        Ok(())
+    }
 }

@@ -1,53 +1,321 @@
-//! One step of AdamW on one parameter, in candle's own operations.
+//! The AdamW step, in place, and the sums that an optimizer needs.
 
-use candle_core::{DType, Tensor, Var};
+use std::sync::Mutex;
 
+use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor, Var, bail};
+use rayon::prelude::*;
+
+use super::matrix::{CHUNK, elements, has_kernel, with_elements};
+use super::simd::{LANES, vectorised};
 use crate::error::Result;
 
-/// The moments of a parameter: running means of its gradient and of the square of its gradient.
-#[derive(Debug, Default)]
+/// The moments of one parameter's gradient, from before the first step (empty, which stands for zero) on.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct AdamwState {
-    moments: Option<(Tensor, Tensor)>,
+    /// The running mean of the gradient, in the order of the parameter's elements.
+    pub first_moment: Vec<f32>,
+    /// The running mean of the squared gradient.
+    pub second_moment: Vec<f32>,
 }
 
-/// The numbers of one step.
-#[derive(Debug, Clone, Copy)]
+/// What one step is made with, the same for all parameters but for the weight decay.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamwStep {
-    /// The learning rate.
+    /// The step size η.
     pub learning_rate: f64,
-    /// Decay rate of the first moment.
+    /// The decay rate β₁ of the first moment, usually 0.9.
     pub beta1: f64,
-    /// Decay rate of the second moment.
+    /// The decay rate β₂ of the second moment, usually 0.999 or 0.95.
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// Added to the denominator, usually 1e-8.
     pub epsilon: f64,
-    /// Decoupled weight decay.
+    /// λ: the parameter is shrunk by the factor `1 - η λ`, apart from the gradient (Loshchilov & Hutter 2019).
     pub weight_decay: f64,
-    /// The number of this step, the first being 1.
+    /// The number of this step, from 1 on.
     pub step: u64,
-    /// The gradient is multiplied by it.
+    /// What gradients are multiplied with first, for clipping by the global norm; 1 otherwise.
     pub gradient_scale: f32,
 }
 
-/// Changes `parameter` in place by one step of AdamW (Loshchilov & Hutter 2019, algorithm 2; as `torch.optim.AdamW`).
+impl AdamwStep {
+    /// The coefficients of one element's update.
+    fn coefficients(&self) -> Coefficients {
+        let correction = |beta: f64| 1.0 - beta.powf(self.step as f64);
+        Coefficients {
+            shrink: (1.0 - self.learning_rate * self.weight_decay) as f32,
+            step_size: (self.learning_rate / correction(self.beta1)) as f32,
+            inverse_root_correction: (1.0 / correction(self.beta2).sqrt()) as f32,
+            beta1: self.beta1 as f32,
+            one_minus_beta1: (1.0 - self.beta1) as f32,
+            beta2: self.beta2 as f32,
+            one_minus_beta2: (1.0 - self.beta2) as f32,
+            epsilon: self.epsilon as f32,
+            gradient_scale: self.gradient_scale,
+        }
+    }
+}
+
+/// One step of AdamW (Loshchilov & Hutter 2019, algorithm 2, as in PyTorch), in place:
+///
+/// ```text
+/// g ← gradient_scale · gradient          p ← p (1 - η λ)
+/// m ← β₁ m + (1 - β₁) g                  v ← β₂ v + (1 - β₂) g²
+/// p ← p - η / (1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + ε)
+/// ```
+///
+/// `gradient` has the shape of `parameter`. Fails if `state` belongs to a parameter of another size.
 pub fn adamw(parameter: &Var, gradient: &Tensor, state: &mut AdamwState, step: &AdamwStep) -> Result<()> {
-    let gradient = (gradient * f64::from(step.gradient_scale))?;
-    let (first, second) = match state.moments.take() {
-        Some(moments) => moments,
-        None => (gradient.zeros_like()?, gradient.zeros_like()?),
+    let count = parameter.elem_count();
+    if state.first_moment.is_empty() && state.second_moment.is_empty() {
+        *state = AdamwState { first_moment: vec![0.0; count], second_moment: vec![0.0; count] };
+    }
+    let counts = [state.first_moment.len(), state.second_moment.len(), gradient.elem_count()];
+    if counts != [count; 3] || gradient.dims() != parameter.dims() {
+        crate::bail!(
+            "AdamW: a parameter of shape {:?} does not fit a gradient of shape {:?} and moments of {} and {} elements",
+            parameter.dims(),
+            gradient.dims(),
+            counts[0],
+            counts[1]
+        );
+    }
+    if !has_kernel(&[parameter, gradient]) || !parameter.is_contiguous() {
+        return adamw_reference(parameter, gradient, state, step);
+    }
+    let operation = Update { coefficients: step.coefficients(), state: Mutex::new(state) };
+    Ok(parameter.inplace_op2(&gradient.contiguous()?, &operation)?)
+}
+
+/// [`adamw`] in candle's own operations.
+pub fn adamw_reference(parameter: &Var, gradient: &Tensor, state: &mut AdamwState, step: &AdamwStep) -> Result<()> {
+    let dtype = if parameter.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let moment = |values: &[f32]| -> candle_core::Result<Tensor> {
+        Tensor::from_slice(values, parameter.shape(), parameter.device())?.to_dtype(dtype)
     };
-    let first = ((first * step.beta1)? + (&gradient * (1.0 - step.beta1))?)?;
-    let second = ((second * step.beta2)? + (gradient.sqr()? * (1.0 - step.beta2))?)?;
-    let correction = |beta: f64| 1.0 - beta.powf(step.step as f64);
-    let root = (second.sqrt()? / correction(step.beta2).sqrt())?;
-    let change = (&first / (root + step.epsilon)?)?;
-    let decayed = (parameter.as_tensor() * (1.0 - step.learning_rate * step.weight_decay))?;
-    parameter.set(&(decayed - (change * (step.learning_rate / correction(step.beta1)))?)?.detach())?;
-    state.moments = Some((first, second));
+    let read = |moment: &Tensor| -> candle_core::Result<Vec<f32>> {
+        moment.flatten_all()?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.to_vec1()
+    };
+    let g = gradient.detach().to_dtype(dtype)?.affine(f64::from(step.gradient_scale), 0.0)?;
+    let m = (moment(&state.first_moment)?.affine(step.beta1, 0.0)? + g.affine(1.0 - step.beta1, 0.0)?)?;
+    let v = (moment(&state.second_moment)?.affine(step.beta2, 0.0)? + g.sqr()?.affine(1.0 - step.beta2, 0.0)?)?;
+    let (correction1, correction2) = (1.0 - step.beta1.powf(step.step as f64), 1.0 - step.beta2.powf(step.step as f64));
+    let denominator = v.sqrt()?.affine(1.0 / correction2.sqrt(), step.epsilon)?;
+    let change = (&m / denominator)?.affine(step.learning_rate / correction1, 0.0)?;
+    let shrunk =
+        parameter.as_detached_tensor().to_dtype(dtype)?.affine(1.0 - step.learning_rate * step.weight_decay, 0.0)?;
+    parameter.set(&(shrunk - change)?.to_dtype(parameter.dtype())?)?;
+    (state.first_moment, state.second_moment) = (read(&m)?, read(&v)?);
     Ok(())
 }
 
-/// The sum of the squares of `gradient`'s entries.
+/// `Σ gradient²`, for the norm over all parameters. The sum does not depend on the number of threads.
 pub fn squared_norm(gradient: &Tensor) -> Result<f64> {
-    Ok(gradient.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?)
+    if !has_kernel(&[gradient]) {
+        return Ok(gradient.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_device(&Device::Cpu)?.to_scalar()?);
+    }
+    Ok(with_elements(gradient, |values| {
+        let sums: Vec<f64> = values.par_chunks(CHUNK).map(sum_of_squares).collect();
+        Ok(sums.iter().sum())
+    })?)
+}
+
+/// `accumulator += gradient`, in place, for gradients that are added up over several batches.
+///
+/// Nothing else may hold the accumulator's storage: a gradient that `backward` returned is not shared.
+pub fn add_assign(accumulator: &Tensor, gradient: &Tensor) -> Result<()> {
+    if !has_kernel(&[accumulator, gradient]) || !accumulator.is_contiguous() || accumulator.dims() != gradient.dims() {
+        crate::bail!(
+            "cannot add a gradient of shape {:?} in place to one of shape {:?}: both must be f32 in main memory",
+            gradient.dims(),
+            accumulator.dims()
+        );
+    }
+    Ok(accumulator.inplace_op2(&gradient.contiguous()?, &Add)?)
+}
+
+#[derive(Clone, Copy)]
+struct Coefficients {
+    shrink: f32,
+    step_size: f32,
+    inverse_root_correction: f32,
+    beta1: f32,
+    one_minus_beta1: f32,
+    beta2: f32,
+    one_minus_beta2: f32,
+    epsilon: f32,
+    gradient_scale: f32,
+}
+
+vectorised! {
+    fn update<'a>(c: Coefficients, parameter: &'a mut [f32], gradient: &'a [f32], first: &'a mut [f32], second: &'a mut [f32]) {
+        for (((p, &g), m), v) in parameter.iter_mut().zip(gradient).zip(first).zip(second) {
+            let g = g * c.gradient_scale;
+            *m = c.beta1 * *m + c.one_minus_beta1 * g;
+            *v = c.beta2 * *v + c.one_minus_beta2 * g * g;
+            let denominator = v.sqrt() * c.inverse_root_correction + c.epsilon;
+            *p = *p * c.shrink - c.step_size * *m / denominator;
+        }
+    }
+
+    fn sum_of_squares<'a>(x: &'a [f32]) -> f64 {
+        let mut lanes = [0.0_f64; LANES];
+        for chunk in x.chunks(LANES) {
+            for (lane, &x) in lanes.iter_mut().zip(chunk) {
+                *lane += f64::from(x) * f64::from(x);
+            }
+        }
+        lanes.iter().sum()
+    }
+}
+
+struct Update<'a> {
+    coefficients: Coefficients,
+    /// An operation is shared by reference; the lock gives its one user the moments to change.
+    state: Mutex<&'a mut AdamwState>,
+}
+
+impl InplaceOp2 for Update<'_> {
+    fn name(&self) -> &'static str {
+        "AdamW step"
+    }
+
+    fn cpu_fwd(
+        &self,
+        parameter: &mut CpuStorage,
+        parameter_layout: &Layout,
+        gradient: &CpuStorage,
+        gradient_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let parameter = elements_mut(parameter, parameter_layout)?;
+        let gradient = elements(gradient, gradient_layout)?;
+        let Ok(mut state) = self.state.lock() else {
+            bail!("AdamW: a step failed before");
+        };
+        let AdamwState { first_moment, second_moment } = &mut **state;
+        (parameter.par_chunks_mut(CHUNK), gradient.par_chunks(CHUNK))
+            .into_par_iter()
+            .zip((first_moment.par_chunks_mut(CHUNK), second_moment.par_chunks_mut(CHUNK)))
+            .for_each(|((parameter, gradient), (first, second))| {
+                update(self.coefficients, parameter, gradient, first, second);
+            });
+        Ok(())
+    }
+}
+
+struct Add;
+
+impl InplaceOp2 for Add {
+    fn name(&self) -> &'static str {
+        "addition in place"
+    }
+
+    fn cpu_fwd(
+        &self,
+        accumulator: &mut CpuStorage,
+        accumulator_layout: &Layout,
+        gradient: &CpuStorage,
+        gradient_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let accumulator = elements_mut(accumulator, accumulator_layout)?;
+        let gradient = elements(gradient, gradient_layout)?;
+        accumulator
+            .par_chunks_mut(CHUNK)
+            .zip(gradient.par_chunks(CHUNK))
+            .for_each(|(accumulator, gradient)| super::simd::add_to(accumulator, gradient));
+        Ok(())
+    }
+}
+
+fn elements_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> candle_core::Result<&'a mut [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&mut values[start..end]),
+        _ => bail!("expected contiguous single-precision numbers"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{assert_close, random};
+
+    const STEP: AdamwStep = AdamwStep {
+        learning_rate: 1e-2,
+        beta1: 0.9,
+        beta2: 0.98,
+        epsilon: 1e-6,
+        weight_decay: 0.1,
+        step: 1,
+        gradient_scale: 0.5,
+    };
+
+    /// Three numbers after two steps, worked out by the paper's algorithm in double precision.
+    #[test]
+    fn two_steps_give_the_numbers_of_the_published_algorithm() -> Result<()> {
+        let parameter = Var::new(&[1.0_f32, -2.0, 0.5], &Device::Cpu)?;
+        let mut state = AdamwState::default();
+        for (step, gradient) in (1..).zip([[0.2_f32, -0.4, 1e-6], [0.6, 0.1, -3e-6]]) {
+            adamw(&parameter, &Tensor::new(&gradient, &Device::Cpu)?, &mut state, &AdamwStep { step, ..STEP })?;
+        }
+        for (found, expected) in parameter.to_vec1::<f32>()?.iter().zip([0.9788684, -1.9812974, 0.4982741]) {
+            assert!((found - expected).abs() < 2e-7, "{found}, expected {expected}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn many_steps_agree_with_the_reference() -> Result<()> {
+        for shape in [vec![1], vec![33, 700], vec![3, 5, 7]] {
+            let initial = random(&shape, 1);
+            let (ours, theirs) = (Var::from_tensor(&initial)?, Var::from_tensor(&initial)?);
+            let (mut state, mut expected) = (AdamwState::default(), AdamwState::default());
+            expected.first_moment = vec![0.0; initial.elem_count()];
+            expected.second_moment = vec![0.0; initial.elem_count()];
+            for step in 1..6 {
+                let (gradient, step) = (random(&shape, 10 + step), AdamwStep { step, ..STEP });
+                adamw(&ours, &gradient, &mut state, &step)?;
+                adamw_reference(&theirs, &gradient, &mut expected, &step)?;
+            }
+            assert_close("parameter", &ours, &theirs, 1e-6);
+            let moment = |values: &[f32]| Tensor::from_slice(values, values.len(), &Device::Cpu);
+            assert_close("first moment", &moment(&state.first_moment)?, &moment(&expected.first_moment)?, 1e-6);
+            assert_close("second moment", &moment(&state.second_moment)?, &moment(&expected.second_moment)?, 1e-6);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_transposed_gradient_and_a_double_precision_parameter_are_taken() -> Result<()> {
+        let initial = random(&[4, 6], 1);
+        let gradient = random(&[6, 4], 2).t()?;
+        let (single, double) = (Var::from_tensor(&initial)?, Var::from_tensor(&initial.to_dtype(DType::F64)?)?);
+        adamw(&single, &gradient, &mut AdamwState::default(), &STEP)?;
+        adamw(&double, &gradient.to_dtype(DType::F64)?, &mut AdamwState::default(), &STEP)?;
+        assert_close("parameter", &single, &double, 1e-6);
+        Ok(())
+    }
+
+    #[test]
+    fn state_of_another_parameter_is_an_error() -> Result<()> {
+        let parameter = Var::from_tensor(&random(&[4], 1))?;
+        let mut state = AdamwState { first_moment: vec![0.0; 3], second_moment: vec![0.0; 3] };
+        assert!(adamw(&parameter, &random(&[4], 2), &mut state, &STEP).is_err());
+        assert!(adamw(&parameter, &random(&[2, 2], 2), &mut AdamwState::default(), &STEP).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn sums_and_squares_are_exact_and_the_same_on_any_number_of_threads() -> Result<()> {
+        let x = random(&[100_003], 1);
+        let expected: f64 = x.to_vec1::<f32>()?.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+        let norms = [1, 2, 3].map(|threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| squared_norm(&x)).unwrap()
+        });
+        assert!((norms[0] / expected - 1.0).abs() < 1e-12 && norms[0] == norms[1] && norms[0] == norms[2]);
+        let sum = x.copy()?;
+        add_assign(&sum, &x)?;
+        assert_close("sum", &sum, &x.affine(2.0, 0.0)?, 0.0);
+        assert!(add_assign(&sum, &random(&[3], 1)).is_err());
+        Ok(())
+    }
 }

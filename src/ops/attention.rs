@@ -3,9 +3,19 @@
 //! There is no padding and no mask tensor. The same operation serves training (keys are rows of the same batch, a prompt's rows
 //! shared by its answers) and generation (keys are rows of a cache).
 
-use candle_core::{DType, Tensor};
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::OnceLock;
 
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Shape, Tensor, bail};
+
+use super::matrix::{Matrix, MatrixMut, has_kernel, with_contiguous_rows, with_matrix};
 use crate::error::Result;
+
+mod kernel;
+mod plan;
+#[cfg(test)]
+mod tests;
 
 /// A range of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,17 +65,37 @@ pub struct AttentionShape {
 /// `q` is `[tokens, heads * head_dim]`, `k` and `v` `[key rows, kv_heads * head_dim]`, the result `[tokens, heads * head_dim]`.
 /// Operands may be column slices of one packed matrix (rows are read with their stride).
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: &AttentionShape, plan: &AttentionPlan) -> Result<Tensor> {
-    reference(q, k, v, shape, plan)
+    if !has_kernel(&[q, k, v]) {
+        return reference(q, k, v, shape, plan);
+    }
+    let (q, k, v) = (with_contiguous_rows(q)?, with_contiguous_rows(k)?, with_contiguous_rows(v)?);
+    Ok(match q.track_op() || k.track_op() || v.track_op() {
+        true => q.apply_op3(&k, &v, Operation::for_training(shape, plan))?,
+        false => q.apply_op3_no_bwd(&k, &v, &Operation::for_inference(shape, plan))?,
+    })
 }
 
 /// [`attention`] on one packed matrix `[tokens, (heads + 2 kv_heads) * head_dim]` of queries, keys and values side by side, as GPT-2's
 /// `c_attn` gives it; one gradient of the same form comes back.
 pub fn attention_packed(qkv: &Tensor, shape: &AttentionShape, plan: &AttentionPlan) -> Result<Tensor> {
-    let (q_width, kv_width) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-    let q = qkv.narrow(1, 0, q_width)?;
-    let k = qkv.narrow(1, q_width, kv_width)?;
-    let v = qkv.narrow(1, q_width + kv_width, kv_width)?;
-    attention(&q, &k, &v, shape, plan)
+    if !has_kernel(&[qkv]) {
+        let [q, k, v] = shape.packed_columns();
+        let columns = |range: Range<usize>| qkv.narrow(1, range.start, range.len());
+        return reference(&columns(q)?, &columns(k)?, &columns(v)?, shape, plan);
+    }
+    let qkv = with_contiguous_rows(qkv)?;
+    Ok(match qkv.track_op() {
+        true => qkv.apply_op1(Operation::for_training(shape, plan))?,
+        false => qkv.apply_op1_no_bwd(&Operation::for_inference(shape, plan))?,
+    })
+}
+
+impl AttentionShape {
+    /// The columns of queries, keys and values in a packed matrix.
+    fn packed_columns(&self) -> [Range<usize>; 3] {
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        [0..q, q..q + kv, q + kv..q + 2 * kv]
+    }
 }
 
 /// The same in candle's own operations.
@@ -109,4 +139,149 @@ fn additive_mask(shape: &AttentionShape, len: usize, keys: usize, like: &Tensor)
         })
         .collect();
     Ok(Tensor::from_vec(mask, (len, keys), like.device())?.to_dtype(DType::F32)?.to_dtype(like.dtype())?)
+}
+
+struct Operation<'a> {
+    shape: AttentionShape,
+    plan: Cow<'a, AttentionPlan>,
+    /// Each row's `log Σ exp(score)`, `[heads, tokens]`, from which the backward pass makes the probabilities again.
+    log_sums: OnceLock<Vec<f32>>,
+    trains: bool,
+}
+
+impl Operation<'static> {
+    fn for_training(shape: &AttentionShape, plan: &AttentionPlan) -> Self {
+        Operation { shape: *shape, plan: Cow::Owned(plan.clone()), log_sums: OnceLock::new(), trains: true }
+    }
+}
+
+impl<'a> Operation<'a> {
+    fn for_inference(shape: &AttentionShape, plan: &'a AttentionPlan) -> Self {
+        Operation { shape: *shape, plan: Cow::Borrowed(plan), log_sums: OnceLock::new(), trains: false }
+    }
+
+    fn operands<'b>(&'b self, queries: Matrix<'b>, keys: Matrix<'b>, values: Matrix<'b>) -> kernel::Operands<'b> {
+        kernel::Operands { queries, keys, values, shape: &self.shape, plan: &self.plan }
+    }
+
+    fn unpack<'b>(&'b self, qkv: Matrix<'b>) -> kernel::Operands<'b> {
+        let [q, k, v] = self.shape.packed_columns().map(|columns| qkv.block(0..qkv.rows, columns));
+        self.operands(q, k, v)
+    }
+
+    fn forward(&self, operands: kernel::Operands) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (queries, keys, values, shape) = (operands.queries, operands.keys, operands.values, &self.shape);
+        let (width, kv_width) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        if queries.columns != width || [keys.columns, values.columns] != [kv_width; 2] || keys.rows != values.rows {
+            bail!(
+                "attention: queries [{}, {}], keys [{}, {}] and values [{}, {}] do not fit {shape:?}",
+                queries.rows,
+                queries.columns,
+                keys.rows,
+                keys.columns,
+                values.rows,
+                values.columns
+            );
+        }
+        plan::check(shape, &self.plan, queries.rows, keys.rows)?;
+        let (result, log_sums) = kernel::forward(operands, self.trains);
+        if let Some(log_sums) = log_sums {
+            // An operation is run forward once; were it run again, the values would be the same.
+            let _ = self.log_sums.set(log_sums);
+        }
+        Ok((CpuStorage::F32(result), (queries.rows, width).into()))
+    }
+
+    fn backward(
+        &self,
+        operands: kernel::Operands,
+        result: &Tensor,
+        gradient: &Tensor,
+        gradients: kernel::Gradients,
+    ) -> candle_core::Result<()> {
+        let Some(log_sums) = self.log_sums.get() else {
+            bail!("attention: backward without forward");
+        };
+        with_matrix(result, |result| {
+            with_matrix(gradient, |gradient| {
+                kernel::backward(operands, result, gradient, log_sums, gradients);
+                Ok(())
+            })
+        })
+    }
+}
+
+impl CustomOp3 for Operation<'_> {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (q, k) = (Matrix::from_storage(q, q_layout)?, Matrix::from_storage(k, k_layout)?);
+        self.forward(self.operands(q, k, Matrix::from_storage(v, v_layout)?))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        result: &Tensor,
+        gradient: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let zeros = |x: &Tensor| x.track_op().then(|| vec![0.0; x.elem_count()]);
+        let (mut dq, mut dk, mut dv) = (zeros(q), zeros(k), zeros(v));
+        let (tokens, width) = q.dims2()?;
+        let (key_rows, kv_width) = k.dims2()?;
+        let gradients = kernel::Gradients {
+            queries: dq.as_mut().map(|dq| MatrixMut::new(dq, tokens, width)),
+            keys: dk.as_mut().map(|dk| MatrixMut::new(dk, key_rows, kv_width)),
+            values: dv.as_mut().map(|dv| MatrixMut::new(dv, key_rows, kv_width)),
+        };
+        with_matrix(q, |q| {
+            with_matrix(k, |k| with_matrix(v, |v| self.backward(self.operands(q, k, v), result, gradient, gradients)))
+        })?;
+        let tensor = |values: Option<Vec<f32>>, like: &Tensor| {
+            values.map(|values| Tensor::from_vec(values, like.shape(), like.device())).transpose()
+        };
+        Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
+    }
+}
+
+impl CustomOp1 for Operation<'_> {
+    fn name(&self) -> &'static str {
+        "attention on a packed matrix"
+    }
+
+    fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let qkv = Matrix::from_storage(qkv, layout)?;
+        let [.., values] = self.shape.packed_columns();
+        if qkv.columns != values.end {
+            bail!("attention: a packed matrix [{}, {}] does not fit {:?}", qkv.rows, qkv.columns, self.shape);
+        }
+        self.forward(self.unpack(qkv))
+    }
+
+    fn bwd(&self, qkv: &Tensor, result: &Tensor, gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        if !qkv.track_op() {
+            return Ok(None);
+        }
+        let (tokens, width) = qkv.dims2()?;
+        let mut values = vec![0.0; tokens * width];
+        let all = MatrixMut::new(&mut values, tokens, width);
+        // SAFETY: three ranges of columns that do not overlap.
+        let [queries, keys, values_] =
+            self.shape.packed_columns().map(|columns| Some(unsafe { all.block(0..tokens, columns) }));
+        let gradients = kernel::Gradients { queries, keys, values: values_ };
+        with_matrix(qkv, |qkv| self.backward(self.unpack(qkv), result, gradient, gradients))?;
+        Ok(Some(Tensor::from_vec(values, qkv.shape(), qkv.device())?))
+    }
 }

@@ -10,11 +10,16 @@ pub mod adamw;
 pub mod attention;
 pub mod linear;
 pub mod logprob;
+mod matrix;
 pub mod norm;
 pub mod rotary;
 pub mod rows;
+mod simd;
+#[cfg(test)]
+mod testing;
 
 pub use activation::{Activation, activate, dropout, gated, softplus};
+pub use adamw::{AdamwState, AdamwStep, adamw, add_assign, squared_norm};
 pub use attention::{AttentionPlan, AttentionShape, Query, Span, attention, attention_packed};
 pub use linear::linear;
 pub use logprob::{LogProbs, log_probs};

@@ -1,15 +1,31 @@
 //! Rotary position embedding (Su et al. 2021), in the half-split form that Hugging Face's models use.
 
-use candle_core::{D, Tensor};
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Shape, Tensor, bail};
 
+use super::matrix::{Matrix, fill_rows, has_kernel, with_contiguous_rows, with_elements, with_matrix};
+use super::simd::vectorised;
 use crate::error::Result;
 
 /// Rotates the first `2 r` dimensions of every head by its token's angles and passes the rest through.
 ///
-/// `x` is `[tokens, heads * head_dim]`; `cos` and `sin` are `[tokens, r]` (each token's angles, computed once a batch).
+/// `x` is `[tokens, heads * head_dim]`; `cos` and `sin` are `[tokens, r]` (each token's angles, computed once a batch; constants:
+/// no gradient reaches them).
 /// With `a = x[..r]`, `b = x[r..2r]`: `a' = a cos - b sin`, `b' = b cos + a sin`.
 pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor, head_dim: usize) -> Result<Tensor> {
-    reference(x, cos, sin, head_dim)
+    if !has_kernel(&[x, cos, sin]) {
+        return reference(x, cos, sin, head_dim);
+    }
+    let (tokens, width) = x.dims2()?;
+    let (angle_tokens, half) = cos.dims2()?;
+    if sin.dims() != cos.dims() || angle_tokens != tokens || 2 * half > head_dim || width % head_dim != 0 {
+        crate::bail!(
+            "rotary: {tokens} tokens of width {width} in heads of {head_dim} do not fit angles of shape {:?} and {:?}",
+            cos.dims(),
+            sin.dims()
+        );
+    }
+    let operation = Rotary { cos: cos.detach().contiguous()?, sin: sin.detach().contiguous()?, head_dim };
+    Ok(with_contiguous_rows(x)?.apply_op1(operation)?)
 }
 
 /// The same in candle's own operations.
@@ -27,4 +43,126 @@ pub fn reference(x: &Tensor, cos: &Tensor, sin: &Tensor, head_dim: usize) -> Res
         parts.push(x.narrow(2, 2 * half, head_dim - 2 * half)?);
     }
     Ok(Tensor::cat(&parts, D::Minus1)?.reshape((tokens, width))?)
+}
+
+struct Rotary {
+    cos: Tensor,
+    sin: Tensor,
+    head_dim: usize,
+}
+
+vectorised! {
+    /// Rotates every head of a row; `sign` is -1 for the inverse rotation.
+    fn rotate_row<'a>(x: &'a [f32], cos: &'a [f32], sin: &'a [f32], sign: f32, head_dim: usize, y: &'a mut [f32]) {
+        let half = cos.len();
+        for (x, y) in x.chunks_exact(head_dim).zip(y.chunks_exact_mut(head_dim)) {
+            let (a, b) = x[..2 * half].split_at(half);
+            let (rotated, rest) = y.split_at_mut(2 * half);
+            let (rotated_a, rotated_b) = rotated.split_at_mut(half);
+            for index in 0..half {
+                let (cos, sin) = (cos[index], sign * sin[index]);
+                rotated_a[index] = a[index] * cos - b[index] * sin;
+                rotated_b[index] = b[index] * cos + a[index] * sin;
+            }
+            rest.copy_from_slice(&x[2 * half..]);
+        }
+    }
+}
+
+impl Rotary {
+    fn rotate(&self, x: Matrix, sign: f32) -> candle_core::Result<Vec<f32>> {
+        with_elements(&self.cos, |cos| {
+            with_elements(&self.sin, |sin| {
+                let half = cos.len().checked_div(x.rows).unwrap_or(0);
+                Ok(fill_rows(x.rows, x.columns, |first, chunk| {
+                    for (row, y) in (first..).zip(chunk.chunks_exact_mut(x.columns)) {
+                        let angles = row * half..(row + 1) * half;
+                        rotate_row(x.row(row), &cos[angles.clone()], &sin[angles], sign, self.head_dim, y);
+                    }
+                }))
+            })
+        })
+    }
+}
+
+impl CustomOp1 for Rotary {
+    fn name(&self) -> &'static str {
+        "rotary"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let x = Matrix::from_storage(x, layout)?;
+        if x.rows != self.cos.dim(0)? {
+            bail!("rotary: {} tokens, angles of {}", x.rows, self.cos.dim(0)?);
+        }
+        Ok((CpuStorage::F32(self.rotate(x, 1.0)?), layout.shape().clone()))
+    }
+
+    /// A rotation's transpose is its inverse.
+    fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        if !x.track_op() {
+            return Ok(None);
+        }
+        let dx = with_matrix(gradient, |gradient| self.rotate(gradient, -1.0))?;
+        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{Operand, compare, compare_with_finite_differences, random};
+
+    fn angles(tokens: usize, half: usize) -> (Tensor, Tensor) {
+        let angle = random(&[tokens, half], 7);
+        (angle.cos().unwrap(), angle.sin().unwrap())
+    }
+
+    #[test]
+    fn values_and_gradients_are_those_of_the_reference() {
+        for (tokens, heads, head_dim, half) in
+            [(1, 1, 2, 1), (7, 3, 8, 4), (130, 2, 64, 32), (5, 4, 80, 10), (3, 1, 6, 0)]
+        {
+            let (cos, sin) = angles(tokens, half.max(1));
+            let (cos, sin) = (cos.narrow(1, 0, half).unwrap(), sin.narrow(1, 0, half).unwrap());
+            let like = |table: &Tensor, x: &Tensor| table.to_dtype(x.dtype());
+            if half == 0 {
+                let x = random(&[tokens, heads * head_dim], 1);
+                let y = rotary(&x, &cos, &sin, head_dim).unwrap();
+                assert_eq!(y.to_vec2::<f32>().unwrap(), x.to_vec2::<f32>().unwrap());
+                continue;
+            }
+            compare(
+                &[Operand::new(&[tokens, heads * head_dim])],
+                |t| rotary(&t[0], &cos, &sin, head_dim),
+                |t| reference(&t[0], &like(&cos, &t[0])?, &like(&sin, &t[0])?, head_dim),
+            );
+        }
+    }
+
+    #[test]
+    fn a_column_slice_is_rotated_like_a_copy() {
+        let (cos, sin) = angles(6, 4);
+        let slice = |t: &[Tensor]| t[0].narrow(1, 8, 16);
+        compare(
+            &[Operand::new(&[6, 32])],
+            |t| rotary(&slice(t)?, &cos, &sin, 8),
+            |t| reference(&slice(t)?, &cos.to_dtype(t[0].dtype())?, &sin.to_dtype(t[0].dtype())?, 8),
+        );
+    }
+
+    #[test]
+    fn reference_agrees_with_finite_differences() {
+        let (cos, sin) = angles(3, 2);
+        compare_with_finite_differences(&[Operand::new(&[3, 12])], |t| {
+            rotary(&t[0], &cos.to_dtype(t[0].dtype())?, &sin.to_dtype(t[0].dtype())?, 6)
+        });
+    }
+
+    #[test]
+    fn angles_that_do_not_fit_are_an_error() {
+        let (cos, sin) = angles(3, 4);
+        assert!(rotary(&random(&[4, 8], 1), &cos, &sin, 8).is_err());
+        assert!(rotary(&random(&[3, 8], 1), &cos, &sin, 6).is_err());
+    }
 }

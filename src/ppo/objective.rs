@@ -30,6 +30,31 @@ pub struct PolicyStatistics {
     pub entropy: f64,
 }
 
+impl PolicyStatistics {
+    /// Adds the sums of another micro-batch.
+    pub fn add(&mut self, other: &Self) {
+        self.tokens += other.tokens;
+        self.loss += other.loss;
+        self.ratio += other.ratio;
+        self.approximate_kl += other.approximate_kl;
+        self.clipped += other.clipped;
+        self.entropy += other.entropy;
+    }
+
+    /// The sums divided by the number of tokens, which stays as it is.
+    pub fn means(&self) -> Self {
+        let mean = |sum: f64| sum / self.tokens.max(1.0);
+        PolicyStatistics {
+            tokens: self.tokens,
+            loss: mean(self.loss),
+            ratio: mean(self.ratio),
+            approximate_kl: mean(self.approximate_kl),
+            clipped: mean(self.clipped),
+            entropy: mean(self.entropy),
+        }
+    }
+}
+
 /// The policy's loss: all arguments have one number a token.
 pub fn policy_loss(
     log_probs: &Tensor,

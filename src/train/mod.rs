@@ -6,8 +6,7 @@ pub mod metrics;
 pub mod optimizer;
 pub mod order;
 pub mod progress;
+pub mod run;
 pub mod schedule;
 pub mod table;
 pub mod tensorboard;
-
-pub use crate::files;

@@ -76,6 +76,17 @@ pub fn evaluation_split(count: usize, fraction: f64, seed: u64) -> (Vec<usize>, 
     (training, examples)
 }
 
+/// Splits the examples themselves: (training, evaluation), by [`evaluation_split`].
+pub fn split<T>(examples: Vec<T>, fraction: f64, seed: u64) -> (Vec<T>, Vec<T>) {
+    let (_, held_out) = evaluation_split(examples.len(), fraction, seed);
+    let (mut training, mut evaluation) = (Vec::with_capacity(examples.len()), Vec::with_capacity(held_out.len()));
+    for (index, example) in examples.into_iter().enumerate() {
+        let held_out = held_out.binary_search(&index).is_ok();
+        if held_out { evaluation.push(example) } else { training.push(example) }
+    }
+    (training, evaluation)
+}
+
 /// Puts `items` in random order (Fisher & Yates): written out, as a library's own shuffle may change with its version.
 pub fn shuffle<T>(items: &mut [T], random: &mut Stream) {
     for last in (1..items.len()).rev() {

@@ -73,6 +73,11 @@ impl Plan {
         Plan { title: title.into(), lines: Table::without_header() }
     }
 
+    /// What the plan is of.
+    pub fn title(&self) -> &str {
+        &self.title
+    }
+
     /// Adds a line: what, and how much or which.
     pub fn line(mut self, label: &str, value: impl fmt::Display) -> Self {
         self.lines.row([format!("  {label}"), value.to_string()]);

@@ -1,0 +1,219 @@
+use candle_core::{DType, Tensor};
+use proptest::prelude::*;
+
+use super::*;
+use crate::ops::testing::{
+    Operand, assert_close, assert_same_bits_on_any_number_of_threads, compare, compare_with_finite_differences, random,
+    run,
+};
+
+fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
+    let scale = 1.0 / (head_dim as f64).sqrt();
+    AttentionShape { heads, kv_heads, head_dim, scale, window: None, causal: true }
+}
+
+fn span(start: usize, len: usize) -> Span {
+    Span { start, len }
+}
+
+/// Segments laid end to end; each names its parent and continues it.
+fn plan(segments: &[(usize, Option<usize>)]) -> AttentionPlan {
+    let mut starts = Vec::new();
+    let mut end = 0;
+    for &(len, _) in segments {
+        starts.push(end);
+        end += len;
+    }
+    let queries = (0..segments.len())
+        .map(|index| {
+            let mut keys = Vec::new();
+            let mut next = Some(index);
+            while let Some(segment) = next {
+                keys.push(span(starts[segment], segments[segment].0));
+                next = segments[segment].1;
+            }
+            keys.reverse();
+            Query { rows: span(starts[index], segments[index].0), keys }
+        })
+        .collect();
+    AttentionPlan { queries }
+}
+
+fn operands(shape: &AttentionShape, tokens: usize) -> [Operand; 3] {
+    let kv = Operand::new(&[tokens, shape.kv_heads * shape.head_dim]);
+    [Operand::new(&[tokens, shape.heads * shape.head_dim]), kv.clone(), kv]
+}
+
+fn packed_operand(shape: &AttentionShape, tokens: usize) -> [Operand; 1] {
+    [Operand::new(&[tokens, (shape.heads + 2 * shape.kv_heads) * shape.head_dim])]
+}
+
+fn tokens_of(plan: &AttentionPlan) -> usize {
+    plan.queries.iter().map(|query| query.rows.len).sum()
+}
+
+fn compare_both_forms(shape: AttentionShape, plan: &AttentionPlan) {
+    let tokens = tokens_of(plan);
+    compare(
+        &operands(&shape, tokens),
+        |t| attention(&t[0], &t[1], &t[2], &shape, plan),
+        |t| reference(&t[0], &t[1], &t[2], &shape, plan),
+    );
+    compare(
+        &packed_operand(&shape, tokens),
+        |t| attention_packed(&t[0], &shape, plan),
+        |t| attention_packed(&t[0], &shape, plan), // in double precision: the reference
+    );
+}
+
+#[test]
+fn values_and_gradients_are_those_of_the_reference() {
+    let forest = plan(&[(5, None), (3, Some(0)), (9, Some(0)), (70, None), (1, Some(3)), (2, Some(4)), (65, Some(3))]);
+    for (heads, kv_heads, head_dim) in [(1, 1, 8), (4, 2, 16), (6, 1, 24), (2, 2, 5), (3, 3, 64)] {
+        compare_both_forms(shape(heads, kv_heads, head_dim), &forest);
+    }
+    compare_both_forms(shape(2, 1, 8), &plan(&[(1, None)]));
+    compare_both_forms(shape(2, 1, 8), &plan(&[(200, None), (129, None)]));
+}
+
+#[test]
+fn a_window_and_an_encoder_agree_with_the_reference() {
+    let forest = plan(&[(90, None), (3, Some(0)), (20, Some(0)), (1, Some(2)), (130, None)]);
+    for window in [2, 7, 64, 100, 1000] {
+        compare_both_forms(AttentionShape { window: Some(window), ..shape(4, 2, 8) }, &forest);
+    }
+    compare_both_forms(
+        AttentionShape { causal: false, ..shape(2, 2, 16) },
+        &plan(&[(7, None), (130, None), (1, None)]),
+    );
+    compare_both_forms(AttentionShape { causal: false, window: Some(5), ..shape(2, 1, 16) }, &plan(&[(33, None)]));
+}
+
+#[test]
+fn reference_agrees_with_finite_differences() {
+    let plan = plan(&[(3, None), (2, Some(0)), (1, Some(0))]);
+    let shape = AttentionShape { window: Some(3), ..shape(2, 1, 2) };
+    compare_with_finite_differences(&operands(&shape, 6), |t| attention(&t[0], &t[1], &t[2], &shape, &plan));
+}
+
+#[test]
+fn column_slices_of_one_matrix_are_read_with_their_stride() {
+    let (shape, plan) = (shape(2, 1, 8), plan(&[(20, None), (9, Some(0))]));
+    let slices =
+        |x: &Tensor| -> Result<[Tensor; 3]> { Ok([x.narrow(1, 4, 16)?, x.narrow(1, 20, 8)?, x.narrow(1, 28, 8)?]) };
+    compare(
+        &[Operand::new(&[29, 40])],
+        |t| slices(&t[0]).and_then(|[q, k, v]| attention(&q, &k, &v, &shape, &plan)),
+        |t| slices(&t[0]).and_then(|[q, k, v]| reference(&q, &k, &v, &shape, &plan)),
+    );
+}
+
+#[test]
+fn a_window_of_one_gives_each_row_its_own_value() {
+    let (shape, plan) = (AttentionShape { window: Some(1), ..shape(1, 1, 8) }, plan(&[(70, None), (5, Some(0))]));
+    let [q, k, v] = [1, 2, 3].map(|seed| random(&[75, 8], seed));
+    assert_close("attention", &attention(&q, &k, &v, &shape, &plan).unwrap(), &v, 1e-7);
+}
+
+/// Generation: one row a query, keys in a cache of other rows, of which most belong to nobody.
+#[test]
+fn one_row_queries_read_their_keys_from_a_cache() {
+    let shape = shape(4, 2, 16);
+    let queries = (0..5)
+        .map(|index| Query { rows: span(index, 1), keys: vec![span(100, 37), span(200 + 50 * index, 3 + index)] });
+    let plan = AttentionPlan { queries: queries.collect() };
+    let kv = Operand::new(&[500, 32]);
+    compare(
+        &[Operand::new(&[5, 64]), kv.clone(), kv],
+        |t| attention(&t[0], &t[1], &t[2], &shape, &plan),
+        |t| reference(&t[0], &t[1], &t[2], &shape, &plan),
+    );
+}
+
+#[test]
+fn rows_far_from_zero_do_not_overflow() {
+    let (shape, plan) = (shape(1, 1, 8), plan(&[(70, None)]));
+    let [q, k, v] = [1, 2, 3].map(|seed| random(&[70, 8], seed));
+    let (q, k) = (q.affine(100.0, 0.0).unwrap(), k.affine(100.0, 0.0).unwrap());
+    let double = [&q, &k, &v].map(|x| x.to_dtype(DType::F64).unwrap());
+    let found = attention(&q, &k, &v, &shape, &plan).unwrap();
+    let expected = reference(&double[0], &double[1], &double[2], &shape, &plan).unwrap();
+    assert_close("attention", &found, &expected, 1e-2); // scores of 10⁴ hold three digits after the point
+}
+
+#[test]
+fn a_plan_that_does_not_fit_is_an_error() {
+    let x = random(&[4, 8], 1);
+    let shape = shape(1, 1, 8);
+    let attend = |queries: Vec<Query>| attention(&x, &x, &x, &shape, &AttentionPlan { queries });
+    let query = |start, len, keys: &[(usize, usize)]| Query {
+        rows: span(start, len),
+        keys: keys.iter().map(|&(start, len)| span(start, len)).collect(),
+    };
+    assert!(attend(vec![query(0, 4, &[(0, 4)])]).is_ok());
+    assert!(attend(vec![query(0, 3, &[(0, 3)])]).is_err(), "a row without a query");
+    assert!(attend(vec![query(0, 3, &[(0, 3)]), query(2, 2, &[(0, 4)])]).is_err(), "a row with two queries");
+    assert!(attend(vec![query(0, 4, &[(1, 4)])]).is_err(), "keys outside");
+    assert!(attend(vec![query(0, 4, &[(usize::MAX, 4)])]).is_err(), "keys far outside");
+    assert!(attend(vec![query(0, 4, &[(0, 3)])]).is_err(), "fewer keys than rows");
+    assert!(attention(&x, &x, &x, &AttentionShape { window: Some(0), ..shape }, &plan(&[(4, None)])).is_err());
+    assert!(attention(&x, &x, &x, &AttentionShape { head_dim: 4, ..shape }, &plan(&[(4, None)])).is_err());
+}
+
+#[test]
+fn bits_do_not_depend_on_the_number_of_threads() {
+    let plan = plan(&[(100, None), (30, Some(0)), (90, Some(0)), (64, None), (130, None), (5, Some(4))]);
+    let shape = shape(4, 2, 16);
+    let tokens = tokens_of(&plan);
+    assert_same_bits_on_any_number_of_threads(&operands(&shape, tokens), |t| {
+        attention(&t[0], &t[1], &t[2], &shape, &plan)
+    });
+    assert_same_bits_on_any_number_of_threads(&packed_operand(&shape, tokens), |t| {
+        attention_packed(&t[0], &shape, &plan)
+    });
+}
+
+/// Lengths and parents of up to eight segments.
+fn forests() -> impl Strategy<Value = Vec<(usize, Option<usize>)>> {
+    prop::collection::vec((1..40_usize, any::<prop::option::Probability>(), any::<u8>()), 1..8).prop_map(|segments| {
+        let choose = |(index, (len, _, choice)): (usize, (usize, _, u8))| {
+            let parent = choice as usize % (index + 1); // the segment itself stands for no parent
+            (len, (parent < index).then_some(parent))
+        };
+        segments.into_iter().enumerate().map(choose).collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// A segment whose ancestors are shared gives what the whole sequence gives alone, and the gradient of a shared row is the sum
+    /// over the sequences that contain it.
+    #[test]
+    fn segments_that_share_ancestors_give_what_separate_sequences_give(
+        segments in forests(),
+        window in prop::option::of(1..60_usize),
+    ) {
+        let shape = AttentionShape { window, ..shape(2, 1, 8) };
+        let shared = plan(&segments);
+        let tokens = tokens_of(&shared);
+        let single: Vec<Tensor> = [(1, 16), (2, 8), (3, 8)].map(|(seed, width)| random(&[tokens, width], seed)).to_vec();
+        let together = run(&single, &[true; 3], |t| attention(&t[0], &t[1], &t[2], &shape, &shared));
+        let apart = run(&single, &[true; 3], |t| {
+            let mut results = Vec::new();
+            for query in &shared.queries {
+                let rows: Vec<u32> = query.keys.iter().flat_map(|span| span.start as u32..(span.start + span.len) as u32).collect();
+                let rows = Tensor::new(rows, t[0].device())?;
+                let count = rows.dim(0)?;
+                let [q, k, v] = [0, 1, 2].map(|index: usize| t[index].index_select(&rows, 0));
+                let alone = attention(&q?, &k?, &v?, &shape, &plan(&[(count, None)]))?;
+                results.push(alone.narrow(0, count - query.rows.len, query.rows.len)?);
+            }
+            Ok(Tensor::cat(&results, 0)?)
+        });
+        assert_close("value", &together.0, &apart.0, 1e-5);
+        for (together, apart) in together.1.iter().zip(&apart.1) {
+            assert_close("gradient", together.as_ref().unwrap(), apart.as_ref().unwrap(), 2e-5);
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! Reward modelling: k ranked answers to a prompt, to a scalar head that scores them.
+
+pub mod loss;
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+
+use crate::adapt::{Bases, Head, Role, Training};
+use crate::bail;
+use crate::data::batch::{Batch, TokenTree, split_by_budget};
+use crate::data::inspect;
+use crate::data::schema;
+use crate::data::tokenize::Tokenizer;
+use crate::data::tokenize_records::Truncation;
+use crate::error::Result;
+use crate::model::adapter::Pass;
+use crate::model::{Model, dropout_seed};
+use crate::settings::{CommonSettings, ModelSettings, TrainingSettings, learning_rates};
+use crate::train::optimizer::Optimizer;
+use crate::train::order::{self, Order};
+use crate::train::run::{self, Run};
+use crate::train::schedule::Schedule;
+use loss::{Agreement, kwise_loss, pairs};
+
+/// Trains a reward model on ranked answers
+#[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
+#[command(name = "reward", version, mut_arg("learning_rate", learning_rates("9e-6", "9e-5")))]
+pub struct RewardSettings {
+    /// The model to start from, usually the output of `sft`.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelSettings,
+    /// Parquet file, folder or glob of rankings (columns prompt, responses and ranks or scores; or prompt, chosen and rejected)
+    #[arg(long, value_name = "FILES")]
+    pub data: String,
+    /// Rankings to evaluate on [default: a share of the data]
+    #[arg(long, value_name = "FILES")]
+    pub evaluation_data: Option<String>,
+    /// Share of the rankings kept apart for evaluation, where there is no --evaluation-data
+    #[arg(long, default_value_t = 0.05, value_parser = crate::settings::below_one)]
+    pub evaluation_share: f64,
+    /// Demonstrations whose mean reward becomes 0 [default: the best-ranked answers]
+    #[arg(long, value_name = "FILES")]
+    pub demonstrations: Option<String>,
+    /// Optimizer steps between evaluations [default: once an epoch]
+    #[arg(long, value_parser = crate::settings::at_least_one)]
+    pub evaluate_every: Option<usize>,
+    /// Passes over the rankings
+    #[arg(long, default_value_t = 1, value_parser = crate::settings::at_least_one)]
+    pub epochs: usize,
+    /// Print this many examples as the model will see them, and stop
+    #[arg(long, value_name = "N")]
+    pub inspect: Option<usize>,
+    /// What all programs share.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonSettings,
+    /// What the training programs share.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub training: TrainingSettings,
+}
+
+/// A prompt with its ranked answers, as tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RankedTree {
+    /// Prompt and answers.
+    pub tree: TokenTree,
+    /// The rank of each answer, lower is better.
+    pub ranks: Vec<i64>,
+    /// By how much a better answer's score has to be higher.
+    pub margin: f32,
+}
+
+/// How well a reward model agrees with rankings.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RewardEvaluation {
+    /// Mean k-wise loss a prompt.
+    pub loss: f64,
+    /// The model's agreement.
+    pub agreement: Agreement,
+    /// The agreement of "the longer answer (in tokens) wins", the baseline to beat.
+    pub longer_wins: Agreement,
+    /// Mean reward of all answers.
+    pub mean_reward: f64,
+}
+
+/// Runs the whole stage: reads, trains, evaluates, shifts, saves.
+pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
+    let common = &settings.common;
+    let tokenizer = Tokenizer::load(&crate::adapt::tokenizer_folder(&settings.model.model)?)?;
+    let mut truncation = Truncation::default();
+    let (ranked, ties) = read(&settings.data, &tokenizer, common.max_length, &mut truncation)?;
+    if let Some(count) = settings.inspect {
+        for ranked in ranked.iter().take(count) {
+            println!("{}", inspect::inspect(&ranked.tree, &tokenizer)?);
+        }
+        return Ok(None);
+    }
+    let (training, evaluation) = match &settings.evaluation_data {
+        Some(pattern) => (ranked, read(pattern, &tokenizer, common.max_length, &mut Truncation::default())?.0),
+        None => order::split(ranked, settings.evaluation_share, common.seed),
+    };
+    let role = Role {
+        folder: &settings.model.model,
+        adapter: settings.model.adapter.as_deref(),
+        training: Training::With(&settings.training),
+        head: Head::ScalarOrNew,
+        seed: common.seed,
+    };
+    let mut model = Bases::new(Device::Cpu).load(&role)?;
+    tokenizer.fits(model.architecture().vocabulary)?;
+    let mut order = Order::new((0..training.len()).collect(), settings.training.batch_size, common.seed);
+    let total_steps = order.total_steps(settings.epochs as f64, settings.training.max_steps);
+    let tokens = training.iter().map(|ranked| ranked.tree.tokens()).sum();
+    let examples = ("rankings", training.len(), evaluation.len());
+    let mut plan = run::plan("reward", &model, common, examples, tokens, &truncation);
+    if ties > 0 {
+        plan = plan.line("left out", format!("{ties} prompts whose answers are one tie"));
+    }
+    let mut run = Run::start(settings, common, &plan, total_steps)?;
+    let report = train(settings, &model, &training, &evaluation, &mut order, &mut run)?;
+    shift(settings, &mut model, &training, &tokenizer)?;
+    run.keep(total_steps, None, |folder| model.save(folder))?;
+    run.finish()?;
+    Ok(report)
+}
+
+/// Reads rankings as token trees, and says how many were left out because all their answers are one tie.
+fn read(
+    pattern: &str,
+    tokenizer: &Tokenizer,
+    max_length: usize,
+    truncation: &mut Truncation,
+) -> Result<(Vec<RankedTree>, usize)> {
+    let (mut ranked, mut ties) = (Vec::new(), 0);
+    for ranking in schema::rankings(pattern)? {
+        let ranking = ranking?;
+        if pairs(&ranking.ranks).is_empty() {
+            ties += 1;
+            continue;
+        }
+        let tree = tokenizer.ranking(&ranking, max_length, truncation)?;
+        ranked.push(RankedTree { tree, ranks: ranking.ranks, margin: ranking.margin.unwrap_or(0.0) });
+    }
+    if ranked.is_empty() {
+        bail!(
+            "{pattern}: no ranking is left after reading ({ties} were one tie); at least one prompt with a better and a worse answer is needed"
+        );
+    }
+    Ok((ranked, ties))
+}
+
+fn train(
+    settings: &RewardSettings,
+    model: &Model,
+    ranked: &[RankedTree],
+    evaluation: &[RankedTree],
+    order: &mut Order,
+    run: &mut Run,
+) -> Result<Option<RewardEvaluation>> {
+    let (common, training) = (&settings.common, &settings.training);
+    let total_steps = order.total_steps(settings.epochs as f64, training.max_steps);
+    let schedule = Schedule::new(&training.optimizer, training.learning_rate, total_steps);
+    let mut optimizer = Optimizer::new(model.variables(), &training.optimizer)?;
+    let evaluate_every = settings.evaluate_every.unwrap_or(order.steps_per_epoch());
+    let mut latest = None;
+    for step in 0..total_steps {
+        let chosen: Vec<&RankedTree> = order.step(step).iter().map(|&index| &ranked[index]).collect();
+        let (loss, agreement) = accumulate(model, &mut optimizer, &chosen, common, step as u64)?;
+        let learning_rate = schedule.learning_rate(step);
+        let done = optimizer.step(learning_rate)?;
+        let tokens = chosen.iter().map(|ranked| ranked.tree.tokens()).sum();
+        let metrics = [
+            ("accuracy", agreement.accuracy()),
+            ("learning_rate", learning_rate),
+            ("gradient_norm", done.gradient_norm),
+        ];
+        run.step(step + 1, loss, tokens, &metrics)?;
+        if !evaluation.is_empty() && (step + 1 == total_steps || (step + 1) % evaluate_every == 0) {
+            let evaluation = evaluate(&model.frozen()?, evaluation, common.tokens_per_batch)?;
+            run.evaluation(step + 1, &evaluation.metrics())?;
+            latest = Some(evaluation);
+        }
+    }
+    Ok(latest)
+}
+
+/// Adds the gradient of one optimizer step's mean loss a prompt, and gives the loss and the agreement before the step.
+fn accumulate(
+    model: &Model,
+    optimizer: &mut Optimizer,
+    ranked: &[&RankedTree],
+    common: &CommonSettings,
+    step: u64,
+) -> Result<(f64, Agreement)> {
+    let sizes: Vec<usize> = ranked.iter().map(|ranked| ranked.tree.tokens()).collect();
+    let (mut total, mut agreement) = (0.0, Agreement::default());
+    for (index, range) in split_by_budget(&sizes, common.tokens_per_batch).into_iter().enumerate() {
+        let pass = Pass { dropout_seed: Some(dropout_seed(common.seed, step, index as u64)) };
+        let scored = score(model, &ranked[range.clone()], &pass)?;
+        for (answers, ranked) in scored.trees.iter().zip(&ranked[range]) {
+            agreement.add(&scored.scores[answers.clone()], &ranked.ranks);
+        }
+        let loss = scored.loss.affine(1.0 / ranked.len() as f64, 0.0)?;
+        optimizer.accumulate(&loss.backward()?)?;
+        total += f64::from(loss.to_scalar::<f32>()?);
+    }
+    Ok((total, agreement))
+}
+
+/// A micro-batch as the model sees it.
+struct Scored {
+    /// The score of every answer.
+    scores: Vec<f32>,
+    /// Each prompt's range of answers.
+    trees: Vec<std::ops::Range<usize>>,
+    /// The sum of the prompts' losses.
+    loss: Tensor,
+}
+
+fn score(model: &Model, ranked: &[&RankedTree], pass: &Pass) -> Result<Scored> {
+    let batch = Batch::pack(ranked.iter().map(|ranked| &ranked.tree));
+    let hidden = model.hidden(&batch, pass)?; // [tokens, d_model]
+    let scores = model.scores(&hidden, &batch.last_rows)?; // [answers]
+    let prompts: Vec<_> = (batch.trees.iter().zip(ranked))
+        .map(|(answers, ranked)| (answers.clone(), ranked.ranks.as_slice(), ranked.margin))
+        .collect();
+    let loss = kwise_loss(&scores, &prompts)?;
+    Ok(Scored { scores: scores.detach().to_vec1()?, trees: batch.trees, loss })
+}
+
+/// Loss and agreement of a frozen model.
+pub fn evaluate(model: &Model, ranked: &[RankedTree], tokens_per_batch: usize) -> Result<RewardEvaluation> {
+    let ranked: Vec<&RankedTree> = ranked.iter().collect();
+    let sizes: Vec<usize> = ranked.iter().map(|ranked| ranked.tree.tokens()).collect();
+    let mut evaluation = RewardEvaluation::default();
+    let mut answers = 0;
+    for range in split_by_budget(&sizes, tokens_per_batch) {
+        let ranked = &ranked[range];
+        let scored = score(model, ranked, &Pass::default())?;
+        for (answers, ranked) in scored.trees.iter().zip(ranked) {
+            evaluation.agreement.add(&scored.scores[answers.clone()], &ranked.ranks);
+            let lengths: Vec<f32> = ranked.tree.answers.iter().map(|answer| answer.tokens.len() as f32).collect();
+            evaluation.longer_wins.add(&lengths, &ranked.ranks);
+        }
+        evaluation.loss += f64::from(scored.loss.to_scalar::<f32>()?);
+        evaluation.mean_reward += scored.scores.iter().map(|&score| f64::from(score)).sum::<f64>();
+        answers += scored.scores.len();
+    }
+    evaluation.loss /= ranked.len() as f64;
+    evaluation.mean_reward /= answers as f64;
+    Ok(evaluation)
+}
+
+/// Shifts the head so that demonstrations (or the best-ranked answers) have a mean reward of 0.
+fn shift(settings: &RewardSettings, model: &mut Model, ranked: &[RankedTree], tokenizer: &Tokenizer) -> Result<()> {
+    let common = &settings.common;
+    let trees: Vec<TokenTree> = match &settings.demonstrations {
+        Some(pattern) => {
+            let mut truncation = Truncation::default();
+            schema::demonstrations(pattern)?
+                .map(|demonstration| tokenizer.demonstration(&demonstration?, common.max_length, &mut truncation))
+                .collect::<Result<_>>()?
+        }
+        None => ranked.iter().map(best_answers).collect(),
+    };
+    let frozen = model.frozen()?;
+    let sizes: Vec<usize> = trees.iter().map(TokenTree::tokens).collect();
+    let (mut sum, mut count) = (0.0, 0);
+    for range in split_by_budget(&sizes, common.tokens_per_batch) {
+        let batch = Batch::pack(&trees[range]);
+        let scores = frozen.scores(&frozen.hidden(&batch, &Pass::default())?, &batch.last_rows)?;
+        sum += scores.to_vec1::<f32>()?.iter().map(|&score| f64::from(score)).sum::<f64>();
+        count += batch.last_rows.len();
+    }
+    if let Some(head) = model.head_mut() {
+        head.shift += (sum / count.max(1) as f64) as f32;
+    }
+    Ok(())
+}
+
+/// The prompt with its best-ranked answers only.
+fn best_answers(ranked: &RankedTree) -> TokenTree {
+    let best = ranked.ranks.iter().min();
+    let answers = ranked.tree.answers.iter().zip(&ranked.ranks).filter(|(_, rank)| Some(*rank) == best);
+    TokenTree { prompt: ranked.tree.prompt.clone(), answers: answers.map(|(answer, _)| answer.clone()).collect() }
+}
+
+impl RewardEvaluation {
+    /// By the names under which they are recorded.
+    pub fn metrics(&self) -> Vec<(&'static str, f64)> {
+        vec![
+            ("evaluation_loss", self.loss),
+            ("evaluation_accuracy", self.agreement.accuracy()),
+            ("evaluation_accuracy_longer_wins", self.longer_wins.accuracy()),
+            ("evaluation_mean_reward", self.mean_reward),
+        ]
+    }
+
+    /// Pairs and accuracy by rank distance.
+    pub fn accuracy_by_distance(&self) -> BTreeMap<i64, (usize, f64)> {
+        let distances = self.agreement.by_distance.iter();
+        distances.map(|(&distance, &(pairs, right))| (distance, (pairs, right / pairs as f64))).collect()
+    }
+}

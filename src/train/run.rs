@@ -1,0 +1,140 @@
+//! A training run: its folder, what is printed while it goes on, and what is recorded.
+//!
+//! The folder holds `settings.toml` as resolved, `metrics.jsonl`, TensorBoard events, the models `best/` and `last/`, and, at its
+//! top, the best model, so that the folder itself is the model of the next stage.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::checkpoint::{BestAndLast, Kept};
+use super::metrics::Metrics;
+use super::progress::Progress;
+use super::table::{Plan, training_memory};
+use crate::data::tokenize_records::Truncation;
+use crate::error::Result;
+use crate::files::{prepare_run_folder, write_atomically};
+use crate::model::Model;
+use crate::settings::{self, CommonSettings};
+
+/// One run of a training program.
+pub struct Run {
+    folder: PathBuf,
+    quiet: bool,
+    metrics: Metrics,
+    progress: Progress,
+    kept: BestAndLast,
+    step_started: Instant,
+}
+
+impl Run {
+    /// Makes the folder, records the settings, prints the plan, and starts the clock.
+    pub fn start<S: Serialize>(settings: &S, common: &CommonSettings, plan: &Plan, total_steps: usize) -> Result<Self> {
+        let folder = common.output.clone();
+        prepare_run_folder(&folder)?;
+        settings::save(settings, folder.join("settings.toml"))?;
+        plan.print(common.quiet);
+        Ok(Run {
+            quiet: common.quiet,
+            metrics: Metrics::create(&folder)?,
+            progress: Progress::new(plan.title(), total_steps, common.quiet),
+            kept: BestAndLast::new(&folder),
+            step_started: Instant::now(),
+            folder,
+        })
+    }
+
+    /// Records one optimizer step over `tokens` real tokens.
+    pub fn step(&mut self, step: usize, loss: f64, tokens: usize, values: &[(&str, f64)]) -> Result<()> {
+        let seconds = self.step_started.elapsed().as_secs_f64();
+        self.step_started = Instant::now();
+        let mut all = vec![("loss", loss), ("tokens_per_second", tokens as f64 / seconds.max(1e-9))];
+        all.extend_from_slice(values);
+        self.progress.advance(Some(loss), tokens);
+        self.metrics.write(step, &all)
+    }
+
+    /// Records an evaluation and prints it.
+    pub fn evaluation(&mut self, step: usize, values: &[(&str, f64)]) -> Result<()> {
+        let line: Vec<String> =
+            values.iter().map(|(name, value)| format!("{} {value:.4}", name.replace('_', " "))).collect();
+        self.progress.note(&format!("step {step}: {}", line.join(", ")));
+        self.metrics.write(step, values)?;
+        // An evaluation is no part of a step's time.
+        self.step_started = Instant::now();
+        Ok(())
+    }
+
+    /// Keeps the model, which `save` writes into an empty folder, as `last/`, and as `best/` if its evaluation loss is the lowest so far.
+    pub fn keep(
+        &mut self,
+        step: usize,
+        evaluation_loss: Option<f64>,
+        save: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
+        self.kept.keep(Kept { step, evaluation_loss }, save)?;
+        self.step_started = Instant::now();
+        Ok(())
+    }
+
+    /// Makes the run's folder itself the best model, and says where it is.
+    pub fn finish(self) -> Result<()> {
+        let best = self.kept.publish_best()?;
+        self.progress.finish();
+        if !self.quiet {
+            eprintln!("model of step {} in {}\n", best.step, self.folder.display());
+        }
+        Ok(())
+    }
+
+    /// The run's folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Writes a text file into the run's folder.
+    pub fn write(&self, name: &str, text: &str) -> Result<()> {
+        write_atomically(self.folder.join(name), |file| std::io::Write::write_all(file, text.as_bytes()))
+    }
+}
+
+/// The plan of a training program: the model, what trains, the data, the memory.
+pub fn plan(
+    program: &str,
+    model: &Model,
+    common: &CommonSettings,
+    examples: (&str, usize, usize),
+    tokens: usize,
+    truncation: &Truncation,
+) -> Plan {
+    let (what, training, evaluation) = examples;
+    let architecture = model.architecture();
+    let all = model.base_parameters() + model.added_parameters();
+    // What a block keeps for its backward pass: two norms, queries, keys, values, attention, and the feed-forward's inner rows twice or thrice.
+    let per_token = architecture.layers
+        * (6 * architecture.d_model
+            + 2 * architecture.query_width()
+            + 2 * architecture.kv_width()
+            + 3 * architecture.d_ff);
+    let memory = training_memory(all, model.trainable_parameters(), per_token * common.tokens_per_batch);
+    let mut plan = Plan::new(program)
+        .line("model", model.folder().path.display())
+        .parameters(all, model.trainable_parameters())
+        .line(what, format!("{training} to train on, {evaluation} to evaluate on"))
+        .tokens("tokens an epoch", tokens)
+        .memory(memory);
+    if truncation.prompts > 0 {
+        plan = plan.line(
+            "prompts cut",
+            format!("{} lost their start to --max-length {}", truncation.prompts, common.max_length),
+        );
+    }
+    if truncation.answers > 0 {
+        plan = plan.line(
+            "answers cut",
+            format!("{} lost their end to --max-length {}", truncation.answers, common.max_length),
+        );
+    }
+    plan
+}

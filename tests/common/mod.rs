@@ -1,0 +1,60 @@
+//! What several tests need.
+
+use std::path::Path;
+
+use candle_core::Device;
+use rlhf::Result;
+use rlhf::adapt::{Bases, Head, Role, Training};
+use rlhf::model::Model;
+use rlhf::settings::{TrainingSettings, from_arguments};
+
+/// A tiny model's shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// Rotary positions, gated feed-forward, grouped heads.
+    Llama,
+    /// The same with a sliding window that is shorter than the tests' sequences.
+    Mistral,
+    /// Learned positions, packed projections, layer norms.
+    Gpt2,
+}
+
+/// Writes a bare `config.json` of this shape.
+pub fn write_config(shape: Shape, folder: &Path) {
+    let llama = |kind: &str, window: &str| {
+        format!(
+            r#"{{"model_type": "{kind}", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3, "eos_token_id": 2{window}}}"#
+        )
+    };
+    let config = match shape {
+        Shape::Llama => llama("llama", ""),
+        Shape::Mistral => llama("mistral", r#", "sliding_window": 4"#),
+        Shape::Gpt2 => r#"{"model_type": "gpt2", "vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4,
+            "n_positions": 64, "initializer_range": 0.3, "eos_token_id": 2}"#
+            .to_string(),
+    };
+    std::fs::write(folder.join("config.json"), config).expect("the folder can be written to");
+}
+
+/// A tiny random model, all weights of which train if asked to.
+pub fn tiny_model(shape: Shape, trainable: bool) -> Result<Model> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    write_config(shape, folder.path());
+    let settings = training_settings(&["--method", "full"]);
+    let training = if trainable { Training::With(&settings) } else { Training::Frozen };
+    let role = Role { folder: folder.path(), adapter: None, training, head: Head::Language, seed: 7 };
+    Bases::new(Device::Cpu).load(&role)
+}
+
+#[derive(clap::Parser, serde::Serialize)]
+#[command(mut_arg("learning_rate", rlhf::settings::learning_rates("1e-3", "1e-3")))]
+struct OnlyTraining {
+    #[command(flatten)]
+    training: TrainingSettings,
+}
+
+/// Training settings as the command line gives them.
+pub fn training_settings(arguments: &[&str]) -> TrainingSettings {
+    from_arguments::<OnlyTraining>(arguments).expect("valid arguments").training
+}

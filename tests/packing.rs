@@ -1,0 +1,131 @@
+//! A packed batch gives, sequence by sequence, what each sequence gives alone; answers that share a prompt's segment give what
+//! separate sequences give.
+
+mod common;
+
+use common::{Shape, tiny_model};
+use rlhf::Result;
+use rlhf::data::batch::{Batch, Continuation, TokenTree};
+use rlhf::generate::{SamplingSettings, generate};
+use rlhf::model::Model;
+use rlhf::model::adapter::Pass;
+use rlhf::random;
+
+use rand::Rng;
+
+const SHAPES: [Shape; 3] = [Shape::Llama, Shape::Mistral, Shape::Gpt2];
+
+fn tree(seed: u64, prompt: usize, answers: &[usize]) -> TokenTree {
+    let mut stream = random::stream(seed, "test tokens", 0);
+    let mut tokens = |count: usize| (0..count).map(|_| stream.random_range(0..64u32)).collect::<Vec<u32>>();
+    let prompt = tokens(prompt);
+    let answers = answers.iter().map(|&len| Continuation { tokens: tokens(len), learned: vec![true; len] }).collect();
+    TokenTree { prompt, answers }
+}
+
+/// Each answer with a copy of the prompt.
+fn separated(tree: &TokenTree) -> Vec<TokenTree> {
+    let alone = |answer: &Continuation| TokenTree { prompt: tree.prompt.clone(), answers: vec![answer.clone()] };
+    tree.answers.iter().map(alone).collect()
+}
+
+fn log_probs(model: &Model, trees: &[TokenTree]) -> Result<Vec<f32>> {
+    let batch = Batch::pack(trees);
+    let hidden = model.hidden(&batch, &Pass::default())?;
+    Ok(model.log_probs(&hidden, &batch.targets, 1.0)?.log_probs.to_vec1()?)
+}
+
+/// Loss (summed over targets, with a score at each last token mixed in) and the gradient of every parameter.
+fn loss_and_gradients(model: &Model, trees: &[TokenTree]) -> Result<(f32, Vec<(String, Vec<f32>)>)> {
+    let batch = Batch::pack(trees);
+    let hidden = model.hidden(&batch, &Pass::default())?;
+    let log_probs = model.log_probs(&hidden, &batch.targets, 1.0)?.log_probs;
+    let loss = log_probs.sqr()?.sum_all()?;
+    let gradients = loss.backward()?;
+    let mut all = Vec::new();
+    for (name, variable) in model.variables() {
+        let gradient = gradients.get(&variable).unwrap_or_else(|| panic!("{name} has a gradient"));
+        all.push((name, gradient.flatten_all()?.to_vec1()?));
+    }
+    Ok((loss.to_scalar()?, all))
+}
+
+fn close(found: f32, expected: f32, scale: f32) -> bool {
+    (found - expected).abs() <= 1e-5 * scale.max(1.0)
+}
+
+#[test]
+fn a_packed_batch_equals_its_sequences_alone() -> Result<()> {
+    for shape in SHAPES {
+        let model = tiny_model(shape, false)?;
+        let trees = [tree(1, 5, &[4]), tree(2, 0, &[9]), tree(3, 17, &[1, 6]), tree(4, 1, &[2])];
+        let packed = log_probs(&model, &trees)?;
+        let mut alone = Vec::new();
+        for tree in &trees {
+            alone.extend(log_probs(&model, std::slice::from_ref(tree))?);
+        }
+        assert_eq!(packed.len(), alone.len());
+        for (packed, alone) in packed.iter().zip(&alone) {
+            assert!(close(*packed, *alone, 1.0), "{shape:?}: {packed} in the batch, {alone} alone");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn answers_that_share_a_prompt_give_loss_and_gradients_of_separate_sequences() -> Result<()> {
+    for shape in SHAPES {
+        let model = tiny_model(shape, true)?;
+        let shared = tree(5, 11, &[3, 7, 1, 5]);
+        let (shared_loss, shared_gradients) = loss_and_gradients(&model, std::slice::from_ref(&shared))?;
+        let (loss, gradients) = loss_and_gradients(&model, &separated(&shared))?;
+        assert!(close(shared_loss, loss, loss.abs()), "{shape:?}: loss {shared_loss} shared, {loss} separate");
+        for ((name, shared), (_, separate)) in shared_gradients.iter().zip(&gradients) {
+            let scale = separate.iter().fold(0f32, |scale, x| scale.max(x.abs()));
+            for (shared, separate) in shared.iter().zip(separate) {
+                assert!(close(*shared, *separate, scale), "{shape:?} {name}: {shared} shared, {separate} separate");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Greedy sampling through the cache picks at every step the token that a pass over everything so far makes most probable.
+#[test]
+fn generation_with_the_cache_equals_passes_without_it() -> Result<()> {
+    for shape in SHAPES {
+        let model = tiny_model(shape, false)?;
+        let prompts: Vec<Vec<u32>> = [7usize, 2, 13].iter().map(|&len| tree(len as u64, len, &[]).prompt).collect();
+        let settings = SamplingSettings { temperature: 0.0, response_length: 9, ..Default::default() };
+        let answers = generate(&model, &prompts, 2, &settings, &[3], 0, 0)?;
+        for (prompt, answers) in prompts.iter().zip(&answers) {
+            assert_eq!(answers[0], answers[1]);
+            let mut so_far = prompt.clone();
+            for &token in &answers[0].tokens {
+                let batch = Batch::pack([&TokenTree { prompt: so_far.clone(), answers: vec![Continuation::default()] }]);
+                let hidden = model.hidden(&batch, &Pass::default())?;
+                let logits = model.logits(&hidden, &[so_far.len() as u32 - 1])?.squeeze(0)?.to_vec1::<f32>()?;
+                let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                assert!(best - logits[token as usize] < 1e-4, "{shape:?}: another token is more probable");
+                so_far.push(token);
+            }
+            let ended = answers[0].tokens.last() == Some(&3);
+            assert_eq!(answers[0].ended, ended);
+            assert!(ended || answers[0].tokens.len() == 9);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_an_answer_becomes_does_not_depend_on_its_company() -> Result<()> {
+    let model = tiny_model(Shape::Llama, false)?;
+    let prompts: Vec<Vec<u32>> = (0..150).map(|index| tree(index, 1 + index as usize % 9, &[]).prompt).collect();
+    let settings = SamplingSettings { response_length: 6, ..Default::default() };
+    let together = generate(&model, &prompts, 2, &settings, &[3, 5, 8], 4, 0)?;
+    for index in [0usize, 70, 149] {
+        let alone = generate(&model, &prompts[index..=index], 2, &settings, &[3, 5, 8], 4, 2 * index as u64)?;
+        assert_eq!(alone[0], together[index]);
+    }
+    Ok(())
+}
