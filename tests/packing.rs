@@ -102,7 +102,8 @@ fn generation_with_the_cache_equals_passes_without_it() -> Result<()> {
             assert_eq!(answers[0], answers[1]);
             let mut so_far = prompt.clone();
             for &token in &answers[0].tokens {
-                let batch = Batch::pack([&TokenTree { prompt: so_far.clone(), answers: vec![Continuation::default()] }]);
+                let batch =
+                    Batch::pack([&TokenTree { prompt: so_far.clone(), answers: vec![Continuation::default()] }]);
                 let hidden = model.hidden(&batch, &Pass::default())?;
                 let logits = model.logits(&hidden, &[so_far.len() as u32 - 1])?.squeeze(0)?.to_vec1::<f32>()?;
                 let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
