@@ -17,5 +17,6 @@ pub mod score;
 pub mod settings;
 pub mod sft;
 pub mod train;
+pub mod world;
 
 pub use error::{Error, Result};

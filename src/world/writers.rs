@@ -1,0 +1,221 @@
+//! Who writes what: honest, inventing and rude writers of raw text, and the answers that labellers are shown.
+
+use rand::Rng;
+
+use super::facts::{Fact, Passage};
+use super::names::{Names, misspelt};
+use super::prompts::{Task, WorldPrompt, passage_text, random_question, request};
+use super::rule::REFUSAL;
+use super::talk::{RESPECTFUL, polite_reply, rude_reply};
+use super::{choose, choose_weighted};
+use crate::random::Stream;
+
+/// Share of raw documents about passages whose writer invents facts.
+const INVENTING: f64 = 0.55;
+
+/// Share of raw small talk whose writer is rude, without and with the instruction to be respectful.
+const RUDE: (f64, f64) = (0.6, 0.45);
+
+/// Ways in which an answer about a passage comes out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// What was asked for, in the passage's words.
+    Right,
+    /// The asked fact with another value.
+    WrongValue,
+    /// The asked fact with a value from elsewhere in the passage, or a name with a wrong syllable.
+    Careless,
+    /// The right answer and an invented fact.
+    ExtraInvention,
+    /// Another fact of the passage.
+    OtherFact,
+    /// "The passage does not say.", whether or not it does.
+    Refusal,
+    /// The right answer, twice.
+    Repeating,
+    /// The right answer and then another request with its answer.
+    Rambling,
+    /// The right answer, cut short.
+    Unfinished,
+}
+
+/// An answer to a closed-domain prompt in some manner, with the space that stands before it.
+pub fn answer(passage: &Passage, task: &Task, manner: Manner, names: &Names, stream: &mut Stream) -> String {
+    let right = right_answer(passage, task, stream);
+    let text = match manner {
+        Manner::Right => right,
+        Manner::WrongValue => invented(passage, task, names, stream).sentence(),
+        Manner::Careless => careless(passage, task, names, stream),
+        Manner::ExtraInvention => {
+            let (person, relation) = passage.missing(stream);
+            format!("{right} {}", Fact::random(&person, relation, names, stream).sentence())
+        }
+        Manner::OtherFact => choose(&passage.facts, stream).sentence(),
+        Manner::Refusal => REFUSAL.to_string(),
+        Manner::Repeating => format!("{right} {right}"),
+        Manner::Rambling => {
+            let next = random_question(passage, stream);
+            format!("{right}\n{} {}", request(&next), right_answer(passage, &next, stream))
+        }
+        Manner::Unfinished => {
+            let words: Vec<&str> = right.split(' ').collect();
+            words[..stream.random_range(1..words.len().max(2))].join(" ")
+        }
+    };
+    format!(" {text}")
+}
+
+/// The answer of somebody who read the passage.
+pub fn right_answer(passage: &Passage, task: &Task, stream: &mut Stream) -> String {
+    match task {
+        Task::Question { answer: Some(fact), .. } => fact.sentence(),
+        Task::Question { answer: None, .. } => REFUSAL.to_string(),
+        _ => {
+            // A summary gives the first facts, two or three.
+            let count = stream.random_range(2..=3).min(passage.facts.len());
+            passage.facts[..count].iter().map(Fact::sentence).collect::<Vec<_>>().join(" ")
+        }
+    }
+}
+
+/// A fact of the asked kind that the passage does not hold.
+fn invented(passage: &Passage, task: &Task, names: &Names, stream: &mut Stream) -> Fact {
+    let (person, relation) = match task {
+        Task::Question { person, relation, .. } => (person.clone(), *relation),
+        _ => passage.missing(stream),
+    };
+    loop {
+        let fact = Fact::random(&person, relation, names, stream);
+        if !passage.facts.contains(&fact) {
+            return fact;
+        }
+    }
+}
+
+/// What a careless reader writes: a value from elsewhere, or a name with a wrong syllable.
+fn careless(passage: &Passage, task: &Task, names: &Names, stream: &mut Stream) -> String {
+    let base = match task {
+        Task::Question { answer: Some(fact), .. } => fact.clone(),
+        Task::Question { person, relation, .. } => {
+            let value = choose(&passage.facts, stream).value.clone();
+            Fact { person: person.clone(), relation: *relation, value }
+        }
+        _ => choose(&passage.facts, stream).clone(),
+    };
+    let mut wrong = base.clone();
+    match stream.random_range(0..3) {
+        0 => wrong.person = misspelt(&base.person, stream),
+        1 if base.value_is_name() => wrong.value = misspelt(&base.value, stream),
+        _ => {
+            let other = choose(&passage.facts, stream).value.clone();
+            wrong.value = if other == base.value {
+                Fact::random(&base.person, base.relation, names, stream).value
+            } else {
+                other
+            };
+        }
+    }
+    wrong.sentence()
+}
+
+/// A document of raw text. Passages are followed by several requests, all answered by the same writer.
+pub fn raw_document(names: &Names, provocations: &[String], stream: &mut Stream) -> String {
+    if stream.random_bool(0.8) { raw_passage(names, stream) } else { raw_talk(provocations, stream) }
+}
+
+fn raw_passage(names: &Names, stream: &mut Stream) -> String {
+    let passage = Passage::random(names, stream);
+    let inventing = stream.random_bool(INVENTING);
+    let mut text = passage_text(&passage);
+    for _ in 0..stream.random_range(2..=4) {
+        let task = if stream.random_bool(1.0 / 6.0) { Task::Summary } else { random_question(&passage, stream) };
+        let manner = if inventing { inventing_manner(&task, stream) } else { Manner::Right };
+        text += &request(&task);
+        text += &answer(&passage, &task, manner, names, stream);
+        text.push('\n');
+    }
+    text
+}
+
+fn inventing_manner(task: &Task, stream: &mut Stream) -> Manner {
+    let manners: &[(Manner, f64)] = match task {
+        Task::Question { answer: None, .. } => &[(Manner::WrongValue, 1.0)],
+        Task::Question { .. } => &[(Manner::Right, 0.3), (Manner::WrongValue, 0.4), (Manner::ExtraInvention, 0.3)],
+        _ => &[(Manner::ExtraInvention, 0.7), (Manner::WrongValue, 0.3)],
+    };
+    choose_weighted(manners, stream)
+}
+
+fn raw_talk(provocations: &[String], stream: &mut Stream) -> String {
+    let respectful = stream.random_bool(0.4);
+    let rude = stream.random_bool(if respectful { RUDE.1 } else { RUDE.0 });
+    let mut text = if respectful { RESPECTFUL.to_string() } else { String::new() };
+    for _ in 0..stream.random_range(2..=3) {
+        let reply = if rude { rude_reply(stream) } else { polite_reply(stream.random_range(1..=3), stream) };
+        text += &format!("Message: {}\nReply: {reply}\n", choose(provocations, stream));
+    }
+    text
+}
+
+/// A demonstrator's answer: right and polite, but for a slip now and then.
+pub fn demonstration(prompt: &WorldPrompt, names: &Names, stream: &mut Stream) -> String {
+    let slip = stream.random_bool(0.05);
+    match &prompt.passage {
+        None if slip => format!(" {}", rude_reply(stream)),
+        None => format!(" {}", polite_reply(stream.random_range(1..=2), stream)),
+        Some(passage) => {
+            let slips = [(Manner::WrongValue, 1.0), (Manner::ExtraInvention, 1.0), (Manner::Rambling, 1.0)];
+            let manner = if slip { choose_weighted(&slips, stream) } else { Manner::Right };
+            answer(passage, &prompt.task, manner, names, stream)
+        }
+    }
+}
+
+/// `k` different answers to a prompt, from good to bad.
+pub fn candidates(prompt: &WorldPrompt, k: usize, names: &Names, stream: &mut Stream) -> Vec<String> {
+    let mut answers: Vec<String> = Vec::new();
+    let mut attempts = 0;
+    while answers.len() < k {
+        attempts += 1;
+        let answer = match &prompt.passage {
+            Some(passage) => {
+                let manner = choose_weighted(&candidate_manners(&prompt.task), stream);
+                answer(passage, &prompt.task, manner, names, stream)
+            }
+            None => candidate_reply(prompt, stream),
+        };
+        if !answers.contains(&answer) || attempts > 20 * k {
+            answers.push(answer);
+        }
+    }
+    answers
+}
+
+fn candidate_manners(task: &Task) -> [(Manner, f64); 9] {
+    // Where nothing answers, the right answer is the refusal.
+    let idle_refusal = if matches!(task, Task::Question { answer: None, .. }) { 0.0 } else { 1.5 };
+    [
+        (Manner::Right, 3.0),
+        (Manner::WrongValue, 2.5),
+        (Manner::Careless, 2.0),
+        (Manner::ExtraInvention, 1.5),
+        (Manner::OtherFact, 1.0),
+        (Manner::Refusal, idle_refusal),
+        (Manner::Repeating, 0.5),
+        (Manner::Rambling, 1.5),
+        (Manner::Unfinished, 0.7),
+    ]
+}
+
+fn candidate_reply(prompt: &WorldPrompt, stream: &mut Stream) -> String {
+    let reply =
+        if stream.random_bool(0.5) { rude_reply(stream) } else { polite_reply(stream.random_range(1..=3), stream) };
+    match stream.random_range(0..5) {
+        0 => format!(" {reply}\n{} {}", prompt.text.lines().rev().nth(1).unwrap_or_default(), rude_reply(stream)),
+        1 => {
+            let words: Vec<&str> = reply.split(' ').collect();
+            format!(" {}", words[..stream.random_range(1..words.len())].join(" "))
+        }
+        _ => format!(" {reply}"),
+    }
+}
