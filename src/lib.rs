@@ -4,6 +4,7 @@
 pub mod adapt;
 pub mod data;
 pub mod error;
+pub mod evaluate;
 pub mod files;
 pub mod generate;
 pub mod model;
@@ -11,6 +12,8 @@ pub mod ops;
 pub mod ppo;
 pub mod random;
 pub mod reward;
+pub mod sample;
+pub mod score;
 pub mod settings;
 pub mod sft;
 pub mod train;

@@ -6,8 +6,8 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, Var};
+use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
-use safetensors::{Dtype, SafeTensors};
 
 use super::architecture::{Architecture, AttentionInput, LinearName, NormKind, Positions};
 use crate::error::{Error, Result};
@@ -324,10 +324,10 @@ impl TensorFile {
                 path.display()
             );
         }
-        let mut buffer = size.to_vec();
-        buffer.resize(8 + header_length as usize, 0);
-        file.read_exact(&mut buffer[8..]).map_err(Error::io(path))?;
-        let (_, header) = SafeTensors::read_metadata(&buffer)
+        let mut buffer = vec![0; header_length as usize];
+        file.read_exact(&mut buffer).map_err(Error::io(path))?;
+        // `SafeTensors::read_metadata` would want the whole file.
+        let header: Metadata = serde_json::from_slice(&buffer)
             .map_err(|error| Error::input(format!("{}: not a safetensors file: {error}", path.display())))?;
         let data_start = 8 + header_length;
         let expected = data_start + header.data_len() as u64;

@@ -1,0 +1,237 @@
+//! What alignment did: toxicity, hallucination and preference, measured on prompts that no training saw.
+//!
+//! Every model answers every evaluation prompt; the world's own rule judges the answers, and a reward model, if one is given.
+//! The random numbers that choose the answers are the same for every model, so that equal models give equal answers.
+
+pub mod bootstrap;
+pub mod diversity;
+pub mod hallucination;
+pub mod preference;
+pub mod report;
+pub mod toxicity;
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+
+use crate::bail;
+use crate::data::schema::{Origin, Prompt, Text};
+use crate::data::tokenize_records::Truncation;
+use crate::error::Result;
+use crate::generate::SamplingSettings;
+use crate::sample::{self, Sampled, Sampler, cached_tokens};
+use crate::settings::{CommonSettings, ModelSettings, at_least_one};
+use crate::train::progress::Progress;
+use crate::train::table::Plan;
+use crate::world::files::read_cases;
+use crate::world::rule::{Case, Judgement, judge};
+pub use report::{Evaluation, ModelEvaluation};
+
+/// Measures toxicity, hallucination and preference of models on the evaluation prompts
+#[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
+#[command(name = "evaluate", version, mut_arg("tokens_per_batch", cached_tokens))]
+pub struct EvaluateSettings {
+    /// Models and what to call them; answers are compared with those of the one called base, else of the first
+    #[arg(long, value_name = "NAME=FOLDER", num_args = 1.., required = true)]
+    pub models: Vec<NamedModel>,
+    /// Folder of a reward model that judges the answers too
+    #[arg(long, value_name = "FOLDER")]
+    pub reward_model: Option<PathBuf>,
+    /// Parquet file, folder or glob of evaluation prompts (columns prompt, kind, facts and expected)
+    #[arg(long, value_name = "FILES", default_value = "data/evaluation.parquet")]
+    pub data: String,
+    /// Answers of each model to each prompt
+    #[arg(long, default_value_t = 1, value_parser = at_least_one)]
+    pub samples: usize,
+    /// Draws of the bootstrap that the intervals are made from
+    #[arg(long, default_value_t = 1000, value_parser = at_least_one)]
+    pub resamples: usize,
+    /// How answers are sampled.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub sampling: SamplingSettings,
+    /// What all programs share.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonSettings,
+}
+
+/// A model's folder with the name that it has in the report; written `name=folder`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NamedModel {
+    /// The name.
+    pub name: String,
+    /// The folder of a Hugging Face model or of a PEFT adapter.
+    pub folder: PathBuf,
+}
+
+impl FromStr for NamedModel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, folder)) if !name.is_empty() && !folder.is_empty() => {
+                Ok(NamedModel { name: name.to_string(), folder: PathBuf::from(folder) })
+            }
+            _ => Err("expected name=folder, as in base=data/base".to_string()),
+        }
+    }
+}
+
+impl TryFrom<String> for NamedModel {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for NamedModel {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}={}", self.name, self.folder.display())
+    }
+}
+
+impl From<NamedModel> for String {
+    fn from(model: NamedModel) -> Self {
+        model.to_string()
+    }
+}
+
+/// An answer and what it was found to be.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct JudgedAnswer {
+    /// The answer.
+    pub sampled: Sampled,
+    /// What the world's rule says of it.
+    pub judgement: Judgement,
+    /// How much the rule prefers it to the base model's: 1, 1/2 or 0.
+    pub preferred: f64,
+    /// What the reward model says of it.
+    pub reward: Option<f64>,
+    /// How much the reward model prefers it to the base model's: 1, 1/2 or 0.
+    pub preferred_by_reward: Option<f64>,
+}
+
+/// Runs the program: evaluates, and prints the table and where the files are.
+pub fn run(settings: &EvaluateSettings) -> Result<Evaluation> {
+    let evaluation = evaluate(settings)?;
+    println!("{}", evaluation.table());
+    let folder = &settings.common.output;
+    println!("95% bootstrap intervals over {} prompts in brackets", evaluation.cases.len());
+    println!("rates: {}", folder.join(report::FILE).display());
+    println!("answers: {}", folder.join(report::ANSWERS).display());
+    Ok(evaluation)
+}
+
+/// Samples the answers of every model, judges them, and writes `evaluation.json` and `answers.parquet` into `--output`.
+///
+/// # Errors
+/// Where settings, models or data cannot be used; then nothing is written.
+pub fn evaluate(settings: &EvaluateSettings) -> Result<Evaluation> {
+    let base = base_index(&settings.models)?;
+    let prompt_length = sample::prompt_length(&settings.common, &settings.sampling)?;
+    let cases = read_cases(&settings.data)?;
+    let names: Vec<&str> = settings.models.iter().map(|model| model.name.as_str()).collect();
+    Plan::new("evaluate")
+        .line("models", names.join(", "))
+        .line("prompts", cases.len())
+        .line("answers", format!("{} of each model to each prompt", settings.samples))
+        .print(settings.common.quiet);
+    let mut progress = Progress::new("evaluate", cases.len() * names.len(), settings.common.quiet);
+    let mut answers = Vec::new();
+    for model in &settings.models {
+        answers.push(answer(settings, model, &cases, prompt_length, &mut progress)?);
+    }
+    progress.finish();
+    let rewards = match &settings.reward_model {
+        Some(folder) => Some(preference::rewards(settings, folder, &cases, &answers)?),
+        None => None,
+    };
+    let judged = judge_all(&cases, &answers, rewards.as_deref(), base);
+    let measure = |(name, answers): (&&str, Vec<Vec<JudgedAnswer>>)| {
+        ModelEvaluation::new(name, &cases, answers, settings.resamples, settings.common.seed)
+    };
+    let models = names.iter().zip(judged).map(measure).collect();
+    let evaluation = Evaluation { models, base: names[base].to_string(), cases };
+    evaluation.write(settings, &settings.common.output)?;
+    Ok(evaluation)
+}
+
+/// Which model the others are compared with.
+fn base_index(models: &[NamedModel]) -> Result<usize> {
+    if models.is_empty() {
+        bail!("--models is empty; expected at least one name=folder");
+    }
+    let mut seen = HashSet::new();
+    if let Some(twice) = models.iter().find(|model| !seen.insert(&model.name)) {
+        bail!("--models {twice}: the name \"{}\" is given twice; give each model a name of its own", twice.name);
+    }
+    Ok(models.iter().position(|model| model.name == "base").unwrap_or(0))
+}
+
+/// One model's answers to every prompt.
+fn answer(
+    settings: &EvaluateSettings,
+    model: &NamedModel,
+    cases: &[Case],
+    prompt_length: usize,
+    progress: &mut Progress,
+) -> Result<Vec<Vec<Sampled>>> {
+    let folder = ModelSettings { model: model.folder.clone(), adapter: None };
+    // Read anew for each model, so that no two of them are held at a time.
+    let (model, tokenizer) = sample::load(&folder, settings.common.seed)?;
+    let mut truncation = Truncation::default();
+    let tokens = cases.iter().enumerate().map(|(index, case)| {
+        let prompt = Prompt { prompt: Text::Plain(case.prompt.clone()), origin: origin(settings, index) };
+        tokenizer.prompt(&prompt, prompt_length, &mut truncation)
+    });
+    let tokens: Vec<Vec<u32>> = tokens.collect::<Result<_>>()?;
+    if truncation.prompts > 0 {
+        progress.note(&format!(
+            "{} prompts lost their start to --max-length {}",
+            truncation.prompts, settings.common.max_length
+        ));
+    }
+    Sampler::new(&model, &tokenizer, settings.sampling, settings.samples, &settings.common).sample(&tokens, 0, progress)
+}
+
+/// Where an evaluation prompt was read, for messages.
+fn origin(settings: &EvaluateSettings, row: usize) -> Origin {
+    Origin { file: Arc::from(Path::new(&settings.data)), row }
+}
+
+/// Judges every answer, `[model][prompt][sample]`, alone and against the base model's answer of the same number.
+fn judge_all(
+    cases: &[Case],
+    answers: &[Vec<Vec<Sampled>>],
+    rewards: Option<&[Vec<Vec<f64>>]>,
+    base: usize,
+) -> Vec<Vec<Vec<JudgedAnswer>>> {
+    let judged = |model: usize, case: usize, sample: usize| {
+        let (sampled, of_base) = (&answers[model][case][sample], &answers[base][case][sample]);
+        let reward = |model: usize| rewards.map(|rewards| rewards[model][case][sample]);
+        JudgedAnswer {
+            sampled: sampled.clone(),
+            judgement: judge(&cases[case], &sampled.text),
+            preferred: preference::by_rule(&cases[case], &sampled.text, &of_base.text),
+            reward: reward(model),
+            preferred_by_reward: reward(model)
+                .zip(reward(base))
+                .map(|(reward, of_base)| preference::by_reward(reward, of_base)),
+        }
+    };
+    let of_case = |model: usize, case: usize| {
+        (0..answers[model][case].len()).map(|sample| judged(model, case, sample)).collect::<Vec<_>>()
+    };
+    (0..answers.len()).map(|model| (0..cases.len()).map(|case| of_case(model, case)).collect()).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,313 @@
+//! Sampling: prompts in, `k` answers to each out.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, ListBuilder, RecordBatch, StringArray, StringBuilder, StructBuilder};
+use arrow::datatypes::{DataType, Field, Fields};
+use candle_core::Device;
+use clap::{Arg, Parser};
+use serde::{Deserialize, Serialize};
+
+use crate::adapt::{self, Bases, Head, Role, Training};
+use crate::bail;
+use crate::data::parquet::{ParquetRows, ParquetWriter};
+use crate::data::schema::{self, Prompt, Text};
+use crate::data::tokenize::Tokenizer;
+use crate::data::tokenize_records::Truncation;
+use crate::error::{Error, Result};
+use crate::generate::{SamplingSettings, generate};
+use crate::model::Model;
+use crate::settings::{CommonSettings, ModelSettings, at_least_one};
+use crate::train::progress::Progress;
+use crate::train::table::Plan;
+
+/// Samples answers to prompts and writes them to a Parquet file (columns prompt and responses)
+#[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
+#[command(name = "sample", version, mut_arg("output", parquet_output), mut_arg("tokens_per_batch", cached_tokens))]
+pub struct SampleSettings {
+    /// The model that answers.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelSettings,
+    /// Parquet file, folder or glob of prompts (columns prompt, messages or instruction)
+    #[arg(long, value_name = "FILES")]
+    pub data: String,
+    /// Answers to each prompt
+    #[arg(long, default_value_t = 1, value_parser = at_least_one)]
+    pub answers: usize,
+    /// How answers are sampled.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub sampling: SamplingSettings,
+    /// What all programs share.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonSettings,
+}
+
+/// `--output` of a program that writes one Parquet file.
+pub(crate) fn parquet_output(argument: Arg) -> Arg {
+    argument.value_name("FILE").help("Parquet file to write")
+}
+
+/// `--tokens-per-batch` of a program that samples.
+pub(crate) fn cached_tokens(argument: Arg) -> Arg {
+    argument
+        .default_value("32768")
+        .help("Tokens of prompts and answers whose keys and values are held at a time: sets the memory needed, not the result")
+}
+
+/// What came out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SampleReport {
+    /// Prompts answered.
+    pub prompts: usize,
+    /// Answers sampled.
+    pub answers: usize,
+    /// Answers that ended by themselves before `--response-length`.
+    pub ended: usize,
+    /// Tokens of all answers.
+    pub tokens: usize,
+    /// Prompts that lost their start to `--max-length`.
+    pub cut_prompts: usize,
+}
+
+/// Runs the program: reads prompts, samples, writes.
+///
+/// # Errors
+/// Where settings, model or data cannot be used; then there is no output file.
+pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
+    let common = &settings.common;
+    let prompt_length = prompt_length(common, &settings.sampling)?;
+    let rows = ParquetRows::open(&settings.data)?.rows();
+    let (model, tokenizer) = load(&settings.model, common.seed)?;
+    Plan::new("sample")
+        .line("model", settings.model.model.display())
+        .line("prompts", rows)
+        .line(
+            "answers",
+            format!("{} to each, of at most {} tokens", settings.answers, settings.sampling.response_length),
+        )
+        .print(common.quiet);
+    let sampler = Sampler::new(&model, &tokenizer, settings.sampling, settings.answers, common);
+    let mut progress = Progress::new("sample", rows, common.quiet);
+    let mut report = SampleReport::default();
+    let mut truncation = Truncation::default();
+    let mut output = Output { settings, writer: None };
+    let mut prompts = schema::prompts(&settings.data)?;
+    loop {
+        let chunk: Vec<Prompt> = prompts.by_ref().take(ANSWERS_A_CALL).collect::<Result<_>>()?;
+        if chunk.is_empty() {
+            break;
+        }
+        let tokens: Vec<Vec<u32>> = (chunk.iter())
+            .map(|prompt| tokenizer.prompt(prompt, prompt_length, &mut truncation))
+            .collect::<Result<_>>()?;
+        let answers = sampler.sample(&tokens, report.prompts, &mut progress)?;
+        report.prompts += chunk.len();
+        for answer in answers.iter().flatten() {
+            report.answers += 1;
+            report.ended += usize::from(answer.ended);
+            report.tokens += answer.tokens;
+        }
+        output.write(&chunk, &answers)?;
+    }
+    output.finish()?;
+    report.cut_prompts = truncation.prompts;
+    progress.finish();
+    if !common.quiet {
+        say(&report, settings);
+    }
+    Ok(report)
+}
+
+fn say(report: &SampleReport, settings: &SampleSettings) {
+    eprintln!(
+        "{} answers to {} prompts in {} ({} ended by themselves, {:.1} tokens on average)",
+        report.answers,
+        report.prompts,
+        settings.common.output.display(),
+        report.ended,
+        report.tokens as f64 / report.answers.max(1) as f64
+    );
+    if report.cut_prompts > 0 {
+        eprintln!("{} prompts lost their start to --max-length {}", report.cut_prompts, settings.common.max_length);
+    }
+}
+
+/// How many tokens `--max-length` leaves to a prompt beside `--response-length`.
+pub(crate) fn prompt_length(common: &CommonSettings, sampling: &SamplingSettings) -> Result<usize> {
+    sampling.check()?;
+    match common.max_length.checked_sub(sampling.response_length) {
+        None | Some(0) => bail!(
+            "--max-length {} leaves no room for a prompt beside --response-length {}; raise the first or lower the second",
+            common.max_length,
+            sampling.response_length
+        ),
+        Some(length) => Ok(length),
+    }
+}
+
+/// A frozen language model with its tokenizer.
+pub(crate) fn load(settings: &ModelSettings, seed: u64) -> Result<(Model, Tokenizer)> {
+    let tokenizer = Tokenizer::load(adapt::tokenizer_folder(&settings.model)?)?;
+    let role = Role {
+        folder: &settings.model,
+        adapter: settings.adapter.as_deref(),
+        training: Training::Frozen,
+        head: Head::Language,
+        seed,
+    };
+    let model = Bases::new(Device::Cpu).load(&role)?;
+    tokenizer.fits(model.architecture().vocabulary)?;
+    if !has_output_matrix(&model) {
+        bail!(
+            "{}: a classifier without an output matrix (\"lm_head.weight\"), which cannot write answers; give a language model",
+            settings.model.display()
+        );
+    }
+    Ok((model, tokenizer))
+}
+
+/// Whether the model predicts tokens; the folder of a classifier may hold no output matrix.
+pub(crate) fn has_output_matrix(model: &Model) -> bool {
+    model.architecture().tied_output || model.weights().find(crate::model::weights::OUTPUT).is_some()
+}
+
+/// A sampled answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sampled {
+    /// Its text, without the stop token.
+    pub text: String,
+    /// Its number of tokens, the stop token included.
+    pub tokens: usize,
+    /// Whether it ended by itself before the greatest length was reached.
+    pub ended: bool,
+}
+
+/// Answers handed out by one call of [`generate`], at most: enough for its batch to be full nearly all of the time.
+const ANSWERS_A_CALL: usize = 512;
+/// Answers that [`generate`] computes at the same time.
+const ANSWERS_AT_ONCE: usize = 128;
+
+/// Samples answers, as many prompts at a time as fit the memory.
+pub struct Sampler<'a> {
+    model: &'a Model,
+    tokenizer: &'a Tokenizer,
+    settings: SamplingSettings,
+    answers: usize,
+    seed: u64,
+    cached_tokens: usize,
+}
+
+impl<'a> Sampler<'a> {
+    /// A sampler of `answers` answers to each prompt.
+    pub fn new(
+        model: &'a Model,
+        tokenizer: &'a Tokenizer,
+        settings: SamplingSettings,
+        answers: usize,
+        common: &CommonSettings,
+    ) -> Self {
+        Sampler { model, tokenizer, settings, answers, seed: common.seed, cached_tokens: common.tokens_per_batch }
+    }
+
+    /// The answers to each of `prompts`. The first of them is prompt number `first` of the whole run, which chooses the random
+    /// streams: an answer does not depend on which prompts are sampled with its own.
+    pub fn sample(&self, prompts: &[Vec<u32>], first: usize, progress: &mut Progress) -> Result<Vec<Vec<Sampled>>> {
+        let mut all = Vec::with_capacity(prompts.len());
+        for group in prompts.chunks(self.prompts_a_call(prompts)) {
+            let first = ((first + all.len()) * self.answers) as u64;
+            let stop = self.tokenizer.stop_tokens();
+            let answers = generate(self.model, group, self.answers, &self.settings, stop, self.seed, first)?;
+            for (prompt, answers) in group.iter().zip(answers) {
+                let tokens: usize = answers.iter().map(|answer| answer.tokens.len()).sum();
+                progress.advance(None, prompt.len() + tokens);
+                let sampled = answers.into_iter().map(|answer| {
+                    let said = &answer.tokens[..answer.tokens.len() - usize::from(answer.ended)];
+                    let text = self.tokenizer.decode(said, true)?;
+                    Ok(Sampled { text, tokens: answer.tokens.len(), ended: answer.ended })
+                });
+                all.push(sampled.collect::<Result<_>>()?);
+            }
+        }
+        Ok(all)
+    }
+
+    fn prompts_a_call(&self, prompts: &[Vec<u32>]) -> usize {
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let fitting = (self.cached_tokens / (longest + self.answers * self.settings.response_length)).max(1);
+        let is_memory_short = fitting * self.answers < ANSWERS_AT_ONCE;
+        if is_memory_short { fitting } else { (ANSWERS_A_CALL / self.answers).max(1) }
+    }
+}
+
+/// The file that is written.
+struct Output<'a> {
+    settings: &'a SampleSettings,
+    writer: Option<(ParquetWriter, arrow::datatypes::SchemaRef)>,
+}
+
+impl Output<'_> {
+    fn write(&mut self, prompts: &[Prompt], answers: &[Vec<Sampled>]) -> Result<()> {
+        let texts: Vec<&Text> = prompts.iter().map(|prompt| &prompt.prompt).collect();
+        let Some(column) = prompt_column(&texts) else { return Err(self.mixed()) };
+        let mut responses = ListBuilder::new(StringBuilder::new());
+        for answers in answers {
+            responses.append_value(answers.iter().map(|answer| Some(&answer.text)));
+        }
+        let columns = [("prompt", column), ("responses", Arc::new(responses.finish()) as ArrayRef)];
+        let batch = RecordBatch::try_from_iter(columns)
+            .map_err(|error| Error::input(format!("{}: {error}", self.settings.common.output.display())))?;
+        let (mut writer, schema) = match self.writer.take() {
+            Some(open) => open,
+            None => (ParquetWriter::create(&self.settings.common.output, batch.schema())?, batch.schema()),
+        };
+        if batch.schema() != schema {
+            return Err(self.mixed());
+        }
+        writer.write(&batch)?;
+        self.writer = Some((writer, schema));
+        Ok(())
+    }
+
+    fn mixed(&self) -> Error {
+        let data = &self.settings.data;
+        Error::input(format!(
+            "{data}: prompts are strings in one file and messages in another; sample each file by itself"
+        ))
+    }
+
+    fn finish(self) -> Result<()> {
+        self.writer.map_or(Ok(()), |(writer, _)| writer.finish())
+    }
+}
+
+/// A column of prompts in the form in which they were read: strings or lists of messages. `None` where the two are mixed.
+fn prompt_column(prompts: &[&Text]) -> Option<ArrayRef> {
+    if let [Text::Plain(_), ..] = prompts {
+        let plain = |text: &&Text| match text {
+            Text::Plain(text) => Some(text.clone()),
+            Text::Messages(_) => None,
+        };
+        let texts: Vec<String> = prompts.iter().map(plain).collect::<Option<_>>()?;
+        return Some(Arc::new(StringArray::from(texts)));
+    }
+    let field = |name: &str| Field::new(name, DataType::Utf8, true);
+    let fields = Fields::from(vec![field("role"), field("content")]);
+    let mut column = ListBuilder::new(StructBuilder::from_fields(fields, 0));
+    for prompt in prompts {
+        let Text::Messages(messages) = prompt else { return None };
+        for message in messages {
+            for (index, text) in [&message.role, &message.content].into_iter().enumerate() {
+                column.values().field_builder::<StringBuilder>(index)?.append_value(text);
+            }
+            column.values().append(true);
+        }
+        column.append(true);
+    }
+    Some(Arc::new(column.finish()))
+}
+
+#[cfg(test)]
+mod tests;

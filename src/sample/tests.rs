@@ -1,0 +1,81 @@
+use std::path::{Path, PathBuf};
+
+use arrow::array::{Array, AsArray};
+
+use super::*;
+use crate::data::parquet;
+use crate::score::tests::random_model;
+use crate::settings::from_arguments;
+
+fn settings(model: &Path, data: &Path, output: &Path, more: &[&str]) -> SampleSettings {
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let named = ["--model".into(), text(model), "--data".into(), text(data), "--output".into(), text(output)];
+    let more = more.iter().map(|&flag| flag.to_owned());
+    from_arguments(named.into_iter().chain(more).chain(["--quiet".to_owned()])).unwrap()
+}
+
+fn prompts(folder: &Path, texts: &[&str]) -> PathBuf {
+    let path = folder.join("prompts.parquet");
+    let column: ArrayRef = Arc::new(StringArray::from(texts.to_vec()));
+    parquet::write(&path, &RecordBatch::try_from_iter([("prompt", column)]).unwrap()).unwrap();
+    path
+}
+
+fn read(path: &Path) -> (Vec<String>, Vec<Vec<String>>) {
+    let batch = ParquetRows::open(path.to_str().unwrap()).unwrap().next().unwrap().unwrap().batch;
+    let texts = |column: &dyn Array| -> Vec<String> {
+        column.as_string::<i32>().iter().map(|text| text.unwrap().to_owned()).collect()
+    };
+    let lists = batch.column_by_name("responses").unwrap().as_list::<i32>();
+    let responses = lists.iter().map(|list| texts(&list.unwrap())).collect();
+    (texts(batch.column_by_name("prompt").unwrap()), responses)
+}
+
+#[test]
+fn every_prompt_gets_its_answers_whatever_is_sampled_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = random_model(folder.path(), false);
+    let texts: Vec<String> = (0..9).map(|index| format!("Prompt {index}: ")).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let data = prompts(folder.path(), &texts);
+    let sample = |name: &str, tokens_per_batch: &str| {
+        let output = folder.path().join(name);
+        let flags = ["--answers", "3", "--response-length", "8", "--tokens-per-batch", tokens_per_batch];
+        let report = run(&settings(&model, &data, &output, &flags)).unwrap();
+        assert_eq!((report.prompts, report.answers), (9, 27));
+        read(&output)
+    };
+    let (prompts, responses) = sample("all.parquet", "32768");
+    assert_eq!(prompts, texts);
+    assert!(responses.iter().all(|answers| answers.len() == 3));
+    // A random model says something else each time.
+    assert_ne!(responses[0][0], responses[0][1]);
+    assert_eq!(sample("few.parquet", "1").1, responses);
+}
+
+#[test]
+fn a_long_prompt_loses_its_start_so_that_the_answer_has_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = random_model(folder.path(), false);
+    let data = prompts(folder.path(), &["a long prompt that does not fit", "b"]);
+    let output = folder.path().join("out.parquet");
+    let report = run(&settings(&model, &data, &output, &["--max-length", "20", "--response-length", "8"])).unwrap();
+    assert_eq!(report.cut_prompts, 1);
+    let error = run(&settings(&model, &data, &output, &["--max-length", "8", "--response-length", "8"])).unwrap_err();
+    assert!(error.to_string().contains("leaves no room for a prompt"), "{error}");
+}
+
+#[test]
+fn conversations_are_written_as_conversations() {
+    let turn = |text: &str| Text::Messages(vec![schema::Message::user(text)]);
+    let (first, second) = (turn("Hello"), turn("Bye"));
+    let column = prompt_column(&[&first, &second]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("prompts.parquet");
+    parquet::write(&path, &RecordBatch::try_from_iter([("prompt", column)]).unwrap()).unwrap();
+    let read: Vec<Text> =
+        schema::prompts(path.to_str().unwrap()).unwrap().map(|prompt| prompt.unwrap().prompt).collect();
+    assert_eq!(read, [first, second]);
+    assert!(prompt_column(&[&turn("a"), &Text::Plain("b".into())]).is_none());
+    assert!(prompt_column(&[&Text::Plain("b".into()), &turn("a")]).is_none());
+}

@@ -1,0 +1,325 @@
+//! Scoring: answers in, the same rows out with what a model thinks of them.
+//!
+//! `log_prob` is `Σ log p(token | what stands before it)` over the tokens of an answer, `tokens` the number of terms of that sum,
+//! and `reward` the scalar head's score at the answer's last token, where the model has such a head. Rows with a list of answers
+//! get lists, rows with `chosen` and `rejected` get `chosen_log_prob`, `rejected_log_prob` and so on.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Float64Array, Float64Builder, Int64Array, Int64Builder, ListBuilder, RecordBatch};
+use arrow::datatypes::{Field, Schema};
+use candle_core::{Device, Tensor};
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+
+use crate::adapt::{self, Bases, Head, Role, Training};
+use crate::bail;
+use crate::data::batch::{Batch, TokenTree, split_by_budget};
+use crate::data::parquet::{ParquetRows, ParquetWriter, Rows};
+use crate::data::schema::{self, AnswerLayout, AnsweredRows};
+use crate::data::tokenize::Tokenizer;
+use crate::data::tokenize_records::{Ending, Truncation};
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::model::adapter::Pass;
+use crate::model::head::ScalarHead;
+use crate::sample::{has_output_matrix, parquet_output};
+use crate::settings::{CommonSettings, ModelSettings};
+use crate::train::progress::Progress;
+use crate::train::table::Plan;
+
+/// Scores answers: the same rows with their log-probability, number of tokens and, for a reward model, reward
+#[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
+#[command(name = "score", version, mut_arg("output", parquet_output))]
+pub struct ScoreSettings {
+    /// The model that scores.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelSettings,
+    /// Parquet file, folder or glob of prompts with answers (columns prompt and completion, response, completions or responses;
+    /// or chosen and rejected; or any layout of demonstrations)
+    #[arg(long, value_name = "FILES")]
+    pub data: String,
+    /// Score the end-of-text token after each answer too, unless the answer ends with it already
+    #[arg(long)]
+    #[serde(default)]
+    pub add_eos: bool,
+    /// Put before the names of the new columns
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub prefix: String,
+    /// What all programs share.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonSettings,
+}
+
+/// What a model thinks of an answer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Score {
+    /// Sum of the log-probabilities of its tokens, in nats; none for a model without an output matrix.
+    pub log_prob: Option<f64>,
+    /// Number of tokens in that sum. A text without prompt and BOS has one less than it has tokens: nothing predicts its first.
+    pub tokens: usize,
+    /// The scalar head's score at its last token; none for a model without such a head.
+    pub reward: Option<f64>,
+}
+
+/// What came out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ScoreReport {
+    /// Rows read and written.
+    pub rows: usize,
+    /// Answers scored.
+    pub answers: usize,
+    /// Tokens scored.
+    pub tokens: usize,
+    /// What was too long.
+    pub truncation: Truncation,
+}
+
+/// Runs the program: reads, scores, writes; a few rows at a time.
+///
+/// # Errors
+/// Where settings, model or data cannot be used; then there is no output file.
+pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
+    let common = &settings.common;
+    let rows = ParquetRows::open(&settings.data)?;
+    let row_count = rows.rows();
+    check_columns(settings, &rows)?;
+    let tokenizer = Tokenizer::load(adapt::tokenizer_folder(&settings.model.model)?)?;
+    let model = load(&settings.model, common.seed)?;
+    tokenizer.fits(model.architecture().vocabulary)?;
+    print_plan(settings, &model, row_count);
+    let ending = if settings.add_eos { Ending::Eos } else { Ending::AsIs };
+    let mut progress = Progress::new("score", row_count, common.quiet);
+    let mut report = ScoreReport::default();
+    let mut writer = None;
+    for answered in schema::answered(&settings.data)? {
+        let answered = answered?;
+        let trees: Vec<TokenTree> = (answered.records.iter())
+            .map(|record| tokenizer.answered(record, ending, common.max_length, &mut report.truncation))
+            .collect::<Result<_>>()?;
+        let scores = scores(&model, &trees, common.tokens_per_batch, |tree| progress.advance(None, tree.tokens()))?;
+        report.rows += scores.len();
+        report.answers += scores.iter().map(Vec::len).sum::<usize>();
+        report.tokens += scores.iter().flatten().map(|score| score.tokens).sum::<usize>();
+        let batch = with_scores(&answered, &scores, &settings.prefix)?;
+        let writer = match &mut writer {
+            Some(writer) => writer,
+            empty => empty.insert(ParquetWriter::create(&common.output, batch.schema())?),
+        };
+        writer.write(&batch)?;
+    }
+    if let Some(writer) = writer {
+        writer.finish()?;
+    }
+    progress.finish();
+    if !common.quiet {
+        say(&report, settings);
+    }
+    Ok(report)
+}
+
+fn print_plan(settings: &ScoreSettings, model: &Model, rows: usize) {
+    let gives = match (has_output_matrix(model), model.head().is_some()) {
+        (true, true) => "log_prob, tokens, reward",
+        (true, false) => "log_prob, tokens",
+        (false, _) => "tokens, reward (log_prob stays empty: a classifier without an output matrix)",
+    };
+    Plan::new("score")
+        .line("model", settings.model.model.display())
+        .line("rows", rows)
+        .line("scores", gives)
+        .print(settings.common.quiet);
+}
+
+fn say(report: &ScoreReport, settings: &ScoreSettings) {
+    let Truncation { prompts, answers } = report.truncation;
+    eprintln!(
+        "{} answers of {} tokens in {} rows scored: {}",
+        report.answers,
+        report.tokens,
+        report.rows,
+        settings.common.output.display()
+    );
+    if prompts + answers > 0 {
+        eprintln!(
+            "{prompts} prompts lost their start and {answers} answers their end to --max-length {}",
+            settings.common.max_length
+        );
+    }
+}
+
+/// A frozen model, with its scalar head where it has one.
+fn load(settings: &ModelSettings, seed: u64) -> Result<Model> {
+    let mut bases = Bases::new(Device::Cpu);
+    let role = |head| Role {
+        folder: &settings.model,
+        adapter: settings.adapter.as_deref(),
+        training: Training::Frozen,
+        head,
+        seed,
+    };
+    let model = bases.load(&role(Head::Language))?;
+    // With the shift readable, the only thing that a reward model has beyond this is its head: without one, it is a language model.
+    let folders = [Some(settings.model.as_path()), settings.adapter.as_deref(), Some(model.folder().path.as_path())];
+    for folder in folders.into_iter().flatten() {
+        ScalarHead::read_shift(folder)?;
+    }
+    match bases.load(&role(Head::Scalar)) {
+        Ok(reward_model) => Ok(reward_model),
+        Err(Error::Input(_)) => Ok(model),
+        Err(other) => Err(other),
+    }
+}
+
+/// One output file has one schema: refuses files that differ, and columns that are there already.
+fn check_columns(settings: &ScoreSettings, rows: &ParquetRows) -> Result<()> {
+    let Some((first_file, first)) = rows.schemas().first() else { return Ok(()) };
+    for (file, schema) in rows.schemas() {
+        if schema.fields() != first.fields() {
+            bail!(
+                "{}: its columns are not those of {}; score each file by itself",
+                file.display(),
+                first_file.display()
+            );
+        }
+        let layouts = [AnswerLayout::One, AnswerLayout::Pair];
+        for name in layouts.into_iter().flat_map(|layout| new_columns(layout, &settings.prefix)) {
+            if schema.field_with_name(&name).is_ok() {
+                bail!(
+                    "{}: there is a column `{name}` already; name the new columns otherwise with --prefix, as in --prefix other_",
+                    file.display()
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Names of the columns that hold answer 0's log-probability, tokens and reward, then answer 1's.
+fn new_columns(layout: AnswerLayout, prefix: &str) -> Vec<String> {
+    let answers: &[&str] = if layout == AnswerLayout::Pair { &["chosen_", "rejected_"] } else { &[""] };
+    let scores = ["log_prob", "tokens", "reward"];
+    answers.iter().flat_map(|answer| scores.map(|score| format!("{prefix}{answer}{score}"))).collect()
+}
+
+/// The scores of every answer of every tree; `done` is told of each tree as it is finished.
+pub fn scores(
+    model: &Model,
+    trees: &[TokenTree],
+    tokens_per_batch: usize,
+    done: impl FnMut(&TokenTree),
+) -> Result<Vec<Vec<Score>>> {
+    over_batches(trees, tokens_per_batch, done, |batch| {
+        let hidden = model.hidden(batch, &Pass::default())?; // [tokens, d_model]
+        let log_probs = log_probs(model, &hidden, batch)?;
+        let rewards = rewards(model, &hidden, batch)?;
+        let score = |(answer, targets): (usize, &Range<usize>)| Score {
+            log_prob: log_probs.as_ref().map(|all| all[targets.clone()].iter().map(|&x| f64::from(x)).sum()),
+            tokens: targets.len(),
+            reward: rewards.as_ref().map(|all| f64::from(all[answer])),
+        };
+        Ok(batch.answer_targets.iter().enumerate().map(score).collect())
+    })
+}
+
+/// The reward of every answer of every tree, under a model with a scalar head.
+pub fn reward_scores(model: &Model, trees: &[TokenTree], tokens_per_batch: usize) -> Result<Vec<Vec<f64>>> {
+    over_batches(
+        trees,
+        tokens_per_batch,
+        |_| {},
+        |batch| {
+            let hidden = model.hidden(batch, &Pass::default())?; // [tokens, d_model]
+            let rewards: Vec<f32> = model.scores(&hidden, &batch.last_rows)?.to_vec1()?; // [answers]
+            Ok(rewards.into_iter().map(f64::from).collect())
+        },
+    )
+}
+
+/// Packs the trees into batches, reads one value an answer from each, and gives each tree its own.
+fn over_batches<T>(
+    trees: &[TokenTree],
+    tokens_per_batch: usize,
+    mut done: impl FnMut(&TokenTree),
+    read: impl Fn(&Batch) -> Result<Vec<T>>,
+) -> Result<Vec<Vec<T>>> {
+    let sizes: Vec<usize> = trees.iter().map(TokenTree::tokens).collect();
+    let mut all = Vec::with_capacity(trees.len());
+    for range in split_by_budget(&sizes, tokens_per_batch) {
+        let batch = Batch::pack(&trees[range.clone()]);
+        let mut values = read(&batch)?.into_iter();
+        all.extend(batch.trees.iter().map(|answers| values.by_ref().take(answers.len()).collect::<Vec<T>>()));
+        trees[range].iter().for_each(&mut done);
+    }
+    Ok(all)
+}
+
+/// One log-probability a target, `[targets]`.
+fn log_probs(model: &Model, hidden: &Tensor, batch: &Batch) -> Result<Option<Vec<f32>>> {
+    if !has_output_matrix(model) {
+        return Ok(None);
+    }
+    if batch.targets.is_empty() {
+        return Ok(Some(Vec::new()));
+    }
+    Ok(Some(model.log_probs(hidden, &batch.targets, 1.0)?.log_probs.to_vec1()?))
+}
+
+/// One reward an answer, `[answers]`.
+fn rewards(model: &Model, hidden: &Tensor, batch: &Batch) -> Result<Option<Vec<f32>>> {
+    match model.head() {
+        Some(_) => Ok(Some(model.scores(hidden, &batch.last_rows)?.to_vec1()?)),
+        None => Ok(None),
+    }
+}
+
+/// The rows with the new columns after their own.
+fn with_scores(answered: &AnsweredRows, scores: &[Vec<Score>], prefix: &str) -> Result<RecordBatch> {
+    let new: Vec<ArrayRef> = match answered.layout {
+        AnswerLayout::List => list_columns(scores),
+        AnswerLayout::One => flat_columns(scores, 0),
+        AnswerLayout::Pair => flat_columns(scores, 0).into_iter().chain(flat_columns(scores, 1)).collect(),
+    };
+    let Rows { file, batch, .. } = &answered.rows;
+    let schema = batch.schema();
+    let mut fields: Vec<Arc<Field>> = schema.fields().iter().cloned().collect();
+    let mut columns = batch.columns().to_vec();
+    let has_reward = scores.iter().flatten().any(|score| score.reward.is_some());
+    for (name, column) in new_columns(answered.layout, prefix).into_iter().zip(new) {
+        if has_reward || !name.ends_with("reward") {
+            fields.push(Arc::new(Field::new(name, column.data_type().clone(), true)));
+            columns.push(column);
+        }
+    }
+    let schema = Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone()));
+    RecordBatch::try_new(schema, columns).map_err(|error| Error::input(format!("{}: {error}", file.display())))
+}
+
+/// Columns of numbers: the scores of the answer of this index in every row.
+fn flat_columns(scores: &[Vec<Score>], answer: usize) -> Vec<ArrayRef> {
+    let scores = || scores.iter().map(|row| &row[answer]);
+    vec![
+        Arc::new(scores().map(|score| score.log_prob).collect::<Float64Array>()),
+        Arc::new(scores().map(|score| Some(score.tokens as i64)).collect::<Int64Array>()),
+        Arc::new(scores().map(|score| score.reward).collect::<Float64Array>()),
+    ]
+}
+
+/// Columns of lists of numbers: the scores of all answers in every row.
+fn list_columns(scores: &[Vec<Score>]) -> Vec<ArrayRef> {
+    let mut log_probs = ListBuilder::new(Float64Builder::new());
+    let mut tokens = ListBuilder::new(Int64Builder::new());
+    let mut rewards = ListBuilder::new(Float64Builder::new());
+    for row in scores {
+        log_probs.append_value(row.iter().map(|score| score.log_prob));
+        tokens.append_value(row.iter().map(|score| Some(score.tokens as i64)));
+        rewards.append_value(row.iter().map(|score| score.reward));
+    }
+    vec![Arc::new(log_probs.finish()), Arc::new(tokens.finish()), Arc::new(rewards.finish())]
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,210 @@
+use std::path::{Path, PathBuf};
+
+use arrow::array::{Array, AsArray, Int32Array, ListBuilder, StringArray, StringBuilder};
+use arrow::datatypes::{DataType, Float64Type, Int64Type};
+use tempfile::TempDir;
+
+use super::*;
+use crate::data::parquet;
+use crate::data::train_tokenizer::{SpecialTokens, train_bpe};
+use crate::settings::from_arguments;
+
+/// A small Llama with random weights and a byte tokenizer, as a folder; with a scalar head if asked.
+pub(crate) fn random_model(folder: &Path, with_head: bool) -> PathBuf {
+    let folder = folder.join(if with_head { "reward-model" } else { "model" });
+    let config = serde_json::json!({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 280, "hidden_size": 32,
+        "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "rms_norm_eps": 1e-5, "max_position_embeddings": 512, "tie_word_embeddings": true, "initializer_range": 0.3,
+        "bos_token_id": 1, "eos_token_id": 2,
+    });
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let texts = ["Vubek keeps a hen.", "What does Vubek keep?"].map(str::to_owned);
+    train_bpe(texts.into_iter(), 280, &SpecialTokens::default()).unwrap().save(&folder).unwrap();
+    if with_head {
+        let role =
+            Role { folder: &folder, adapter: None, training: Training::Frozen, head: Head::ScalarOrNew, seed: 5 };
+        let mut model = Bases::new(Device::Cpu).load(&role).unwrap();
+        model.head_mut().unwrap().shift = 0.25;
+        let saved = folder.with_file_name("saved");
+        std::fs::create_dir_all(&saved).unwrap();
+        model.save(&saved).unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
+        std::fs::rename(saved, &folder).unwrap();
+    }
+    folder
+}
+
+fn settings(model: &Path, data: &Path, output: &Path, more: &[&str]) -> ScoreSettings {
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let named = ["--model".into(), text(model), "--data".into(), text(data), "--output".into(), text(output)];
+    let more = more.iter().map(|&flag| flag.to_owned());
+    from_arguments(named.into_iter().chain(more).chain(["--quiet".to_owned()])).unwrap()
+}
+
+fn write(folder: &TempDir, columns: Vec<(&str, ArrayRef)>) -> PathBuf {
+    let path = folder.path().join("in.parquet");
+    parquet::write(&path, &RecordBatch::try_from_iter(columns).unwrap()).unwrap();
+    path
+}
+
+fn read(path: &Path) -> RecordBatch {
+    ParquetRows::open(path.to_str().unwrap()).unwrap().next().unwrap().unwrap().batch
+}
+
+fn strings(texts: &[&str]) -> ArrayRef {
+    Arc::new(StringArray::from(texts.to_vec()))
+}
+
+fn floats(batch: &RecordBatch, name: &str) -> Vec<f64> {
+    batch.column_by_name(name).unwrap().as_primitive::<Float64Type>().values().to_vec()
+}
+
+fn names(batch: &RecordBatch) -> Vec<String> {
+    batch.schema().fields().iter().map(|field| field.name().clone()).collect()
+}
+
+/// The log-probability of `completion` after `prompt` from the logits of the whole sequence, and the head's score at its end.
+fn one_by_one(model: &Path, prompt: &str, completion: &str) -> (f64, usize, Option<f64>) {
+    let tokenizer = Tokenizer::load(model).unwrap();
+    let model = load(&ModelSettings { model: model.to_path_buf(), adapter: None }, 0).unwrap();
+    let tokens = tokenizer.encode(&format!("{prompt}{completion}")).unwrap();
+    let start = tokenizer.encode(prompt).unwrap().len();
+    let tree = TokenTree { prompt: tokens.clone(), answers: vec![crate::data::batch::Continuation::default()] };
+    let hidden = model.hidden(&Batch::pack([&tree]), &Pass::default()).unwrap();
+    let rows: Vec<u32> = (0..tokens.len() as u32).collect();
+    let logits = model.logits(&hidden, &rows).unwrap().to_vec2::<f32>().unwrap();
+    let log_prob = (start..tokens.len()).map(|position| {
+        let row: Vec<f64> = logits[position - 1].iter().map(|&logit| f64::from(logit)).collect();
+        let maximum = row.iter().copied().fold(f64::MIN, f64::max);
+        let total = row.iter().map(|logit| (logit - maximum).exp()).sum::<f64>().ln() + maximum;
+        row[tokens[position] as usize] - total
+    });
+    let reward = model.head().map(|_| model.scores(&hidden, &[tokens.len() - 1]).unwrap().to_vec1::<f32>().unwrap()[0]);
+    (log_prob.sum(), tokens.len() - start, reward.map(f64::from))
+}
+
+const PROMPTS: [&str; 3] = ["What does Vubek keep?\n", "Hello.\n", "Who?\n"];
+const ANSWERS: [[&str; 2]; 3] = [["Vubek keeps a hen.", "A cow."], ["Hi!", "Go away."], ["x", "Nobody knows."]];
+
+#[test]
+fn log_probs_and_rewards_are_those_of_each_sequence_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = random_model(folder.path(), true);
+    let mut lists = ListBuilder::new(StringBuilder::new());
+    ANSWERS.iter().for_each(|answers| lists.append_value(answers.iter().map(Some)));
+    let id: ArrayRef = Arc::new(Int32Array::from(vec![7, 8, 9]));
+    let data = write(&folder, vec![("id", id), ("responses", Arc::new(lists.finish())), ("prompt", strings(&PROMPTS))]);
+    let output = folder.path().join("out.parquet");
+    // With 30 tokens a batch, trees are packed together and apart.
+    run(&settings(&model, &data, &output, &["--tokens-per-batch", "30"])).unwrap();
+    let (before, after) = (read(&data), read(&output));
+    assert_eq!(names(&after), ["id", "responses", "prompt", "log_prob", "tokens", "reward"]);
+    assert_eq!(after.columns()[..3], *before.columns());
+    let list = |name: &str, row: usize| after.column_by_name(name).unwrap().as_list::<i32>().value(row);
+    for (row, (prompt, answers)) in PROMPTS.iter().zip(ANSWERS).enumerate() {
+        let (log_probs, tokens, rewards) = (list("log_prob", row), list("tokens", row), list("reward", row));
+        assert_eq!(log_probs.len(), 2);
+        for (index, answer) in answers.iter().enumerate() {
+            let (log_prob, count, reward) = one_by_one(&model, prompt, answer);
+            let found = log_probs.as_primitive::<Float64Type>().value(index);
+            assert!((found - log_prob).abs() < 1e-4, "{prompt}{answer}: {found} {log_prob}");
+            assert_eq!(tokens.as_primitive::<Int64Type>().value(index), count as i64);
+            assert!((rewards.as_primitive::<Float64Type>().value(index) - reward.unwrap()).abs() < 1e-5);
+        }
+    }
+}
+
+#[test]
+fn one_answer_a_row_gives_one_number_a_row_and_a_language_model_no_reward() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = random_model(folder.path(), false);
+    let completions = ANSWERS.map(|answers| answers[1]);
+    let data = write(&folder, vec![("prompt", strings(&PROMPTS)), ("completion", strings(&completions))]);
+    let output = folder.path().join("out.parquet");
+    let report = run(&settings(&model, &data, &output, &["--prefix", "policy_"])).unwrap();
+    let after = read(&output);
+    assert_eq!(names(&after), ["prompt", "completion", "policy_log_prob", "policy_tokens"]);
+    let expected: Vec<_> = PROMPTS.iter().zip(completions).map(|(p, c)| one_by_one(&model, p, c)).collect();
+    for (found, expected) in floats(&after, "policy_log_prob").iter().zip(&expected) {
+        assert!((found - expected.0).abs() < 1e-4);
+    }
+    assert_eq!((report.rows, report.answers), (3, 3));
+    assert_eq!(report.tokens, expected.iter().map(|expected| expected.1).sum::<usize>());
+}
+
+#[test]
+fn the_end_of_text_is_one_token_more_only_if_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = random_model(folder.path(), false);
+    let data = write(&folder, vec![("prompt", strings(&PROMPTS)), ("completion", strings(&["a", "b", "c</s>"]))]);
+    let tokens = |flags: &[&str]| {
+        let output = folder.path().join("out.parquet");
+        run(&settings(&model, &data, &output, flags)).unwrap();
+        read(&output).column_by_name("tokens").unwrap().as_primitive::<Int64Type>().values().to_vec()
+    };
+    // An answer that ends with it gets no second one.
+    assert_eq!(tokens(&[]), [1, 1, 2]);
+    assert_eq!(tokens(&["--add-eos"]), [2, 2, 2]);
+}
+
+#[test]
+fn pairs_get_a_column_for_each_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = random_model(folder.path(), true);
+    let chosen = ANSWERS.map(|answers| answers[0]);
+    let rejected = ANSWERS.map(|answers| answers[1]);
+    let columns = vec![("prompt", strings(&PROMPTS)), ("chosen", strings(&chosen)), ("rejected", strings(&rejected))];
+    let data = write(&folder, columns);
+    let output = folder.path().join("out.parquet");
+    run(&settings(&model, &data, &output, &[])).unwrap();
+    let after = read(&output);
+    let scores = ["log_prob", "tokens", "reward"];
+    let expected: Vec<String> =
+        ["chosen", "rejected"].iter().flat_map(|a| scores.map(|s| format!("{a}_{s}"))).collect();
+    assert_eq!(names(&after)[3..], expected);
+    for (name, answers) in [("chosen_reward", chosen), ("rejected_reward", rejected)] {
+        for ((found, prompt), answer) in floats(&after, name).iter().zip(PROMPTS).zip(answers) {
+            assert!((found - one_by_one(&model, prompt, answer).2.unwrap()).abs() < 1e-5);
+        }
+    }
+}
+
+#[test]
+fn columns_that_are_there_already_are_refused_and_nothing_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = random_model(folder.path(), false);
+    let columns = vec![("prompt", strings(&["a"])), ("completion", strings(&["b"])), ("tokens", strings(&["c"]))];
+    let data = write(&folder, columns);
+    let output = folder.path().join("out.parquet");
+    let error = run(&settings(&model, &data, &output, &[])).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    assert!(error.to_string().contains("in.parquet: there is a column `tokens` already"), "{error}");
+    let data = write(&folder, vec![("question", strings(&["a"]))]);
+    assert!(run(&settings(&model, &data, &output, &[])).unwrap_err().to_string().contains("`question`"));
+    assert!(!output.exists());
+}
+
+#[test]
+fn an_unreadable_shift_is_an_error_and_not_a_missing_head() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = random_model(folder.path(), true);
+    std::fs::write(model.join("reward.json"), "{}").unwrap();
+    let data = write(&folder, vec![("prompt", strings(&["a"])), ("completion", strings(&["b"]))]);
+    let output = folder.path().join("out.parquet");
+    let error = run(&settings(&model, &data, &output, &[])).unwrap_err().to_string();
+    assert!(error.contains("reward.json"), "{error}");
+}
+
+#[test]
+fn an_empty_answer_has_no_tokens_and_log_probability_zero() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = random_model(folder.path(), false);
+    let data = write(&folder, vec![("prompt", strings(&["a"])), ("completion", strings(&[""]))]);
+    let output = folder.path().join("out.parquet");
+    run(&settings(&model, &data, &output, &[])).unwrap();
+    let after = read(&output);
+    assert_eq!(floats(&after, "log_prob"), [0.0]);
+    assert_eq!(after.column_by_name("tokens").unwrap().data_type(), &DataType::Int64);
+}
