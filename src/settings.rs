@@ -50,6 +50,7 @@ pub use groups::{
 /// Runs a program: reads its settings, sets the number of threads, calls `main`, and turns an error into a sentence on
 /// the standard error stream and the exit code that belongs to it (2 for bad input, 1 for anything else).
 pub fn run_program<S: Parser>(main: impl FnOnce(S) -> Result<()>) -> ExitCode {
+    crate::ops::threads::leave_threads_to_rayon();
     let run = || {
         let matches = resolve::<S>(std::env::args_os().collect())?.unwrap_or_else(|error| error.exit());
         if let Ok(Some(&threads)) = matches.try_get_one::<usize>("threads") {

@@ -63,7 +63,8 @@ fn run(settings: PipelineSettings) -> Result<()> {
         ["sft", "reward", "ppo", "evaluation"].map(|stage| settings.output.join(stage));
     let file = |name: &str| settings.data.join(name);
     let stage = |output: &Path| {
-        let arguments = Arguments(Vec::new()).path("output", output).flag("seed", settings.seed).flag("max-length", 256);
+        let arguments =
+            Arguments(Vec::new()).path("output", output).flag("seed", settings.seed).flag("max-length", 256);
         settings.threads.iter().fold(arguments, |arguments, threads| arguments.flag("threads", threads))
     };
     // Low-rank updates want about ten times the learning rate of full weights.
@@ -107,9 +108,8 @@ fn run(settings: PipelineSettings) -> Result<()> {
         .path("data", &file("evaluation.parquet"))
         .flag("response-length", 40);
     let stage_settings: EvaluateSettings = announce(4, "evaluation", arguments)?;
-    let evaluation = evaluate::evaluate(&stage_settings)?;
+    evaluate::run(&stage_settings)?;
 
-    println!("{evaluation}");
     println!("aligned model      {}", ppo.display());
     println!("reward model       {}", reward.display());
     println!("supervised model   {}", sft.display());

@@ -141,7 +141,8 @@ fn a_sharded_half_precision_folder_is_read_and_written_in_the_same_form() -> Res
 fn scores_and_the_kwise_loss_equal_pytorch() -> Result<()> {
     let tensors = expected("llama-reward")?;
     let model = load(&folder("llama-reward"), None, Some(&["--method", "full"]), Head::Scalar)?;
-    let tokens = |name: &str| -> Result<Vec<u32>> { Ok(integers(&tensors, name)?.iter().map(|&id| id as u32).collect()) };
+    let tokens =
+        |name: &str| -> Result<Vec<u32>> { Ok(integers(&tensors, name)?.iter().map(|&id| id as u32).collect()) };
     let answers = (0..4)
         .map(|index| {
             let tokens = tokens(&format!("answer.{index}"))?;
@@ -204,7 +205,11 @@ fn ppo_equals_the_formulas_of_trl() -> Result<()> {
     let width = *lengths.iter().max().expect("rows") as usize;
     let rows = |name: &str| -> Result<Vec<Vec<f32>>> {
         let all = floats(&tensors, name)?;
-        Ok(lengths.iter().enumerate().map(|(row, &len)| all[row * width..row * width + len as usize].to_vec()).collect())
+        Ok(lengths
+            .iter()
+            .enumerate()
+            .map(|(row, &len)| all[row * width..row * width + len as usize].to_vec())
+            .collect())
     };
     let (log_probs, reference, values) = (rows("logprobs")?, rows("ref_logprobs")?, rows("values")?);
     let scores = floats(&tensors, "scores")?;
@@ -252,9 +257,8 @@ fn ppo_equals_the_formulas_of_trl() -> Result<()> {
 #[test]
 fn the_optimizer_and_its_schedules_equal_pytorch_and_transformers() -> Result<()> {
     let tensors = expected("optimizer")?;
-    let variables = ["weight", "bias"].map(|name| {
-        (name.to_string(), Var::from_tensor(&tensors[&format!("{name}.0")]).expect("a tensor"))
-    });
+    let variables = ["weight", "bias"]
+        .map(|name| (name.to_string(), Var::from_tensor(&tensors[&format!("{name}.0")]).expect("a tensor")));
     let arguments = ["--weight-decay", "0.1", "--beta1", "0.9", "--beta2", "0.95", "--max-gradient-norm", "1"];
     let settings = training_settings(&arguments).optimizer;
     let mut optimizer = Optimizer::new(variables.to_vec(), &settings)?;

@@ -17,6 +17,7 @@ pub mod rows;
 mod simd;
 #[cfg(test)]
 mod testing;
+pub mod threads;
 
 pub use activation::{Activation, activate, dropout, gated, softplus};
 pub use adamw::{AdamwState, AdamwStep, adamw, add_assign, squared_norm};
