@@ -341,5 +341,6 @@ fn templates_have_the_functions_of_transformers() {
         " a,b \n"
     );
     assert_eq!(render("{%- generation -%} x {%- endgeneration %}", false), "x");
+    assert_eq!(render("{{ none is iterable }}{{ messages is iterable }}{{ 'a' is iterable }}", false), "FalseTrueTrue");
     assert_eq!(render("{{ strftime_now('%Y') | length }}", false), "4");
 }
