@@ -310,6 +310,14 @@ fn a_turn_that_later_turns_change_is_not_learned() {
 }
 
 #[test]
+fn a_template_whose_text_shrinks_is_an_error_and_no_panic() {
+    let source = "{{ 'long'[messages | length:] }}{% if add_generation_prompt %}{{ 'longer' }}{% endif %}";
+    let tokenizer = chat_tokenizer(source);
+    let error = tokenizer.demonstration(&conversation(), 100, &mut Truncation::default()).unwrap_err().to_string();
+    assert!(error.contains("the answer cannot be told apart"), "{error}");
+}
+
+#[test]
 fn a_bos_in_the_template_is_not_added_again() {
     let source = format!("{{{{ bos_token }}}}{CHATML}");
     let with = tokens(&chat_tokenizer(&source), &conversation(), 200).0;
