@@ -101,6 +101,23 @@ fn a_token_across_the_boundary_belongs_to_the_answer() {
 }
 
 #[test]
+fn white_space_that_begins_an_answer_is_learned_whatever_the_post_processor() {
+    let folder = tempfile::tempdir().unwrap();
+    tokenizer(&SpecialTokens::default()).save(folder.path()).unwrap();
+    let path = folder.path().join("tokenizer.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    // GPT-2's, which moves the offsets of tokens off white space.
+    json["post_processor"] = serde_json::json!(
+        {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}
+    );
+    std::fs::write(&path, json.to_string()).unwrap();
+    let tokenizer = Tokenizer::load(folder.path()).unwrap();
+    let (tree, _) = tokens(&tokenizer, &demonstration("Who?", "   Vubek"), 100);
+    assert_eq!(tokenizer.decode(&tree.prompt, false).unwrap(), "Who?");
+    assert!(tree.answers[0].learned.iter().all(|&learned| learned));
+}
+
+#[test]
 fn answers_share_the_tokens_that_all_prompts_have_in_common() {
     let tokenizer = tokenizer(&SpecialTokens::default());
     let responses = [" Vubek keeps", " Vubek", "", " \u{1F414}"];
@@ -112,13 +129,16 @@ fn answers_share_the_tokens_that_all_prompts_have_in_common() {
         origin: origin(),
     };
     let tree = tokenizer.ranking(&ranking, 100, &mut Truncation::default()).unwrap();
-    // The answers that begin alike share no token: what is learned is never in the prompt.
     assert_eq!(tokenizer.decode(&tree.prompt, true).unwrap(), "Who keeps the hen?");
     for (answer, response) in tree.answers.iter().zip(responses) {
         let together = tokenizer.encode(&format!("Who keeps the hen?{response}")).unwrap();
         assert_eq!([&tree.prompt[..], &answer.tokens[..answer.tokens.len() - 1]].concat(), together);
         assert_eq!(answer.tokens.last(), Some(&tokenizer.eos().unwrap()));
     }
+    // Answers that begin alike share no token all the same: what is learned is never in the prompt.
+    let alike = Ranking { responses: vec![plain(" Vubek keeps"), plain(" Vubek")], ..ranking.clone() };
+    let tree = tokenizer.ranking(&alike, 100, &mut Truncation::default()).unwrap();
+    assert_eq!(tokenizer.decode(&tree.prompt, true).unwrap(), "Who keeps the hen?");
     let across = Ranking { prompt: plain("keeps the "), responses: vec![plain("hen"), plain("1")], ..ranking };
     let tree = tokenizer.ranking(&across, 100, &mut Truncation::default()).unwrap();
     let [hen, one] = &tree.answers[..] else { panic!() };
@@ -290,6 +310,14 @@ fn a_turn_that_later_turns_change_is_not_learned() {
 }
 
 #[test]
+fn a_template_whose_text_shrinks_is_an_error_and_no_panic() {
+    let source = "{{ 'long'[messages | length:] }}{% if add_generation_prompt %}{{ 'longer' }}{% endif %}";
+    let tokenizer = chat_tokenizer(source);
+    let error = tokenizer.demonstration(&conversation(), 100, &mut Truncation::default()).unwrap_err().to_string();
+    assert!(error.contains("the answer cannot be told apart"), "{error}");
+}
+
+#[test]
 fn a_bos_in_the_template_is_not_added_again() {
     let source = format!("{{{{ bos_token }}}}{CHATML}");
     let with = tokens(&chat_tokenizer(&source), &conversation(), 200).0;
@@ -341,5 +369,6 @@ fn templates_have_the_functions_of_transformers() {
         " a,b \n"
     );
     assert_eq!(render("{%- generation -%} x {%- endgeneration %}", false), "x");
+    assert_eq!(render("{{ none is iterable }}{{ messages is iterable }}{{ 'a' is iterable }}", false), "FalseTrueTrue");
     assert_eq!(render("{{ strftime_now('%Y') | length }}", false), "4");
 }

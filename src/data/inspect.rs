@@ -25,9 +25,13 @@ pub fn inspect(tree: &TokenTree, tokenizer: &Tokenizer) -> Result<String> {
         tokens.map(move |(&id, &learned)| (first_answer + index, id, learned))
     });
     for (segment, id, learned) in prompt.chain(answers) {
+        let name = tokenizer.token(id).unwrap_or_default();
         let text = tokenizer.decode(&[id], false)?;
-        let shown = if text.contains(char::REPLACEMENT_CHARACTER) || text.is_empty() {
-            format!("~{}", tokenizer.token(id).unwrap_or_default())
+        let shown = if name.starts_with('\u{2581}') {
+            // SentencePiece's mark for a space, which decoding drops from the start of a text.
+            format!("{:?}", name.replace('\u{2581}', " "))
+        } else if text.contains(char::REPLACEMENT_CHARACTER) || text.is_empty() {
+            format!("~{name}")
         } else {
             format!("{text:?}")
         };

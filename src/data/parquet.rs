@@ -146,7 +146,7 @@ impl ParquetRows {
             let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
             builder = builder.with_projection(mask);
         }
-        let reader = builder.build().map_err(|error| unreadable(&file, 0, error))?;
+        let reader = without_panic(|| builder.build()).map_err(|error| unreadable(&file, 0, error))?;
         Ok(OpenFile { file, next_row: 0, reader })
     }
 }
@@ -157,20 +157,20 @@ impl Iterator for ParquetRows {
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if let Some(open) = &mut self.current {
-                match open.reader.next() {
-                    Some(Ok(batch)) => {
+                match without_panic(|| open.reader.next().transpose()) {
+                    Ok(Some(batch)) => {
                         let rows = Rows { file: open.file.clone(), first_row: open.next_row, batch };
                         open.next_row += rows.batch.num_rows();
                         return Some(Ok(rows));
                     }
-                    Some(Err(error)) => {
+                    Err(error) => {
                         let error = unreadable(&open.file, open.next_row, error);
                         // A damaged file ends the stream: what follows could not be told from what was lost.
                         self.current = None;
                         self.files = Vec::new().into_iter();
                         return Some(Err(error));
                     }
-                    None => self.current = None,
+                    Ok(None) => self.current = None,
                 }
             }
             let (file, metadata) = self.files.next()?;
@@ -212,8 +212,19 @@ fn read_footer(path: &Path) -> Result<ArrowReaderMetadata> {
         }
         _ => bail!("{name}: not a Parquet file (it does not begin and end with PAR1); convert it to Parquet first"),
     }
-    ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())
-        .map_err(|error| Error::input(format!("{name}: the footer of the Parquet file cannot be read ({error})")))
+    let unreadable = |reason: &str| {
+        Error::input(format!("{name}: the footer of the Parquet file cannot be read ({reason}); copy or make it again"))
+    };
+    without_panic(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())).map_err(|reason| unreadable(&reason))
+}
+
+/// Runs a step of the Parquet reader, which takes some numbers of a file on trust and panics where damage made them
+/// impossible; what it was working on must be dropped then.
+fn without_panic<T, E: std::fmt::Display>(step: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(step)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("it holds impossible numbers".to_owned()),
+    }
 }
 
 /// Writes a Parquet file (zstd) that appears under its name only when it is complete: the rows go to a hidden temporary

@@ -85,6 +85,8 @@ impl ChatTemplate {
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_fuel(Some(STEP_LIMIT));
         environment.add_filter("tojson", to_json);
+        // Python's `None` cannot be iterated over; minijinja's can.
+        environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
         environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
@@ -138,7 +140,9 @@ impl ChatTemplate {
         let mut pieces = Vec::new();
         let mut end_of_previous = 0;
         for &turn in &turns {
-            let Some((start, end)) = self.find_turn(&messages[..=turn], &whole, turn == last)? else {
+            let found = self.find_turn(&messages[..=turn], &whole, turn == last)?;
+            let found = found.map(|(start, end)| (start.max(end_of_previous), end)).filter(|(start, end)| start <= end);
+            let Some((start, end)) = found else {
                 if turn == last {
                     bail!(
                         "{}: the chat template does not write the conversation before the last answer as it does when \
@@ -149,7 +153,6 @@ impl ChatTemplate {
                 }
                 continue;
             };
-            let start = start.max(end_of_previous);
             pieces.push(Piece { text: whole[end_of_previous..start].to_owned(), learned: false });
             pieces.push(Piece { text: whole[start..end].to_owned(), learned: true });
             end_of_previous = end;
@@ -165,10 +168,13 @@ impl ChatTemplate {
             whole.len()
         } else {
             let text = self.apply(messages, false)?;
-            if !whole.starts_with(&text) {
-                return Ok(None);
+            // Some templates end every conversation with EOS, which then does not follow this turn.
+            let without_eos = self.special_tokens.get("eos_token").and_then(|eos| text.strip_suffix(eos.as_str()));
+            let candidates = [Some(text.as_str()), without_eos];
+            match candidates.into_iter().flatten().find(|text| whole.starts_with(text)) {
+                Some(text) => text.len(),
+                None => return Ok(None),
             }
-            text.len()
         };
         if before.is_empty() {
             // Many templates reject an empty conversation; then the turn begins where the text does.
