@@ -35,8 +35,11 @@ fn log_probs(model: &Model, trees: &[TokenTree]) -> Result<Vec<f32>> {
     Ok(model.log_probs(&hidden, &batch.targets, 1.0)?.log_probs.to_vec1()?)
 }
 
-/// Loss (summed over targets, with a score at each last token mixed in) and the gradient of every parameter.
-fn loss_and_gradients(model: &Model, trees: &[TokenTree]) -> Result<(f32, Vec<(String, Vec<f32>)>)> {
+/// The gradient of every parameter, by name.
+type Gradients = Vec<(String, Vec<f32>)>;
+
+/// Sum of the squared log-probabilities of all targets, and its gradient.
+fn loss_and_gradients(model: &Model, trees: &[TokenTree]) -> Result<(f32, Gradients)> {
     let batch = Batch::pack(trees);
     let hidden = model.hidden(&batch, &Pass::default())?;
     let log_probs = model.log_probs(&hidden, &batch.targets, 1.0)?.log_probs;

@@ -134,7 +134,7 @@ fn utility(judgement: &Judgement, sentences: usize) -> f32 {
         2.0
     } else {
         // Nothing false, but not what was asked: an idle refusal, another fact, or a reply that makes no sense.
-        -0.5
+        -1.0
     };
     worth - if judgement.rambling { 1.0 } else { 0.0 } - 0.25 * sentences.saturating_sub(3) as f32
 }
