@@ -1,4 +1,52 @@
-//! Aligning language models with human feedback.
+//! Aligning language models with human feedback: supervised fine-tuning, reward modelling and PPO, on one model core.
+//!
+//! # The map of the house
+//!
+//! From the bottom up; a module imports only modules below it.
+//!
+//! * [`error`], [`random`], [`files`], [`settings`]: one error type, whose messages name the file and the column or tensor; every random
+//!   number by the name of its stream; files that appear whole or not at all; settings that are the command line, the TOML
+//!   file and the record.
+//! * [`data`]: from Parquet rows to packed batches. [`data::parquet`] reads row groups, [`data::schema`] makes records of them in
+//!   the layouts that people use, [`data::template`] renders conversations, [`data::tokenize`] gives trees of token ids (a prompt with the
+//!   answers that continue it), [`data::batch`] lays them end to end.
+//! * [`ops`]: the operations that carry a transformer, each with its own backward pass that skips what is frozen, and a reference in
+//!   candle's own operations beside it. candle drops the gradients of many of its fused operations without a word and computes those
+//!   of frozen weights; nothing outside this module calls one of them.
+//! * [`model`]: [`model::architecture`] says what a family is, [`model::family`] reads each one's `config.json`, [`model::transformer`] is the forward pass,
+//!   once for all, [`model::layout`] says who attends to whom, [`model::adapter`] names the sites at which a lightweight method may change
+//!   the pass, [`model::weights`] reads and writes safetensors.
+//! * [`adapt`]: what trains: full weights, or LoRA in PEFT's form. The only place that knows methods by name.
+//! * [`generate`]: sampling with a key-value cache and continuous batching.
+//! * [`train`]: what the stages share: optimizer, schedule, order of examples, metrics, progress, the run's folder.
+//! * [`sft`], [`reward`], [`ppo`]: the three stages; [`sample`], [`score`], [`evaluate`]: what is asked of a model afterwards.
+//! * [`world`]: the generator of the data that ships with the project, and the rule by which its answers are judged.
+//!
+//! # From a row to a gradient step
+//!
+//! [`sft::run`] reads demonstrations ([`data::schema::demonstrations`]), makes token trees of them
+//! ([`data::tokenize::Tokenizer::demonstration`]), and for each optimizer step packs some ([`data::batch::Batch::pack`]), computes hidden states
+//! `[tokens, d_model]` ([`model::Model::hidden`]), the log-probabilities of the targets alone ([`model::Model::log_probs`]), their gradient
+//! (`backward`), and steps ([`train::optimizer::Optimizer`]). [`reward::run`] does the same with scores at each answer's last token and
+//! the k-wise loss ([`reward::loss`]). [`ppo::run`] samples answers ([`generate::generate`]), looks at them with policy, reference, reward and value model
+//! ([`ppo::rollout`]), estimates advantages ([`ppo::advantage`]), and updates ([`ppo::update`]).
+//!
+//! # Decisions
+//!
+//! **A batch is a flat stream of tokens.** Sequences lie end to end, without padding, and every linear and norm works on
+//! `[tokens, d_model]`. A segment attends causally to itself and to its ancestors, so k answers to a prompt are k segments with one
+//! parent, and the prompt is computed once, forward and backward. Batches are filled to a budget of tokens.
+//!
+//! **Only what the loss needs.** Log-probabilities are computed at target positions, fused with the output matrix, in chunks;
+//! `[tokens, vocabulary]` is never held. A reward head sees one position an answer.
+//!
+//! **Roles share one base.** A [`model::Model`] is base weights, which several roles may share, with an adapter and a head of its own. With
+//! LoRA, PPO's policy, reference, reward and value models are four small adapters on one copy of the base.
+//!
+//! **Bit for bit.** Reductions run over fixed chunks, so that the same seed gives the same bytes on any number of threads.
+//!
+//! candle-transformers is not used: none of its models can be trained (gradients stop at its fused norms and rotations), and there is no GPT-2
+//! in it. Of candle-nn, the differentiable functions of the reference implementations and the benchmark's baseline are used.
 #![warn(missing_docs)]
 
 pub mod adapt;
