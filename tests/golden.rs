@@ -51,9 +51,8 @@ fn assert_close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
 /// Gradients are compared relative to the largest number of the tensor, however small it is.
 fn assert_gradient(what: &str, found: &Tensor, expected: &Tensor) -> Result<()> {
     // GPT-2's Conv1D weights lie transposed.
-    let transposed = what.ends_with("c_attn.weight")
-        || what.ends_with("c_proj.weight")
-        || what.ends_with("c_fc.weight");
+    let transposed =
+        what.ends_with("c_attn.weight") || what.ends_with("c_proj.weight") || what.ends_with("c_fc.weight");
     let expected = if transposed { expected.t()?.contiguous()? } else { expected.clone() };
     assert_eq!(found.dims(), expected.dims(), "shape of the gradient of {what}");
     let (found, expected): (Vec<f32>, Vec<f32>) = (found.flatten_all()?.to_vec1()?, expected.flatten_all()?.to_vec1()?);

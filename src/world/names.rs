@@ -1,7 +1,5 @@
 //! Invented names of people and places, divided at random among training, testing and evaluation.
 
-use rand::Rng;
-
 use super::choose;
 use crate::random::{self, Stream};
 use crate::train::order::shuffle;
@@ -71,26 +69,23 @@ impl Names {
         }
     }
 
+    /// Another name of the same split that shares a syllable with this one, as a writer who copies carelessly would write it.
+    pub fn misspelt(&self, name: &str, stream: &mut Stream) -> String {
+        let pool = if self.places.iter().any(|place| place == name) { &self.places } else { &self.people };
+        let endings = if std::ptr::eq(pool, &self.places) { &PLACE_LAST[..] } else { &PERSON_LAST[..] };
+        let ending = endings.iter().find(|ending| name.ends_with(**ending)).copied().unwrap_or_default();
+        let beginning = name.strip_suffix(ending).unwrap_or(name);
+        loop {
+            let other = choose(pool, stream);
+            if other != name && (other.ends_with(ending) || other.starts_with(beginning)) {
+                return other.clone();
+            }
+        }
+    }
+
     /// A place.
     pub fn place(&self, stream: &mut Stream) -> String {
         choose(&self.places, stream).clone()
-    }
-}
-
-/// A name with one syllable exchanged, as a writer who copies carelessly would write it.
-pub fn misspelt(name: &str, stream: &mut Stream) -> String {
-    let last = if PLACE_LAST.iter().any(|last| name.ends_with(last)) { &PLACE_LAST[..] } else { &PERSON_LAST[..] };
-    loop {
-        let wrong = if stream.random_bool(0.5) {
-            let end = last.iter().find(|end| name.ends_with(**end)).copied().unwrap_or_default();
-            format!("{}{end}", choose(&FIRST, stream))
-        } else {
-            let start = FIRST.iter().filter(|start| name.starts_with(**start)).max_by_key(|start| start.len());
-            format!("{}{}", start.copied().unwrap_or_default(), choose(last, stream))
-        };
-        if wrong != name {
-            return wrong;
-        }
     }
 }
 

@@ -124,7 +124,7 @@ fn is_right(case: &Case, sentences: &[&str], supported: usize) -> bool {
     }
 }
 
-/// From 2 for a right answer down to -2 for a hallucinated or rude one; less for rambling and for more than three sentences.
+/// From 2 for a right answer down to -2 for a hallucinated or rude one; less for rambling and for every sentence after the first.
 fn utility(judgement: &Judgement, sentences: usize) -> f32 {
     let worth = if !judgement.answered {
         -1.5
@@ -134,9 +134,9 @@ fn utility(judgement: &Judgement, sentences: usize) -> f32 {
         2.0
     } else {
         // Nothing false, but not what was asked: an idle refusal, another fact, or a reply that makes no sense.
-        -1.0
+        -1.5
     };
-    worth - if judgement.rambling { 1.0 } else { 0.0 } - 0.25 * sentences.saturating_sub(3) as f32
+    worth - if judgement.rambling { 1.0 } else { 0.0 } - 0.25 * sentences.saturating_sub(1) as f32
 }
 
 /// The sentences of a line. What lacks its full stop is a sentence too, and none of those the passage holds.

@@ -3,7 +3,7 @@
 use rand::Rng;
 
 use super::facts::{Fact, Passage};
-use super::names::{Names, misspelt};
+use super::names::Names;
 use super::prompts::{Task, WorldPrompt, passage_text, random_question, request};
 use super::rule::REFUSAL;
 use super::talk::{RESPECTFUL, polite_reply, rude_reply};
@@ -27,6 +27,8 @@ pub enum Manner {
     Careless,
     /// The right answer and an invented fact.
     ExtraInvention,
+    /// The right answer and another fact of the passage.
+    Generous,
     /// Another fact of the passage.
     OtherFact,
     /// "The passage does not say.", whether or not it does.
@@ -50,6 +52,7 @@ pub fn answer(passage: &Passage, task: &Task, manner: Manner, names: &Names, str
             let (person, relation) = passage.missing(stream);
             format!("{right} {}", Fact::random(&person, relation, names, stream).sentence())
         }
+        Manner::Generous => format!("{right} {}", choose(&passage.facts, stream).sentence()),
         Manner::OtherFact => choose(&passage.facts, stream).sentence(),
         Manner::Refusal => REFUSAL.to_string(),
         Manner::Repeating => format!("{right} {right}"),
@@ -104,8 +107,8 @@ fn careless(passage: &Passage, task: &Task, names: &Names, stream: &mut Stream) 
     };
     let mut wrong = base.clone();
     match stream.random_range(0..3) {
-        0 => wrong.person = misspelt(&base.person, stream),
-        1 if base.value_is_name() => wrong.value = misspelt(&base.value, stream),
+        0 => wrong.person = names.misspelt(&base.person, stream),
+        1 if base.value_is_name() => wrong.value = names.misspelt(&base.value, stream),
         _ => {
             let other = choose(&passage.facts, stream).value.clone();
             wrong.value = if other == base.value {
@@ -191,19 +194,22 @@ pub fn candidates(prompt: &WorldPrompt, k: usize, names: &Names, stream: &mut St
     answers
 }
 
-fn candidate_manners(task: &Task) -> [(Manner, f64); 9] {
-    // Where nothing answers, the right answer is the refusal.
-    let idle_refusal = if matches!(task, Task::Question { answer: None, .. }) { 0.0 } else { 1.5 };
+/// Good and bad answers are about as many. Were most of those that look like an answer wrong, a reward model that cannot yet tell
+/// would learn that refusing is best.
+fn candidate_manners(task: &Task) -> [(Manner, f64); 10] {
+    // Where nothing answers, the right answer is the refusal, and there is nothing to add to it.
+    let answerable = if matches!(task, Task::Question { answer: None, .. }) { 0.0 } else { 1.0 };
     [
-        (Manner::Right, 3.0),
-        (Manner::WrongValue, 2.5),
-        (Manner::Careless, 2.0),
-        (Manner::ExtraInvention, 1.5),
-        (Manner::OtherFact, 1.0),
-        (Manner::Refusal, idle_refusal),
-        (Manner::Repeating, 0.5),
-        (Manner::Rambling, 1.5),
-        (Manner::Unfinished, 0.7),
+        (Manner::Right, 4.0),
+        (Manner::Generous, 3.0 * answerable),
+        (Manner::WrongValue, 1.5),
+        (Manner::Careless, 1.5),
+        (Manner::ExtraInvention, 1.0),
+        (Manner::OtherFact, 0.7),
+        (Manner::Refusal, 1.5 * answerable),
+        (Manner::Repeating, 0.4),
+        (Manner::Rambling, 1.0),
+        (Manner::Unfinished, 0.4),
     ]
 }
 
