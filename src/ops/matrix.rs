@@ -290,6 +290,15 @@ pub(super) fn with_matrix<T>(x: &Tensor, read: impl FnOnce(Matrix) -> Result<T>)
     read(Matrix::from_storage(cpu_storage(&storage, "matrix")?, layout)?)
 }
 
+/// Applies `update` to chunks of an existing slice, in parallel, with the index of their first element.
+pub(super) fn update_chunks(values: &mut [f32], update: impl Fn(usize, &mut [f32]) + Sync) {
+    if values.len() <= CHUNK {
+        update(0, values);
+    } else {
+        values.par_chunks_mut(CHUNK).enumerate().for_each(|(index, chunk)| update(index * CHUNK, chunk));
+    }
+}
+
 /// Applies `update` to every row of `columns` numbers, in parallel.
 pub(super) fn update_rows(values: &mut [f32], columns: usize, update: impl Fn(usize, &mut [f32]) + Sync) {
     if values.len() <= CHUNK {
