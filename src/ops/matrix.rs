@@ -7,6 +7,8 @@ use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
+use super::dot_products;
+
 /// Elements of one task of a parallel element-wise loop. Fixed, so that results do not depend on the number of threads.
 pub(super) const CHUNK: usize = 16 * 1024;
 
@@ -151,6 +153,9 @@ pub(super) enum Threads {
 pub(super) fn multiply(target: MatrixMut, accumulate: bool, factor: f32, a: Matrix, b: Matrix, threads: Threads) {
     assert!(a.columns == b.rows && target.rows == a.rows && target.columns == b.columns);
     assert!(a.is_within_its_data() && b.is_within_its_data());
+    if a.column_stride == 1 && b.row_stride == 1 && dot_products::is_faster(a.rows, b.columns, a.columns) {
+        return dot_products::multiply(target, accumulate, factor, a, b.t(), threads);
+    }
     let parallelism = match threads {
         Threads::One => Parallelism::None,
         Threads::All => Parallelism::Rayon(0),

@@ -8,6 +8,7 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+mod dot_products;
 pub mod linear;
 pub mod logprob;
 pub mod low_rank;
