@@ -2,7 +2,8 @@
 //!
 //! 6 layers, width 384, 6 heads, vocabulary 8192 (tied), 8 sequences of 256 tokens: once with all weights trained, once with LoRA of
 //! rank 8 on every linear. Both sides start from the same weights, and their first losses are checked to agree. After the
-//! times, each side's peak memory is measured in a process of its own.
+//! times, each side's peak memory and processor time are measured in a process of its own (processor time says less than the
+//! clock on a quiet machine, and more on a busy one).
 //!
 //! `cargo bench --bench training_step`
 
@@ -11,7 +12,7 @@ use std::time::Duration;
 use candle_core::{D, Device, Result, Tensor, Var};
 use candle_nn::optim::{AdamW, Optimizer, ParamsAdamW};
 use criterion::{Criterion, criterion_group};
-use rlhf::ops::{self, Activation, AdamwState, AdamwStep, AttentionPlan, AttentionShape, Query, Span};
+use rlhf::ops::{self, Activation, AdamwState, AdamwStep, AttentionPlan, AttentionShape, LowRank, Query, Span};
 use rlhf::random;
 
 // The programs use it, and it helps candle's own operations more than ours.
@@ -26,7 +27,7 @@ const SEQUENCES: usize = 8;
 const LENGTH: usize = 256;
 const RANK: usize = 8;
 const LEARNING_RATE: f64 = 1e-4;
-const MEMORY_OF: &str = "TRAINING_STEP_MEMORY_OF";
+const ALONE: &str = "TRAINING_STEP_ALONE";
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Method {
@@ -132,11 +133,11 @@ mod ours {
     use super::*;
 
     fn linear(linear: &Linear, x: &Tensor) -> rlhf::Result<Tensor> {
-        let y = ops::linear(x, &linear.weight, Some(&linear.bias))?;
-        Ok(match &linear.update {
-            Some((a, b)) => (y + ops::linear(&ops::linear(x, a, None)?, b, None)?)?,
-            None => y,
-        })
+        let Linear { weight, bias, update } = linear;
+        match update {
+            Some((a, b)) => ops::low_rank_linear(x, weight, Some(bias), &LowRank { a, b, scale: 1.0, dropout: None }),
+            None => ops::linear(x, weight, Some(bias)),
+        }
     }
 
     fn norm(norm: &Norm, x: &Tensor) -> rlhf::Result<Tensor> {
@@ -295,35 +296,51 @@ fn peak_memory() -> Option<f64> {
     Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
 }
 
-/// Runs this program again for every side and method, to train three steps and report its memory.
-fn memory() {
+/// The processor time that this process has used, in seconds, as Linux counts it (100 ticks a second).
+fn processor_time() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let fields: Vec<&str> = status.rsplit(')').next()?.split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index)?.parse::<f64>().ok();
+    Some((ticks(11)? + ticks(12)?) / 100.0)
+}
+
+/// Trains a few steps and prints what they took.
+fn train_alone(side: Side, method: Method) -> rlhf::Result<()> {
+    const STEPS: usize = 4;
+    let mut training = Training::new(side, method)?;
+    training.step()?;
+    let start = processor_time();
+    for _ in 1..STEPS {
+        training.step()?;
+    }
+    let seconds = processor_time().zip(start).map_or(f64::NAN, |(end, start)| (end - start) / (STEPS - 1) as f64);
+    println!("peak memory {:.0} MiB, processor time {seconds:.2} s a step", peak_memory().unwrap_or(f64::NAN));
+    Ok(())
+}
+
+/// Runs this program again for every side and method, to see what each takes in a process of its own.
+fn alone() {
     for method in [Method::Full, Method::Lora] {
         for side in [Side::Ours, Side::Candle] {
             let program = std::env::current_exe().expect("the path of this program");
-            let output = std::process::Command::new(program)
-                .env(MEMORY_OF, format!("{side:?} {method:?}"))
-                .output()
-                .expect("a second process");
-            println!("peak memory, {method:?}, {side:?}: {} MiB", String::from_utf8_lossy(&output.stdout).trim());
+            let name = format!("{side:?} {method:?}");
+            let output = std::process::Command::new(program).env(ALONE, &name).output().expect("a second process");
+            println!("{name}: {}", String::from_utf8_lossy(&output.stdout).trim());
         }
     }
 }
 
 fn main() {
-    let Ok(wanted) = std::env::var(MEMORY_OF) else {
+    let Ok(wanted) = std::env::var(ALONE) else {
         benches();
-        memory();
+        alone();
         Criterion::default().configure_from_args().final_summary();
         return;
     };
     for method in [Method::Full, Method::Lora] {
         for side in [Side::Ours, Side::Candle] {
             if wanted == format!("{side:?} {method:?}") {
-                let mut training = Training::new(side, method).expect("a model");
-                for _ in 0..3 {
-                    training.step().expect("a step");
-                }
-                println!("{:.0}", peak_memory().unwrap_or(f64::NAN));
+                train_alone(side, method).expect("training");
             }
         }
     }

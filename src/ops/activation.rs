@@ -4,8 +4,8 @@ use std::f32::consts::FRAC_1_SQRT_2;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor, bail};
 
-use super::matrix::{elements, fill, has_kernel, with_elements};
-use super::simd::{erf, exp, hash, sigmoid, tanh, vectorised};
+use super::matrix::{elements, fill, has_kernel, update_chunks, with_elements};
+use super::simd::{add_to, erf, exp, hash, sigmoid, tanh, vectorised};
 use crate::error::Result;
 
 /// A non-linearity.
@@ -53,13 +53,11 @@ pub fn dropout(x: &Tensor, probability: f32, seed: u64) -> Result<Tensor> {
     if probability == 0.0 {
         return Ok(x.clone());
     }
-    if !(0.0..1.0).contains(&probability) {
-        crate::bail!("dropout probability {probability}: expected a number from 0 up to, but not including, 1");
-    }
+    let operation = Dropout::new(probability, seed)?;
     if !has_kernel(&[x]) {
         return dropout_reference(x, probability, seed);
     }
-    Ok(x.contiguous()?.apply_op1(Dropout::new(probability, seed))?)
+    Ok(x.contiguous()?.apply_op1(operation)?)
 }
 
 /// [`activate`] in candle's own operations.
@@ -89,7 +87,7 @@ pub fn softplus_reference(x: &Tensor) -> Result<Tensor> {
 
 /// [`dropout`] in candle's own operations, with the same mask.
 pub fn dropout_reference(x: &Tensor, probability: f32, seed: u64) -> Result<Tensor> {
-    let dropout = Dropout::new(probability, seed);
+    let dropout = Dropout::new(probability, seed)?;
     let ones = vec![1.0; x.elem_count()];
     let mask = Tensor::from_vec(dropout.apply(&ones), x.shape(), x.device())?;
     Ok(x.mul(&mask.to_dtype(x.dtype())?)?)
@@ -352,7 +350,7 @@ impl CustomOp1 for Softplus {
 
 /// A mask that is made where it is needed.
 #[derive(Clone, Copy)]
-struct Dropout {
+pub(super) struct Dropout {
     seed: u64,
     /// An element is kept if its random number reaches this: `probability * 2³²`.
     threshold: u32,
@@ -361,19 +359,34 @@ struct Dropout {
 }
 
 impl Dropout {
-    fn new(probability: f32, seed: u64) -> Self {
+    pub(super) fn new(probability: f32, seed: u64) -> Result<Self> {
+        if !(0.0..1.0).contains(&probability) {
+            crate::bail!("dropout probability {probability}: expected a number from 0 up to, but not including, 1");
+        }
         let threshold = (f64::from(probability) * 4_294_967_296.0) as u32;
-        Dropout { seed, threshold, scale: 1.0 / (1.0 - probability) }
+        Ok(Dropout { seed, threshold, scale: 1.0 / (1.0 - probability) })
     }
 
-    fn apply(&self, x: &[f32]) -> Vec<f32> {
-        fill(x.len(), |start, y| {
-            // The low half of the index runs through the loop; the high half and the seed make the two keys of the hash.
-            // Chunks are a power of two long, so the low half does not overflow within one.
-            let (low, high) = (start as u32, (start as u64 >> 32) as u32);
-            let keys = [hash(self.seed as u32 ^ hash(high)), hash((self.seed >> 32) as u32 ^ 0x9e37_79b9)];
-            dropout_slice(*self, low, keys, &x[start..][..y.len()], y);
-        })
+    /// The masked and scaled elements of `x`.
+    pub(super) fn apply(&self, x: &[f32]) -> Vec<f32> {
+        fill(x.len(), |start, y| self.apply_chunk(start, &x[start..][..y.len()], y))
+    }
+
+    /// Adds the masked and scaled elements of `x` to `y`.
+    pub(super) fn add(&self, x: &[f32], y: &mut [f32]) {
+        update_chunks(y, |start, y| {
+            let mut masked = vec![0.0; y.len()];
+            self.apply_chunk(start, &x[start..][..y.len()], &mut masked);
+            add_to(y, &masked);
+        });
+    }
+
+    fn apply_chunk(&self, start: usize, x: &[f32], y: &mut [f32]) {
+        // The low half of the index runs through the loop; the high half and the seed make the two keys of the hash.
+        // Chunks are a power of two long, so the low half does not overflow within one.
+        let (low, high) = (start as u32, (start as u64 >> 32) as u32);
+        let keys = [hash(self.seed as u32 ^ hash(high)), hash((self.seed >> 32) as u32 ^ 0x9e37_79b9)];
+        dropout_slice(*self, low, keys, x, y);
     }
 }
 

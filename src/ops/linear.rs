@@ -44,7 +44,8 @@ impl CustomOp2 for Linear {
         weight: &CpuStorage,
         weight_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        forward(Matrix::from_storage(x, x_layout)?, Matrix::from_storage(weight, weight_layout)?, None)
+        let (x, weight) = (Matrix::from_storage(x, x_layout)?, Matrix::from_storage(weight, weight_layout)?);
+        Ok((CpuStorage::F32(forward(x, weight, None)?), (x.rows, weight.rows).into()))
     }
 
     fn bwd(
@@ -73,7 +74,8 @@ impl CustomOp3 for Linear {
         bias_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let bias = elements(bias, bias_layout)?;
-        forward(Matrix::from_storage(x, x_layout)?, Matrix::from_storage(weight, weight_layout)?, Some(bias))
+        let (x, weight) = (Matrix::from_storage(x, x_layout)?, Matrix::from_storage(weight, weight_layout)?);
+        Ok((CpuStorage::F32(forward(x, weight, Some(bias))?), (x.rows, weight.rows).into()))
     }
 
     fn bwd(
@@ -95,14 +97,15 @@ impl CustomOp3 for Linear {
     }
 }
 
-fn forward(x: Matrix, weight: Matrix, bias: Option<&[f32]>) -> candle_core::Result<(CpuStorage, Shape)> {
+/// `x Wᵀ + b`, `[tokens, d_out]`.
+pub(super) fn forward(x: Matrix, weight: Matrix, bias: Option<&[f32]>) -> candle_core::Result<Vec<f32>> {
     let (tokens, d_in, d_out) = (x.rows, x.columns, weight.rows);
     if weight.columns != d_in || bias.is_some_and(|bias| bias.len() != d_out) {
         let bias = bias.map(|bias| bias.len());
         bail!("linear: input [{tokens}, {d_in}], weight [{d_out}, {}] and bias {bias:?} do not fit", weight.columns);
     }
     // SAFETY: the rows are set to the bias before the product is added, or the product sets every element.
-    let y = unsafe {
+    Ok(unsafe {
         written(tokens * d_out, |values| {
             if let Some(bias) = bias {
                 super::matrix::update_rows(values, d_out, |_, row| row.copy_from_slice(bias));
@@ -110,8 +113,7 @@ fn forward(x: Matrix, weight: Matrix, bias: Option<&[f32]>) -> candle_core::Resu
             let target = MatrixMut::new(values, tokens, d_out);
             multiply(target, bias.is_some(), 1.0, x, weight.t(), Threads::All);
         })
-    };
-    Ok((CpuStorage::F32(y), (tokens, d_out).into()))
+    })
 }
 
 /// `g W`, `[tokens, d_in]`.

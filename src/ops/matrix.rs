@@ -7,6 +7,8 @@ use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
+use super::dot_products;
+
 /// Elements of one task of a parallel element-wise loop. Fixed, so that results do not depend on the number of threads.
 pub(super) const CHUNK: usize = 16 * 1024;
 
@@ -151,6 +153,9 @@ pub(super) enum Threads {
 pub(super) fn multiply(target: MatrixMut, accumulate: bool, factor: f32, a: Matrix, b: Matrix, threads: Threads) {
     assert!(a.columns == b.rows && target.rows == a.rows && target.columns == b.columns);
     assert!(a.is_within_its_data() && b.is_within_its_data());
+    if a.column_stride == 1 && b.row_stride == 1 && dot_products::is_faster(a.rows, b.columns, a.columns) {
+        return dot_products::multiply(target, accumulate, factor, a, b.t(), threads);
+    }
     let parallelism = match threads {
         Threads::One => Parallelism::None,
         Threads::All => Parallelism::Rayon(0),
@@ -288,6 +293,15 @@ pub(super) fn with_matrix<T>(x: &Tensor, read: impl FnOnce(Matrix) -> Result<T>)
     let x = with_contiguous_rows(x)?;
     let (storage, layout) = x.storage_and_layout();
     read(Matrix::from_storage(cpu_storage(&storage, "matrix")?, layout)?)
+}
+
+/// Applies `update` to chunks of an existing slice, in parallel, with the index of their first element.
+pub(super) fn update_chunks(values: &mut [f32], update: impl Fn(usize, &mut [f32]) + Sync) {
+    if values.len() <= CHUNK {
+        update(0, values);
+    } else {
+        values.par_chunks_mut(CHUNK).enumerate().for_each(|(index, chunk)| update(index * CHUNK, chunk));
+    }
 }
 
 /// Applies `update` to every row of `columns` numbers, in parallel.

@@ -8,8 +8,10 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+mod dot_products;
 pub mod linear;
 pub mod logprob;
+pub mod low_rank;
 mod matrix;
 pub mod norm;
 pub mod rotary;
@@ -24,6 +26,7 @@ pub use adamw::{AdamwState, AdamwStep, adamw, add_assign, squared_norm};
 pub use attention::{AttentionPlan, AttentionShape, Query, Span, attention, attention_packed};
 pub use linear::linear;
 pub use logprob::{LogProbs, log_probs};
+pub use low_rank::{LowRank, low_rank_linear};
 pub use norm::{layer_norm, rms_norm};
 pub use rotary::rotary;
 pub use rows::write_rows;

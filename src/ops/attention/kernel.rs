@@ -6,10 +6,11 @@ use rayon::prelude::*;
 
 use super::plan::{BLOCK_ROWS, Block, Piece, groups_by_shared_keys};
 use super::{AttentionPlan, AttentionShape, Query};
+use crate::ops::dot_products;
 use crate::ops::matrix::{Matrix, MatrixMut, Threads, multiply, written};
-use crate::ops::simd::{LANES, dot, dot_of, exp, maximum_of, scale, vectorised};
+use crate::ops::simd::{LANES, dot, exp, maximum_of, scale, vectorised};
 
-/// Blocks of fewer rows than this are computed by dot products: a general product would spend its time on packing.
+/// Blocks of fewer rows than this are computed row by row: a general product would spend its time on packing.
 const FEWEST_ROWS_FOR_A_PRODUCT: usize = 8;
 
 /// The least number of multiplications that is worth waking other threads for.
@@ -50,110 +51,121 @@ pub(super) fn forward(operands: Operands, keep_log_sums: bool) -> (Vec<f32>, Opt
     let (tokens, shape) = (operands.queries.rows, operands.shape);
     let width = shape.heads * shape.head_dim;
     let mut log_sums = keep_log_sums.then(|| vec![0.0; shape.heads * tokens]);
-    let log_sum_matrix = log_sums.as_mut().map(|log_sums| MatrixMut::new(log_sums, shape.heads, tokens));
+    let log_sums_target = log_sums.as_mut().map(|log_sums| MatrixMut::new(log_sums, shape.heads, tokens));
     let blocks: Vec<Block> = operands.plan.queries.iter().flat_map(Query::blocks).collect();
-    let run = |scores: &mut Vec<f32>, target: &MatrixMut, task: usize| {
-        let (block, kv_head) = (&blocks[task / shape.kv_heads], task % shape.kv_heads);
-        let visible = block.keys(shape);
-        let pieces = block.pieces(&visible);
-        scores.resize(block.rows * visible.len(), 0.0);
-        for head in operands.readers(kv_head) {
-            // SAFETY: each task has its own (rows, heads) of the result and of the logarithms.
-            let (target, log_sums) = unsafe {
-                let log_sums = log_sum_matrix.map(|all| all.block(head..head + 1, block.query_rows()).row(0));
-                (target.block(block.query_rows(), operands.head(head)), log_sums)
-            };
-            forward_block(&operands, block, &visible, &pieces, (head, kv_head), scores, target, log_sums);
-        }
-    };
     let tasks = blocks.len() * shape.kv_heads;
     let work: usize = blocks.iter().map(|block| block.rows * block.keys(shape).len()).sum::<usize>() * width;
     // SAFETY: a checked plan covers every row, and the tasks every head of it.
     let result = unsafe {
         written(tokens * width, |values| {
-            let target = MatrixMut::new(values, tokens, width);
+            let result = MatrixMut::new(values, tokens, width);
+            let pass = Forward { operands, result, log_sums: log_sums_target };
+            let run = |scores: &mut Vec<f32>, task: usize| {
+                let (block, kv_head) = (&blocks[task / shape.kv_heads], task % shape.kv_heads);
+                if block.rows < FEWEST_ROWS_FOR_A_PRODUCT {
+                    (0..block.rows).for_each(|row| pass.row(block, row, kv_head, scores));
+                } else {
+                    operands.readers(kv_head).for_each(|head| pass.block(block, head, kv_head, scores));
+                }
+            };
             if work < PARALLEL_WORK {
                 let mut scores = Vec::new();
-                (0..tasks).for_each(|task| run(&mut scores, &target, task));
+                (0..tasks).for_each(|task| run(&mut scores, task));
             } else {
-                (0..tasks).into_par_iter().for_each_init(Vec::new, |scores, task| run(scores, &target, task));
+                (0..tasks).into_par_iter().for_each_init(Vec::new, run);
             }
         })
     };
     (result, log_sums)
 }
 
-#[allow(clippy::too_many_arguments)]
-fn forward_block(
-    operands: &Operands,
-    block: &Block,
-    visible: &Range<usize>,
-    pieces: &[Piece],
-    (head, kv_head): (usize, usize),
-    scores: &mut [f32],
-    target: MatrixMut,
-    mut log_sums: Option<&mut [f32]>,
-) {
-    let queries = operands.queries.block(block.query_rows(), operands.head(head)); // [rows, head_dim]
-    let small = block.rows < FEWEST_ROWS_FOR_A_PRODUCT;
-    score(operands, queries, pieces, kv_head, scores, visible.len(), small);
-    let mut inverse_sums = [0.0; BLOCK_ROWS];
-    for (row, inverse_sum) in inverse_sums.iter_mut().enumerate().take(block.rows) {
-        let seen = block.keys_of_row(operands.shape, row);
-        let (start, end) = (seen.start - visible.start, seen.end - visible.start);
-        let (log_sum, inverse) = softmax_row(&mut scores[row * visible.len()..][..visible.len()], start, end);
-        if let Some(log_sums) = &mut log_sums {
-            log_sums[row] = log_sum;
+struct Forward<'a> {
+    operands: Operands<'a>,
+    result: MatrixMut<'a>,
+    log_sums: Option<MatrixMut<'a>>,
+}
+
+impl Forward<'_> {
+    /// All rows of a block, one head.
+    fn block(&self, block: &Block, head: usize, kv_head: usize, scores: &mut Vec<f32>) {
+        let operands = &self.operands;
+        let visible = block.keys(operands.shape);
+        let pieces = block.pieces(&visible);
+        let (rows, width) = (block.rows, visible.len());
+        scores.resize(rows * width, 0.0);
+        let queries = operands.queries.block(block.query_rows(), operands.head(head)); // [rows, head_dim]
+        score(operands, queries, &pieces, kv_head, scores, width);
+        let mut inverse_sums = [0.0; BLOCK_ROWS];
+        for (row, inverse_sum) in inverse_sums.iter_mut().enumerate().take(rows) {
+            let seen = block.keys_of_row(operands.shape, row);
+            let (start, end) = (seen.start - visible.start, seen.end - visible.start);
+            let log_sum;
+            (log_sum, *inverse_sum) = softmax_row(&mut scores[row * width..][..width], start, end);
+            self.keep_log_sum(head, block.query_rows().start + row, log_sum);
         }
-        *inverse_sum = inverse;
+        let weights = Matrix::new(scores, rows, width);
+        // SAFETY: each task has its own rows and heads of the result.
+        let target = unsafe { self.result.block(block.query_rows(), operands.head(head)) };
+        for (index, piece) in pieces.iter().enumerate() {
+            let values = operands.values.block(piece.keys.clone(), operands.head(kv_head)); // [keys, head_dim]
+            multiply(target, index > 0, 1.0, weights.block(0..rows, piece.columns()), values, Threads::One);
+        }
+        for (row, &inverse_sum) in inverse_sums.iter().enumerate().take(rows) {
+            // SAFETY: as above, and one row is borrowed at a time.
+            scale(unsafe { target.row(row) }, inverse_sum);
+        }
     }
-    let weights = Matrix::new(scores, block.rows, visible.len());
-    for (index, piece) in pieces.iter().enumerate() {
-        let values = operands.values.block(piece.keys.clone(), operands.head(kv_head)); // [keys, head_dim]
-        let columns = piece.column..piece.column + piece.keys.len();
-        if small {
-            for row in 0..block.rows {
-                // SAFETY: the target is this task's own, and one row is borrowed at a time.
-                let output = unsafe { target.row(row) };
-                if index == 0 {
-                    output.fill(0.0);
-                }
-                weighted_sum(&weights.row(row)[columns.clone()], values.data, values.row_stride, output);
+
+    /// One row, all heads that read one head of keys and values.
+    fn row(&self, block: &Block, row: usize, kv_head: usize, scores: &mut Vec<f32>) {
+        let operands = &self.operands;
+        let visible = block.keys_of_row(operands.shape, row);
+        let pieces = block.pieces(&visible);
+        let readers = operands.readers(kv_head);
+        let (group, width, head_dim) = (readers.len(), visible.len(), operands.shape.head_dim);
+        scores.resize(group * width, 0.0);
+        let query_row = block.query_rows().start + row;
+        let columns = operands.head(readers.start).start..operands.head(readers.end - 1).end;
+        let queries = Matrix::new(&operands.queries.row(query_row)[columns.clone()], group, head_dim);
+        let scores_target = MatrixMut::new(scores, group, width);
+        for piece in &pieces {
+            let keys = operands.keys.block(piece.keys.clone(), operands.head(kv_head)); // [keys, head_dim]
+            // SAFETY: the pieces lie in different columns, and one is written at a time.
+            let target = unsafe { scores_target.block(0..group, piece.columns()) };
+            dot_products::multiply(target, false, operands.shape.scale as f32, queries, keys, Threads::One);
+        }
+        // SAFETY: each task has its own rows and heads of the result.
+        let outputs = unsafe { self.result.block(query_row..query_row + 1, columns).row(0) };
+        for ((head, weights), output) in
+            readers.zip(scores.chunks_exact_mut(width)).zip(outputs.chunks_exact_mut(head_dim))
+        {
+            let (log_sum, inverse_sum) = softmax_row(weights, 0, width);
+            self.keep_log_sum(head, query_row, log_sum);
+            output.fill(0.0);
+            for piece in &pieces {
+                let values = operands.values.block(piece.keys.clone(), operands.head(kv_head)); // [keys, head_dim]
+                weighted_sum(&weights[piece.columns()], values.data, values.row_stride, output);
             }
-        } else {
-            multiply(target, index > 0, 1.0, weights.block(0..block.rows, columns), values, Threads::One);
+            scale(output, inverse_sum);
         }
     }
-    for (row, &inverse_sum) in inverse_sums.iter().enumerate().take(block.rows) {
-        // SAFETY: as above.
-        scale(unsafe { target.row(row) }, inverse_sum);
+
+    fn keep_log_sum(&self, head: usize, row: usize, log_sum: f32) {
+        if let Some(log_sums) = &self.log_sums {
+            // SAFETY: each task has its own rows and heads.
+            unsafe { log_sums.block(head..head + 1, row..row + 1).row(0)[0] = log_sum };
+        }
     }
 }
 
 /// `scale q kᵀ` of all pieces, `[rows, width]`.
-fn score(
-    operands: &Operands,
-    queries: Matrix,
-    pieces: &[Piece],
-    kv_head: usize,
-    scores: &mut [f32],
-    width: usize,
-    small: bool,
-) {
-    let factor = operands.shape.scale as f32;
+fn score(operands: &Operands, queries: Matrix, pieces: &[Piece], kv_head: usize, scores: &mut [f32], width: usize) {
     let scores = MatrixMut::new(scores, queries.rows, width);
     for piece in pieces {
         let keys = operands.keys.block(piece.keys.clone(), operands.head(kv_head)); // [keys, head_dim]
         // SAFETY: the pieces lie in different columns, and one is written at a time.
-        let target = unsafe { scores.block(0..queries.rows, piece.column..piece.column + keys.rows) };
-        if small {
-            for row in 0..queries.rows {
-                // SAFETY: as above.
-                dot_products(queries.row(row), keys.data, keys.row_stride, factor, unsafe { target.row(row) });
-            }
-        } else {
-            multiply(target, false, factor, queries, keys.t(), Threads::One);
-        }
+        let target = unsafe { scores.block(0..queries.rows, piece.columns()) };
+        multiply(target, false, operands.shape.scale as f32, queries, keys.t(), Threads::One);
     }
 }
 
@@ -189,13 +201,6 @@ vectorised! {
     fn score_gradients_row<'a>(probabilities: &'a [f32], expected: f32, gradients: &'a mut [f32]) {
         for (gradient, &probability) in gradients.iter_mut().zip(probabilities) {
             *gradient = probability * (*gradient - expected);
-        }
-    }
-
-    /// `factor q · k` for every key.
-    fn dot_products<'a>(query: &'a [f32], keys: &'a [f32], stride: usize, factor: f32, products: &'a mut [f32]) {
-        for (index, product) in products.iter_mut().enumerate() {
-            *product = factor * dot_of(query, &keys[index * stride..][..query.len()]);
         }
     }
 
@@ -266,20 +271,16 @@ impl Backward<'_> {
         scratch.score_gradients.resize(rows * width, 0.0);
         let queries = operands.queries.block(block.query_rows(), head_columns.clone()); // [rows, head_dim]
         let gradient = self.gradient.block(block.query_rows(), head_columns.clone()); // [rows, head_dim]
-        score(operands, queries, &pieces, kv_head, &mut scratch.probabilities, width, false);
+        score(operands, queries, &pieces, kv_head, &mut scratch.probabilities, width);
         for (row, scores) in scratch.probabilities.chunks_exact_mut(width).enumerate() {
             let seen = block.keys_of_row(operands.shape, row);
             let log_sum = self.log_sums.row(head)[block.query_rows().start + row];
             probabilities_row(scores, seen.start - visible.start, seen.end - visible.start, log_sum);
         }
         let probabilities = Matrix::new(&scratch.probabilities, rows, width);
-        let part = |matrix: Matrix<'_>, piece: &Piece| -> Range<usize> {
-            debug_assert!(piece.column + piece.keys.len() <= matrix.columns);
-            piece.column..piece.column + piece.keys.len()
-        };
         if let Some(d_values) = gradients.values {
             for piece in &pieces {
-                let weights = probabilities.block(0..rows, part(probabilities, piece));
+                let weights = probabilities.block(0..rows, piece.columns());
                 // SAFETY: these rows and columns belong to this task's group of segments and head.
                 let target = unsafe { d_values.block(piece.keys.clone(), kv_columns.clone()) };
                 multiply(target, true, 1.0, weights.t(), gradient, Threads::One);
@@ -292,7 +293,7 @@ impl Backward<'_> {
         let score_gradients = Matrix::new(&scratch.score_gradients, rows, width);
         let factor = operands.shape.scale as f32;
         for (index, piece) in pieces.iter().enumerate() {
-            let d_scores = score_gradients.block(0..rows, part(score_gradients, piece)); // [rows, keys]
+            let d_scores = score_gradients.block(0..rows, piece.columns()); // [rows, keys]
             if let Some(d_keys) = gradients.keys {
                 // SAFETY: as for the values.
                 let target = unsafe { d_keys.block(piece.keys.clone(), kv_columns.clone()) };
@@ -326,7 +327,7 @@ impl Backward<'_> {
         for piece in pieces {
             let values = operands.values.block(piece.keys.clone(), operands.head(kv_head));
             // SAFETY: the pieces lie in different columns, and one is written at a time.
-            let target = unsafe { all.block(0..rows, piece.column..piece.column + values.rows) };
+            let target = unsafe { all.block(0..rows, piece.columns()) };
             multiply(target, false, 1.0, gradient, values.t(), Threads::One);
         }
         for (row, score_gradients) in score_gradients.chunks_exact_mut(width).enumerate() {

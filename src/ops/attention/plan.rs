@@ -26,6 +26,13 @@ pub(super) struct Piece {
     pub column: usize,
 }
 
+impl Piece {
+    /// The columns of the keys' scores.
+    pub fn columns(&self) -> Range<usize> {
+        self.column..self.column + self.keys.len()
+    }
+}
+
 impl Query {
     fn key_count(&self) -> usize {
         self.keys.iter().map(|span| span.len).sum()
