@@ -1,9 +1,7 @@
 //! A packed batch gives, sequence by sequence, what each sequence gives alone; answers that share a prompt's segment give what
 //! separate sequences give.
 
-mod common;
-
-use common::{Shape, tiny_model};
+use crate::common::{Shape, tiny_model};
 use rlhf::Result;
 use rlhf::data::batch::{Batch, Continuation, TokenTree};
 use rlhf::generate::{SamplingSettings, generate};

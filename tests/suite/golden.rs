@@ -1,12 +1,10 @@
 //! Against oracles that are not ours: values made by PyTorch, transformers, PEFT and TRL with the scripts in `tests/golden/`.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::common::training_settings;
 use candle_core::{DType, Device, Tensor, Var};
-use common::training_settings;
 use rlhf::Result;
 use rlhf::adapt::{Bases, Head, Role, Training};
 use rlhf::data::batch::{Batch, Continuation, Target, TokenTree};

@@ -7,7 +7,7 @@ use rlhf::data::template::ChatTemplate;
 use serde_json::Value;
 
 fn golden() -> Value {
-    serde_json::from_str(include_str!("golden/chat_templates.json")).unwrap()
+    serde_json::from_str(include_str!("../golden/chat_templates.json")).unwrap()
 }
 
 fn template(golden: &Value, template: &Value) -> ChatTemplate {

@@ -1,0 +1,8 @@
+//! All integration tests, in one program: linking is the slow part of building them.
+
+mod chat_templates;
+mod common;
+mod data;
+mod golden;
+mod packing;
+mod tokens;
