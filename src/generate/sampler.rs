@@ -106,10 +106,10 @@ mod tests {
 
     fn frequencies(settings: &SamplingSettings, logits: &[f32]) -> Vec<f64> {
         let mut stream = random::stream(3, "test", 0);
-        let mut counts = vec![0.0; logits.len()];
+        let mut counts = vec![0; logits.len()];
         const DRAWS: usize = 40_000;
-        (0..DRAWS).for_each(|_| counts[settings.draw(logits, &mut stream) as usize] += 1.0 / DRAWS as f64);
-        counts
+        (0..DRAWS).for_each(|_| counts[settings.draw(logits, &mut stream) as usize] += 1);
+        counts.into_iter().map(|count| f64::from(count) / DRAWS as f64).collect()
     }
 
     #[test]
