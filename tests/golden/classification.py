@@ -12,6 +12,14 @@ HERE = Path(__file__).parent
 RANKS = [1, 0, 2, 1]
 
 
+def check_padded(model, prompt, answers, scores):
+    """The same scores come from one batch padded on the right, where transformers finds each row's last token itself."""
+    rows = [torch.cat([prompt, answer]) for answer in answers]
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=model.config.pad_token_id)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    torch.testing.assert_close(model(input_ids=padded, attention_mask=mask).logits[:, 0], scores, atol=1e-5, rtol=0)
+
+
 def main():
     torch.set_num_threads(1)
     torch.manual_seed(40)
@@ -23,6 +31,7 @@ def main():
     prompt = torch.randint(3, VOCABULARY, (9,))
     answers = [torch.randint(3, VOCABULARY, (length,)) for length in (5, 2, 7, 4)]
     scores = torch.cat([model(input_ids=torch.cat([prompt, answer])[None]).logits.reshape(1) for answer in answers])
+    check_padded(model, prompt, answers, scores)
     terms = []
     for a, b in combinations(range(4), 2):
         if RANKS[a] != RANKS[b]:

@@ -1,11 +1,16 @@
 """Tiny models of every family with random weights, and what `transformers` and PyTorch make of them.
 
 For each family a folder `<name>/` as `save_pretrained` writes it, with `expected.safetensors`: `input_ids`, `logits`, `loss_mask`
-(over predicted positions), `loss` (mean cross-entropy of the masked-in targets) and `grad.<parameter>` of that loss.
+(position `t` says whether token `t`, predicted from those before it, counts), `loss` (mean cross-entropy of the counted tokens of both
+rows together) and `grad.<parameter>` of that loss. A tied embedding has one gradient, under the embedding's name.
+
+Each configuration differs from the defaults where a reader of it could overlook a field; `main` asserts that the fields matter.
 """
 
 import json
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save_file
@@ -21,19 +26,32 @@ HERE = Path(__file__).parent
 VOCABULARY, LENGTH = 96, 24
 COMMON = dict(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
               num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2, bos_token_id=1, eos_token_id=2)
+LLAMA3_THETA = 500.0
+# The wavelengths of the four rotations are 6, 30, 140 and 664 positions: below, between and above 32/4 and 32/1.
 LLAMA3_SCALING = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                  "original_max_position_embeddings": 16}
+                  "original_max_position_embeddings": 32}
 
 
 def configurations():
     return {
         "llama": LlamaConfig(**COMMON, tie_word_embeddings=False),
-        "llama3": LlamaConfig(**COMMON, tie_word_embeddings=True, rope_theta=500.0, rope_scaling=dict(LLAMA3_SCALING)),
-        "mistral": MistralConfig(**COMMON, tie_word_embeddings=False, sliding_window=6),
-        "qwen2": Qwen2Config(**COMMON, tie_word_embeddings=True),
+        "llama3": LlamaConfig(**COMMON, tie_word_embeddings=True, rope_parameters={"rope_theta": LLAMA3_THETA, **LLAMA3_SCALING}),
+        "mistral": MistralConfig(**COMMON, tie_word_embeddings=False, sliding_window=6, head_dim=16, rms_norm_eps=0.01,
+                                 rope_parameters={"rope_type": "default", "rope_theta": 300.0}),
+        "qwen2": Qwen2Config(**COMMON, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1000.0}),
         "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2,
-                           bos_token_id=1, eos_token_id=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+                           bos_token_id=1, eos_token_id=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+                           layer_norm_epsilon=0.01),
     }
+
+
+# What a reader of the configuration could overlook, and what it would take it for.
+OVERLOOKED = {
+    "llama3": {"rope_scaling": None, "rope_theta": 10000.0},
+    "mistral": {"sliding_window": None, "rms_norm_eps": 1e-6, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    "qwen2": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    "gpt2": {"layer_norm_epsilon": 1e-5},
+}
 
 
 def randomise(model):
@@ -67,6 +85,37 @@ def inputs(seed):
     return input_ids, loss_mask
 
 
+def load(folder):
+    """The model of a folder in f32. (A model cast from bf16 would keep rotary frequencies rounded to bf16.)"""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def logits_with(folder, input_ids, changes):
+    """The logits if some fields of `config.json` had other values."""
+    with TemporaryDirectory() as changed:
+        shutil.copy(folder / "model.safetensors", changed)
+        config = json.loads((folder / "config.json").read_text()) | changes
+        (Path(changed) / "config.json").write_text(json.dumps(config))
+        return load(changed)(input_ids=input_ids).logits
+
+
+def write_in_the_older_form(folder):
+    """The form of `config.json` that most files in the world have."""
+    path = folder / "config.json"
+    written = json.loads(path.read_text())
+    for field in ("rope_parameters", "dtype"):
+        del written[field]
+    written |= {"rope_theta": LLAMA3_THETA, "rope_scaling": LLAMA3_SCALING, "torch_dtype": "float32"}
+    path.write_text(json.dumps(written, indent=2) + "\n")
+
+
+def save_in_half_precision_and_parts(model, input_ids, folder):
+    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="20KB")
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    logits = load(folder)(input_ids=input_ids).logits
+    save_file({"input_ids": input_ids, "logits": logits.detach().contiguous()}, folder / "expected.safetensors")
+
+
 def main():
     torch.set_num_threads(1)
     for seed, (name, config) in enumerate(configurations().items()):
@@ -75,29 +124,19 @@ def main():
         randomise(model)
         folder = HERE / name
         model.save_pretrained(folder)
+        (folder / "generation_config.json").unlink(missing_ok=True)
         input_ids, loss_mask = inputs(seed)
         result = expected(model, input_ids, loss_mask)
         save_file(result, folder / "expected.safetensors")
-        (folder / "generation_config.json").unlink(missing_ok=True)
+        torch.testing.assert_close(load(folder)(input_ids=input_ids).logits, result["logits"], atol=1e-5, rtol=0)
         if name == "llama3":
-            # The form of config.json that most files in the world have.
-            path = folder / "config.json"
-            written = json.loads(path.read_text())
-            for field in ("rope_parameters", "dtype"):
-                written.pop(field, None)
-            written.update(rope_theta=500.0, rope_scaling=LLAMA3_SCALING, torch_dtype="float32")
-            path.write_text(json.dumps(written, indent=2) + "\n")
-            again = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-            assert torch.allclose(again(input_ids=input_ids).logits, result["logits"], atol=1e-5)
+            write_in_the_older_form(folder)
+            torch.testing.assert_close(load(folder)(input_ids=input_ids).logits, result["logits"], atol=1e-5, rtol=0)
+        for field, value in OVERLOOKED.get(name, {}).items():
+            difference = (logits_with(folder, input_ids, {field: value}) - result["logits"]).abs().max()
+            assert difference > 0.01, f"{name}: {field} does not matter"
         if name == "llama":
-            half = model.to(torch.bfloat16)
-            half.save_pretrained(HERE / "llama-sharded", max_shard_size="20KB")
-            (HERE / "llama-sharded" / "generation_config.json").unlink(missing_ok=True)
-            # Read again, as casting a model casts its table of rotary frequencies too.
-            again = AutoModelForCausalLM.from_pretrained(HERE / "llama-sharded", dtype=torch.float32, attn_implementation="eager")
-            logits = again.eval()(input_ids=input_ids).logits
-            save_file({"input_ids": input_ids, "logits": logits.detach().contiguous()},
-                      HERE / "llama-sharded" / "expected.safetensors")
+            save_in_half_precision_and_parts(model, input_ids, HERE / "llama-sharded")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 from models import expected, inputs
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 HERE = Path(__file__).parent
@@ -24,6 +24,14 @@ def randomise_adapter(model):
                 parameter.copy_(0.3 * torch.randn_like(parameter))
 
 
+def check_written(folder, base_model, input_ids, outputs):
+    """PEFT reads back what it wrote, from the file alone, and the adapter matters."""
+    without = base_model(input_ids=input_ids).logits
+    assert (without - outputs).abs().max() > 0.01
+    again = PeftModel.from_pretrained(base_model, folder).eval()
+    torch.testing.assert_close(again(input_ids=input_ids).logits, outputs, atol=1e-5, rtol=0)
+
+
 def finish(model, folder, base, result):
     model.save_pretrained(folder)
     path = folder / "adapter_config.json"
@@ -38,23 +46,32 @@ def finish(model, folder, base, result):
 
 def main():
     torch.set_num_threads(1)
+    def base_of(kind, base, **options):
+        return kind.from_pretrained(HERE / base, attn_implementation="eager", **options).eval()
+
     for seed, (name, (base, settings)) in enumerate(ADAPTERS.items(), start=60):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_pretrained(HERE / base, attn_implementation="eager")
+        model = base_of(AutoModelForCausalLM, base)
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings)).eval()
         randomise_adapter(model)
         result = expected(model, *inputs(seed))
         result = {key.replace(".default", ""): tensor for key, tensor in result.items()}
         finish(model, HERE / name, base, result)
+        written = {f"grad.{key}" for key in load_file(HERE / name / "adapter_model.safetensors")}
+        assert written == {key for key in result if key.startswith("grad.")}
+        check_written(HERE / name, base_of(AutoModelForCausalLM, base), result["input_ids"], result["logits"])
 
     torch.manual_seed(70)
-    model = AutoModelForSequenceClassification.from_pretrained(HERE / "llama", num_labels=1, pad_token_id=0)
+    model = base_of(AutoModelForSequenceClassification, "llama", num_labels=1, pad_token_id=0)
     config = LoraConfig(task_type="SEQ_CLS", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
     model = get_peft_model(model, config).eval()
     randomise_adapter(model)
     input_ids, _ = inputs(70)
     scores = model(input_ids=input_ids).logits.detach().reshape(-1).contiguous()
     finish(model, HERE / "lora-reward", "llama", {"input_ids": input_ids, "scores": scores})
+    assert "base_model.model.score.weight" in load_file(HERE / "lora-reward" / "adapter_model.safetensors")
+    another_head = base_of(AutoModelForSequenceClassification, "llama", num_labels=1, pad_token_id=0)
+    check_written(HERE / "lora-reward", another_head, input_ids, scores[:, None])
 
 
 if __name__ == "__main__":
