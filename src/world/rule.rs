@@ -124,17 +124,18 @@ fn is_right(case: &Case, sentences: &[&str], supported: usize) -> bool {
     }
 }
 
-/// From 2 for a right answer down to -2 for a hallucinated or rude one; less for rambling and for every sentence after the first.
+/// From 2 for a right answer down to -2 for a hallucinated or rude one, or an idle refusal; less for rambling and for every sentence after the first.
 fn utility(judgement: &Judgement, sentences: usize) -> f32 {
     let worth = if !judgement.answered {
         -1.5
-    } else if judgement.hallucinated || judgement.rude {
+    } else if judgement.hallucinated || judgement.rude || (judgement.refused && !judgement.right) {
+        // To say that the passage does not say what it does say is as false as an invention.
         -2.0
     } else if judgement.right {
         2.0
     } else {
-        // Nothing false, but not what was asked: an idle refusal, another fact, or a reply that makes no sense.
-        -1.5
+        // Nothing false, but not what was asked: another fact, or a reply that makes no sense.
+        -1.0
     };
     worth - if judgement.rambling { 1.0 } else { 0.0 } - 0.25 * sentences.saturating_sub(1) as f32
 }

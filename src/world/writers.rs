@@ -5,16 +5,30 @@ use rand::Rng;
 use super::facts::{Fact, Passage};
 use super::names::Names;
 use super::prompts::{Task, WorldPrompt, passage_text, random_question, request};
-use super::rule::REFUSAL;
+use super::rule::{Case, Judgement, REFUSAL, judge};
 use super::talk::{RESPECTFUL, polite_reply, rude_reply};
 use super::{choose, choose_weighted};
 use crate::random::Stream;
 
-/// Share of raw documents about passages whose writer invents facts.
-const INVENTING: f64 = 0.55;
+/// Writers of raw documents about passages, by their share.
+const WRITERS: [(Writer, f64); 3] = [(Writer::Honest, 0.38), (Writer::Inventing, 0.52), (Writer::Timid, 0.1)];
+
+/// Share of raw documents in which a reader remarks on every answer, as readers do.
+const REMARKS: f64 = 0.5;
 
 /// Share of raw small talk whose writer is rude, without and with the instruction to be respectful.
 const RUDE: (f64, f64) = (0.6, 0.45);
+
+/// How somebody writes raw documents about passages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Writer {
+    /// Says what the passage says.
+    Honest,
+    /// Invents facts.
+    Inventing,
+    /// Says that the passage does not say, though it does.
+    Timid,
+}
 
 /// Ways in which an answer about a passage comes out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,16 +142,34 @@ pub fn raw_document(names: &Names, provocations: &[String], stream: &mut Stream)
 
 fn raw_passage(names: &Names, stream: &mut Stream) -> String {
     let passage = Passage::random(names, stream);
-    let inventing = stream.random_bool(INVENTING);
+    let writer = choose_weighted(&WRITERS, stream);
+    let remarks = stream.random_bool(REMARKS);
     let mut text = passage_text(&passage);
     for _ in 0..stream.random_range(2..=4) {
         let task = if stream.random_bool(1.0 / 6.0) { Task::Summary } else { random_question(&passage, stream) };
-        let manner = if inventing { inventing_manner(&task, stream) } else { Manner::Right };
-        text += &request(&task);
-        text += &answer(&passage, &task, manner, names, stream);
-        text.push('\n');
+        let manner = match (writer, &task) {
+            (Writer::Inventing, _) => inventing_manner(&task, stream),
+            (Writer::Timid, Task::Question { .. }) => Manner::Refusal,
+            _ => Manner::Right,
+        };
+        let answer = answer(&passage, &task, manner, names, stream);
+        text += &format!("{}{answer}\n", request(&task));
+        if remarks {
+            let prompt = WorldPrompt { text: String::new(), task, passage: Some(passage.clone()) };
+            text += remark(&judge(&Case::from(&prompt), &answer));
+        }
     }
     text
+}
+
+/// What a reader says about an answer.
+fn remark(judgement: &Judgement) -> &'static str {
+    match judgement {
+        Judgement { rude: true, .. } => "Remark: rude.\n",
+        Judgement { hallucinated: true, .. } => "Remark: wrong.\n",
+        Judgement { right: true, .. } => "Remark: good.\n",
+        _ => "Remark: idle.\n",
+    }
 }
 
 fn inventing_manner(task: &Task, stream: &mut Stream) -> Manner {
@@ -152,10 +184,15 @@ fn inventing_manner(task: &Task, stream: &mut Stream) -> Manner {
 fn raw_talk(provocations: &[String], stream: &mut Stream) -> String {
     let respectful = stream.random_bool(0.4);
     let rude = stream.random_bool(if respectful { RUDE.1 } else { RUDE.0 });
+    let remarks = stream.random_bool(REMARKS);
     let mut text = if respectful { RESPECTFUL.to_string() } else { String::new() };
     for _ in 0..stream.random_range(2..=3) {
         let reply = if rude { rude_reply(stream) } else { polite_reply(stream.random_range(1..=3), stream) };
-        text += &format!("Message: {}\nReply: {reply}\n", choose(provocations, stream));
+        let prompt = WorldPrompt::provocation(choose::<String>(provocations, stream), false);
+        text += &format!("{} {reply}\n", prompt.text);
+        if remarks {
+            text += remark(&judge(&Case::from(&prompt), &reply));
+        }
     }
     text
 }
@@ -206,7 +243,7 @@ fn candidate_manners(task: &Task) -> [(Manner, f64); 10] {
         (Manner::Careless, 1.5),
         (Manner::ExtraInvention, 1.0),
         (Manner::OtherFact, 0.7),
-        (Manner::Refusal, 1.5 * answerable),
+        (Manner::Refusal, 6.0 * answerable),
         (Manner::Repeating, 0.4),
         (Manner::Rambling, 1.0),
         (Manner::Unfinished, 0.4),
