@@ -9,6 +9,7 @@ pub mod activation;
 pub mod adamw;
 pub mod attention;
 mod dot_products;
+pub mod dropout;
 pub mod linear;
 pub mod logprob;
 pub mod low_rank;
@@ -19,9 +20,10 @@ mod simd;
 #[cfg(test)]
 mod testing;
 
-pub use activation::{Activation, activate, dropout, gated, softplus};
+pub use activation::{Activation, activate, gated, softplus};
 pub use adamw::{AdamwState, AdamwStep, adamw, add_assign, squared_norm};
 pub use attention::{AttentionPlan, AttentionShape, Query, Span, attention, attention_packed};
+pub use dropout::dropout;
 pub use linear::linear;
 pub use logprob::{LogProbs, log_probs};
 pub use low_rank::{LowRank, low_rank_linear};
