@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor, bail};
 
-use super::activation::{Dropout, dropout};
+use super::dropout::{Dropout, dropout};
 use super::linear::{self, linear};
 use super::matrix::{
     Matrix, MatrixMut, Threads, has_kernel, multiply, product, with_contiguous_rows, with_elements, with_matrix,
