@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use super::peft;
 use crate::bail;
 use crate::error::Result;
-use crate::model::adapter::{Adapter, Pass};
+use crate::model::adapter::{Adapter, Linear, Pass};
 use crate::model::architecture::Architecture;
 use crate::model::head::ScalarHead;
 use crate::model::weights::{Role, Weights, tensor_specs};
@@ -124,16 +124,19 @@ fn is_target(name: &str, target: &str) -> bool {
 }
 
 impl Adapter for Lora {
-    fn linear(&self, name: &str, input: &Tensor, output: Tensor, pass: &Pass) -> Result<Tensor> {
-        let Some(update) = self.updates.get(name) else { return Ok(output) };
-        let dropout = self.settings.lora_dropout;
-        let dropped = match pass.dropout_seed {
-            Some(seed) if dropout > 0.0 => Some(ops::dropout(input, dropout as f32, random::named_seed(seed, name))?),
-            _ => None,
+    fn linear(&self, linear: &Linear, input: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let Some(update) = self.updates.get(&linear.name) else {
+            return ops::linear(input, &linear.weight, linear.bias.as_ref());
         };
-        let inner = ops::linear(dropped.as_ref().unwrap_or(input), &update.down, None)?; // [tokens, rank]
-        let inner = inner.affine(self.scale(update)?, 0.0)?;
-        Ok((output + ops::linear(&inner, &update.up, None)?)?)
+        let dropout = self.settings.lora_dropout as f32;
+        let seed = pass.dropout_seed.filter(|_| dropout > 0.0);
+        let low_rank = ops::LowRank {
+            a: &update.down,
+            b: &update.up,
+            scale: self.scale(update)?,
+            dropout: seed.map(|seed| (dropout, random::named_seed(seed, &linear.name))),
+        };
+        ops::low_rank_linear(input, &linear.weight, linear.bias.as_ref(), &low_rank)
     }
 
     fn parameters(&self) -> usize {

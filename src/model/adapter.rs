@@ -8,12 +8,24 @@ use candle_core::{Tensor, Var};
 use super::head::ScalarHead;
 use super::weights::Weights;
 use crate::error::Result;
+use crate::ops;
 
 /// What a site is told about the pass it is part of.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pass {
     /// Present while training with dropout: the seed of this pass's masks.
     pub dropout_seed: Option<u64>,
+}
+
+/// A linear of the base model.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    /// Its name on disk, without `.weight`.
+    pub name: String,
+    /// `[d_out, d_in]`.
+    pub weight: Tensor,
+    /// `[d_out]`, where it has one.
+    pub bias: Option<Tensor>,
 }
 
 /// A sub-layer of a block.
@@ -47,9 +59,9 @@ pub trait Adapter: Send + Sync {
         Ok(None)
     }
 
-    /// The output `[tokens, d_out]` of the linear `name`, given its input `[tokens, d_in]` (LoRA, BitFit, IA3).
-    fn linear(&self, _name: &str, _input: &Tensor, output: Tensor, _pass: &Pass) -> Result<Tensor> {
-        Ok(output)
+    /// The output `[tokens, d_out]` of a linear, given its input `[tokens, d_in]` (LoRA, BitFit, IA3).
+    fn linear(&self, linear: &Linear, input: &Tensor, _pass: &Pass) -> Result<Tensor> {
+        ops::linear(input, &linear.weight, linear.bias.as_ref())
     }
 
     /// The output `[tokens, d_model]` of a sub-layer, before it is added to the residual stream (bottleneck adapters).

@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 
-use super::adapter::{Adapter, Pass, SubLayer};
+use super::adapter::{Adapter, Linear, Pass, SubLayer};
 use super::architecture::{Architecture, AttentionInput, FeedForward, LinearName, NormKind, Positions};
 use super::layout::Layout;
 use super::weights::{OUTPUT, Weights, block_prefix};
@@ -35,13 +35,6 @@ struct Block {
 enum AttentionProjection {
     Separate { query: Linear, key: Linear, value: Linear },
     Packed(Linear),
-}
-
-#[derive(Debug, Clone)]
-struct Linear {
-    name: String,
-    weight: Tensor,
-    bias: Option<Tensor>,
 }
 
 #[derive(Debug, Clone)]
@@ -173,8 +166,7 @@ struct Context<'a> {
 
 impl Context<'_> {
     fn linear(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
-        let y = ops::linear(x, &linear.weight, linear.bias.as_ref())?;
-        self.sites.linear(&linear.name, x, y, self.pass)
+        self.sites.linear(linear, x, self.pass)
     }
 
     fn attention(
@@ -257,7 +249,7 @@ impl Block {
     fn new(architecture: &Architecture, weights: &Weights, layer: usize) -> Result<Self> {
         let names = &architecture.names;
         let prefix = block_prefix(architecture, layer);
-        let linear = |name: LinearName| Linear::new(weights, &prefix, name);
+        let linear = |name: LinearName| read_linear(weights, &prefix, name);
         Ok(Block {
             attention_norm: Norm::new(architecture, weights, &format!("{prefix}{}", names.attention_norm))?,
             attention_input: match names.attention_input {
@@ -275,13 +267,11 @@ impl Block {
     }
 }
 
-impl Linear {
-    fn new(weights: &Weights, prefix: &str, linear: LinearName) -> Result<Self> {
-        let name = format!("{prefix}{}", linear.name);
-        let weight = weights.get(&format!("{name}.weight"))?;
-        let bias = linear.bias.then(|| weights.get(&format!("{name}.bias"))).transpose()?;
-        Ok(Linear { name, weight, bias })
-    }
+fn read_linear(weights: &Weights, prefix: &str, linear: LinearName) -> Result<Linear> {
+    let name = format!("{prefix}{}", linear.name);
+    let weight = weights.get(&format!("{name}.weight"))?;
+    let bias = linear.bias.then(|| weights.get(&format!("{name}.bias"))).transpose()?;
+    Ok(Linear { name, weight, bias })
 }
 
 impl Norm {

@@ -6,3 +6,4 @@ mod data;
 mod golden;
 mod packing;
 mod tokens;
+mod world;
