@@ -77,16 +77,16 @@ fn run(settings: PipelineSettings) -> Result<()> {
         .path("model", &base)
         .path("data", &file("demonstrations.parquet"))
         .path("evaluation-data", &file("demonstrations-test.parquet"))
-        .flag("epochs", 2);
+        .flag("batch-size", 16)
+        .flag("epochs", 3);
     let stage_settings: SftSettings = announce(1, "supervised fine-tuning", arguments)?;
     rlhf::sft::run(&stage_settings)?;
 
-    let arguments = training(&reward, 5e-4)
+    let arguments = training(&reward, 1e-3)
         .path("model", &sft)
         .path("data", &file("rankings.parquet"))
         .path("evaluation-data", &file("rankings-test.parquet"))
-        .path("demonstrations", &file("demonstrations.parquet"))
-        .flag("epochs", 2);
+        .path("demonstrations", &file("demonstrations.parquet"));
     let stage_settings: RewardSettings = announce(2, "reward model", arguments)?;
     rlhf::reward::run(&stage_settings)?;
 
@@ -95,7 +95,8 @@ fn run(settings: PipelineSettings) -> Result<()> {
         .path("reward-model", &reward)
         .path("data", &file("prompts.parquet"))
         .flag("batch-size", 128)
-        .flag("max-steps", 40)
+        .flag("max-steps", 46)
+        .flag("ppo-epochs", 2)
         .flag("response-length", 40);
     let stage_settings: PpoSettings = announce(3, "proximal policy optimisation", arguments)?;
     rlhf::ppo::run(&stage_settings)?;
