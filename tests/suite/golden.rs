@@ -257,6 +257,29 @@ fn ppo_equals_the_formulas_of_trl() -> Result<()> {
 }
 
 #[test]
+fn log_probs_and_entropy_at_a_temperature_equal_pytorch() -> Result<()> {
+    let tensors = expected("logprob")?;
+    let (hidden, weight) = (Var::from_tensor(&tensors["hidden"])?, Var::from_tensor(&tensors["weight"])?);
+    let targets: Vec<u32> = integers(&tensors, "targets")?.iter().map(|&id| id as u32).collect();
+    let temperature = f64::from(floats(&tensors, "temperature")?[0]);
+    let found = rlhf::ops::log_probs(hidden.as_tensor(), weight.as_tensor(), &targets, temperature)?;
+    assert_close("log_probs", &found.log_probs.to_vec1::<f32>()?, &floats(&tensors, "logprob")?, 1e-5);
+    assert_close("entropy", &found.entropy.to_vec1::<f32>()?, &floats(&tensors, "entropy")?, 1e-5);
+    let of_log_probs = (&found.log_probs * &tensors["a"])?.sum_all()?;
+    let of_entropy = (&found.entropy * &tensors["b"])?.sum_all()?;
+    let sums =
+        [("logprob.", of_log_probs.clone()), ("entropy.", of_entropy.clone()), ("", (of_log_probs + of_entropy)?)];
+    for (name, sum) in sums {
+        let gradients = sum.backward()?;
+        for (operand, variable) in [("hidden", &hidden), ("weight", &weight)] {
+            let key = format!("{name}grad.{operand}");
+            assert_gradient(&key, gradients.get(variable).expect("a gradient"), &tensors[&key])?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn the_optimizer_and_its_schedules_equal_pytorch_and_transformers() -> Result<()> {
     let tensors = expected("optimizer")?;
     let variables = ["weight", "bias"]
