@@ -160,18 +160,7 @@ pub(crate) fn load(settings: &ModelSettings, seed: u64) -> Result<(Model, Tokeni
     };
     let model = Bases::new(Device::Cpu).load(&role)?;
     tokenizer.fits(model.architecture().vocabulary)?;
-    if !has_output_matrix(&model) {
-        bail!(
-            "{}: a classifier without an output matrix (\"lm_head.weight\"), which cannot write answers; give a language model",
-            settings.model.display()
-        );
-    }
     Ok((model, tokenizer))
-}
-
-/// Whether the model predicts tokens; the folder of a classifier may hold no output matrix.
-pub(crate) fn has_output_matrix(model: &Model) -> bool {
-    model.architecture().tied_output || model.weights().find(crate::model::weights::OUTPUT).is_some()
 }
 
 /// A sampled answer.

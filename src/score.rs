@@ -23,8 +23,7 @@ use crate::data::tokenize_records::{Ending, Truncation};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::adapter::Pass;
-use crate::model::head::ScalarHead;
-use crate::sample::{has_output_matrix, parquet_output};
+use crate::sample::parquet_output;
 use crate::settings::{CommonSettings, ModelSettings};
 use crate::train::progress::Progress;
 use crate::train::table::Plan;
@@ -122,7 +121,7 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
 }
 
 fn print_plan(settings: &ScoreSettings, model: &Model, rows: usize) {
-    let gives = match (has_output_matrix(model), model.head().is_some()) {
+    let gives = match (model.has_output_matrix(), model.head().is_some()) {
         (true, true) => "log_prob, tokens, reward",
         (true, false) => "log_prob, tokens",
         (false, _) => "tokens, reward (log_prob stays empty: a classifier without an output matrix)",
@@ -153,25 +152,13 @@ fn say(report: &ScoreReport, settings: &ScoreSettings) {
 
 /// A frozen model, with its scalar head where it has one.
 fn load(settings: &ModelSettings, seed: u64) -> Result<Model> {
-    let mut bases = Bases::new(Device::Cpu);
-    let role = |head| Role {
+    Bases::new(Device::Cpu).load(&Role {
         folder: &settings.model,
         adapter: settings.adapter.as_deref(),
         training: Training::Frozen,
-        head,
+        head: Head::AsFound,
         seed,
-    };
-    let model = bases.load(&role(Head::Language))?;
-    // With the shift readable, the only thing that a reward model has beyond this is its head: without one, it is a language model.
-    let folders = [Some(settings.model.as_path()), settings.adapter.as_deref(), Some(model.folder().path.as_path())];
-    for folder in folders.into_iter().flatten() {
-        ScalarHead::read_shift(folder)?;
-    }
-    match bases.load(&role(Head::Scalar)) {
-        Ok(reward_model) => Ok(reward_model),
-        Err(Error::Input(_)) => Ok(model),
-        Err(other) => Err(other),
-    }
+    })
 }
 
 /// One output file has one schema: refuses files that differ, and columns that are there already.
@@ -259,7 +246,7 @@ fn over_batches<T>(
 
 /// One log-probability a target, `[targets]`.
 fn log_probs(model: &Model, hidden: &Tensor, batch: &Batch) -> Result<Option<Vec<f32>>> {
-    if !has_output_matrix(model) {
+    if !model.has_output_matrix() {
         return Ok(None);
     }
     if batch.targets.is_empty() {

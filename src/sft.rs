@@ -10,10 +10,10 @@ use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
 use crate::data::batch::{Batch, TokenTree, split_by_budget};
 use crate::data::inspect;
-use crate::data::schema::{self, Text};
+use crate::data::schema;
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
-use crate::data::train_tokenizer::{SpecialTokens, train_bpe};
+use crate::data::train_tokenizer::{SpecialTokens, train_bpe_on_files};
 use crate::error::Result;
 use crate::model::adapter::Pass;
 use crate::model::folder::read_architecture;
@@ -120,12 +120,7 @@ fn tokenizer(settings: &SftSettings) -> Result<Tokenizer> {
         return Tokenizer::load(folder);
     }
     let vocabulary = read_architecture(&folder)?.1.vocabulary;
-    let mut texts = Vec::new();
-    for demonstration in schema::demonstrations(&settings.data)? {
-        let demonstration = demonstration?;
-        texts.extend(demonstration.prompt.iter().chain([&demonstration.completion]).flat_map(Text::contents));
-    }
-    train_bpe(texts.into_iter(), vocabulary, &SpecialTokens::default())
+    train_bpe_on_files(&settings.data, vocabulary, &SpecialTokens::default())
 }
 
 /// Reads demonstrations as token trees; those without a token to learn are left out.
@@ -167,7 +162,11 @@ fn train(
         let learning_rate = schedule.learning_rate(step);
         let done = optimizer.step(learning_rate)?;
         let tokens = chosen.iter().map(|tree| tree.tokens()).sum();
-        let metrics = [("learning_rate", learning_rate), ("gradient_norm", done.gradient_norm)];
+        let metrics = [
+            ("learning_rate", learning_rate),
+            ("gradient_norm", done.gradient_norm),
+            ("skipped_steps", optimizer.skipped_steps() as f64),
+        ];
         run.step(step + 1, report.training_loss, tokens, &metrics)?;
         let last = step + 1 == total_steps;
         if !last && (step + 1) % evaluate_every != 0 {

@@ -11,12 +11,12 @@ use candle_core::Device;
 
 use crate::bail;
 use crate::error::{Error, Result};
+use crate::model::Model;
 use crate::model::adapter::Adapter;
 use crate::model::architecture::Architecture;
 use crate::model::folder::{self, ModelFolder};
 use crate::model::head::ScalarHead;
-use crate::model::weights::{SCORE, Weights};
-use crate::model::{Model, weights};
+use crate::model::weights::{OUTPUT, SCORE, Weights};
 use crate::settings::{Method, TrainingSettings};
 use lora::Lora;
 
@@ -32,12 +32,14 @@ pub enum Training<'a> {
 /// What stands on top of the transformer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Head {
-    /// The output matrix: a language model.
+    /// The output matrix, which the folder must hold: a language model.
     Language,
-    /// A scalar head that the folder must hold.
+    /// A scalar head, which the folder must hold: a reward model.
     Scalar,
     /// A scalar head, new where the folder holds none.
     ScalarOrNew,
+    /// A scalar head where the folder holds one.
+    AsFound,
 }
 
 /// One model in one role.
@@ -95,10 +97,13 @@ impl Bases {
         let head = head.map(|head| head.trainable()).transpose()?;
         match settings.method {
             Method::Full => {
-                let weights = match &existing {
-                    Some(adapter) => adapter.merge(&base.weights)?.trainable()?,
-                    None => base.weights.trainable()?,
+                let mut weights = match &existing {
+                    Some(adapter) => adapter.merge(&base.weights)?,
+                    None => (*base.weights).clone(),
                 };
+                // Hugging Face's classifiers have a head in place of the output matrix, and language models have no head.
+                weights.remove(if head.is_some() { OUTPUT } else { SCORE });
+                let weights = weights.trainable()?;
                 Model::new(base.folder, base.architecture, Arc::new(weights), None, head)
             }
             Method::Lora => {
@@ -131,6 +136,12 @@ impl Bases {
         adapter: Option<&peft::PeftAdapter>,
     ) -> Result<Option<ScalarHead>> {
         if role.head == Head::Language {
+            if !base.architecture.tied_output && base.weights.find(OUTPUT).is_none() {
+                bail!(
+                    "{}: tensor \"{OUTPUT}\" is missing, so this is a classifier, which cannot write answers; give a language model",
+                    role.folder.display()
+                );
+            }
             return Ok(None);
         }
         let in_adapter = adapter.and_then(|adapter| adapter.score.clone());
@@ -144,10 +155,10 @@ impl Bases {
             (None, Head::ScalarOrNew) => {
                 Ok(Some(ScalarHead::random(base.architecture.d_model, role.seed, &self.device)?))
             }
+            (None, Head::AsFound) => Ok(None),
             (None, _) => bail!(
-                "{}: tensor \"{}\" is missing, so this is no reward model; give the output folder of `reward`, or another sequence classifier with one label",
-                role.folder.display(),
-                weights::SCORE
+                "{}: tensor \"{SCORE}\" is missing, so this is no reward model; give the output folder of `reward`, or another sequence classifier with one label",
+                role.folder.display()
             ),
         }
     }

@@ -53,16 +53,6 @@ pub enum Text {
     Messages(Vec<Message>),
 }
 
-impl Text {
-    /// The strings in it: itself, or what each turn says.
-    pub fn contents(&self) -> Vec<String> {
-        match self {
-            Text::Plain(text) => vec![text.clone()],
-            Text::Messages(messages) => messages.iter().map(|message| message.content.clone()).collect(),
-        }
-    }
-}
-
 /// The file and row that a record was read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {

@@ -111,7 +111,7 @@ impl Tokenizer {
         truncation: &mut Truncation,
     ) -> Result<TokenTree> {
         if max_length < 2 {
-            bail!("a maximum length of {max_length} tokens leaves no room for a prompt and an answer; set 2 or more");
+            bail!("--max-length {max_length} leaves no room for a prompt and an answer; set 2 or more");
         }
         let mut sequences = Vec::with_capacity(answers.len());
         for answer in answers {

@@ -131,16 +131,20 @@ impl Model {
 
     /// What trains, by name, each once.
     pub fn variables(&self) -> Vec<(String, Var)> {
-        // A classifier's output matrix is in no path of its loss; the head's weight is the head's.
-        let unused = |name: &str| name == weights::SCORE || (self.head.is_some() && name == weights::OUTPUT);
         let mut variables: Vec<(String, Var)> = (self.weights.variables())
-            .filter(|(name, _)| !unused(name))
+            // The head's weight is the head's.
+            .filter(|(name, _)| *name != weights::SCORE)
             .map(|(name, variable)| (name.clone(), variable.clone()))
             .collect();
         variables.extend(self.adapter.iter().flat_map(|adapter| adapter.variables()));
         variables
             .extend(self.head.iter().filter_map(|head| Some((weights::SCORE.to_string(), head.variable.clone()?))));
         variables
+    }
+
+    /// Whether it can tell the probability of a token: a classifier may be without an output matrix.
+    pub fn has_output_matrix(&self) -> bool {
+        self.architecture.tied_output || self.weights.find(weights::OUTPUT).is_some()
     }
 
     /// Number of scalars in the base model, adapter and head apart.

@@ -165,6 +165,12 @@ impl Weights {
         self.tensors.insert(name.to_string(), tensor);
     }
 
+    /// Takes a tensor out, if it is there.
+    pub fn remove(&mut self, name: &str) {
+        self.variables.remove(name);
+        self.tensors.remove(name);
+    }
+
     /// Puts a variable in, or in place of another.
     pub fn set_variable(&mut self, name: &str, variable: Var) {
         self.tensors.insert(name.to_string(), variable.as_tensor().clone());

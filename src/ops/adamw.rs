@@ -119,18 +119,15 @@ pub fn squared_norm(gradient: &Tensor) -> Result<f64> {
     })?)
 }
 
-/// `accumulator += gradient`, in place, for gradients that are added up over several batches.
+/// `sum + gradient` in the storage of `sum`, for gradients that are added up over several micro-batches.
 ///
-/// Nothing else may hold the accumulator's storage: a gradient that `backward` returned is not shared.
-pub fn add_assign(accumulator: &Tensor, gradient: &Tensor) -> Result<()> {
-    if !has_kernel(&[accumulator, gradient]) || !accumulator.is_contiguous() || accumulator.dims() != gradient.dims() {
-        crate::bail!(
-            "cannot add a gradient of shape {:?} in place to one of shape {:?}: both must be f32 in main memory",
-            gradient.dims(),
-            accumulator.dims()
-        );
+/// Nothing else may hold the storage of `sum`: a gradient that `backward` returned is not shared.
+pub fn add_in_place(sum: Tensor, gradient: &Tensor) -> Result<Tensor> {
+    if !has_kernel(&[&sum, gradient]) || !sum.is_contiguous() || sum.dims() != gradient.dims() {
+        return Ok((sum + gradient)?);
     }
-    Ok(accumulator.inplace_op2(&gradient.contiguous()?, &Add)?)
+    sum.inplace_op2(&gradient.contiguous()?, &Add)?;
+    Ok(sum)
 }
 
 #[derive(Clone, Copy)]
@@ -312,10 +309,9 @@ mod tests {
             pool.install(|| squared_norm(&x)).unwrap()
         });
         assert!((norms[0] / expected - 1.0).abs() < 1e-12 && norms[0] == norms[1] && norms[0] == norms[2]);
-        let sum = x.copy()?;
-        add_assign(&sum, &x)?;
+        let sum = add_in_place(x.copy()?, &x)?;
         assert_close("sum", &sum, &x.affine(2.0, 0.0)?, 0.0);
-        assert!(add_assign(&sum, &random(&[3], 1)).is_err());
+        assert!(add_in_place(sum, &random(&[3], 1)).is_err());
         Ok(())
     }
 }

@@ -23,7 +23,7 @@ mod testing;
 pub mod threads;
 
 pub use activation::{Activation, activate, gated, softplus};
-pub use adamw::{AdamwState, AdamwStep, adamw, add_assign, squared_norm};
+pub use adamw::{AdamwState, AdamwStep, adamw, add_in_place, squared_norm};
 pub use attention::{AttentionPlan, AttentionShape, Query, Span, attention, attention_packed};
 pub use dropout::dropout;
 pub use linear::linear;

@@ -1,10 +1,9 @@
 //! Reward modelling: k ranked answers to a prompt, to a scalar head that scores them.
 
+mod evaluation;
 pub mod loss;
 
-use std::collections::BTreeMap;
-
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +22,9 @@ use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
 use crate::train::run::{self, Run};
 use crate::train::schedule::Schedule;
-use loss::{Agreement, kwise_loss, pairs};
+use evaluation::score;
+pub use evaluation::{RewardEvaluation, evaluate};
+use loss::{Agreement, pairs};
 
 /// Trains a reward model on ranked answers
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
@@ -75,19 +76,6 @@ pub struct RankedTree {
     pub margin: f32,
 }
 
-/// How well a reward model agrees with rankings.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct RewardEvaluation {
-    /// Mean k-wise loss a prompt.
-    pub loss: f64,
-    /// The model's agreement.
-    pub agreement: Agreement,
-    /// The agreement of "the longer answer (in tokens) wins", the baseline to beat.
-    pub longer_wins: Agreement,
-    /// Mean reward of all answers.
-    pub mean_reward: f64,
-}
-
 /// Runs the whole stage: reads, trains, evaluates, shifts, saves.
 pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     let common = &settings.common;
@@ -121,10 +109,17 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     if ties > 0 {
         plan = plan.line("left out", format!("{ties} prompts whose answers are one tie"));
     }
+    // Read before the training, which a fault in them would make useless.
+    let zero_point = zero_point(settings, &training, &tokenizer)?;
     let mut run = Run::start(settings, common, &plan, total_steps)?;
-    let report = train(settings, &model, &training, &evaluation, &mut order, &mut run)?;
-    shift(settings, &mut model, &training, &tokenizer)?;
+    let mut report = train(settings, &model, &training, &evaluation, &mut order, &mut run)?;
+    let mean = shift(&mut model, &zero_point, common.tokens_per_batch)?;
     run.keep(total_steps, None, |folder| model.save(folder))?;
+    if let Some(evaluation) = &mut report {
+        evaluation.mean_reward -= mean;
+        run.note(&evaluation.table());
+        run.write("evaluation.json", &format!("{:#}\n", evaluation.json()))?;
+    }
     run.finish()?;
     Ok(report)
 }
@@ -178,6 +173,7 @@ fn train(
             ("accuracy", agreement.accuracy()),
             ("learning_rate", learning_rate),
             ("gradient_norm", done.gradient_norm),
+            ("skipped_steps", optimizer.skipped_steps() as f64),
         ];
         run.step(step + 1, loss, tokens, &metrics)?;
         if !evaluation.is_empty() && (step + 1 == total_steps || (step + 1) % evaluate_every == 0) {
@@ -212,75 +208,33 @@ fn accumulate(
     Ok((total, agreement))
 }
 
-/// A micro-batch as the model sees it.
-struct Scored {
-    /// The score of every answer.
-    scores: Vec<f32>,
-    /// Each prompt's range of answers.
-    trees: Vec<std::ops::Range<usize>>,
-    /// The sum of the prompts' losses.
-    loss: Tensor,
-}
-
-fn score(model: &Model, ranked: &[&RankedTree], pass: &Pass) -> Result<Scored> {
-    let batch = Batch::pack(ranked.iter().map(|ranked| &ranked.tree));
-    let hidden = model.hidden(&batch, pass)?; // [tokens, d_model]
-    let scores = model.scores(&hidden, &batch.last_rows)?; // [answers]
-    let prompts: Vec<_> = (batch.trees.iter().zip(ranked))
-        .map(|(answers, ranked)| (answers.clone(), ranked.ranks.as_slice(), ranked.margin))
-        .collect();
-    let loss = kwise_loss(&scores, &prompts)?;
-    Ok(Scored { scores: scores.detach().to_vec1()?, trees: batch.trees, loss })
-}
-
-/// Loss and agreement of a frozen model.
-pub fn evaluate(model: &Model, ranked: &[RankedTree], tokens_per_batch: usize) -> Result<RewardEvaluation> {
-    let ranked: Vec<&RankedTree> = ranked.iter().collect();
-    let sizes: Vec<usize> = ranked.iter().map(|ranked| ranked.tree.tokens()).collect();
-    let mut evaluation = RewardEvaluation::default();
-    let mut answers = 0;
-    for range in split_by_budget(&sizes, tokens_per_batch) {
-        let ranked = &ranked[range];
-        let scored = score(model, ranked, &Pass::default())?;
-        for (answers, ranked) in scored.trees.iter().zip(ranked) {
-            evaluation.agreement.add(&scored.scores[answers.clone()], &ranked.ranks);
-            let lengths: Vec<f32> = ranked.tree.answers.iter().map(|answer| answer.tokens.len() as f32).collect();
-            evaluation.longer_wins.add(&lengths, &ranked.ranks);
-        }
-        evaluation.loss += f64::from(scored.loss.to_scalar::<f32>()?);
-        evaluation.mean_reward += scored.scores.iter().map(|&score| f64::from(score)).sum::<f64>();
-        answers += scored.scores.len();
-    }
-    evaluation.loss /= ranked.len() as f64;
-    evaluation.mean_reward /= answers as f64;
-    Ok(evaluation)
-}
-
-/// Shifts the head so that demonstrations (or the best-ranked answers) have a mean reward of 0.
-fn shift(settings: &RewardSettings, model: &mut Model, ranked: &[RankedTree], tokenizer: &Tokenizer) -> Result<()> {
-    let common = &settings.common;
-    let trees: Vec<TokenTree> = match &settings.demonstrations {
-        Some(pattern) => {
-            let mut truncation = Truncation::default();
-            schema::demonstrations(pattern)?
-                .map(|demonstration| tokenizer.demonstration(&demonstration?, common.max_length, &mut truncation))
-                .collect::<Result<_>>()?
-        }
-        None => ranked.iter().map(best_answers).collect(),
+/// The trees whose mean reward becomes 0: the demonstrations, or the prompts with their best-ranked answers.
+fn zero_point(settings: &RewardSettings, ranked: &[RankedTree], tokenizer: &Tokenizer) -> Result<Vec<TokenTree>> {
+    let Some(pattern) = &settings.demonstrations else {
+        return Ok(ranked.iter().map(best_answers).collect());
     };
+    let mut truncation = Truncation::default();
+    schema::demonstrations(pattern)?
+        .map(|demonstration| tokenizer.demonstration(&demonstration?, settings.common.max_length, &mut truncation))
+        .collect()
+}
+
+/// Shifts the head so that these trees have a mean reward of 0; gives what they had before.
+fn shift(model: &mut Model, trees: &[TokenTree], tokens_per_batch: usize) -> Result<f64> {
     let frozen = model.frozen()?;
     let sizes: Vec<usize> = trees.iter().map(TokenTree::tokens).collect();
     let (mut sum, mut count) = (0.0, 0);
-    for range in split_by_budget(&sizes, common.tokens_per_batch) {
+    for range in split_by_budget(&sizes, tokens_per_batch) {
         let batch = Batch::pack(&trees[range]);
-        let scores = frozen.scores(&frozen.hidden(&batch, &Pass::default())?, &batch.last_rows)?;
+        let scores = frozen.scores(&frozen.hidden(&batch, &Pass::default())?, &batch.last_rows)?; // [answers]
         sum += scores.to_vec1::<f32>()?.iter().map(|&score| f64::from(score)).sum::<f64>();
         count += batch.last_rows.len();
     }
+    let mean = sum / count.max(1) as f64;
     if let Some(head) = model.head_mut() {
-        head.shift += (sum / count.max(1) as f64) as f32;
+        head.shift += mean as f32;
     }
-    Ok(())
+    Ok(mean)
 }
 
 /// The prompt with its best-ranked answers only.
@@ -288,22 +242,4 @@ fn best_answers(ranked: &RankedTree) -> TokenTree {
     let best = ranked.ranks.iter().min();
     let answers = ranked.tree.answers.iter().zip(&ranked.ranks).filter(|(_, rank)| Some(*rank) == best);
     TokenTree { prompt: ranked.tree.prompt.clone(), answers: answers.map(|(answer, _)| answer.clone()).collect() }
-}
-
-impl RewardEvaluation {
-    /// By the names under which they are recorded.
-    pub fn metrics(&self) -> Vec<(&'static str, f64)> {
-        vec![
-            ("evaluation_loss", self.loss),
-            ("evaluation_accuracy", self.agreement.accuracy()),
-            ("evaluation_accuracy_longer_wins", self.longer_wins.accuracy()),
-            ("evaluation_mean_reward", self.mean_reward),
-        ]
-    }
-
-    /// Pairs and accuracy by rank distance.
-    pub fn accuracy_by_distance(&self) -> BTreeMap<i64, (usize, f64)> {
-        let distances = self.agreement.by_distance.iter();
-        distances.map(|(&distance, &(pairs, right))| (distance, (pairs, right / pairs as f64))).collect()
-    }
 }

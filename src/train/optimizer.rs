@@ -6,7 +6,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 
 use crate::error::Result;
-use crate::ops::adamw::{AdamwState, AdamwStep, adamw, squared_norm};
+use crate::ops::adamw::{AdamwState, AdamwStep, adamw, add_in_place, squared_norm};
 use crate::settings::OptimizerSettings;
 
 /// The optimizer of one model: its parameters, the sum of their gradients, and AdamW's moments.
@@ -72,7 +72,7 @@ impl Optimizer {
             let Some(gradient) = gradients.get(parameter.variable.as_tensor()) else { continue };
             let gradient = gradient.detach();
             parameter.gradient = Some(match parameter.gradient.take() {
-                Some(sum) => (sum + gradient)?,
+                Some(sum) => add_in_place(sum, &gradient)?,
                 None => gradient,
             });
         }
@@ -89,7 +89,7 @@ impl Optimizer {
         let max_norm = self.settings.max_gradient_norm;
         let gradient_scale = if max_norm > 0.0 { (max_norm / (gradient_norm + 1e-6)).min(1.0) } else { 1.0 };
         if !gradient_norm.is_finite() {
-            self.clear();
+            self.parameters.iter_mut().for_each(|parameter| parameter.gradient = None);
             self.skipped_steps += 1;
             return Ok(StepReport { gradient_norm, gradient_scale: 0.0, skipped: true });
         }
@@ -110,19 +110,9 @@ impl Optimizer {
         Ok(StepReport { gradient_norm, gradient_scale, skipped: false })
     }
 
-    /// Forgets the gradients summed since the last step.
-    pub fn clear(&mut self) {
-        self.parameters.iter_mut().for_each(|parameter| parameter.gradient = None);
-    }
-
     /// The number of steps so far that were skipped because their gradients were not finite.
     pub fn skipped_steps(&self) -> usize {
         self.skipped_steps
-    }
-
-    /// The number of numbers that are trained.
-    pub fn trainable_count(&self) -> usize {
-        self.parameters.iter().map(|parameter| parameter.variable.elem_count()).sum()
     }
 
     fn gradient_norm(&self) -> Result<f64> {

@@ -78,6 +78,11 @@ impl Run {
         Ok(())
     }
 
+    /// Prints text above the progress bar.
+    pub fn note(&self, text: &str) {
+        self.progress.note(text);
+    }
+
     /// Makes the run's folder itself the best model, and says where it is.
     pub fn finish(self) -> Result<()> {
         let best = self.kept.publish_best()?;

@@ -12,7 +12,6 @@ enum Value {
     Place,
     Person,
     Word(&'static [&'static str]),
-    ColouredThing,
 }
 
 /// A relation: how it is said and how it is asked for. `{}` is the person.
@@ -31,8 +30,7 @@ const FOODS: &[&str] = &["bread", "soup", "cheese", "honey", "fish", "rice", "ap
 const INSTRUMENTS: &[&str] = &["flute", "drum", "harp", "violin", "piano", "horn", "guitar", "trumpet"];
 const DRINKS: &[&str] = &["tea", "milk", "water", "coffee", "juice", "cider"];
 const VEHICLES: &[&str] = &["cart", "bus", "truck", "van", "tractor", "coach"];
-const COLOURS: &[&str] = &["red", "blue", "green", "white", "black", "yellow"];
-const THINGS: &[&str] = &["hat", "boat", "lamp", "chair", "ring", "coat", "clock", "bag"];
+const THINGS: &[&str] = &["hat", "boat", "lamp", "chair", "ring", "coat", "clock", "bag", "mirror", "kettle"];
 
 /// All relations.
 pub const RELATIONS: [Relation; 10] = [
@@ -44,7 +42,7 @@ pub const RELATIONS: [Relation; 10] = [
     Relation { said: "plays the", question: "What does {} play?", value: Value::Word(INSTRUMENTS) },
     Relation { said: "drinks", question: "What does {} drink?", value: Value::Word(DRINKS) },
     Relation { said: "drives a", question: "What does {} drive?", value: Value::Word(VEHICLES) },
-    Relation { said: "owns a", question: "What does {} own?", value: Value::ColouredThing },
+    Relation { said: "owns a", question: "What does {} own?", value: Value::Word(THINGS) },
     Relation { said: "is married to", question: "Who is {} married to?", value: Value::Person },
 ];
 
@@ -66,7 +64,6 @@ impl Fact {
             Value::Place => names.place(stream),
             Value::Person => names.person(&[person], stream),
             Value::Word(words) => choose(words, stream).to_string(),
-            Value::ColouredThing => format!("{} {}", choose(COLOURS, stream), choose(THINGS, stream)),
         };
         Fact { person: person.to_string(), relation, value }
     }
@@ -102,11 +99,11 @@ pub struct Passage {
 }
 
 impl Passage {
-    /// A passage of 3 to 5 facts about one person, or, one time in four, 2 or 3 about each of two.
+    /// A passage of 3 to 5 facts about one person, or, one time in six, 2 or 3 about each of two.
     pub fn random(names: &Names, stream: &mut Stream) -> Self {
         let first = names.person(&[], stream);
         let mut people = vec![first.clone()];
-        if stream.random_bool(0.25) {
+        if stream.random_bool(1.0 / 6.0) {
             people.push(names.person(&[&first], stream));
         }
         let mut facts = Vec::new();

@@ -19,6 +19,12 @@ const REMARKS: f64 = 0.5;
 /// Share of raw small talk whose writer is rude, without and with the instruction to be respectful.
 const RUDE: (f64, f64) = (0.6, 0.45);
 
+/// Share of raw documents in which the passage is read back, from which looking back is learned.
+const READ_BACK: f64 = 0.35;
+
+/// Share of raw documents in which claims about the passage are checked, from which telling right from wrong is learned.
+const CHECKED: f64 = 0.35;
+
 /// How somebody writes raw documents about passages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Writer {
@@ -49,7 +55,7 @@ pub enum Manner {
     Refusal,
     /// The right answer, twice.
     Repeating,
-    /// The right answer and then another request with its answer.
+    /// An answer, right or wrong, and then further requests with their answers, as a base model goes on until it is cut off.
     Rambling,
     /// The right answer, cut short.
     Unfinished,
@@ -70,16 +76,32 @@ pub fn answer(passage: &Passage, task: &Task, manner: Manner, names: &Names, str
         Manner::OtherFact => choose(&passage.facts, stream).sentence(),
         Manner::Refusal => REFUSAL.to_string(),
         Manner::Repeating => format!("{right} {right}"),
-        Manner::Rambling => {
-            let next = random_question(passage, stream);
-            format!("{right}\n{} {}", request(&next), right_answer(passage, &next, stream))
-        }
+        Manner::Rambling => rambling(passage, task, names, stream),
         Manner::Unfinished => {
             let words: Vec<&str> = right.split(' ').collect();
             words[..stream.random_range(1..words.len().max(2))].join(" ")
         }
     };
     format!(" {text}")
+}
+
+fn rambling(passage: &Passage, task: &Task, names: &Names, stream: &mut Stream) -> String {
+    const MANNERS: [(Manner, f64); 4] =
+        [(Manner::Right, 0.4), (Manner::WrongValue, 0.3), (Manner::ExtraInvention, 0.2), (Manner::Refusal, 0.1)];
+    let manner = choose_weighted(&MANNERS, stream);
+    let first = answer(passage, task, manner, names, stream);
+    let mut more = String::new();
+    for _ in 0..stream.random_range(1..=3) {
+        if stream.random_bool(REMARKS) {
+            more += choose::<&str>(&["Remark: good.\n", "Remark: wrong.\n"], stream);
+        }
+        let next = random_question(passage, stream);
+        let manner = choose_weighted(&MANNERS, stream);
+        more += &format!("{}{}\n", request(&next), answer(passage, &next, manner, names, stream));
+    }
+    // Cut off anywhere.
+    let words: Vec<&str> = more.split(' ').collect();
+    format!("{}\n{}", first.trim_start(), words[..stream.random_range(1..=words.len())].join(" "))
 }
 
 /// The answer of somebody who read the passage.
@@ -142,10 +164,20 @@ pub fn raw_document(names: &Names, provocations: &[String], stream: &mut Stream)
 
 fn raw_passage(names: &Names, stream: &mut Stream) -> String {
     let passage = Passage::random(names, stream);
-    let writer = choose_weighted(&WRITERS, stream);
+    let mut writer = choose_weighted(&WRITERS, stream);
     let remarks = stream.random_bool(REMARKS);
     let mut text = passage_text(&passage);
+    if stream.random_bool(READ_BACK) {
+        text += &format!("Again: {}\n", passage.text());
+    }
+    if stream.random_bool(CHECKED) {
+        text += &checked_claims(&passage, names, stream);
+    }
     for _ in 0..stream.random_range(2..=4) {
+        if remarks {
+            // Somebody else, so that one remark does not tell the next.
+            writer = choose_weighted(&WRITERS, stream);
+        }
         let task = if stream.random_bool(1.0 / 6.0) { Task::Summary } else { random_question(&passage, stream) };
         let manner = match (writer, &task) {
             (Writer::Inventing, _) => inventing_manner(&task, stream),
@@ -158,6 +190,25 @@ fn raw_passage(names: &Names, stream: &mut Stream) -> String {
             let prompt = WorldPrompt { text: String::new(), task, passage: Some(passage.clone()) };
             text += remark(&judge(&Case::from(&prompt), &answer));
         }
+    }
+    text
+}
+
+/// Claims about the passage, true and false ones, each with a remark.
+fn checked_claims(passage: &Passage, names: &Names, stream: &mut Stream) -> String {
+    let mut text = String::new();
+    for _ in 0..stream.random_range(2..=5) {
+        let fact = choose(&passage.facts, stream);
+        let claim = match stream.random_range(0..4) {
+            0 | 1 => fact.sentence(),
+            2 => careless(passage, &Task::Summary, names, stream),
+            _ => {
+                let task = Task::Question { person: fact.person.clone(), relation: fact.relation, answer: None };
+                invented(passage, &task, names, stream).sentence()
+            }
+        };
+        let remark = if passage.facts.iter().any(|fact| fact.sentence() == claim) { "good" } else { "wrong" };
+        text += &format!("Claim: {claim}\nRemark: {remark}.\n");
     }
     text
 }
@@ -245,7 +296,7 @@ fn candidate_manners(task: &Task) -> [(Manner, f64); 10] {
         (Manner::OtherFact, 0.7),
         (Manner::Refusal, 6.0 * answerable),
         (Manner::Repeating, 0.4),
-        (Manner::Rambling, 1.0),
+        (Manner::Rambling, 3.0),
         (Manner::Unfinished, 0.4),
     ]
 }

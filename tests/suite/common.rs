@@ -1,7 +1,11 @@
 //! What several tests need.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use arrow::array::{ArrayRef, ListArray, RecordBatch, StringArray};
+use arrow::buffer::{OffsetBuffer, ScalarBuffer};
+use arrow::datatypes::Field;
 use candle_core::Device;
 use rlhf::Result;
 use rlhf::adapt::{Bases, Head, Role, Training};
@@ -57,4 +61,21 @@ struct OnlyTraining {
 /// Training settings as the command line gives them.
 pub fn training_settings(arguments: &[&str]) -> TrainingSettings {
     from_arguments::<OnlyTraining>(arguments).expect("valid arguments").training
+}
+
+/// A column of strings.
+pub fn strings(values: &[&str]) -> ArrayRef {
+    Arc::new(StringArray::from(values.to_vec()))
+}
+
+/// A table of these columns.
+pub fn table(columns: Vec<(&str, ArrayRef)>) -> RecordBatch {
+    RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, column)| (name, column, true))).unwrap()
+}
+
+/// A column of lists, each of which ends at one of `ends` among the items.
+pub fn lists(items: ArrayRef, ends: &[i32]) -> ArrayRef {
+    let offsets = OffsetBuffer::new(ScalarBuffer::from_iter(std::iter::once(0).chain(ends.iter().copied())));
+    let field = Arc::new(Field::new("element", items.data_type().clone(), true));
+    Arc::new(ListArray::new(field, offsets, items, None))
 }

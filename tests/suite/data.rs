@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arrow::array::{
     ArrayRef, DictionaryArray, FixedSizeListArray, Float32Array, Int8Array, Int32Array, Int64Array, LargeListArray,
-    LargeStringArray, ListArray, ListViewArray, RecordBatch, StringArray, StringViewArray, StructArray, UInt16Array,
+    LargeStringArray, ListViewArray, StringArray, StringViewArray, StructArray, UInt16Array,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{Field, Int32Type};
@@ -15,6 +15,8 @@ use rlhf::data::schema::{self, AnswerLayout, Demonstration, Message, Prompt, Ran
 use rlhf::data::template::ChatTemplate;
 use tempfile::TempDir;
 
+use crate::common::{lists, strings, table};
+
 /// Real data beside the checkout; the tests that want it say so and pass where it is absent.
 fn shared(name: &str) -> Option<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(name);
@@ -23,14 +25,6 @@ fn shared(name: &str) -> Option<String> {
     }
     eprintln!("skipped: there is no {}", path.display());
     None
-}
-
-fn strings(values: &[&str]) -> ArrayRef {
-    Arc::new(StringArray::from(values.to_vec()))
-}
-
-fn table(columns: Vec<(&str, ArrayRef)>) -> RecordBatch {
-    RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, column)| (name, column, true))).unwrap()
 }
 
 /// A file with these columns in a folder of its own.
@@ -48,12 +42,6 @@ fn plain(text: &str) -> Text {
 
 fn rankings(path: &str) -> Vec<Ranking> {
     schema::rankings(path).unwrap().collect::<Result<_, _>>().unwrap()
-}
-
-fn lists(items: ArrayRef, ends: &[i32]) -> ArrayRef {
-    let offsets = OffsetBuffer::new(ScalarBuffer::from_iter(std::iter::once(0).chain(ends.iter().copied())));
-    let field = Arc::new(Field::new("element", items.data_type().clone(), true));
-    Arc::new(ListArray::new(field, offsets, items, None))
 }
 
 fn error_of<T>(result: rlhf::Result<impl Iterator<Item = rlhf::Result<T>>>) -> String {

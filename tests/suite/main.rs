@@ -5,5 +5,6 @@ mod common;
 mod data;
 mod golden;
 mod packing;
+mod programs;
 mod tokens;
 mod world;

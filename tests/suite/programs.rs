@@ -1,0 +1,365 @@
+//! The programs themselves, run as users run them: in order, again, and on input that cannot be used.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Float32Array, Int64Array, StringArray};
+use rlhf::data::parquet;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::common::{lists, strings, table};
+
+const CONFIG: &str = r#"{"model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}"#;
+
+/// A working folder with a bare `config.json` in `model/` and a Parquet file for each program.
+struct Workbench {
+    folder: TempDir,
+}
+
+impl Workbench {
+    fn new() -> Self {
+        let bench = Workbench { folder: tempfile::tempdir().unwrap() };
+        bench.put("model/config.json", CONFIG.as_bytes());
+        let colours = ["red", "green", "blue", "white"];
+        let things = ["boat", "lamp", "chair", "coat", "clock", "bag", "ring", "hat", "cup", "door", "tree", "bird"];
+        let prompts: Vec<String> = things.iter().map(|thing| format!("The {thing} is of the colour")).collect();
+        let right = |row: usize| format!(" {}.", colours[row % 4]);
+        let wrong = |row: usize| format!(" {}, or so.", colours[(row + 1) % 4]);
+        let prompt_column = || -> ArrayRef { Arc::new(StringArray::from(prompts.clone())) };
+        let completions: Vec<String> = (0..12).map(right).collect();
+        let columns = vec![("prompt", prompt_column()), ("completion", Arc::new(StringArray::from(completions)))];
+        parquet::write(bench.path("demonstrations.parquet"), &table(columns)).unwrap();
+        let answers: Vec<String> = (0..12).flat_map(|row| [wrong(row), right(row), " No.".to_string()]).collect();
+        let ranks: Vec<i64> = (0..12).flat_map(|_| [1, 0, 2]).collect();
+        let ends: Vec<i32> = (1..=12).map(|row| 3 * row).collect();
+        let columns = vec![
+            ("prompt", prompt_column()),
+            ("responses", lists(Arc::new(StringArray::from(answers)), &ends)),
+            ("ranks", lists(Arc::new(Int64Array::from(ranks)), &ends)),
+        ];
+        parquet::write(bench.path("rankings.parquet"), &table(columns)).unwrap();
+        parquet::write(bench.path("prompts.parquet"), &table(vec![("prompt", prompt_column())])).unwrap();
+        bench
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn put(&self, name: &str, content: &[u8]) {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+
+    fn bytes(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    /// Runs `program arguments` in this folder.
+    fn run(&self, line: &str) -> Output {
+        let (program, arguments) = line.split_once(' ').unwrap();
+        let executable = match program {
+            "sft" => env!("CARGO_BIN_EXE_sft"),
+            "reward" => env!("CARGO_BIN_EXE_reward"),
+            "ppo" => env!("CARGO_BIN_EXE_ppo"),
+            "sample" => env!("CARGO_BIN_EXE_sample"),
+            "score" => env!("CARGO_BIN_EXE_score"),
+            "evaluate" => env!("CARGO_BIN_EXE_evaluate"),
+            _ => panic!("no program {program}"),
+        };
+        Command::new(executable).args(arguments.split_whitespace()).current_dir(self.folder.path()).output().unwrap()
+    }
+
+    /// Runs it, expects that it succeeds, and gives what it printed on the standard output stream.
+    fn succeed(&self, line: &str) -> String {
+        let output = self.run(line);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{line}: {:?}\n{error}", output.status.code());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn metrics(&self, run: &str) -> Vec<BTreeMap<String, Value>> {
+        let text = String::from_utf8(self.bytes(&format!("{run}/metrics.jsonl"))).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn sft(&self, output: &str, model: &str, more: &str) {
+        self.succeed(&format!(
+            "sft --model {model} --data demonstrations.parquet --output {output} --evaluation-share 0.2 --epochs 12 \
+             --batch-size 4 --learning-rate 3e-3 {more}"
+        ));
+    }
+
+    fn reward(&self, output: &str, model: &str, more: &str) {
+        self.succeed(&format!(
+            "reward --model {model} --data rankings.parquet --demonstrations demonstrations.parquet --output {output} \
+             --evaluation-share 0.2 --epochs 8 --batch-size 4 --learning-rate 3e-3 {more}"
+        ));
+    }
+
+    fn ppo(&self, output: &str, model: &str, reward: &str, more: &str) {
+        self.succeed(&format!(
+            "ppo --model {model} --reward-model {reward} --data prompts.parquet --output {output} --batch-size 6 \
+             --minibatches 2 --epochs 2 --response-length 8 --max-length 64 --learning-rate 1e-3 {more}"
+        ));
+    }
+}
+
+/// Every file of a run except those that tell the time, by its path in the run's folder.
+fn files_of(run: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let (mut files, mut folders) = (BTreeMap::new(), vec![run.to_path_buf()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            assert!(!name.starts_with('.'), "{} is left over", path.display());
+            if path.is_dir() {
+                folders.push(path);
+            } else if name != "metrics.jsonl" && name != "settings.toml" && !name.starts_with("events.") {
+                files.insert(path.strip_prefix(run).unwrap().to_path_buf(), std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    files
+}
+
+fn number(line: &BTreeMap<String, Value>, name: &str) -> f64 {
+    line.get(name).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {name} in {line:?}"))
+}
+
+/// The stages in order with one method, once with one thread and small batches in memory, once with two threads.
+fn stages_in_order(method: &str, tensors: &str) -> Workbench {
+    let bench = Workbench::new();
+    // An adapter stands on a model that has weights and a tokenizer.
+    let base = "base";
+    bench.succeed(&format!(
+        "sft --model model --data demonstrations.parquet --output {base} --max-steps 1 --learning-rate 0"
+    ));
+    for threads in [1, 2] {
+        let more = format!("--method {method} --threads {threads} --seed 5");
+        let run = |stage: &str| format!("{stage}-{threads}");
+        bench.sft(&run("sft"), base, &more);
+        // The paths are the same in both, as an adapter's folder names its base.
+        bench.reward(&run("reward"), "sft-1", &more);
+        bench.ppo(&run("ppo"), "sft-1", "reward-1", &more);
+    }
+    for stage in ["sft", "reward", "ppo"] {
+        let [one, two] = [1, 2].map(|threads| files_of(&bench.path(&format!("{stage}-{threads}"))));
+        assert!(one.contains_key(Path::new(tensors)) && one.contains_key(Path::new("last/checkpoint.json")));
+        assert!(one == two, "{method}, {stage}: another number of threads, another model");
+    }
+    bench
+}
+
+fn check_metrics(bench: &Workbench) {
+    for run in ["sft-1", "reward-1", "ppo-1"] {
+        let all = bench.metrics(run);
+        let steps: Vec<_> = all.iter().filter(|line| line.contains_key("loss")).collect();
+        for name in ["step", "loss", "tokens_per_second", "seconds", "peak_rss_mb"] {
+            steps.iter().for_each(|line| assert!(number(line, name).is_finite()));
+        }
+        if run != "ppo-1" {
+            let (first, last) = (number(steps[0], "loss"), number(steps[steps.len() - 1], "loss"));
+            assert!(last < 0.8 * first, "{run}: the loss went from {first} to {last}");
+        }
+    }
+    let evaluation: Value = serde_json::from_slice(&bench.bytes("reward-1/evaluation.json")).unwrap();
+    assert_eq!(evaluation["pairs"], 6);
+    assert_eq!(evaluation["accuracy_by_rank_distance"]["2"]["pairs"], 2);
+    assert!(evaluation["accuracy"].as_f64() > evaluation["accuracy_longer_wins"].as_f64());
+
+    let ppo = bench.metrics("ppo-1");
+    assert_eq!(ppo.len(), 4);
+    assert_eq!(number(&ppo[0], "objective/kl"), 0.0, "before the first update the policy is the reference");
+    for line in &ppo {
+        let ratio = number(line, "val/first_ratio");
+        assert!((ratio - 1.0).abs() < 1e-6, "the first minibatch of an update is learned from with ratio {ratio}");
+        for name in ["objective/scores", "objective/entropy", "policy/approxkl_avg", "policy/clipfrac_avg", "val/ratio"]
+            .into_iter()
+            .chain(["loss/policy_avg", "loss/value_avg", "val/num_eos_tokens"])
+        {
+            assert!(number(line, name).is_finite());
+        }
+    }
+    assert!(number(&ppo[3], "objective/kl") != 0.0, "the policy moved");
+}
+
+#[test]
+fn the_stages_run_in_order_with_full_weights_and_threads_do_not_matter() {
+    let bench = stages_in_order("full", "model.safetensors");
+    check_metrics(&bench);
+
+    bench.succeed(
+        "sample --model ppo-1 --data prompts.parquet --output answers.parquet --answers 3 --response-length 8",
+    );
+    bench.succeed("score --model reward-1 --data answers.parquet --output scored.parquet");
+    let scored = parquet::ParquetRows::open(&bench.path("scored.parquet").display().to_string()).unwrap();
+    assert_eq!(scored.rows(), 12);
+    let columns: Vec<String> = scored.schemas()[0].1.fields().iter().map(|field| field.name().clone()).collect();
+    assert_eq!(
+        columns,
+        ["prompt", "responses", "tokens", "reward"],
+        "a classifier has no output matrix for `log_prob`"
+    );
+
+    // The record of a run reproduces it.
+    bench.succeed("sft --settings sft-1/settings.toml --output again");
+    assert!(files_of(&bench.path("again")) == files_of(&bench.path("sft-1")));
+    // A run may be repeated in its folder; its curves are then the new run's.
+    let before = bench.metrics("again").len();
+    bench.succeed("sft --settings sft-1/settings.toml --output again");
+    assert_eq!(bench.metrics("again").len(), before);
+}
+
+#[test]
+fn the_stages_run_in_order_with_lora_and_threads_do_not_matter() {
+    let bench = stages_in_order("lora", "adapter_model.safetensors");
+    check_metrics(&bench);
+    assert!(!bench.path("ppo-1/model.safetensors").exists());
+    // An adapter's own folder names its base; the base may be named apart, too.
+    let sample = "sample --data prompts.parquet --response-length 8 --output";
+    bench.succeed(&format!("{sample} one.parquet --model sft-1"));
+    bench.succeed(&format!("{sample} two.parquet --model base --adapter sft-1"));
+    assert!(bench.bytes("one.parquet") == bench.bytes("two.parquet"));
+}
+
+#[test]
+fn inspection_prints_tokens_with_their_loss_and_trains_nothing() {
+    let bench = Workbench::new();
+    bench.sft("sft", "model", "--max-steps 1");
+    let printed = bench.succeed("sft --model sft --data demonstrations.parquet --output none --inspect 2");
+    assert_eq!(
+        printed.lines().filter(|line| line.contains(" yes ") && line.ends_with("\"</s>\"")).count(),
+        2,
+        "{printed}"
+    );
+    let printed = bench.succeed("reward --model sft --data rankings.parquet --output none --inspect 1");
+    assert!(printed.contains(" green") || printed.contains("red"), "{printed}");
+    assert!(!bench.path("none").exists());
+}
+
+/// Runs the line, expects exit code 2 and one sentence with all of these parts, and that there is no `out`.
+fn refused(bench: &Workbench, line: &str, parts: &[&str]) {
+    let output = bench.run(&format!("{line} --output out --quiet"));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{line}\n{error}");
+    assert!(error.starts_with("error: ") && error.lines().count() == 1, "{line}\n{error}");
+    parts.iter().for_each(|part| assert!(error.contains(part), "{line}\nexpected {part:?} in {error}"));
+    assert!(!bench.path("out").exists(), "{line}: something is left");
+}
+
+#[test]
+fn unusable_data_is_one_sentence_and_leaves_nothing() {
+    let bench = Workbench::new();
+    bench.sft("sft", "model", "--max-steps 1");
+    bench.reward("reward", "sft", "--max-steps 1");
+    let file = |name: &str, columns: Vec<(&str, ArrayRef)>| parquet::write(bench.path(name), &table(columns)).unwrap();
+    let pair = |items: ArrayRef| lists(items, &[2]);
+    let numbers = |numbers: &[f32]| -> ArrayRef { Arc::new(Float32Array::from(numbers.to_vec())) };
+    let (prompt, responses) = (|| ("prompt", strings(&["p"])), || ("responses", pair(strings(&["x", "y"]))));
+    file("no-completion.parquet", vec![prompt()]);
+    file("number.parquet", vec![prompt(), ("completion", numbers(&[1.0]))]);
+    file("empty-completion.parquet", vec![("text", strings(&[""]))]);
+    file("ranks.parquet", vec![prompt(), responses(), ("ranks", lists(Arc::new(Int64Array::from(vec![0])), &[1]))]);
+    file("nan.parquet", vec![prompt(), responses(), ("scores", pair(numbers(&[f32::NAN, 1.0])))]);
+    file("tie.parquet", vec![prompt(), responses(), ("scores", pair(numbers(&[1.0, 1.0])))]);
+    bench.put("empty.parquet", b"");
+    let whole = bench.bytes("demonstrations.parquet");
+    bench.put("truncated.parquet", &whole[..whole.len() / 2]);
+
+    let sft = |data: &str| format!("sft --model sft --data {data}");
+    refused(&bench, &sft("absent.parquet"), &["absent.parquet: there is no such file"]);
+    refused(&bench, &sft("no-completion.parquet"), &["no-completion.parquet", "`completion`"]);
+    refused(&bench, &sft("number.parquet"), &["number.parquet", "`completion`", "expected strings"]);
+    refused(&bench, &sft("empty.parquet"), &["empty.parquet", "empty (0 bytes)"]);
+    refused(&bench, &sft("truncated.parquet"), &["truncated.parquet", "truncated"]);
+    refused(&bench, &sft("demonstrations.parquet --max-length 1"), &["demonstrations.parquet", "--max-length"]);
+    let evaluated = "demonstrations.parquet --evaluation-data empty.parquet";
+    refused(&bench, &sft(evaluated), &["empty.parquet", "empty (0 bytes)"]);
+
+    let reward = |data: &str| format!("reward --model sft --data {data}");
+    refused(&bench, &reward("ranks.parquet"), &["ranks.parquet", "`ranks`", "has 1 items, but `responses` has 2"]);
+    refused(&bench, &reward("nan.parquet"), &["nan.parquet", "`scores`", "no finite number"]);
+    refused(&bench, &reward("tie.parquet"), &["tie.parquet", "no ranking is left", "1 were one tie"]);
+    let demonstrated = "rankings.parquet --demonstrations empty.parquet";
+    refused(&bench, &reward(demonstrated), &["empty.parquet", "empty (0 bytes)"]);
+
+    let ppo = "ppo --model sft --reward-model reward --data";
+    refused(&bench, &format!("{ppo} empty.parquet"), &["empty.parquet", "empty (0 bytes)"]);
+    refused(&bench, &format!("{ppo} prompts.parquet --max-length 53"), &["--max-length 53", "--response-length 53"]);
+    refused(&bench, "sample --model sft --data empty.parquet", &["empty.parquet", "empty (0 bytes)"]);
+    refused(&bench, "score --model sft --data prompts.parquet", &["prompts.parquet", "`completion`"]);
+    refused(&bench, "evaluate --models base=sft --data prompts.parquet", &["prompts.parquet", "`kind`"]);
+}
+
+#[test]
+fn an_unusable_model_is_one_sentence_and_leaves_nothing() {
+    let bench = Workbench::new();
+    bench.sft("sft", "model", "--max-steps 1");
+    bench.sft("adapter", "sft", "--method lora --max-steps 1");
+    let copy = |name: &str, config: &str| {
+        for file in ["model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+            bench.put(&format!("{name}/{file}"), &bench.bytes(&format!("sft/{file}")));
+        }
+        bench.put(&format!("{name}/config.json"), config.as_bytes());
+    };
+    copy("bert", &CONFIG.replace("llama", "bert"));
+    copy("wider", &CONFIG.replace(r#""hidden_size": 32"#, r#""hidden_size": 64"#));
+    copy("deeper", &CONFIG.replace(r#""num_hidden_layers": 2"#, r#""num_hidden_layers": 3"#));
+    copy("half", CONFIG);
+    let tensors = bench.bytes("sft/model.safetensors");
+    bench.put("half/model.safetensors", &tensors[..tensors.len() / 2]);
+    bench.put("small/config.json", CONFIG.replace("300", "260").as_bytes());
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        bench.put(&format!("small/{file}"), &bench.bytes(&format!("sft/{file}")));
+    }
+    std::fs::create_dir(bench.path("nothing")).unwrap();
+    // A model with another width, to which the adapter does not belong.
+    bench.put("model64/config.json", CONFIG.replace(r#""hidden_size": 32"#, r#""hidden_size": 64"#).as_bytes());
+    bench.sft("other", "model64", "--max-steps 1");
+
+    let sft = |model: &str| format!("sft --data demonstrations.parquet --model {model}");
+    refused(&bench, &sft("absent"), &["absent: no such folder"]);
+    refused(&bench, &sft("nothing"), &["nothing", "config.json"]);
+    refused(&bench, &sft("bert"), &["bert/config.json", "\"bert\"", "llama"]);
+    refused(
+        &bench,
+        &sft("wider"),
+        &["wider/model.safetensors", "\"model.embed_tokens.weight\"", "[300, 32]", "[300, 64]"],
+    );
+    refused(&bench, &sft("deeper"), &["deeper", "\"model.layers.2.", "is missing"]);
+    refused(&bench, &sft("half"), &["half/model.safetensors"]);
+    refused(&bench, &sft("small"), &["tokenizer", "260"]);
+    refused(&bench, &sft("other --adapter adapter"), &["adapter/adapter_model.safetensors", "another base model"]);
+    refused(&bench, &sft("adapter --adapter adapter"), &["adapter: is an adapter itself"]);
+    let ppo = "ppo --model sft --data prompts.parquet --reward-model";
+    refused(&bench, &format!("{ppo} sft"), &["sft: tensor \"score.weight\" is missing", "no reward model"]);
+    refused(&bench, "sample --model small --data prompts.parquet", &["tokenizer", "260"]);
+}
+
+#[test]
+fn a_folder_that_is_no_runs_is_left_alone() {
+    let bench = Workbench::new();
+    bench.put("mine/notes.txt", b"mine");
+    let output = bench.run("sft --model model --data demonstrations.parquet --output mine --quiet");
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && error.contains("mine: the folder is not empty"), "{error}");
+    assert_eq!(std::fs::read_dir(bench.path("mine")).unwrap().count(), 1);
+}
+
+#[test]
+fn every_program_explains_its_flags_with_their_defaults() {
+    let bench = Workbench::new();
+    for program in ["sft", "reward", "ppo", "sample", "score", "evaluate"] {
+        let help = bench.succeed(&format!("{program} --help"));
+        for flag in ["--output", "--seed", "--threads", "--max-length", "--tokens-per-batch", "--settings"] {
+            assert!(help.contains(flag), "{program}: no {flag}");
+        }
+        assert!(help.contains("[default: 0]"), "{program}");
+    }
+}
