@@ -1,19 +1,25 @@
-//! One training step of a GPT-2 of 17 million parameters, by this crate's operations and by candle's own.
+//! One training step of a GPT-2 of 17 million parameters, by this crate's model and by candle's own operations.
 //!
 //! 6 layers, width 384, 6 heads, vocabulary 8192 (tied), 8 sequences of 256 tokens: once with all weights trained, once with LoRA of
-//! rank 8 on every linear. Both sides start from the same weights, and their first losses are checked to agree. After the
-//! times, each side's peak memory and processor time are measured in a process of its own (processor time says less than the
-//! clock on a quiet machine, and more on a busy one).
+//! rank 8 on every linear. Ours is what the programs run: [`Model`], [`Batch`] and [`Optimizer`]. Both sides start from the same
+//! weights, and their losses before and after the first step are checked to agree. After the times, each side's peak memory and
+//! processor time are measured in a process of its own (processor time says less than the clock on a quiet machine, and more on
+//! a busy one).
 //!
 //! `cargo bench --bench training_step`
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use candle_core::{D, Device, Result, Tensor, Var};
-use candle_nn::optim::{AdamW, Optimizer, ParamsAdamW};
+use candle_nn::optim::{AdamW, Optimizer as _, ParamsAdamW};
 use criterion::{Criterion, criterion_group};
-use rlhf::ops::{self, Activation, AdamwState, AdamwStep, AttentionPlan, AttentionShape, LowRank, Query, Span};
-use rlhf::random;
+use rlhf::adapt::{Bases, Head, Role, Training};
+use rlhf::data::batch::{Batch, Continuation, TokenTree};
+use rlhf::model::Model;
+use rlhf::model::adapter::Pass;
+use rlhf::settings::{OptimizerSettings, TrainingSettings, from_arguments};
+use rlhf::train::optimizer::Optimizer;
 
 // The programs use it, and it helps candle's own operations more than ours.
 #[global_allocator]
@@ -25,7 +31,6 @@ const HEADS: usize = 6;
 const VOCABULARY: usize = 8192;
 const SEQUENCES: usize = 8;
 const LENGTH: usize = 256;
-const RANK: usize = 8;
 const LEARNING_RATE: f64 = 1e-4;
 const ALONE: &str = "TRAINING_STEP_ALONE";
 
@@ -41,170 +46,124 @@ enum Side {
     Candle,
 }
 
-/// A linear with, under LoRA, its low-rank update: `x Wᵀ + b + (x Aᵀ) Bᵀ`.
-struct Linear {
-    weight: Tensor,
-    bias: Tensor,
-    update: Option<(Tensor, Tensor)>,
+/// Token ids `[SEQUENCES][LENGTH]`.
+fn sequences() -> Vec<Vec<u32>> {
+    let token = |index: usize| (index * 7919 % VOCABULARY) as u32;
+    (0..SEQUENCES).map(|row| (0..LENGTH).map(|column| token(row * LENGTH + column)).collect()).collect()
 }
 
-struct Norm {
-    weight: Tensor,
-    bias: Tensor,
-}
-
-struct Block {
-    norms: [Norm; 2],
-    attention_input: Linear,
-    attention_output: Linear,
-    up: Linear,
-    down: Linear,
-}
-
-struct Gpt2 {
-    embeddings: Tensor,
-    positions: Tensor,
-    blocks: Vec<Block>,
-    final_norm: Norm,
-    variables: Vec<Var>,
-}
-
-/// Makes parameters: variables or constants.
-struct Maker {
-    method: Method,
-    stream: random::Stream,
-    variables: Vec<Var>,
-}
-
-impl Maker {
-    fn parameter(&mut self, shape: &[usize], mean: f64, deviation: f64, trainable: bool) -> Tensor {
-        let values = random::normal(&mut self.stream, shape, deviation, &Device::Cpu).expect("random numbers");
-        let values = values.affine(1.0, mean).expect("a mean");
-        if !trainable {
-            return values;
-        }
-        self.variables.push(Var::from_tensor(&values).expect("a variable"));
-        self.variables[self.variables.len() - 1].as_tensor().clone()
-    }
-
-    fn linear(&mut self, d_in: usize, d_out: usize) -> Linear {
-        let full = self.method == Method::Full;
-        let weight = self.parameter(&[d_out, d_in], 0.0, 0.05, full);
-        let bias = self.parameter(&[d_out], 0.0, 0.05, full);
-        let update = (!full)
-            .then(|| (self.parameter(&[RANK, d_in], 0.0, 0.05, true), self.parameter(&[d_out, RANK], 0.0, 0.05, true)));
-        Linear { weight, bias, update }
-    }
-
-    fn norm(&mut self) -> Norm {
-        let full = self.method == Method::Full;
-        Norm { weight: self.parameter(&[WIDTH], 1.0, 0.1, full), bias: self.parameter(&[WIDTH], 0.0, 0.1, full) }
-    }
-}
-
-impl Gpt2 {
-    fn new(method: Method) -> Self {
-        let mut maker = Maker { method, stream: random::stream(1, "benchmark", 0), variables: Vec::new() };
-        let full = method == Method::Full;
-        let embeddings = maker.parameter(&[VOCABULARY, WIDTH], 0.0, 0.05, full);
-        let positions = maker.parameter(&[LENGTH, WIDTH], 0.0, 0.05, full);
-        let blocks = (0..LAYERS)
-            .map(|_| Block {
-                norms: [maker.norm(), maker.norm()],
-                attention_input: maker.linear(WIDTH, 3 * WIDTH),
-                attention_output: maker.linear(WIDTH, WIDTH),
-                up: maker.linear(WIDTH, 4 * WIDTH),
-                down: maker.linear(4 * WIDTH, WIDTH),
-            })
-            .collect();
-        let final_norm = maker.norm();
-        Gpt2 { embeddings, positions, blocks, final_norm, variables: maker.variables }
-    }
-}
-
-/// Token ids, and of each its successor.
-fn tokens() -> (Vec<u32>, Vec<u32>) {
-    let tokens: Vec<u32> = (0..SEQUENCES * LENGTH + 1).map(|index| (index * 7919 % VOCABULARY) as u32).collect();
-    (tokens[..SEQUENCES * LENGTH].to_vec(), tokens[1..].to_vec())
-}
-
-/// The mean cross-entropy by this crate's operations, on a flat stream of tokens.
 mod ours {
     use super::*;
 
-    fn linear(linear: &Linear, x: &Tensor) -> rlhf::Result<Tensor> {
-        let Linear { weight, bias, update } = linear;
-        match update {
-            Some((a, b)) => ops::low_rank_linear(x, weight, Some(bias), &LowRank { a, b, scale: 1.0, dropout: None }),
-            None => ops::linear(x, weight, Some(bias)),
-        }
+    #[derive(clap::Parser)]
+    #[command(mut_arg("learning_rate", rlhf::settings::learning_rates("1e-4", "1e-4")))]
+    struct Settings {
+        #[command(flatten)]
+        training: TrainingSettings,
     }
 
-    fn norm(norm: &Norm, x: &Tensor) -> rlhf::Result<Tensor> {
-        ops::layer_norm(x, &norm.weight, &norm.bias, 1e-5)
+    /// The settings of both sides: no clipping and no weight decay, which candle's optimizer has not, or has for norms too.
+    fn settings(method: Method) -> TrainingSettings {
+        let method = format!("{method:?}").to_lowercase();
+        let arguments = ["--method", &method, "--beta2", "0.999", "--max-gradient-norm", "0", "--weight-decay", "0"];
+        from_arguments::<Settings>(arguments).expect("valid arguments").training
     }
 
-    pub fn loss(model: &Gpt2) -> rlhf::Result<Tensor> {
-        let (tokens, targets) = tokens();
-        let span = |index| Span { start: index * LENGTH, len: LENGTH };
-        let queries = (0..SEQUENCES).map(|index| Query { rows: span(index), keys: vec![span(index)] }).collect();
-        let plan = AttentionPlan { queries };
-        let head_dim = WIDTH / HEADS;
-        let scale = 1.0 / (head_dim as f64).sqrt();
-        let shape = AttentionShape { heads: HEADS, kv_heads: HEADS, head_dim, scale, window: None, causal: true };
-        let positions: Vec<u32> = (0..SEQUENCES).flat_map(|_| 0..LENGTH as u32).collect();
-        let embedded = model.embeddings.index_select(&Tensor::new(tokens, &Device::Cpu)?, 0)?;
-        let mut x = (embedded + model.positions.index_select(&Tensor::new(positions, &Device::Cpu)?, 0)?)?; // [tokens, width]
-        for block in &model.blocks {
-            let qkv = linear(&block.attention_input, &norm(&block.norms[0], &x)?)?;
-            x = (x + linear(&block.attention_output, &ops::attention_packed(&qkv, &shape, &plan)?)?)?;
-            let inner = linear(&block.up, &norm(&block.norms[1], &x)?)?;
-            x = (x + linear(&block.down, &ops::activate(&inner, Activation::GeluTanh)?)?)?;
-        }
-        let hidden = norm(&model.final_norm, &x)?;
-        Ok(ops::log_probs(&hidden, &model.embeddings, &targets, 1.0)?.log_probs.mean_all()?.neg()?)
+    /// A new model, made as the programs make one from a bare `config.json`.
+    pub fn model(method: Method) -> rlhf::Result<(Model, OptimizerSettings)> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let config = format!(
+            r#"{{"model_type": "gpt2", "vocab_size": {VOCABULARY}, "n_embd": {WIDTH}, "n_layer": {LAYERS}, "n_head": {HEADS},
+            "n_positions": {LENGTH}, "initializer_range": 0.05}}"#
+        );
+        std::fs::write(folder.path().join("config.json"), config).expect("the folder can be written to");
+        let settings = settings(method);
+        let training = Training::With(&settings);
+        let role = Role { folder: folder.path(), adapter: None, training, head: Head::Language, seed: 1 };
+        Ok((Bases::new(Device::Cpu).load(&role)?, settings.optimizer.clone()))
+    }
+
+    /// Forward, backward and update, as in a step of `sft`; gives the loss.
+    pub fn step(model: &Model, optimizer: &mut Optimizer) -> rlhf::Result<f32> {
+        let trees: Vec<TokenTree> = (sequences().into_iter())
+            .map(|tokens| Continuation { learned: vec![true; tokens.len()], tokens })
+            .map(|answer| TokenTree { prompt: Vec::new(), answers: vec![answer] })
+            .collect();
+        let batch = Batch::pack(&trees);
+        let hidden = model.hidden(&batch, &Pass::default())?; // [tokens, d_model]
+        let log_probs = model.log_probs(&hidden, &batch.targets, 1.0)?.log_probs; // [targets]
+        let loss = log_probs.mean_all()?.neg()?;
+        optimizer.accumulate(&loss.backward()?)?;
+        optimizer.step(LEARNING_RATE)?;
+        Ok(loss.to_scalar()?)
     }
 }
 
-/// The same by candle's differentiable operations, as a model written with candle has them.
+/// The same with candle's differentiable operations, as a model written with candle has them.
 mod candle {
     use super::*;
+    use candle_nn::Module;
 
-    fn linear(linear: &Linear, x: &Tensor) -> Result<Tensor> {
-        let y =
-            candle_nn::Module::forward(&candle_nn::Linear::new(linear.weight.clone(), Some(linear.bias.clone())), x)?;
-        Ok(match &linear.update {
-            Some((a, b)) => {
-                let part = |weight: &Tensor, x: &Tensor| {
-                    candle_nn::Module::forward(&candle_nn::Linear::new(weight.clone(), None), x)
-                };
-                (y + part(b, &part(a, x)?)?)?
+    pub struct Gpt2 {
+        tensors: BTreeMap<String, Tensor>,
+        pub variables: Vec<Var>,
+    }
+
+    impl Gpt2 {
+        /// With the weights of ours.
+        pub fn copy(model: &Model) -> rlhf::Result<Self> {
+            let mut copy = Gpt2 { tensors: BTreeMap::new(), variables: Vec::new() };
+            for (name, tensor) in model.weights().iter() {
+                copy.tensors.insert(name.clone(), tensor.detach().copy()?);
             }
-            None => y,
-        })
-    }
-
-    fn norm(norm: &Norm, x: &Tensor) -> Result<Tensor> {
-        candle_nn::ops::layer_norm_slow(x, &norm.weight, &norm.bias, 1e-5)
-    }
-
-    pub fn loss(model: &Gpt2) -> Result<Tensor> {
-        let (tokens, targets) = tokens();
-        let tokens = Tensor::from_vec(tokens, (SEQUENCES, LENGTH), &Device::Cpu)?;
-        let embedded =
-            candle_nn::Module::forward(&candle_nn::Embedding::new(model.embeddings.clone(), WIDTH), &tokens)?;
-        let mut x = embedded.broadcast_add(&model.positions)?; // [sequences, length, width]
-        let mask: Vec<f32> =
-            (0..LENGTH * LENGTH).map(|i| if i % LENGTH > i / LENGTH { f32::NEG_INFINITY } else { 0.0 }).collect();
-        let mask = Tensor::from_vec(mask, (LENGTH, LENGTH), &Device::Cpu)?;
-        for block in &model.blocks {
-            let qkv = linear(&block.attention_input, &norm(&block.norms[0], &x)?)?;
-            x = (x + linear(&block.attention_output, &attention(&qkv, &mask)?)?)?;
-            x = (&x + linear(&block.down, &linear(&block.up, &norm(&block.norms[1], &x)?)?.gelu()?)?)?;
+            for (name, variable) in model.variables() {
+                let variable = Var::from_tensor(&variable.as_tensor().copy()?)?;
+                let name = name.trim_start_matches("base_model.model.").to_string();
+                copy.tensors.insert(name, variable.as_tensor().clone());
+                copy.variables.push(variable);
+            }
+            Ok(copy)
         }
-        let hidden = norm(&model.final_norm, &x)?.flatten(0, 1)?;
-        let logits = hidden.matmul(&model.embeddings.t()?)?; // [tokens, vocabulary]
-        candle_nn::loss::cross_entropy(&logits, &Tensor::new(targets, &Device::Cpu)?)
+
+        fn tensor(&self, name: &str) -> Tensor {
+            self.tensors[name].clone()
+        }
+
+        fn linear(&self, name: &str, x: &Tensor) -> Result<Tensor> {
+            let part = |weight: Tensor, bias, x: &Tensor| candle_nn::Linear::new(weight, bias).forward(x);
+            let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
+            let y = part(self.tensor(&weight), Some(self.tensor(&bias)), x)?;
+            let Some(a) = self.tensors.get(&format!("{name}.lora_A.weight")) else { return Ok(y) };
+            let b = self.tensor(&format!("{name}.lora_B.weight"));
+            y + (part(b, None, &part(a.clone(), None, x)?)? * 2.0)? // alpha 16 / rank 8
+        }
+
+        fn norm(&self, name: &str, x: &Tensor) -> Result<Tensor> {
+            let (weight, bias) = (self.tensor(&format!("{name}.weight")), self.tensor(&format!("{name}.bias")));
+            candle_nn::ops::layer_norm_slow(x, &weight, &bias, 1e-5)
+        }
+
+        /// The mean cross-entropy.
+        pub fn loss(&self) -> Result<Tensor> {
+            let tokens = Tensor::new(sequences(), &Device::Cpu)?; // [sequences, length]
+            let embeddings = self.tensor("transformer.wte.weight"); // [vocabulary, width]
+            let embedded = candle_nn::Embedding::new(embeddings.clone(), WIDTH).forward(&tokens)?;
+            let mut x = embedded.broadcast_add(&self.tensor("transformer.wpe.weight"))?; // [sequences, length, width]
+            let mask: Vec<f32> =
+                (0..LENGTH * LENGTH).map(|i| if i % LENGTH > i / LENGTH { f32::NEG_INFINITY } else { 0.0 }).collect();
+            let mask = Tensor::from_vec(mask, (LENGTH, LENGTH), &Device::Cpu)?;
+            for layer in 0..LAYERS {
+                let name = |part: &str| format!("transformer.h.{layer}.{part}");
+                let qkv = self.linear(&name("attn.c_attn"), &self.norm(&name("ln_1"), &x)?)?;
+                x = (x + self.linear(&name("attn.c_proj"), &attention(&qkv, &mask)?)?)?;
+                let inner = self.linear(&name("mlp.c_fc"), &self.norm(&name("ln_2"), &x)?)?.gelu()?;
+                x = (&x + self.linear(&name("mlp.c_proj"), &inner)?)?;
+            }
+            // Every token but the first of a sequence is predicted.
+            let hidden = self.norm("transformer.ln_f", &x)?.narrow(1, 0, LENGTH - 1)?.flatten(0, 1)?.contiguous()?;
+            let logits = hidden.matmul(&embeddings.t()?)?; // [targets, vocabulary]
+            candle_nn::loss::cross_entropy(&logits, &tokens.narrow(1, 1, LENGTH - 1)?.flatten_all()?)
+        }
     }
 
     fn attention(qkv: &Tensor, mask: &Tensor) -> Result<Tensor> {
@@ -219,23 +178,20 @@ mod candle {
     }
 }
 
-enum Training {
-    Ours { model: Gpt2, states: Vec<AdamwState>, step: u64 },
-    Candle { model: Gpt2, optimizer: AdamW },
+enum Learner {
+    Ours { model: Model, optimizer: Optimizer },
+    Candle { model: candle::Gpt2, optimizer: AdamW },
 }
 
-impl Training {
+impl Learner {
     fn new(side: Side, method: Method) -> rlhf::Result<Self> {
-        let model = Gpt2::new(method);
+        let (model, settings) = ours::model(method)?;
         Ok(match side {
-            Side::Ours => {
-                let states = model.variables.iter().map(|_| AdamwState::default()).collect();
-                Training::Ours { model, states, step: 0 }
-            }
+            Side::Ours => Learner::Ours { optimizer: Optimizer::new(model.variables(), &settings)?, model },
             Side::Candle => {
-                let settings = ParamsAdamW { lr: LEARNING_RATE, ..Default::default() };
-                let optimizer = AdamW::new(model.variables.clone(), settings)?;
-                Training::Candle { model, optimizer }
+                let model = candle::Gpt2::copy(&model)?;
+                let settings = ParamsAdamW { lr: LEARNING_RATE, weight_decay: 0.0, ..Default::default() };
+                Learner::Candle { optimizer: AdamW::new(model.variables.clone(), settings)?, model }
             }
         })
     }
@@ -243,27 +199,9 @@ impl Training {
     /// Forward, backward and update; gives the loss.
     fn step(&mut self) -> rlhf::Result<f32> {
         match self {
-            Training::Ours { model, states, step } => {
-                let loss = ours::loss(model)?;
-                let gradients = loss.backward()?;
-                *step += 1;
-                let update = AdamwStep {
-                    learning_rate: LEARNING_RATE,
-                    beta1: 0.9,
-                    beta2: 0.999,
-                    epsilon: 1e-8,
-                    weight_decay: 0.01,
-                    step: *step,
-                    gradient_scale: 1.0,
-                };
-                for (variable, state) in model.variables.iter().zip(states) {
-                    let gradient = gradients.get(variable).expect("every variable has a gradient");
-                    ops::adamw(variable, gradient, state, &update)?;
-                }
-                Ok(loss.to_scalar()?)
-            }
-            Training::Candle { model, optimizer } => {
-                let loss = candle::loss(model)?;
+            Learner::Ours { model, optimizer } => ours::step(model, optimizer),
+            Learner::Candle { model, optimizer } => {
+                let loss = model.loss()?;
                 optimizer.backward_step(&loss)?;
                 Ok(loss.to_scalar()?)
             }
@@ -273,28 +211,21 @@ impl Training {
 
 fn times(criterion: &mut Criterion) {
     for method in [Method::Full, Method::Lora] {
-        let mut trainings =
-            [Side::Ours, Side::Candle].map(|side| (side, Training::new(side, method).expect("a model")));
-        let losses = trainings.each_mut().map(|(_, training)| [0, 1].map(|_| training.step().expect("a step")));
-        let difference = (losses[0][1] - losses[1][1]).abs();
-        assert!(difference < 1e-3, "the two sides train to different losses: {losses:?}");
+        let mut learners = [Side::Ours, Side::Candle].map(|side| (side, Learner::new(side, method).expect("a model")));
+        let losses = learners.each_mut().map(|(_, learner)| [0, 1, 2].map(|_| learner.step().expect("a step")));
+        for (ours, candle) in losses[0].iter().zip(&losses[1]) {
+            assert!((ours - candle).abs() < 1e-3, "the two sides train to different losses: {losses:?}");
+        }
         let mut group = criterion.benchmark_group(format!("training step, {method:?}"));
         group.sample_size(10).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(20));
-        for (side, training) in &mut trainings {
-            group.bench_function(format!("{side:?}"), |bencher| bencher.iter(|| training.step().expect("a step")));
+        for (side, learner) in &mut learners {
+            group.bench_function(format!("{side:?}"), |bencher| bencher.iter(|| learner.step().expect("a step")));
         }
         group.finish();
     }
 }
 
 criterion_group!(benches, times);
-
-/// The most memory this process has held, in MiB, as Linux counts it.
-fn peak_memory() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
-}
 
 /// The processor time that this process has used, in seconds, as Linux counts it (100 ticks a second).
 fn processor_time() -> Option<f64> {
@@ -307,14 +238,15 @@ fn processor_time() -> Option<f64> {
 /// Trains a few steps and prints what they took.
 fn train_alone(side: Side, method: Method) -> rlhf::Result<()> {
     const STEPS: usize = 4;
-    let mut training = Training::new(side, method)?;
-    training.step()?;
+    let mut learner = Learner::new(side, method)?;
+    learner.step()?;
     let start = processor_time();
     for _ in 1..STEPS {
-        training.step()?;
+        learner.step()?;
     }
     let seconds = processor_time().zip(start).map_or(f64::NAN, |(end, start)| (end - start) / (STEPS - 1) as f64);
-    println!("peak memory {:.0} MiB, processor time {seconds:.2} s a step", peak_memory().unwrap_or(f64::NAN));
+    let peak = rlhf::train::metrics::peak_rss_mb().unwrap_or(f64::NAN);
+    println!("peak memory {peak:.0} MB, processor time {seconds:.2} s a step");
     Ok(())
 }
 

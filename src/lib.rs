@@ -15,7 +15,7 @@
 //!   of frozen weights; nothing outside this module calls one of them.
 //! * [`model`]: [`model::architecture`] says what a family is, [`model::family`] reads each one's `config.json`, [`model::transformer`] is the forward pass,
 //!   once for all, [`model::layout`] says who attends to whom, [`model::adapter`] names the sites at which a lightweight method may change
-//!   the pass, [`model::weights`] reads and writes safetensors.
+//!   the pass, [`model::weight_files`] reads and writes safetensors.
 //! * [`adapt`]: what trains: full weights, or LoRA in PEFT's form. The only place that knows methods by name.
 //! * [`generate`]: sampling with a key-value cache and continuous batching.
 //! * [`train`]: what the stages share: optimizer, schedule, order of examples, metrics, progress, the run's folder.

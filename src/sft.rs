@@ -17,7 +17,7 @@ use crate::data::train_tokenizer::{SpecialTokens, train_bpe_on_files};
 use crate::error::Result;
 use crate::model::adapter::Pass;
 use crate::model::folder::read_architecture;
-use crate::model::weights;
+use crate::model::weight_files;
 use crate::model::{Model, dropout_seed};
 use crate::settings::{CommonSettings, ModelSettings, TrainingSettings, learning_rates};
 use crate::train::optimizer::Optimizer;
@@ -116,7 +116,7 @@ pub fn run(settings: &SftSettings) -> Result<SftReport> {
 /// configuration's vocabulary.
 fn tokenizer(settings: &SftSettings) -> Result<Tokenizer> {
     let folder = adapt::tokenizer_folder(&settings.model.model)?;
-    if folder.join("tokenizer.json").is_file() || weights::has_weights(&folder) {
+    if folder.join("tokenizer.json").is_file() || weight_files::has_weights(&folder) {
         return Tokenizer::load(folder);
     }
     let vocabulary = read_architecture(&folder)?.1.vocabulary;

@@ -34,7 +34,7 @@ struct WorldSettings {
     #[arg(long, default_value_t = Sizes::default().pretrain)]
     documents: usize,
     /// Passes of the base model over the raw text
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 3)]
     epochs: usize,
 }
 

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::model::architecture::{Architecture, Config};
 use crate::model::folder::read_json;
 use crate::model::head::ScalarHead;
-use crate::model::weights;
+use crate::model::weight_files;
 use crate::settings::LoraSettings;
 
 const CONFIG: &str = "adapter_config.json";
@@ -69,7 +69,7 @@ pub fn read(folder: &Path, architecture: &Architecture, device: &Device) -> Resu
     let json = read_json(&config_path)?;
     let settings = read_settings(&Config { json: &json, file: &config_path.display().to_string() })?;
     let path = folder.join(TENSORS);
-    let mut tensors = weights::read_file(&path, device)?;
+    let mut tensors = weight_files::read_file(&path, device)?;
     let score = tensors.remove(SCORE_KEY);
     if let Some(score) = &score
         && score.dims() != [1, architecture.d_model]
@@ -179,5 +179,5 @@ pub fn write(folder: &Path, lora: &Lora, base: &str, head: Option<&ScalarHead>) 
     if let Some(head) = head {
         tensors.insert(SCORE_KEY.to_string(), head.weight.clone());
     }
-    weights::write_file(&folder.join(TENSORS), &tensors, DType::F32)
+    weight_files::write_file(&folder.join(TENSORS), &tensors, DType::F32)
 }

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::architecture::{Architecture, Config};
 use super::family;
-use super::weights::{self, StorageForm, Weights};
+use super::weight_files::{self, StorageForm};
+use super::weights::Weights;
 use crate::bail;
 use crate::error::{Error, Result};
 
@@ -38,8 +39,8 @@ pub struct ModelFolder {
 /// Reads `config.json` and the weights; where there are none, makes them from `seed`, to train from scratch.
 pub fn open(path: &Path, seed: u64, device: &Device) -> Result<(ModelFolder, Architecture, Weights)> {
     let (mut config, architecture) = read_architecture(path)?;
-    let (weights, form) = if weights::has_weights(path) {
-        weights::read(path, &architecture, device)?
+    let (weights, form) = if weight_files::has_weights(path) {
+        weight_files::read(path, &architecture, device)?
     } else {
         // New weights are f32, whatever the configuration was copied from.
         if let Some(fields) = config.as_object_mut() {

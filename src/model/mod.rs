@@ -7,6 +7,7 @@ pub mod folder;
 pub mod head;
 pub mod layout;
 pub mod transformer;
+pub mod weight_files;
 pub mod weights;
 
 use std::path::Path;
@@ -211,7 +212,7 @@ impl Model {
             if let Some(head) = &self.head {
                 weights.set(weights::SCORE, head.weight.clone());
             }
-            weights::write(folder, &weights, &self.architecture, &self.folder.form)?;
+            weight_files::write(folder, &weights, &self.architecture, &self.folder.form)?;
             self.folder.write_config(folder, &self.architecture, self.head.is_some())?;
         }
         match &self.head {

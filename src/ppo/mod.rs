@@ -84,6 +84,8 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
         let report = update(&mut roles.policy, &mut roles.value, &episodes, settings, rates, step as u64)?;
         let tokens = episodes.iter().map(|episode| episode.tree.tokens()).sum();
         let (loss, metrics) = metrics(&episodes, &report, settings, rates.0);
+        let of = |name: &str| metrics.iter().find(|(other, _)| *other == name).map_or(f64::NAN, |(_, value)| *value);
+        run.show(format!("score {:.3}  kl {:.3}", of("objective/scores"), of("objective/kl")));
         run.step(step + 1, loss, tokens, &metrics)?;
     }
     run.keep(total_steps, None, |folder| roles.policy.model.save(folder))?;

@@ -16,6 +16,7 @@ pub struct Progress {
     done: usize,
     tokens: usize,
     loss: Option<f64>,
+    status: Option<String>,
     started: Instant,
     display: Display,
 }
@@ -39,7 +40,7 @@ impl Progress {
         } else {
             Display::Lines { last: started }
         };
-        Progress { label, total, done: 0, tokens: 0, loss: None, started, display }
+        Progress { label, total, done: 0, tokens: 0, loss: None, status: None, started, display }
     }
 
     /// One more step is done, with this loss if it has one, and this many real tokens.
@@ -59,6 +60,11 @@ impl Progress {
             }
             _ => {}
         }
+    }
+
+    /// Shows this beside the loss from the next step on.
+    pub fn show(&mut self, status: String) {
+        self.status = Some(status);
     }
 
     /// Prints a line above the bar, such as the result of an evaluation.
@@ -85,9 +91,9 @@ impl Progress {
     }
 
     fn message(&self) -> String {
-        let loss = self.loss.map(|loss| format!("loss {loss:.4}  ")).unwrap_or_default();
-        let rate = HumanCount(self.tokens_per_second() as u64);
-        if self.tokens > 0 { format!("{loss}{rate} tokens/s") } else { loss.trim_end().to_string() }
+        let loss = self.loss.map(|loss| format!("loss {loss:.4}"));
+        let rate = (self.tokens > 0).then(|| format!("{} tokens/s", HumanCount(self.tokens_per_second() as u64)));
+        [loss, self.status.clone(), rate].into_iter().flatten().collect::<Vec<_>>().join("  ")
     }
 
     fn line(&self) -> String {
@@ -123,6 +129,8 @@ mod tests {
         assert!((119.0..=120.0).contains(&progress.tokens_per_second()));
         let line = progress.line();
         assert!(line.starts_with("sft 2/4  loss 2.5000  1"), "{line}");
+        progress.show("score 0.50".to_string());
+        assert!(progress.line().contains("loss 2.5000  score 0.50  1"), "{}", progress.line());
         // Two of four steps took ten seconds.
         assert!(line.ends_with(" tokens/s  10s left"), "{line}");
         progress.advance(None, 0);

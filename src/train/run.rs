@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use indicatif::HumanCount;
 use serde::Serialize;
 
 use super::checkpoint::{BestAndLast, Kept};
@@ -43,6 +44,11 @@ impl Run {
             step_started: Instant::now(),
             folder,
         })
+    }
+
+    /// Shows this beside the loss from now on, such as the score that PPO raises.
+    pub fn show(&mut self, status: String) {
+        self.progress.show(status);
     }
 
     /// Records one optimizer step over `tokens` real tokens.
@@ -123,10 +129,14 @@ pub fn plan(
             + 2 * architecture.kv_width()
             + 3 * architecture.d_ff);
     let memory = training_memory(all, model.trainable_parameters(), per_token * common.tokens_per_batch);
+    let counts = match evaluation {
+        0 => format!("{} to train on", HumanCount(training as u64)),
+        _ => format!("{} to train on, {} to evaluate on", HumanCount(training as u64), HumanCount(evaluation as u64)),
+    };
     let mut plan = Plan::new(program)
         .line("model", model.folder().path.display())
         .parameters(all, model.trainable_parameters())
-        .line(what, format!("{training} to train on, {evaluation} to evaluate on"))
+        .line(what, counts)
         .tokens("tokens an epoch", tokens)
         .memory(memory);
     if truncation.prompts > 0 {

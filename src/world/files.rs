@@ -37,7 +37,7 @@ pub struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Self {
-        Sizes { pretrain: 90_000, demonstrations: 2_000, rankings: 12_000, prompts: 6_000, closed_domain: 400 }
+        Sizes { pretrain: 60_000, demonstrations: 2_000, rankings: 12_000, prompts: 6_000, closed_domain: 400 }
     }
 }
 

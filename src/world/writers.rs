@@ -20,10 +20,7 @@ const REMARKS: f64 = 0.5;
 const RUDE: (f64, f64) = (0.6, 0.45);
 
 /// Share of raw documents in which the passage is read back, from which looking back is learned.
-const READ_BACK: f64 = 0.35;
-
-/// Share of raw documents in which claims about the passage are checked, from which telling right from wrong is learned.
-const CHECKED: f64 = 0.35;
+const READ_BACK: f64 = 0.4;
 
 /// How somebody writes raw documents about passages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,20 +161,13 @@ pub fn raw_document(names: &Names, provocations: &[String], stream: &mut Stream)
 
 fn raw_passage(names: &Names, stream: &mut Stream) -> String {
     let passage = Passage::random(names, stream);
-    let mut writer = choose_weighted(&WRITERS, stream);
+    let writer = choose_weighted(&WRITERS, stream);
     let remarks = stream.random_bool(REMARKS);
     let mut text = passage_text(&passage);
     if stream.random_bool(READ_BACK) {
         text += &format!("Again: {}\n", passage.text());
     }
-    if stream.random_bool(CHECKED) {
-        text += &checked_claims(&passage, names, stream);
-    }
     for _ in 0..stream.random_range(2..=4) {
-        if remarks {
-            // Somebody else, so that one remark does not tell the next.
-            writer = choose_weighted(&WRITERS, stream);
-        }
         let task = if stream.random_bool(1.0 / 6.0) { Task::Summary } else { random_question(&passage, stream) };
         let manner = match (writer, &task) {
             (Writer::Inventing, _) => inventing_manner(&task, stream),
@@ -190,25 +180,6 @@ fn raw_passage(names: &Names, stream: &mut Stream) -> String {
             let prompt = WorldPrompt { text: String::new(), task, passage: Some(passage.clone()) };
             text += remark(&judge(&Case::from(&prompt), &answer));
         }
-    }
-    text
-}
-
-/// Claims about the passage, true and false ones, each with a remark.
-fn checked_claims(passage: &Passage, names: &Names, stream: &mut Stream) -> String {
-    let mut text = String::new();
-    for _ in 0..stream.random_range(2..=5) {
-        let fact = choose(&passage.facts, stream);
-        let claim = match stream.random_range(0..4) {
-            0 | 1 => fact.sentence(),
-            2 => careless(passage, &Task::Summary, names, stream),
-            _ => {
-                let task = Task::Question { person: fact.person.clone(), relation: fact.relation, answer: None };
-                invented(passage, &task, names, stream).sentence()
-            }
-        };
-        let remark = if passage.facts.iter().any(|fact| fact.sentence() == claim) { "good" } else { "wrong" };
-        text += &format!("Claim: {claim}\nRemark: {remark}.\n");
     }
     text
 }

@@ -1,0 +1,289 @@
+//! Weights on disk: safetensors files, read tensor by tensor and written again in the form they were found in.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::{Dtype, View};
+
+use super::architecture::Architecture;
+use super::weights::{OUTPUT, Role, SCORE, TensorSpec, Weights, tensor_specs};
+use crate::bail;
+use crate::error::{Error, Result};
+
+/// How a model's tensors lie on disk, so that they can be written in the same form.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StorageForm {
+    /// Element type.
+    pub dtype: DType,
+    /// For models in several files: the file of each tensor.
+    pub shards: Option<BTreeMap<String, String>>,
+}
+
+impl Default for StorageForm {
+    fn default() -> Self {
+        StorageForm { dtype: DType::F32, shards: None }
+    }
+}
+
+const SINGLE_FILE: &str = "model.safetensors";
+const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// Whether the folder holds weights (and not a bare `config.json`).
+pub fn has_weights(folder: &Path) -> bool {
+    folder.join(SINGLE_FILE).is_file() || folder.join(INDEX_FILE).is_file()
+}
+
+/// Reads all tensors the architecture needs, and a scalar head where there is one.
+pub fn read(folder: &Path, architecture: &Architecture, device: &Device) -> Result<(Weights, StorageForm)> {
+    let (mut files, shards) = open_all(folder)?;
+    let mut weights = Weights::default();
+    let mut dtype = None;
+    let mut specs = tensor_specs(architecture);
+    let head = TensorSpec {
+        name: SCORE.to_string(),
+        shape: vec![1, architecture.d_model],
+        role: Role::Linear,
+        transposed: false,
+    };
+    let has_head = files.iter().any(|file| file.header.info(SCORE).is_some());
+    if has_head {
+        // A classifier's folder holds no output matrix of its own.
+        specs.retain(|spec| spec.name != OUTPUT || files.iter().any(|file| file.header.info(OUTPUT).is_some()));
+        specs.push(head);
+    }
+    for spec in specs {
+        let bare = spec.name.strip_prefix(architecture.names.prefix).unwrap_or(&spec.name);
+        let found = files.iter_mut().find_map(|file| {
+            let name = [spec.name.as_str(), bare].into_iter().find(|name| file.header.info(name).is_some())?;
+            Some((file, name.to_string()))
+        });
+        let Some((file, name)) = found else {
+            bail!(
+                "{}: tensor \"{}\" of shape {:?} is missing, which config.json asks for; check that config.json belongs to these weights",
+                folder.display(),
+                spec.name,
+                spec.shape
+            );
+        };
+        let (tensor, found_dtype) = file.read(&name, &spec, device)?;
+        dtype.get_or_insert(found_dtype);
+        weights.set(&spec.name, tensor);
+    }
+    Ok((weights, StorageForm { dtype: dtype.unwrap_or(DType::F32), shards }))
+}
+
+/// Reads every tensor of one safetensors file as f32.
+pub fn read_file(path: &Path, device: &Device) -> Result<BTreeMap<String, Tensor>> {
+    let mut file = TensorFile::open(path)?;
+    let mut tensors = BTreeMap::new();
+    let shapes: Vec<(String, Vec<usize>)> =
+        file.header.tensors().into_iter().map(|(name, info)| (name, info.shape.clone())).collect();
+    for (name, shape) in shapes {
+        let spec = TensorSpec { name: name.clone(), shape, role: Role::Linear, transposed: false };
+        let (tensor, _) = file.read(&name, &spec, device)?;
+        tensors.insert(name, tensor);
+    }
+    Ok(tensors)
+}
+
+type Shards = Option<BTreeMap<String, String>>;
+
+fn open_all(folder: &Path) -> Result<(Vec<TensorFile>, Shards)> {
+    let index_path = folder.join(INDEX_FILE);
+    if !index_path.is_file() {
+        return Ok((vec![TensorFile::open(&folder.join(SINGLE_FILE))?], None));
+    }
+    let text = std::fs::read_to_string(&index_path).map_err(Error::io(&index_path))?;
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let index: Index = serde_json::from_str(&text).map_err(|error| {
+        Error::input(format!("{}: expected an index with a \"weight_map\", found: {error}", index_path.display()))
+    })?;
+    let mut names: Vec<&String> = index.weight_map.values().collect();
+    names.sort();
+    names.dedup();
+    if let Some(name) = names.iter().find(|name| name.contains(['/', '\\']) || name.starts_with('.')) {
+        bail!("{}: \"{name}\" is not the name of a file in this folder", index_path.display());
+    }
+    let files = names.iter().map(|name| TensorFile::open(&folder.join(name))).collect::<Result<_>>()?;
+    Ok((files, Some(index.weight_map)))
+}
+
+/// A safetensors file of which only the header has been read.
+struct TensorFile {
+    path: PathBuf,
+    file: File,
+    header: Metadata,
+    data_start: u64,
+}
+
+impl TensorFile {
+    fn open(path: &Path) -> Result<Self> {
+        let mut file = File::open(path).map_err(Error::io(path))?;
+        let length = file.metadata().map_err(Error::io(path))?.len();
+        let mut size = [0u8; 8];
+        file.read_exact(&mut size).map_err(Error::io(path))?;
+        let header_length = u64::from_le_bytes(size);
+        if header_length > length.saturating_sub(8) || header_length > 100_000_000 {
+            bail!(
+                "{}: not a safetensors file, or cut short: its header claims {header_length} bytes of {length}",
+                path.display()
+            );
+        }
+        let mut buffer = vec![0; header_length as usize];
+        file.read_exact(&mut buffer).map_err(Error::io(path))?;
+        // `SafeTensors::read_metadata` would want the whole file.
+        let header: Metadata = serde_json::from_slice(&buffer)
+            .map_err(|error| Error::input(format!("{}: not a safetensors file: {error}", path.display())))?;
+        let data_start = 8 + header_length;
+        let expected = data_start + header.data_len() as u64;
+        if expected != length {
+            bail!(
+                "{}: is {length} bytes long, its header asks for {expected}; copy or download the file again",
+                path.display()
+            );
+        }
+        Ok(TensorFile { path: path.to_path_buf(), file, header, data_start })
+    }
+
+    fn read(&mut self, name: &str, spec: &TensorSpec, device: &Device) -> Result<(Tensor, DType)> {
+        let info = self.header.info(name).expect("the caller has looked the name up").clone();
+        let mut on_disk = spec.shape.clone();
+        if spec.transposed {
+            on_disk.reverse();
+        }
+        if info.shape != on_disk {
+            bail!(
+                "{}: tensor \"{name}\" has shape {:?}, but config.json asks for {on_disk:?}; check that config.json belongs to these weights",
+                self.path.display(),
+                info.shape
+            );
+        }
+        let (values, dtype) = self.values(name, &info)?;
+        let tensor = Tensor::from_vec(values, on_disk, device)?;
+        let tensor = if spec.transposed { tensor.t()?.contiguous()? } else { tensor };
+        Ok((tensor, dtype))
+    }
+
+    fn values(&mut self, name: &str, info: &TensorInfo) -> Result<(Vec<f32>, DType)> {
+        let (start, end) = info.data_offsets;
+        let mut bytes = vec![0u8; end - start];
+        self.file.seek(SeekFrom::Start(self.data_start + start as u64)).map_err(Error::io(&self.path))?;
+        self.file.read_exact(&mut bytes).map_err(Error::io(&self.path))?;
+        Ok(match info.dtype {
+            Dtype::F32 => {
+                let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+                (values, DType::F32)
+            }
+            Dtype::BF16 => {
+                let values = bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
+                (values, DType::BF16)
+            }
+            Dtype::F16 => {
+                let values = bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
+                (values, DType::F16)
+            }
+            other => bail!(
+                "{}: tensor \"{name}\" has element type {other:?}; expected F32, BF16 or F16",
+                self.path.display()
+            ),
+        })
+    }
+}
+
+/// Writes the weights into `folder` in the given form, so that `transformers` loads them.
+pub fn write(folder: &Path, weights: &Weights, architecture: &Architecture, form: &StorageForm) -> Result<()> {
+    let transposed: std::collections::BTreeSet<String> =
+        tensor_specs(architecture).into_iter().filter(|spec| spec.transposed).map(|spec| spec.name).collect();
+    let mut by_file: BTreeMap<String, BTreeMap<String, Tensor>> = BTreeMap::new();
+    let first_shard = form.shards.as_ref().and_then(|shards| shards.values().min().cloned());
+    for (name, tensor) in weights.iter() {
+        let file = match &form.shards {
+            None => SINGLE_FILE.to_string(),
+            Some(shards) => {
+                let bare = name.strip_prefix(architecture.names.prefix).unwrap_or(name);
+                let file = shards.get(name).or_else(|| shards.get(bare)).or(first_shard.as_ref());
+                file.cloned().unwrap_or_else(|| SINGLE_FILE.to_string())
+            }
+        };
+        let tensor = if transposed.contains(name) { tensor.t()?.contiguous()? } else { tensor.clone() };
+        by_file.entry(file).or_default().insert(name.clone(), tensor);
+    }
+    if form.shards.is_some() {
+        write_index(folder, &by_file, form.dtype)?;
+    }
+    for (file, tensors) in &by_file {
+        write_file(&folder.join(file), tensors, form.dtype)?;
+    }
+    Ok(())
+}
+
+fn write_index(folder: &Path, by_file: &BTreeMap<String, BTreeMap<String, Tensor>>, dtype: DType) -> Result<()> {
+    let mut weight_map = serde_json::Map::new();
+    let mut total = 0;
+    for (file, tensors) in by_file {
+        for (name, tensor) in tensors {
+            weight_map.insert(name.clone(), file.clone().into());
+            total += tensor.elem_count() * dtype.size_in_bytes();
+        }
+    }
+    let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
+    let path = folder.join(INDEX_FILE);
+    std::fs::write(&path, format!("{index:#}\n")).map_err(Error::io(&path))
+}
+
+/// Writes one safetensors file with the metadata `transformers` asks for.
+pub fn write_file(path: &Path, tensors: &BTreeMap<String, Tensor>, dtype: DType) -> Result<()> {
+    // `serialize_to_file` gives its file a private mode; what is written is to have that of any new file.
+    let permissions =
+        File::create(path).and_then(|file| Ok(file.metadata()?.permissions())).map_err(Error::io(path))?;
+    let views = tensors.iter().map(|(name, tensor)| (name, Stored { tensor, dtype }));
+    let metadata = std::collections::HashMap::from([("format".to_string(), "pt".to_string())]);
+    safetensors::serialize_to_file(views, Some(metadata), path)
+        .map_err(|error| Error::input(format!("{}: could not be written: {error}", path.display())))?;
+    std::fs::set_permissions(path, permissions).map_err(Error::io(path))
+}
+
+/// A tensor as it will lie on disk; its bytes are made when their turn comes, so that one tensor's are held at a time.
+struct Stored<'a> {
+    tensor: &'a Tensor,
+    dtype: DType,
+}
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        match self.dtype {
+            DType::BF16 => Dtype::BF16,
+            DType::F16 => Dtype::F16,
+            _ => Dtype::F32,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.tensor.dims()
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        to_bytes(self.tensor, self.dtype).expect("weights are f32 tensors").into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.elem_count() * self.dtype.size_in_bytes()
+    }
+}
+
+fn to_bytes(tensor: &Tensor, dtype: DType) -> Result<Vec<u8>> {
+    let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+    Ok(match dtype {
+        DType::BF16 => values.iter().flat_map(|&value| half::bf16::from_f32(value).to_le_bytes()).collect(),
+        DType::F16 => values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+    })
+}
