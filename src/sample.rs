@@ -18,8 +18,8 @@ use crate::error::{Error, Result};
 use crate::generate::{SamplingSettings, generate};
 use crate::model::Model;
 use crate::settings::{CommonSettings, ModelSettings, at_least_one};
+use crate::train::plan::Plan;
 use crate::train::progress::Progress;
-use crate::train::table::Plan;
 
 /// Samples answers to prompts and writes them to a Parquet file (columns prompt and responses)
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]

@@ -25,8 +25,8 @@ use crate::model::Model;
 use crate::model::adapter::Pass;
 use crate::sample::parquet_output;
 use crate::settings::{CommonSettings, ModelSettings};
+use crate::train::plan::Plan;
 use crate::train::progress::Progress;
-use crate::train::table::Plan;
 
 /// Scores answers: the same rows with their log-probability, number of tokens and, for a reward model, reward
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]

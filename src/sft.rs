@@ -22,7 +22,8 @@ use crate::model::{Model, dropout_seed};
 use crate::settings::{CommonSettings, ModelSettings, TrainingSettings, learning_rates};
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
-use crate::train::run::{self, Run};
+use crate::train::plan::{Examples, training_plan};
+use crate::train::run::Run;
 use crate::train::schedule::Schedule;
 
 /// Fine-tunes a language model on demonstrations
@@ -98,8 +99,9 @@ pub fn run(settings: &SftSettings) -> Result<SftReport> {
     tokenizer.fits(model.architecture().vocabulary)?;
     let order = Order::new((0..training.len()).collect(), settings.training.batch_size, common.seed);
     let tokens = training.iter().map(TokenTree::tokens).sum();
-    let examples = ("demonstrations", training.len(), evaluation.len());
-    let plan = run::plan("sft", &model, common, examples, tokens, &truncation);
+    let (what, count) = ("demonstrations", training.len());
+    let examples = Examples { what, training: count, evaluation: evaluation.len(), tokens, truncation };
+    let plan = training_plan("sft", &[&model], common, &settings.training, &examples, 0);
     let total_steps = order.total_steps(settings.epochs as f64, settings.training.max_steps);
     let mut run = Run::start(settings, common, &plan, total_steps)?;
     let save = |folder: &Path| {

@@ -28,7 +28,7 @@ pub struct Answer {
 }
 
 /// Answers that are computed at the same time, at most.
-const MOST_ACTIVE: usize = 128;
+pub const MOST_ACTIVE: usize = 128;
 
 /// Samples `answers` answers to each prompt; `stop` holds the tokens that end one.
 ///

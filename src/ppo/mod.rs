@@ -19,11 +19,12 @@ use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::files::replace_folder_atomically;
-use crate::generate::generate;
+use crate::generate::{MOST_ACTIVE, generate};
 use crate::model::Model;
 use crate::train::optimizer::Optimizer;
 use crate::train::order::Order;
-use crate::train::run::{self, Run};
+use crate::train::plan::{Examples, training_plan};
+use crate::train::run::Run;
 use crate::train::schedule::Schedule;
 use rollout::Episode;
 use settings::PpoSettings;
@@ -70,7 +71,10 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
     let mut order = Order::new((0..prompts.len()).collect(), training.batch_size, common.seed);
     let total_steps = order.total_steps(settings.epochs as f64, training.max_steps);
     let tokens = prompts.iter().map(|prompt| prompt.len() + settings.sampling.response_length).sum();
-    let plan = run::plan("ppo", &roles.policy.model, common, ("prompts", prompts.len(), 0), tokens, &truncation)
+    let examples = Examples { what: "prompts", training: prompts.len(), evaluation: 0, tokens, truncation };
+    let models = [&roles.policy.model, &roles.value.model, &roles.reference, &roles.reward];
+    let cached_tokens = training.batch_size.min(MOST_ACTIVE) * tokens.div_ceil(prompts.len());
+    let plan = training_plan("ppo", &models, common, training, &examples, cached_tokens)
         .line("reward model", settings.reward_model.display())
         .line("updates", format!("{total_steps} of {} episodes", training.batch_size));
     let mut run = Run::start(settings, common, &plan, total_steps)?;

@@ -96,30 +96,56 @@ fn accumulate_minibatch(
     for range in split_by_budget(&sizes, settings.common.tokens_per_batch) {
         let episodes = &minibatch[range.clone()];
         let batch = Batch::pack(episodes.iter().map(|episode| &episode.tree));
-        let gather = |of: fn(&Episode) -> &Vec<f32>| -> Vec<f32> {
-            episodes.iter().flat_map(|episode| of(episode).iter().copied()).collect()
-        };
-
-        let hidden = policy.model.hidden(&batch, &Pass::default())?; // [tokens, d_model]
-        let log_probs = policy.model.log_probs(&hidden, &batch.targets, settings.sampling.temperature)?;
-        let old_log_probs = gather(|episode| &episode.log_probs);
-        let advantages: Vec<f32> = advantages[range].concat();
-        let loss = policy_loss(&log_probs.log_probs, &old_log_probs, &advantages, settings.clip_range)?;
-        let entropy: Vec<f32> = log_probs.entropy.detach().to_vec1()?;
-        sums.add(&loss.statistics);
-        sums.entropy += entropy.iter().map(|&entropy| f64::from(entropy)).sum::<f64>();
-        policy.optimizer.accumulate(&(loss.sum / tokens as f64)?.backward()?)?;
-
-        let hidden = value.model.hidden(&batch, &Pass::default())?; // [tokens, d_model]
-        let rows: Vec<usize> = batch.targets.iter().map(|target| target.row).collect();
-        let values = value.model.scores(&hidden, &rows)?; // [targets]
-        let (old_values, returns) = (gather(|episode| &episode.values), gather(|episode| &episode.returns));
-        let (sum, clipped) = value_loss(&values, &old_values, &returns, settings.value_clip_range)?;
-        report.value_loss += f64::from(sum.detach().to_scalar::<f32>()?);
+        // In turn, so that what one model keeps for its backward pass is free again before the other's pass.
+        sums.add(&learn_policy(policy, &batch, episodes, &advantages[range].concat(), settings, tokens)?);
+        let (loss, clipped) = learn_values(value, &batch, episodes, settings, tokens)?;
+        report.value_loss += loss;
         report.value_clip_fraction += clipped;
-        let coefficient = settings.value_coefficient / tokens as f64;
-        value.optimizer.accumulate(&sum.affine(coefficient, 0.0)?.backward()?)?;
     }
     report.policy.add(&sums);
     Ok(sums.means())
+}
+
+/// Adds one micro-batch's gradient of the policy, as its share of a minibatch of `tokens` tokens; gives the sums of its statistics.
+fn learn_policy(
+    policy: &mut Learner,
+    batch: &Batch,
+    episodes: &[&Episode],
+    advantages: &[f32],
+    settings: &PpoSettings,
+    tokens: usize,
+) -> Result<PolicyStatistics> {
+    let hidden = policy.model.hidden(batch, &Pass::default())?; // [tokens, d_model]
+    let log_probs = policy.model.log_probs(&hidden, &batch.targets, settings.sampling.temperature)?; // [targets]
+    let old_log_probs = gather(episodes, |episode| &episode.log_probs);
+    let loss = policy_loss(&log_probs.log_probs, &old_log_probs, advantages, settings.clip_range)?;
+    let entropy: Vec<f32> = log_probs.entropy.detach().to_vec1()?;
+    policy.optimizer.accumulate(&(loss.sum / tokens as f64)?.backward()?)?;
+    let mut statistics = loss.statistics;
+    statistics.entropy += entropy.iter().map(|&entropy| f64::from(entropy)).sum::<f64>();
+    Ok(statistics)
+}
+
+/// The same for the value model; gives the sum of its losses and the number of tokens at which the clipped one was the larger.
+fn learn_values(
+    value: &mut Learner,
+    batch: &Batch,
+    episodes: &[&Episode],
+    settings: &PpoSettings,
+    tokens: usize,
+) -> Result<(f64, f64)> {
+    let hidden = value.model.hidden(batch, &Pass::default())?; // [tokens, d_model]
+    let rows: Vec<usize> = batch.targets.iter().map(|target| target.row).collect();
+    let values = value.model.scores(&hidden, &rows)?; // [targets]
+    let (old_values, returns) =
+        (gather(episodes, |episode| &episode.values), gather(episodes, |episode| &episode.returns));
+    let (sum, clipped) = value_loss(&values, &old_values, &returns, settings.value_clip_range)?;
+    let coefficient = settings.value_coefficient / tokens as f64;
+    value.optimizer.accumulate(&sum.affine(coefficient, 0.0)?.backward()?)?;
+    Ok((f64::from(sum.to_scalar::<f32>()?), clipped))
+}
+
+/// One number a token of the episodes, end to end.
+fn gather(episodes: &[&Episode], of: fn(&Episode) -> &Vec<f32>) -> Vec<f32> {
+    episodes.iter().flat_map(|episode| of(episode).iter().copied()).collect()
 }

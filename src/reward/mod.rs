@@ -20,7 +20,8 @@ use crate::model::{Model, dropout_seed};
 use crate::settings::{CommonSettings, ModelSettings, TrainingSettings, learning_rates};
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
-use crate::train::run::{self, Run};
+use crate::train::plan::{Examples, training_plan};
+use crate::train::run::Run;
 use crate::train::schedule::Schedule;
 use evaluation::score;
 pub use evaluation::{RewardEvaluation, evaluate};
@@ -104,8 +105,9 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     let mut order = Order::new((0..training.len()).collect(), settings.training.batch_size, common.seed);
     let total_steps = order.total_steps(settings.epochs as f64, settings.training.max_steps);
     let tokens = training.iter().map(|ranked| ranked.tree.tokens()).sum();
-    let examples = ("rankings", training.len(), evaluation.len());
-    let mut plan = run::plan("reward", &model, common, examples, tokens, &truncation);
+    let (what, count) = ("rankings", training.len());
+    let examples = Examples { what, training: count, evaluation: evaluation.len(), tokens, truncation };
+    let mut plan = training_plan("reward", &[&model], common, &settings.training, &examples, 0);
     if ties > 0 {
         plan = plan.line("left out", format!("{ties} prompts whose answers are one tie"));
     }

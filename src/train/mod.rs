@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod metrics;
 pub mod optimizer;
 pub mod order;
+pub mod plan;
 pub mod progress;
 pub mod run;
 pub mod schedule;

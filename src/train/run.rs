@@ -6,17 +6,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use indicatif::HumanCount;
 use serde::Serialize;
 
 use super::checkpoint::{BestAndLast, Kept};
 use super::metrics::Metrics;
+use super::plan::Plan;
 use super::progress::Progress;
-use super::table::{Plan, training_memory};
-use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::files::{prepare_run_folder, write_atomically};
-use crate::model::Model;
 use crate::settings::{self, CommonSettings};
 
 /// One run of a training program.
@@ -108,48 +105,4 @@ impl Run {
     pub fn write(&self, name: &str, text: &str) -> Result<()> {
         write_atomically(self.folder.join(name), |file| std::io::Write::write_all(file, text.as_bytes()))
     }
-}
-
-/// The plan of a training program: the model, what trains, the data, the memory.
-pub fn plan(
-    program: &str,
-    model: &Model,
-    common: &CommonSettings,
-    examples: (&str, usize, usize),
-    tokens: usize,
-    truncation: &Truncation,
-) -> Plan {
-    let (what, training, evaluation) = examples;
-    let architecture = model.architecture();
-    let all = model.base_parameters() + model.added_parameters();
-    // What a block keeps for its backward pass: two norms, queries, keys, values, attention, and the feed-forward's inner rows twice or thrice.
-    let per_token = architecture.layers
-        * (6 * architecture.d_model
-            + 2 * architecture.query_width()
-            + 2 * architecture.kv_width()
-            + 3 * architecture.d_ff);
-    let memory = training_memory(all, model.trainable_parameters(), per_token * common.tokens_per_batch);
-    let counts = match evaluation {
-        0 => format!("{} to train on", HumanCount(training as u64)),
-        _ => format!("{} to train on, {} to evaluate on", HumanCount(training as u64), HumanCount(evaluation as u64)),
-    };
-    let mut plan = Plan::new(program)
-        .line("model", model.folder().path.display())
-        .parameters(all, model.trainable_parameters())
-        .line(what, counts)
-        .tokens("tokens an epoch", tokens)
-        .memory(memory);
-    if truncation.prompts > 0 {
-        plan = plan.line(
-            "prompts cut",
-            format!("{} lost their start to --max-length {}", truncation.prompts, common.max_length),
-        );
-    }
-    if truncation.answers > 0 {
-        plan = plan.line(
-            "answers cut",
-            format!("{} lost their end to --max-length {}", truncation.answers, common.max_length),
-        );
-    }
-    plan
 }

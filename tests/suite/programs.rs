@@ -201,11 +201,7 @@ fn the_stages_run_in_order_with_full_weights_and_threads_do_not_matter() {
     let scored = parquet::ParquetRows::open(&bench.path("scored.parquet").display().to_string()).unwrap();
     assert_eq!(scored.rows(), 12);
     let columns: Vec<String> = scored.schemas()[0].1.fields().iter().map(|field| field.name().clone()).collect();
-    assert_eq!(
-        columns,
-        ["prompt", "responses", "tokens", "reward"],
-        "a classifier has no output matrix for `log_prob`"
-    );
+    assert_eq!(columns, ["prompt", "responses", "log_prob", "tokens", "reward"]);
 
     // The record of a run reproduces it.
     bench.succeed("sft --settings sft-1/settings.toml --output again");
