@@ -146,11 +146,11 @@ pub fn use_threads(threads: usize) -> Result<()> {
 fn resolve<S: Parser>(arguments: Vec<OsString>) -> Result<Result<ArgMatches, clap::Error>> {
     // What the user gave can be read only with nothing required: the rest may be in the file.
     let lenient = S::command().mut_args(|argument| argument.required(false));
-    let given = match lenient.try_get_matches_from(&arguments) {
-        Ok(given) => given,
-        Err(error) => return Ok(Err(error)),
-    };
     let mut command = S::command();
+    let Ok(given) = lenient.try_get_matches_from(&arguments) else {
+        // `--help` or a fault, which clap words better when it knows what is required.
+        return Ok(command.try_get_matches_from_mut(arguments));
+    };
     let Ok(Some(path)) = given.try_get_one::<PathBuf>("settings") else {
         return Ok(command.try_get_matches_from_mut(arguments));
     };

@@ -67,13 +67,16 @@ fn run(settings: PipelineSettings) -> Result<()> {
             Arguments(Vec::new()).path("output", output).flag("seed", settings.seed).flag("max-length", 256);
         settings.threads.iter().fold(arguments, |arguments, threads| arguments.flag("threads", threads))
     };
-    // Low-rank updates want about ten times the learning rate of full weights.
-    let scale = if settings.method == Method::Lora { 10.0 } else { 1.0 };
-    let training = |output: &Path, learning_rate: f64| {
-        stage(output).flag("method", method_name(settings.method)).flag("learning-rate", learning_rate * scale)
+    // Low-rank updates want three to ten times the learning rate of full weights.
+    let training = |output: &Path, full: f64, lora: f64| {
+        let (method, learning_rate) = match settings.method {
+            Method::Full => ("full", full),
+            Method::Lora => ("lora", lora),
+        };
+        stage(output).flag("method", method).flag("learning-rate", learning_rate)
     };
 
-    let arguments = training(&sft, 5e-4)
+    let arguments = training(&sft, 5e-4, 5e-3)
         .path("model", &base)
         .path("data", &file("demonstrations.parquet"))
         .path("evaluation-data", &file("demonstrations-test.parquet"))
@@ -82,7 +85,7 @@ fn run(settings: PipelineSettings) -> Result<()> {
     let stage_settings: SftSettings = announce(1, "supervised fine-tuning", arguments)?;
     rlhf::sft::run(&stage_settings)?;
 
-    let arguments = training(&reward, 1e-3)
+    let arguments = training(&reward, 1e-3, 3e-3)
         .path("model", &sft)
         .path("data", &file("rankings.parquet"))
         .path("evaluation-data", &file("rankings-test.parquet"))
@@ -90,7 +93,7 @@ fn run(settings: PipelineSettings) -> Result<()> {
     let stage_settings: RewardSettings = announce(2, "reward model", arguments)?;
     rlhf::reward::run(&stage_settings)?;
 
-    let arguments = training(&ppo, 1e-4)
+    let arguments = training(&ppo, 1e-4, 3e-4)
         .path("model", &sft)
         .path("reward-model", &reward)
         .path("data", &file("prompts.parquet"))
@@ -117,13 +120,6 @@ fn run(settings: PipelineSettings) -> Result<()> {
     println!("everything else    {}", settings.output.display());
     println!("took {:.0} seconds", started.elapsed().as_secs_f64());
     Ok(())
-}
-
-fn method_name(method: Method) -> &'static str {
-    match method {
-        Method::Full => "full",
-        Method::Lora => "lora",
-    }
 }
 
 /// Prints the stage's title and the command that runs it alone, and gives its settings.

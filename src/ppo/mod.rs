@@ -89,7 +89,7 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
         let tokens = episodes.iter().map(|episode| episode.tree.tokens()).sum();
         let (loss, metrics) = metrics(&episodes, &report, settings, rates.0);
         let of = |name: &str| metrics.iter().find(|(other, _)| *other == name).map_or(f64::NAN, |(_, value)| *value);
-        run.show(format!("score {:.3}  kl {:.3}", of("objective/scores"), of("objective/kl")));
+        run.show(format!("score {:.2}  kl {:.2}", of("objective/scores"), of("objective/kl")));
         run.step(step + 1, loss, tokens, &metrics)?;
     }
     run.keep(total_steps, None, |folder| roles.policy.model.save(folder))?;

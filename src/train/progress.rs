@@ -111,7 +111,7 @@ impl Progress {
 }
 
 fn bar(label: &str, total: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len}  {wide_msg} {eta} left")
+    let style = ProgressStyle::with_template("{prefix} [{bar:10}] {pos}/{len}  {wide_msg} {eta} left")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(total as u64).with_style(style.progress_chars("=> ")).with_prefix(label.to_string())
 }
@@ -148,6 +148,6 @@ mod tests {
     #[test]
     fn the_bars_template_is_valid() {
         assert!(bar("sft", 10).length() == Some(10));
-        assert!(ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len}  {wide_msg} {eta} left").is_ok());
+        assert!(ProgressStyle::with_template("{prefix} [{bar:10}] {pos}/{len}  {wide_msg} {eta} left").is_ok());
     }
 }

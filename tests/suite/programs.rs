@@ -288,6 +288,9 @@ fn unusable_data_is_one_sentence_and_leaves_nothing() {
     let ppo = "ppo --model sft --reward-model reward --data";
     refused(&bench, &format!("{ppo} empty.parquet"), &["empty.parquet", "empty (0 bytes)"]);
     refused(&bench, &format!("{ppo} prompts.parquet --max-length 53"), &["--max-length 53", "--response-length 53"]);
+    let classifier = ["reward: tensor \"lm_head.weight\" is missing", "classifier"];
+    refused(&bench, "sample --model reward --data prompts.parquet", &classifier);
+    refused(&bench, "sft --model reward --data demonstrations.parquet", &classifier);
     refused(&bench, "sample --model sft --data empty.parquet", &["empty.parquet", "empty (0 bytes)"]);
     refused(&bench, "score --model sft --data prompts.parquet", &["prompts.parquet", "`completion`"]);
     refused(&bench, "evaluate --models base=sft --data prompts.parquet", &["prompts.parquet", "`kind`"]);
@@ -356,6 +359,10 @@ fn every_program_explains_its_flags_with_their_defaults() {
         for flag in ["--output", "--seed", "--threads", "--max-length", "--tokens-per-batch", "--settings"] {
             assert!(help.contains(flag), "{program}: no {flag}");
         }
-        assert!(help.contains("[default: 0]"), "{program}");
+        assert!(help.contains("[default: 0]") && help.contains("--output <F"), "{program}");
+        assert!(
+            help.contains(&format!("Usage: {program} [OPTIONS] --")),
+            "{program}: what is required is not in the usage"
+        );
     }
 }
