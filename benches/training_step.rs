@@ -179,7 +179,7 @@ mod candle {
 }
 
 enum Learner {
-    Ours { model: Model, optimizer: Optimizer },
+    Ours { model: Box<Model>, optimizer: Optimizer },
     Candle { model: candle::Gpt2, optimizer: AdamW },
 }
 
@@ -187,7 +187,9 @@ impl Learner {
     fn new(side: Side, method: Method) -> rlhf::Result<Self> {
         let (model, settings) = ours::model(method)?;
         Ok(match side {
-            Side::Ours => Learner::Ours { optimizer: Optimizer::new(model.variables(), &settings)?, model },
+            Side::Ours => {
+                Learner::Ours { optimizer: Optimizer::new(model.variables(), &settings)?, model: Box::new(model) }
+            }
             Side::Candle => {
                 let model = candle::Gpt2::copy(&model)?;
                 let settings = ParamsAdamW { lr: LEARNING_RATE, weight_decay: 0.0, ..Default::default() };
@@ -272,6 +274,10 @@ fn main() {
     for method in [Method::Full, Method::Lora] {
         for side in [Side::Ours, Side::Candle] {
             if wanted == format!("{side:?} {method:?}") {
+                if side == Side::Ours {
+                    // As the programs do; candle's own operations keep their pool.
+                    rlhf::ops::threads::leave_threads_to_rayon();
+                }
                 train_alone(side, method).expect("training");
             }
         }
