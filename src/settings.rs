@@ -43,8 +43,8 @@ use crate::error::{Error, Result};
 use crate::files::write_atomically;
 
 pub use groups::{
-    CommonSettings, LoraSettings, Method, ModelSettings, OptimizerSettings, ScheduleShape, TrainingSettings,
-    at_least_one, below_one, learning_rates, not_negative, ratio,
+    CommonSettings, ExampleSettings, LoraSettings, Method, ModelSettings, OptimizerSettings, ScheduleShape,
+    TrainingSettings, at_least_one, below_one, learning_rates, not_negative, ratio,
 };
 
 /// Runs a program: reads its settings, sets the number of threads, calls `main`, and turns an error into a sentence on

@@ -19,7 +19,7 @@ use crate::model::adapter::Pass;
 use crate::model::folder::read_architecture;
 use crate::model::weight_files;
 use crate::model::{Model, dropout_seed};
-use crate::settings::{CommonSettings, ModelSettings, TrainingSettings, learning_rates};
+use crate::settings::{CommonSettings, ExampleSettings, ModelSettings, TrainingSettings, learning_rates};
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
 use crate::train::plan::{Examples, training_plan};
@@ -37,21 +37,10 @@ pub struct SftSettings {
     /// Parquet file, folder or glob of demonstrations (columns prompt and completion, messages, instruction and output, or text)
     #[arg(long, value_name = "FILES")]
     pub data: String,
-    /// Demonstrations to evaluate on [default: a share of the data]
-    #[arg(long, value_name = "FILES")]
-    pub evaluation_data: Option<String>,
-    /// Share of the demonstrations kept apart for evaluation, where there is no --evaluation-data
-    #[arg(long, default_value_t = 0.05, value_parser = crate::settings::below_one)]
-    pub evaluation_share: f64,
-    /// Optimizer steps between evaluations [default: once an epoch]
-    #[arg(long, value_parser = crate::settings::at_least_one)]
-    pub evaluate_every: Option<usize>,
-    /// Passes over the demonstrations
-    #[arg(long, default_value_t = 1, value_parser = crate::settings::at_least_one)]
-    pub epochs: usize,
-    /// Print this many examples as the model will see them, and stop
-    #[arg(long, value_name = "N")]
-    pub inspect: Option<usize>,
+    /// How it goes through them.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub examples: ExampleSettings,
     /// What all programs share.
     #[command(flatten)]
     #[serde(flatten)]
@@ -78,15 +67,15 @@ pub fn run(settings: &SftSettings) -> Result<SftReport> {
     let common = &settings.common;
     let tokenizer = tokenizer(settings)?;
     let (trees, truncation) = read(&settings.data, &tokenizer, common.max_length)?;
-    if let Some(count) = settings.inspect {
+    if let Some(count) = settings.examples.inspect {
         for tree in trees.iter().take(count) {
             println!("{}", inspect::inspect(tree, &tokenizer)?);
         }
         return Ok(SftReport { steps: 0, training_loss: f64::NAN, evaluation_loss: None });
     }
-    let (training, evaluation) = match &settings.evaluation_data {
+    let (training, evaluation) = match &settings.examples.evaluation_data {
         Some(pattern) => (trees, read(pattern, &tokenizer, common.max_length)?.0),
-        None => order::split(trees, settings.evaluation_share, common.seed),
+        None => order::split(trees, settings.examples.evaluation_share, common.seed),
     };
     let role = Role {
         folder: &settings.model.model,
@@ -102,7 +91,7 @@ pub fn run(settings: &SftSettings) -> Result<SftReport> {
     let (what, count) = ("demonstrations", training.len());
     let examples = Examples { what, training: count, evaluation: evaluation.len(), tokens, truncation };
     let plan = training_plan("sft", &[&model], common, &settings.training, &examples, 0);
-    let total_steps = order.total_steps(settings.epochs as f64, settings.training.max_steps);
+    let total_steps = order.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
     let mut run = Run::start(settings, common, &plan, total_steps)?;
     let save = |folder: &Path| {
         model.save(folder)?;
@@ -153,10 +142,10 @@ fn train(
     save: impl Fn(&Path) -> Result<()>,
 ) -> Result<SftReport> {
     let (common, training) = (&settings.common, &settings.training);
-    let total_steps = order.total_steps(settings.epochs as f64, training.max_steps);
+    let total_steps = order.total_steps(settings.examples.epochs as f64, training.max_steps);
     let schedule = Schedule::new(&training.optimizer, training.learning_rate, total_steps);
     let mut optimizer = Optimizer::new(model.variables(), &training.optimizer)?;
-    let evaluate_every = settings.evaluate_every.unwrap_or(order.steps_per_epoch());
+    let evaluate_every = settings.examples.evaluate_every.unwrap_or(order.steps_per_epoch());
     let mut report = SftReport { steps: total_steps, training_loss: f64::NAN, evaluation_loss: None };
     for step in 0..total_steps {
         let chosen: Vec<&TokenTree> = order.step(step).iter().map(|&index| &trees[index]).collect();

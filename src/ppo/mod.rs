@@ -14,9 +14,10 @@ use candle_core::Device;
 
 use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
-use crate::data::schema;
+use crate::data::batch::TokenTree;
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
+use crate::data::{inspect, schema};
 use crate::error::Result;
 use crate::files::replace_folder_atomically;
 use crate::generate::{MOST_ACTIVE, generate};
@@ -53,16 +54,12 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
             settings.model.model.display()
         );
     }
-    let mut truncation = Truncation::default();
-    let prompt_length = common.max_length - settings.sampling.response_length;
-    let mut prompts = Vec::new();
-    for prompt in schema::prompts(&settings.data)? {
-        let tokens = tokenizer.prompt(&prompt?, prompt_length, &mut truncation)?;
-        prompts.push(tokens);
-    }
-    prompts.retain(|prompt| !prompt.is_empty());
-    if prompts.is_empty() {
-        bail!("{}: no prompt is left after reading; check the column prompt", settings.data);
+    let (prompts, truncation) = read(settings, &tokenizer)?;
+    if let Some(count) = settings.inspect {
+        for prompt in prompts.into_iter().take(count) {
+            println!("{}", inspect::inspect(&TokenTree { prompt, answers: Vec::new() }, &tokenizer)?);
+        }
+        return Ok(());
     }
     let mut roles = Roles::load(settings)?;
     tokenizer.fits(roles.policy.model.architecture().vocabulary)?;
@@ -95,6 +92,21 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
     run.keep(total_steps, None, |folder| roles.policy.model.save(folder))?;
     replace_folder_atomically(run.folder().join("value-model"), |folder| roles.value.model.save(folder))?;
     run.finish()
+}
+
+/// Reads prompts; those without a token are left out.
+fn read(settings: &PpoSettings, tokenizer: &Tokenizer) -> Result<(Vec<Vec<u32>>, Truncation)> {
+    let mut truncation = Truncation::default();
+    let prompt_length = settings.common.max_length - settings.sampling.response_length;
+    let mut prompts = Vec::new();
+    for prompt in schema::prompts(&settings.data)? {
+        prompts.push(tokenizer.prompt(&prompt?, prompt_length, &mut truncation)?);
+    }
+    prompts.retain(|prompt| !prompt.is_empty());
+    if prompts.is_empty() {
+        bail!("{}: no prompt is left after reading; check the column prompt", settings.data);
+    }
+    Ok((prompts, truncation))
 }
 
 impl Roles {

@@ -24,6 +24,9 @@ pub struct PpoSettings {
     /// Parquet file, folder or glob of prompts (columns prompt or messages)
     #[arg(long, value_name = "FILES")]
     pub data: String,
+    /// Print this many prompts as the model will see them, and stop
+    #[arg(long, value_name = "N")]
+    pub inspect: Option<usize>,
     /// What all programs share.
     #[command(flatten)]
     #[serde(flatten)]

@@ -17,7 +17,7 @@ use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::model::adapter::Pass;
 use crate::model::{Model, dropout_seed};
-use crate::settings::{CommonSettings, ModelSettings, TrainingSettings, learning_rates};
+use crate::settings::{CommonSettings, ExampleSettings, ModelSettings, TrainingSettings, learning_rates};
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
 use crate::train::plan::{Examples, training_plan};
@@ -38,24 +38,13 @@ pub struct RewardSettings {
     /// Parquet file, folder or glob of rankings (columns prompt, responses and ranks or scores; or prompt, chosen and rejected)
     #[arg(long, value_name = "FILES")]
     pub data: String,
-    /// Rankings to evaluate on [default: a share of the data]
-    #[arg(long, value_name = "FILES")]
-    pub evaluation_data: Option<String>,
-    /// Share of the rankings kept apart for evaluation, where there is no --evaluation-data
-    #[arg(long, default_value_t = 0.05, value_parser = crate::settings::below_one)]
-    pub evaluation_share: f64,
     /// Demonstrations whose mean reward becomes 0 [default: the best-ranked answers]
     #[arg(long, value_name = "FILES")]
     pub demonstrations: Option<String>,
-    /// Optimizer steps between evaluations [default: once an epoch]
-    #[arg(long, value_parser = crate::settings::at_least_one)]
-    pub evaluate_every: Option<usize>,
-    /// Passes over the rankings
-    #[arg(long, default_value_t = 1, value_parser = crate::settings::at_least_one)]
-    pub epochs: usize,
-    /// Print this many examples as the model will see them, and stop
-    #[arg(long, value_name = "N")]
-    pub inspect: Option<usize>,
+    /// How it goes through them.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub examples: ExampleSettings,
     /// What all programs share.
     #[command(flatten)]
     #[serde(flatten)]
@@ -83,15 +72,15 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     let tokenizer = Tokenizer::load(&crate::adapt::tokenizer_folder(&settings.model.model)?)?;
     let mut truncation = Truncation::default();
     let (ranked, ties) = read(&settings.data, &tokenizer, common.max_length, &mut truncation)?;
-    if let Some(count) = settings.inspect {
+    if let Some(count) = settings.examples.inspect {
         for ranked in ranked.iter().take(count) {
             println!("{}", inspect::inspect(&ranked.tree, &tokenizer)?);
         }
         return Ok(None);
     }
-    let (training, evaluation) = match &settings.evaluation_data {
+    let (training, evaluation) = match &settings.examples.evaluation_data {
         Some(pattern) => (ranked, read(pattern, &tokenizer, common.max_length, &mut Truncation::default())?.0),
-        None => order::split(ranked, settings.evaluation_share, common.seed),
+        None => order::split(ranked, settings.examples.evaluation_share, common.seed),
     };
     let role = Role {
         folder: &settings.model.model,
@@ -103,7 +92,7 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     let mut model = Bases::new(Device::Cpu).load(&role)?;
     tokenizer.fits(model.architecture().vocabulary)?;
     let mut order = Order::new((0..training.len()).collect(), settings.training.batch_size, common.seed);
-    let total_steps = order.total_steps(settings.epochs as f64, settings.training.max_steps);
+    let total_steps = order.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
     let tokens = training.iter().map(|ranked| ranked.tree.tokens()).sum();
     let (what, count) = ("rankings", training.len());
     let examples = Examples { what, training: count, evaluation: evaluation.len(), tokens, truncation };
@@ -160,10 +149,10 @@ fn train(
     run: &mut Run,
 ) -> Result<Option<RewardEvaluation>> {
     let (common, training) = (&settings.common, &settings.training);
-    let total_steps = order.total_steps(settings.epochs as f64, training.max_steps);
+    let total_steps = order.total_steps(settings.examples.epochs as f64, training.max_steps);
     let schedule = Schedule::new(&training.optimizer, training.learning_rate, total_steps);
     let mut optimizer = Optimizer::new(model.variables(), &training.optimizer)?;
-    let evaluate_every = settings.evaluate_every.unwrap_or(order.steps_per_epoch());
+    let evaluate_every = settings.examples.evaluate_every.unwrap_or(order.steps_per_epoch());
     let mut latest = None;
     for step in 0..total_steps {
         let chosen: Vec<&RankedTree> = order.step(step).iter().map(|&index| &ranked[index]).collect();

@@ -54,6 +54,26 @@ pub struct ModelSettings {
     pub adapter: Option<PathBuf>,
 }
 
+/// How a program that learns from examples goes through them.
+#[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
+pub struct ExampleSettings {
+    /// Examples to evaluate on, in the form of --data [default: a share of the data]
+    #[arg(long, value_name = "FILES")]
+    pub evaluation_data: Option<String>,
+    /// Share of the examples kept apart for evaluation, where there is no --evaluation-data
+    #[arg(long, default_value_t = 0.05, value_parser = below_one)]
+    pub evaluation_share: f64,
+    /// Optimizer steps between evaluations [default: once an epoch]
+    #[arg(long, value_parser = at_least_one)]
+    pub evaluate_every: Option<usize>,
+    /// Passes over the examples
+    #[arg(long, default_value_t = 1, value_parser = at_least_one)]
+    pub epochs: usize,
+    /// Print this many examples as the model will see them, and stop
+    #[arg(long, value_name = "N")]
+    pub inspect: Option<usize>,
+}
+
 /// What every program that trains has.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct TrainingSettings {

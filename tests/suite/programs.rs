@@ -236,6 +236,9 @@ fn inspection_prints_tokens_with_their_loss_and_trains_nothing() {
     );
     let printed = bench.succeed("reward --model sft --data rankings.parquet --output none --inspect 1");
     assert!(printed.contains(" green") || printed.contains("red"), "{printed}");
+    bench.reward("reward", "sft", "--max-steps 1");
+    let ppo = "ppo --model sft --reward-model reward --data prompts.parquet --output none --inspect 1";
+    assert!(bench.succeed(ppo).lines().any(|line| line.ends_with("\" the\"") && line.contains(" no ")));
     assert!(!bench.path("none").exists());
 }
 
