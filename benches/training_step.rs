@@ -1,10 +1,9 @@
 //! One training step of a GPT-2 of 17 million parameters, by this crate's model and by candle's own operations.
 //!
 //! 6 layers, width 384, 6 heads, vocabulary 8192 (tied), 8 sequences of 256 tokens: once with all weights trained, once with LoRA of
-//! rank 8 on every linear. Ours is what the programs run: [`Model`], [`Batch`] and [`Optimizer`]. Both sides start from the same
-//! weights, and their losses before and after the first step are checked to agree. After the times, each side's peak memory and
-//! processor time are measured in a process of its own (processor time says less than the clock on a quiet machine, and more on
-//! a busy one).
+//! rank 8 on every linear. Ours is what the programs run: [`Model`], [`Batch`] and [`Optimizer`]. Each side has a process of its own, so that its
+//! peak memory and its threads are its own; both start from the same weights, and the losses of their first steps are checked to
+//! agree. Processor time says less than the clock on a quiet machine, and more on a busy one.
 //!
 //! `cargo bench --bench training_step`
 
@@ -13,7 +12,7 @@ use std::time::Duration;
 
 use candle_core::{D, Device, Result, Tensor, Var};
 use candle_nn::optim::{AdamW, Optimizer as _, ParamsAdamW};
-use criterion::{Criterion, criterion_group};
+use criterion::{Criterion, SamplingMode};
 use rlhf::adapt::{Bases, Head, Role, Training};
 use rlhf::data::batch::{Batch, Continuation, TokenTree};
 use rlhf::model::Model;
@@ -211,24 +210,6 @@ impl Learner {
     }
 }
 
-fn times(criterion: &mut Criterion) {
-    for method in [Method::Full, Method::Lora] {
-        let mut learners = [Side::Ours, Side::Candle].map(|side| (side, Learner::new(side, method).expect("a model")));
-        let losses = learners.each_mut().map(|(_, learner)| [0, 1, 2].map(|_| learner.step().expect("a step")));
-        for (ours, candle) in losses[0].iter().zip(&losses[1]) {
-            assert!((ours - candle).abs() < 1e-3, "the two sides train to different losses: {losses:?}");
-        }
-        let mut group = criterion.benchmark_group(format!("training step, {method:?}"));
-        group.sample_size(10).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(20));
-        for (side, learner) in &mut learners {
-            group.bench_function(format!("{side:?}"), |bencher| bencher.iter(|| learner.step().expect("a step")));
-        }
-        group.finish();
-    }
-}
-
-criterion_group!(benches, times);
-
 /// The processor time that this process has used, in seconds, as Linux counts it (100 ticks a second).
 fn processor_time() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/stat").ok()?;
@@ -237,48 +218,53 @@ fn processor_time() -> Option<f64> {
     Some((ticks(11)? + ticks(12)?) / 100.0)
 }
 
-/// Trains a few steps and prints what they took.
-fn train_alone(side: Side, method: Method) -> rlhf::Result<()> {
-    const STEPS: usize = 4;
-    let mut learner = Learner::new(side, method)?;
-    learner.step()?;
-    let start = processor_time();
-    for _ in 1..STEPS {
-        learner.step()?;
+/// Measures one side in this process; the last line that it prints are the losses of the first steps.
+fn measure(side: Side, method: Method) -> rlhf::Result<()> {
+    if side == Side::Ours {
+        // As the programs do; candle's own operations keep their pool.
+        rlhf::ops::threads::leave_threads_to_rayon();
     }
-    let seconds = processor_time().zip(start).map_or(f64::NAN, |(end, start)| (end - start) / (STEPS - 1) as f64);
+    let mut learner = Learner::new(side, method)?;
+    let first = learner.step()?;
+    let start = processor_time();
+    let (second, third) = (learner.step()?, learner.step()?);
+    let seconds = processor_time().zip(start).map_or(f64::NAN, |(end, start)| (end - start) / 2.0);
     let peak = rlhf::train::metrics::peak_rss_mb().unwrap_or(f64::NAN);
+    let mut criterion = Criterion::default().configure_from_args();
+    let mut group = criterion.benchmark_group(format!("training step, {method:?}"));
+    group.sample_size(20).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(20));
+    group.sampling_mode(SamplingMode::Flat);
+    group.bench_function(format!("{side:?}"), |bencher| bencher.iter(|| learner.step().expect("a step")));
+    group.finish();
     println!("peak memory {peak:.0} MB, processor time {seconds:.2} s a step");
+    println!("{first} {second} {third}");
     Ok(())
 }
 
-/// Runs this program again for every side and method, to see what each takes in a process of its own.
-fn alone() {
-    for method in [Method::Full, Method::Lora] {
-        for side in [Side::Ours, Side::Candle] {
-            let program = std::env::current_exe().expect("the path of this program");
-            let name = format!("{side:?} {method:?}");
-            let output = std::process::Command::new(program).env(ALONE, &name).output().expect("a second process");
-            println!("{name}: {}", String::from_utf8_lossy(&output.stdout).trim());
-        }
-    }
+/// Runs this program again for one side; gives the losses of its first steps.
+fn measure_alone(side: Side, method: Method) -> Vec<f32> {
+    let program = std::env::current_exe().expect("the path of this program");
+    let mut command = std::process::Command::new(program);
+    command.args(std::env::args_os().skip(1)).env(ALONE, format!("{side:?} {method:?}"));
+    let output = command.stderr(std::process::Stdio::inherit()).output().expect("a second process");
+    let text = String::from_utf8_lossy(&output.stdout);
+    println!("{}", text.trim_end());
+    let losses = text.trim_end().lines().last().unwrap_or_default();
+    losses.split(' ').map(|loss| loss.parse().expect("a loss")).collect()
 }
 
 fn main() {
-    let Ok(wanted) = std::env::var(ALONE) else {
-        benches();
-        alone();
-        Criterion::default().configure_from_args().final_summary();
-        return;
-    };
+    let wanted = std::env::var(ALONE).ok();
     for method in [Method::Full, Method::Lora] {
+        if wanted.is_none() {
+            let losses = [Side::Ours, Side::Candle].map(|side| measure_alone(side, method));
+            for (ours, candle) in losses[0].iter().zip(&losses[1]) {
+                assert!((ours - candle).abs() < 1e-3, "the two sides train to different losses: {losses:?}");
+            }
+        }
         for side in [Side::Ours, Side::Candle] {
-            if wanted == format!("{side:?} {method:?}") {
-                if side == Side::Ours {
-                    // As the programs do; candle's own operations keep their pool.
-                    rlhf::ops::threads::leave_threads_to_rayon();
-                }
-                train_alone(side, method).expect("training");
+            if wanted.as_deref() == Some(&format!("{side:?} {method:?}")) {
+                measure(side, method).expect("training");
             }
         }
     }
