@@ -86,6 +86,8 @@ pub fn run(settings: &SftSettings) -> Result<SftReport> {
     };
     let model = Bases::new(Device::Cpu).load(&role)?;
     tokenizer.fits(model.architecture().vocabulary)?;
+    let longest = training.iter().chain(&evaluation).map(TokenTree::longest).max();
+    model.architecture().check_length(longest.unwrap_or(0))?;
     let order = Order::new((0..training.len()).collect(), settings.training.batch_size, common.seed);
     let tokens = training.iter().map(TokenTree::tokens).sum();
     let (what, count) = ("demonstrations", training.len());

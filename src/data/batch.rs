@@ -44,6 +44,11 @@ impl TokenTree {
         self.prompt.len() + self.answers.iter().map(|answer| answer.tokens.len()).sum::<usize>()
     }
 
+    /// The number of tokens of the prompt with the longest answer.
+    pub fn longest(&self) -> usize {
+        self.prompt.len() + self.answers.iter().map(|answer| answer.tokens.len()).max().unwrap_or(0)
+    }
+
     /// The number of tokens that carry loss: the first of a document without prompt has nothing before it to be predicted from.
     pub fn learned_tokens(&self) -> usize {
         let unpredicted = usize::from(self.prompt.is_empty());

@@ -216,6 +216,17 @@ impl Config<'_> {
 }
 
 impl Architecture {
+    /// Refuses sequences of more tokens than there are learned positions; rotary positions have no end.
+    pub fn check_length(&self, longest: usize) -> Result<()> {
+        if self.positions == Positions::Learned && longest > self.max_positions {
+            bail!(
+                "a sequence of {longest} tokens is longer than the {} positions that the model has; lower --max-length or --response-length",
+                self.max_positions
+            );
+        }
+        Ok(())
+    }
+
     /// Refuses sizes that do not fit each other.
     pub fn check(&self, file: &str) -> Result<()> {
         if self.kv_heads > self.heads || !self.heads.is_multiple_of(self.kv_heads) {

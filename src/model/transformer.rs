@@ -7,7 +7,7 @@ use super::architecture::{Architecture, AttentionInput, FeedForward, LinearName,
 use super::layout::Layout;
 use super::weights::{OUTPUT, Weights, block_prefix};
 use crate::error::Result;
-use crate::{bail, ops};
+use crate::ops;
 
 /// A transformer of some architecture over some weights: typed access to the tensors, which it shares.
 #[derive(Debug, Clone)]
@@ -125,14 +125,9 @@ impl Transformer {
             let gather = Tensor::from_slice(gather, gather.len(), device)?;
             x = Tensor::cat(&[&virtual_tokens, &x], 0)?.index_select(&gather, 0)?; // [rows, d_model]
         }
-        let longest = layout.positions.iter().max().map_or(0, |&position| position as usize + 1);
         if let Some(positions) = &self.positions {
-            if longest > self.architecture.max_positions {
-                bail!(
-                    "a sequence of {longest} tokens is longer than the {} positions that the model has; lower --max-length or --response-length",
-                    self.architecture.max_positions
-                );
-            }
+            let longest = layout.positions.iter().max().map_or(0, |&position| position as usize + 1);
+            self.architecture.check_length(longest)?;
             let ids = Tensor::from_slice(&layout.positions, layout.positions.len(), device)?;
             x = (x + positions.index_select(&ids, 0)?)?;
         }

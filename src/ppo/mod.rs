@@ -62,7 +62,11 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
         return Ok(());
     }
     let mut roles = Roles::load(settings)?;
-    tokenizer.fits(roles.policy.model.architecture().vocabulary)?;
+    let longest = prompts.iter().map(|prompt| prompt.len() + settings.sampling.response_length).max();
+    for model in [&roles.policy.model, &roles.reward] {
+        tokenizer.fits(model.architecture().vocabulary)?;
+        model.architecture().check_length(longest.unwrap_or(0))?;
+    }
 
     let training = &settings.training;
     let mut order = Order::new((0..prompts.len()).collect(), training.batch_size, common.seed);

@@ -91,6 +91,8 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     };
     let mut model = Bases::new(Device::Cpu).load(&role)?;
     tokenizer.fits(model.architecture().vocabulary)?;
+    let longest = training.iter().chain(&evaluation).map(|ranked| ranked.tree.longest()).max();
+    model.architecture().check_length(longest.unwrap_or(0))?;
     let mut order = Order::new((0..training.len()).collect(), settings.training.batch_size, common.seed);
     let total_steps = order.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
     let tokens = training.iter().map(|ranked| ranked.tree.tokens()).sum();

@@ -15,6 +15,10 @@ use crate::common::{lists, strings, table};
 const CONFIG: &str = r#"{"model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48,
     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}"#;
 
+/// A model with learned positions, fewer than any example has tokens.
+const SHORT: &str =
+    r#"{"model_type": "gpt2", "vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 8}"#;
+
 /// A working folder with a bare `config.json` in `model/` and a Parquet file for each program.
 struct Workbench {
     folder: TempDir,
@@ -339,6 +343,8 @@ fn an_unusable_model_is_one_sentence_and_leaves_nothing() {
     refused(&bench, &sft("small"), &["tokenizer", "260"]);
     refused(&bench, &sft("other --adapter adapter"), &["adapter/adapter_model.safetensors", "another base model"]);
     refused(&bench, &sft("adapter --adapter adapter"), &["adapter: is an adapter itself"]);
+    bench.put("short/config.json", SHORT.as_bytes());
+    refused(&bench, &sft("short"), &["longer than the 8 positions", "--max-length"]);
     let ppo = "ppo --model sft --data prompts.parquet --reward-model";
     refused(&bench, &format!("{ppo} sft"), &["sft: tensor \"score.weight\" is missing", "no reward model"]);
     refused(&bench, "sample --model small --data prompts.parquet", &["tokenizer", "260"]);
