@@ -16,7 +16,7 @@ use criterion::{Criterion, SamplingMode};
 use rlhf::adapt::{Bases, Head, Role, Training};
 use rlhf::data::batch::{Batch, Continuation, TokenTree};
 use rlhf::model::Model;
-use rlhf::model::adapter::Pass;
+use rlhf::model::adapter::{Parameter, Pass};
 use rlhf::settings::{OptimizerSettings, TrainingSettings, from_arguments};
 use rlhf::train::optimizer::Optimizer;
 
@@ -55,7 +55,6 @@ mod ours {
     use super::*;
 
     #[derive(clap::Parser)]
-    #[command(mut_arg("learning_rate", rlhf::settings::learning_rates("1e-4", "1e-4")))]
     struct Settings {
         #[command(flatten)]
         training: TrainingSettings,
@@ -64,7 +63,9 @@ mod ours {
     /// The settings of both sides: no clipping and no weight decay, which candle's optimizer has not, or has for norms too.
     fn settings(method: Method) -> TrainingSettings {
         let method = format!("{method:?}").to_lowercase();
-        let arguments = ["--method", &method, "--beta2", "0.999", "--max-gradient-norm", "0", "--weight-decay", "0"];
+        let optimizer = ["--beta2", "0.999", "--max-gradient-norm", "0", "--weight-decay", "0"];
+        let lora = ["--target-modules", "all-linear", "--lora-alpha", "16"];
+        let arguments = ["--method", &method].into_iter().chain(optimizer).chain(lora);
         from_arguments::<Settings>(arguments).expect("valid arguments").training
     }
 
@@ -78,7 +79,7 @@ mod ours {
         std::fs::write(folder.path().join("config.json"), config).expect("the folder can be written to");
         let settings = settings(method);
         let training = Training::With(&settings);
-        let role = Role { folder: folder.path(), adapter: None, training, head: Head::Language, seed: 1 };
+        let role = Role { folder: folder.path(), adapters: &[], training, head: Head::Language, seed: 1 };
         Ok((Bases::new(Device::Cpu).load(&role)?, settings.optimizer.clone()))
     }
 
@@ -115,7 +116,7 @@ mod candle {
             for (name, tensor) in model.weights().iter() {
                 copy.tensors.insert(name.clone(), tensor.detach().copy()?);
             }
-            for (name, variable) in model.variables() {
+            for Parameter { name, variable, .. } in model.trainable_parameters() {
                 let variable = Var::from_tensor(&variable.as_tensor().copy()?)?;
                 let name = name.trim_start_matches("base_model.model.").to_string();
                 copy.tensors.insert(name, variable.as_tensor().clone());
@@ -186,9 +187,10 @@ impl Learner {
     fn new(side: Side, method: Method) -> rlhf::Result<Self> {
         let (model, settings) = ours::model(method)?;
         Ok(match side {
-            Side::Ours => {
-                Learner::Ours { optimizer: Optimizer::new(model.variables(), &settings)?, model: Box::new(model) }
-            }
+            Side::Ours => Learner::Ours {
+                optimizer: Optimizer::new(model.trainable_parameters(), &settings)?,
+                model: Box::new(model),
+            },
             Side::Candle => {
                 let model = candle::Gpt2::copy(&model)?;
                 let settings = ParamsAdamW { lr: LEARNING_RATE, weight_decay: 0.0, ..Default::default() };

@@ -15,7 +15,7 @@ use crate::data::schema::{self, Prompt, Text};
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::error::{Error, Result};
-use crate::generate::{SamplingSettings, generate};
+use crate::generate::{PromptTokens, SamplingSettings, generate};
 use crate::model::Model;
 use crate::settings::{CommonSettings, ModelSettings, at_least_one};
 use crate::train::plan::Plan;
@@ -153,7 +153,7 @@ pub(crate) fn load(settings: &ModelSettings, seed: u64) -> Result<(Model, Tokeni
     let tokenizer = Tokenizer::load(adapt::tokenizer_folder(&settings.model)?)?;
     let role = Role {
         folder: &settings.model,
-        adapter: settings.adapter.as_deref(),
+        adapters: &settings.adapter,
         training: Training::Frozen,
         head: Head::Language,
         seed,
@@ -208,7 +208,8 @@ impl<'a> Sampler<'a> {
         for group in prompts.chunks(self.prompts_a_call(prompts)) {
             let first = ((first + all.len()) * self.answers) as u64;
             let stop = self.tokenizer.stop_tokens();
-            let answers = generate(self.model, group, self.answers, &self.settings, stop, self.seed, first)?;
+            let group_tokens: Vec<PromptTokens> = group.iter().cloned().map(PromptTokens::from).collect();
+            let answers = generate(self.model, &group_tokens, self.answers, &self.settings, stop, self.seed, first)?;
             for (prompt, answers) in group.iter().zip(answers) {
                 let tokens: usize = answers.iter().map(|answer| answer.tokens.len()).sum();
                 progress.advance(None, prompt.len() + tokens);

@@ -154,7 +154,7 @@ fn say(report: &ScoreReport, settings: &ScoreSettings) {
 fn load(settings: &ModelSettings, seed: u64) -> Result<Model> {
     Bases::new(Device::Cpu).load(&Role {
         folder: &settings.model,
-        adapter: settings.adapter.as_deref(),
+        adapters: &settings.adapter,
         training: Training::Frozen,
         head: Head::AsFound,
         seed,
@@ -199,7 +199,7 @@ pub fn scores(
     tokens_per_batch: usize,
     done: impl FnMut(&TokenTree),
 ) -> Result<Vec<Vec<Score>>> {
-    over_batches(trees, tokens_per_batch, done, |batch| {
+    over_batches(model, trees, tokens_per_batch, done, |batch| {
         let hidden = model.hidden(batch, &Pass::default())?; // [tokens, d_model]
         let log_probs = log_probs(model, &hidden, batch)?;
         let rewards = rewards(model, &hidden, batch)?;
@@ -215,12 +215,13 @@ pub fn scores(
 /// The reward of every answer of every tree, under a model with a scalar head.
 pub fn reward_scores(model: &Model, trees: &[TokenTree], tokens_per_batch: usize) -> Result<Vec<Vec<f64>>> {
     over_batches(
+        model,
         trees,
         tokens_per_batch,
         |_| {},
         |batch| {
             let hidden = model.hidden(batch, &Pass::default())?; // [tokens, d_model]
-            let rewards: Vec<f32> = model.scores(&hidden, &batch.last_rows)?.to_vec1()?; // [answers]
+            let rewards: Vec<f32> = model.rewards(&hidden, batch)?.to_vec1()?; // [answers]
             Ok(rewards.into_iter().map(f64::from).collect())
         },
     )
@@ -228,6 +229,7 @@ pub fn reward_scores(model: &Model, trees: &[TokenTree], tokens_per_batch: usize
 
 /// Packs the trees into batches, reads one value an answer from each, and gives each tree its own.
 fn over_batches<T>(
+    model: &Model,
     trees: &[TokenTree],
     tokens_per_batch: usize,
     mut done: impl FnMut(&TokenTree),
@@ -236,7 +238,7 @@ fn over_batches<T>(
     let sizes: Vec<usize> = trees.iter().map(TokenTree::tokens).collect();
     let mut all = Vec::with_capacity(trees.len());
     for range in split_by_budget(&sizes, tokens_per_batch) {
-        let batch = Batch::pack(&trees[range.clone()]);
+        let batch = model.pack(&trees[range.clone()]);
         let mut values = read(&batch)?.into_iter();
         all.extend(batch.trees.iter().map(|answers| values.by_ref().take(answers.len()).collect::<Vec<T>>()));
         trees[range].iter().for_each(&mut done);
@@ -258,7 +260,7 @@ fn log_probs(model: &Model, hidden: &Tensor, batch: &Batch) -> Result<Option<Vec
 /// One reward an answer, `[answers]`.
 fn rewards(model: &Model, hidden: &Tensor, batch: &Batch) -> Result<Option<Vec<f32>>> {
     match model.head() {
-        Some(_) => Ok(Some(model.scores(hidden, &batch.last_rows)?.to_vec1()?)),
+        Some(_) => Ok(Some(model.rewards(hidden, batch)?.to_vec1()?)),
         None => Ok(None),
     }
 }

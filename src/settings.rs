@@ -12,7 +12,7 @@
 //!
 //! /// Fine-tunes a model.
 //! #[derive(Debug, Clone, Parser, serde::Serialize, serde::Deserialize)]
-//! #[command(name = "tune", mut_arg("learning_rate", settings::learning_rates("1e-5", "1e-4")))]
+//! #[command(name = "tune")]
 //! struct Tune {
 //!     #[command(flatten)]
 //!     #[serde(flatten)]
@@ -23,13 +23,14 @@
 //! }
 //!
 //! let tune: Tune = settings::from_arguments(["--output", "runs/tune", "--method", "lora"])?;
-//! assert_eq!(tune.training.learning_rate, 1e-4);
+//! assert_eq!(tune.training.learning_rate(1e-5), 1e-4);
 //! assert_eq!(settings::command_line(&tune)?, "tune --output runs/tune --method lora");
 //! # Ok::<(), rlhf::Error>(())
 //! ```
 
 mod file;
 mod groups;
+mod methods;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -43,8 +44,12 @@ use crate::error::{Error, Result};
 use crate::files::write_atomically;
 
 pub use groups::{
-    CommonSettings, ExampleSettings, LoraSettings, Method, ModelSettings, OptimizerSettings, ScheduleShape,
-    TrainingSettings, at_least_one, below_one, learning_rates, not_negative, ratio,
+    CommonSettings, ExampleSettings, ModelSettings, OptimizerSettings, ScheduleShape, TrainingSettings, at_least_one,
+    below_one, learning_rate_help, not_negative, ratio,
+};
+pub use methods::{
+    BiasGroup, BottleneckSettings, LoraBias, LoraInit, LoraSettings, Method, MethodSettings, Methods, Pattern,
+    Placement, Pooling, ProbeSettings, PromptEncoder, PromptInit, PromptSettings,
 };
 
 /// Runs a program: reads its settings, sets the number of threads, calls `main`, and turns an error into a sentence on

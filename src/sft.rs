@@ -19,16 +19,19 @@ use crate::model::adapter::Pass;
 use crate::model::folder::read_architecture;
 use crate::model::weight_files;
 use crate::model::{Model, dropout_seed};
-use crate::settings::{CommonSettings, ExampleSettings, ModelSettings, TrainingSettings, learning_rates};
+use crate::settings::{CommonSettings, ExampleSettings, ModelSettings, TrainingSettings, learning_rate_help};
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
 use crate::train::plan::{Examples, training_plan};
 use crate::train::run::Run;
 use crate::train::schedule::Schedule;
 
+/// The default peak learning rate of full weights.
+const LEARNING_RATE: f64 = 1e-5;
+
 /// Fine-tunes a language model on demonstrations
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
-#[command(name = "sft", version, mut_arg("learning_rate", learning_rates("1e-5", "1e-4")))]
+#[command(name = "sft", version, mut_arg("learning_rate", learning_rate_help(LEARNING_RATE)))]
 pub struct SftSettings {
     /// The model to start from.
     #[command(flatten)]
@@ -79,7 +82,7 @@ pub fn run(settings: &SftSettings) -> Result<SftReport> {
     };
     let role = Role {
         folder: &settings.model.model,
-        adapter: settings.model.adapter.as_deref(),
+        adapters: &settings.model.adapter,
         training: Training::With(&settings.training),
         head: Head::Language,
         seed: common.seed,
@@ -145,8 +148,8 @@ fn train(
 ) -> Result<SftReport> {
     let (common, training) = (&settings.common, &settings.training);
     let total_steps = order.total_steps(settings.examples.epochs as f64, training.max_steps);
-    let schedule = Schedule::new(&training.optimizer, training.learning_rate, total_steps);
-    let mut optimizer = Optimizer::new(model.variables(), &training.optimizer)?;
+    let schedule = Schedule::new(&training.optimizer, training.learning_rate(LEARNING_RATE), total_steps);
+    let mut optimizer = Optimizer::new(model.trainable_parameters(), &training.optimizer)?;
     let evaluate_every = settings.examples.evaluate_every.unwrap_or(order.steps_per_epoch());
     let mut report = SftReport { steps: total_steps, training_loss: f64::NAN, evaluation_loss: None };
     for step in 0..total_steps {

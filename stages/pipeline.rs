@@ -10,7 +10,7 @@ use rlhf::Result;
 use rlhf::evaluate::{self, EvaluateSettings};
 use rlhf::ppo::settings::PpoSettings;
 use rlhf::reward::RewardSettings;
-use rlhf::settings::{Method, command_line, from_arguments, run_program};
+use rlhf::settings::{Methods, command_line, from_arguments, run_program};
 use rlhf::sft::SftSettings;
 use serde::Serialize;
 
@@ -27,9 +27,9 @@ struct PipelineSettings {
     /// Folder to write to
     #[arg(long, default_value = "runs/pipeline")]
     output: PathBuf,
-    /// What is trained at each stage
-    #[arg(long, value_enum, default_value_t = Method::Full)]
-    method: Method,
+    /// What is trained at each stage: full, or lightweight methods, as in lora+prompt-tuning
+    #[arg(long, default_value = "full")]
+    method: Methods,
     /// Seed of everything random
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -67,16 +67,12 @@ fn run(settings: PipelineSettings) -> Result<()> {
             Arguments(Vec::new()).path("output", output).flag("seed", settings.seed).flag("max-length", 256);
         settings.threads.iter().fold(arguments, |arguments, threads| arguments.flag("threads", threads))
     };
-    // Low-rank updates want three to ten times the learning rate of full weights.
-    let training = |output: &Path, full: f64, lora: f64| {
-        let (method, learning_rate) = match settings.method {
-            Method::Full => ("full", full),
-            Method::Lora => ("lora", lora),
-        };
-        stage(output).flag("method", method).flag("learning-rate", learning_rate)
+    let training = |output: &Path, full: f64| {
+        let learning_rate = settings.method.learning_rate(full);
+        stage(output).flag("method", &settings.method).flag("learning-rate", format!("{learning_rate:.1e}"))
     };
 
-    let arguments = training(&sft, 5e-4, 5e-3)
+    let arguments = training(&sft, 5e-4)
         .path("model", &base)
         .path("data", &file("demonstrations.parquet"))
         .path("evaluation-data", &file("demonstrations-test.parquet"))
@@ -85,7 +81,7 @@ fn run(settings: PipelineSettings) -> Result<()> {
     let stage_settings: SftSettings = announce(1, "supervised fine-tuning", arguments)?;
     rlhf::sft::run(&stage_settings)?;
 
-    let arguments = training(&reward, 1e-3, 3e-3)
+    let arguments = training(&reward, 1e-3)
         .path("model", &sft)
         .path("data", &file("rankings.parquet"))
         .path("evaluation-data", &file("rankings-test.parquet"))
@@ -93,7 +89,7 @@ fn run(settings: PipelineSettings) -> Result<()> {
     let stage_settings: RewardSettings = announce(2, "reward model", arguments)?;
     rlhf::reward::run(&stage_settings)?;
 
-    let arguments = training(&ppo, 1e-4, 3e-4)
+    let arguments = training(&ppo, 1e-4)
         .path("model", &sft)
         .path("reward-model", &reward)
         .path("data", &file("prompts.parquet"))

@@ -1,9 +1,22 @@
-//! How a model is trained: full weights, or a lightweight method on a frozen base. The only place that knows methods by name.
+//! How a model is trained: full weights, or lightweight methods on a frozen base. The only place that knows methods by name.
+//!
+//! Each method is one file that makes a [`crate::model::adapter::Adapter`]: new, or from a folder that was saved; [`Bases::load`] puts them together.
 
+mod base;
+mod bitfit;
+mod bottleneck;
+mod ia3;
 mod lora;
+mod p_tuning;
 mod peft;
+mod prefix_tuning;
+mod probing;
+mod prompt_tuning;
+mod resolve;
+mod targets;
+mod words;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,51 +28,64 @@ use crate::model::Model;
 use crate::model::adapter::Adapter;
 use crate::model::architecture::Architecture;
 use crate::model::folder::{self, ModelFolder};
-use crate::model::head::ScalarHead;
-use crate::model::weights::{OUTPUT, SCORE, Weights};
+use crate::model::head::{self, Form, NewHead, is_head_tensor};
+use crate::model::sites::Stack;
+use crate::model::weights::{Weights, output_name};
 use crate::settings::{Method, TrainingSettings};
+use base::Base;
+use bitfit::Bitfit;
+use bottleneck::Bottleneck;
+use ia3::Ia3;
 use lora::Lora;
+use p_tuning::PTuning;
+use peft::AdapterFiles;
+use prefix_tuning::PrefixTuning;
+use probing::Probing;
+use prompt_tuning::PromptTuning;
+pub use resolve::tokenizer_folder;
 
 /// What is to be done with the weights that are read.
 #[derive(Debug, Clone, Copy)]
 pub enum Training<'a> {
     /// Nothing trains.
     Frozen,
-    /// This method trains.
+    /// These methods train.
     With(&'a TrainingSettings),
 }
 
 /// What stands on top of the transformer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Head {
+pub enum Head<'a> {
     /// The output matrix, which the folder must hold: a language model.
     Language,
-    /// A scalar head, which the folder must hold: a reward model.
+    /// A head with one label, which the folder must hold: a reward model.
     Scalar,
-    /// A scalar head, new where the folder holds none.
+    /// A head with one label, new where the folder holds none.
     ScalarOrNew,
-    /// A scalar head where the folder holds one.
+    /// A head with these labels, new where the folder holds none.
+    Classes(&'a [String]),
+    /// A head where the folder holds one.
     AsFound,
 }
 
 /// One model in one role.
 #[derive(Debug, Clone, Copy)]
 pub struct Role<'a> {
-    /// The folder of a Hugging Face model or of a PEFT adapter.
+    /// The folder of a Hugging Face model, of an adapter, or of several on top of each other.
     pub folder: &'a Path,
-    /// An adapter folder on top of it.
-    pub adapter: Option<&'a Path>,
+    /// Adapter folders on top of it, in their order.
+    pub adapters: &'a [PathBuf],
     /// What trains.
     pub training: Training<'a>,
     /// What stands on top.
-    pub head: Head,
+    pub head: Head<'a>,
     /// Seed of everything that is new.
     pub seed: u64,
 }
 
 /// A base model, read once and shared by all roles on top of it.
 #[derive(Clone)]
-struct Base {
+struct BaseModel {
     folder: Arc<ModelFolder>,
     architecture: Arc<Architecture>,
     weights: Arc<Weights>,
@@ -68,7 +94,13 @@ struct Base {
 /// The base models read so far: roles on the same folder share one copy.
 pub struct Bases {
     device: Device,
-    read: HashMap<PathBuf, Base>,
+    read: HashMap<PathBuf, BaseModel>,
+}
+
+/// An adapter as read, with the head that was saved with it.
+struct Read {
+    adapter: Arc<dyn Adapter>,
+    head: Option<head::Head>,
 }
 
 impl Bases {
@@ -79,110 +111,181 @@ impl Bases {
 
     /// Reads one model in one role.
     pub fn load(&mut self, role: &Role) -> Result<Model> {
-        let (base_folder, adapter_folder) = resolve(role.folder, role.adapter)?;
-        let base = self.base(&base_folder, role.seed)?;
-        let existing = match &adapter_folder {
-            Some(folder) => Some(peft::read(folder, &base.architecture, &self.device)?),
-            None => None,
-        };
-        let head = self.head(role, &base, adapter_folder.as_deref(), existing.as_ref())?;
-        let existing = existing.map(|adapter| adapter.lora);
+        let (base_folder, adapter_folders) = resolve::resolve(role.folder, role.adapters)?;
+        let shared = self.base(&base_folder, role.seed)?;
+        let bare =
+            Model::new(shared.folder.clone(), shared.architecture.clone(), shared.weights.clone(), Vec::new(), None)?;
+        let base = Base { model: &bare, seed: role.seed };
+        let read = adapter_folders.iter().map(|folder| read_adapter(folder, &base)).collect::<Result<Vec<_>>>()?;
+        let head = self.head(role, &shared, &read)?;
+        let stack: Stack = read.into_iter().map(|read| read.adapter).collect();
         let settings = match role.training {
-            Training::Frozen => {
-                let adapter = existing.map(|lora| Arc::new(lora) as Arc<dyn Adapter>);
-                return Model::new(base.folder, base.architecture, base.weights, adapter, head);
-            }
+            Training::Frozen => return Model::new(shared.folder, shared.architecture, shared.weights, stack, head),
             Training::With(settings) => settings,
         };
         let head = head.map(|head| head.trainable()).transpose()?;
-        match settings.method {
-            Method::Full => {
-                let mut weights = match &existing {
-                    Some(adapter) => adapter.merge(&base.weights)?,
-                    None => (*base.weights).clone(),
-                };
-                // Hugging Face's classifiers have a head in place of the output matrix, and language models have no head.
-                weights.remove(if head.is_some() { OUTPUT } else { SCORE });
-                let weights = weights.trainable()?;
-                Model::new(base.folder, base.architecture, Arc::new(weights), None, head)
-            }
-            Method::Lora => {
-                let lora = match existing {
-                    Some(lora) => lora.trainable()?,
-                    None => Lora::new(&settings.lora, &base.architecture, role.seed, &self.device)?,
-                };
-                Model::new(base.folder, base.architecture, base.weights, Some(Arc::new(lora)), head)
-            }
+        if settings.method.is_full() {
+            let weights = full_weights(&shared, &stack, head.is_some())?;
+            return Model::new(shared.folder, shared.architecture, Arc::new(weights), Vec::new(), head);
         }
+        let stack = trained_stack(stack, settings, head.is_some(), &base)?;
+        let scales: BTreeMap<&'static str, f64> = (settings.method.list().iter())
+            .map(|&method| (method.name(), settings.method.learning_rate_scale(method)))
+            .collect();
+        let model = Model::new(shared.folder, shared.architecture, shared.weights, stack, head)?;
+        Ok(model.with_learning_rate_scales(scales))
     }
 
-    fn base(&mut self, folder: &Path, seed: u64) -> Result<Base> {
+    fn base(&mut self, folder: &Path, seed: u64) -> Result<BaseModel> {
         let key = folder.canonicalize().map_err(Error::io(folder))?;
         if let Some(base) = self.read.get(&key) {
             return Ok(base.clone());
         }
         let (model_folder, architecture, weights) = folder::open(folder, seed, &self.device)?;
-        let base =
-            Base { folder: Arc::new(model_folder), architecture: Arc::new(architecture), weights: Arc::new(weights) };
+        let (folder, architecture) = (Arc::new(model_folder), Arc::new(architecture));
+        let base = BaseModel { folder, architecture, weights: Arc::new(weights) };
         self.read.insert(key, base.clone());
         Ok(base)
     }
 
-    fn head(
-        &self,
-        role: &Role,
-        base: &Base,
-        adapter_folder: Option<&Path>,
-        adapter: Option<&peft::PeftAdapter>,
-    ) -> Result<Option<ScalarHead>> {
+    fn head(&self, role: &Role, base: &BaseModel, read: &[Read]) -> Result<Option<head::Head>> {
+        let architecture = &base.architecture;
+        let source = role.folder;
         if role.head == Head::Language {
-            if !base.architecture.tied_output && base.weights.find(OUTPUT).is_none() {
-                bail!(
-                    "{}: tensor \"{OUTPUT}\" is missing, so this is a classifier, which cannot write answers; give a language model",
-                    role.folder.display()
-                );
-            }
+            check_language_model(base, source)?;
             return Ok(None);
         }
-        let in_adapter = adapter.and_then(|adapter| adapter.score.clone());
-        let found = match (in_adapter, base.weights.find(SCORE)) {
-            (Some(weight), _) => Some((weight, adapter_folder.unwrap_or(&base.folder.path))),
-            (None, Some(weight)) => Some((weight.clone(), base.folder.path.as_path())),
-            (None, None) => None,
-        };
-        match (found, role.head) {
-            (Some((weight, folder)), _) => Ok(Some(ScalarHead::new(weight, ScalarHead::read_shift(folder)?))),
-            (None, Head::ScalarOrNew) => {
-                Ok(Some(ScalarHead::random(base.architecture.d_model, role.seed, &self.device)?))
+        let in_adapters = read.iter().rev().find_map(|read| read.head.clone());
+        let found = match in_adapters {
+            Some(head) => Some(head),
+            None => {
+                head::Head::find(architecture, Form::read(&base.folder.path)?, |name| base.weights.find(name).cloned())
             }
-            (None, Head::AsFound) => Ok(None),
-            (None, _) => bail!(
-                "{}: tensor \"{SCORE}\" is missing, so this is no reward model; give the output folder of `reward`, or another sequence classifier with one label",
-                role.folder.display()
-            ),
+        };
+        let labels = match role.head {
+            Head::Scalar | Head::ScalarOrNew => Some(1),
+            Head::Classes(labels) => Some(labels.len()),
+            Head::Language | Head::AsFound => None,
+        };
+        if let Some(head) = found {
+            head.check(architecture, labels, source)?;
+            return Ok(Some(head));
         }
+        let names = match role.head {
+            Head::ScalarOrNew => Vec::new(),
+            Head::Classes(labels) => labels.to_vec(),
+            Head::AsFound => return Ok(None),
+            Head::Scalar | Head::Language => bail!(
+                "{}: tensor \"{}.weight\" is missing, so this is no reward model; give the output folder of `reward`, or another sequence classifier with one label",
+                source.display(),
+                architecture.names.head.out
+            ),
+        };
+        let probe = match role.training {
+            Training::With(settings) => Some(&settings.methods.probe),
+            Training::Frozen => None,
+        };
+        let new = NewHead {
+            pooling: probe.and_then(|probe| probe.pooling),
+            hidden: probe.and_then(|probe| probe.probe_hidden_size),
+            labels: names,
+            seed: role.seed,
+        };
+        head::Head::new(architecture, &new, |name| base.weights.find(name).cloned(), &self.device).map(Some)
     }
 }
 
-/// The folder whose tokenizer belongs to a model argument: its own, or its base model's.
-pub fn tokenizer_folder(folder: &Path) -> Result<PathBuf> {
-    if folder.join("tokenizer.json").is_file() { Ok(folder.to_path_buf()) } else { Ok(resolve(folder, None)?.0) }
-}
-
-/// The base folder and the adapter folder that a model argument stands for.
-fn resolve(folder: &Path, adapter: Option<&Path>) -> Result<(PathBuf, Option<PathBuf>)> {
-    if !folder.is_dir() {
-        bail!("{}: no such folder; expected the folder of a Hugging Face model or of a PEFT adapter", folder.display());
-    }
-    if !peft::is_adapter(folder) {
-        return Ok((folder.to_path_buf(), adapter.map(Path::to_path_buf)));
-    }
-    if let Some(adapter) = adapter {
+fn check_language_model(base: &BaseModel, source: &Path) -> Result<()> {
+    if !base.architecture.causal {
         bail!(
-            "{}: is an adapter itself, and {} cannot be put on top of it; give the base model's folder with --model",
-            folder.display(),
-            adapter.display()
+            "{}: this is an encoder, which sees the text on both sides and cannot write answers; use it with `reward` or `sft --objective classification`, or give a language model",
+            source.display()
         );
     }
-    Ok((peft::base_folder(folder)?, Some(folder.to_path_buf())))
+    if let Some(name) = output_name(&base.architecture)
+        && base.weights.find(name).is_none()
+    {
+        bail!(
+            "{}: tensor \"{name}\" is missing, so this is a classifier, which cannot write answers; give a language model",
+            source.display()
+        );
+    }
+    Ok(())
+}
+
+/// All weights of the base with the adapters folded in, to be trained. Hugging Face's classifiers have a head in place of the output matrix, and language
+/// models have no head; the head's own tensors are the head's.
+fn full_weights(base: &BaseModel, stack: &Stack, has_head: bool) -> Result<Weights> {
+    let mut weights = (*base.weights).clone();
+    for adapter in stack {
+        weights = adapter.merge(&weights)?;
+    }
+    let names: Vec<String> = weights.iter().map(|(name, _)| name.clone()).collect();
+    for name in names {
+        let is_output = output_name(&base.architecture) == Some(name.as_str());
+        if is_head_tensor(&base.architecture, &name) || is_output && has_head {
+            weights.remove(&name);
+        }
+    }
+    weights.trainable()
+}
+
+/// The stack with every method of the run trained: the adapter of that method where the stack has one, else a new one on top.
+fn trained_stack(mut stack: Stack, settings: &TrainingSettings, has_head: bool, base: &Base) -> Result<Stack> {
+    let own = &settings.methods;
+    for &method in settings.method.list() {
+        if let Some(existing) = stack.iter_mut().rev().find(|adapter| adapter.method() == method.name()) {
+            *existing = existing.trainable(own)?;
+            continue;
+        }
+        let new: Arc<dyn Adapter> = match method {
+            Method::Full => bail!("full trains every weight, and no other method stands on top of it"),
+            Method::Probing => Arc::new(Probing::new(&own.probe, has_head, base)?),
+            Method::Bitfit => Arc::new(Bitfit::new(&own.probe.bitfit_biases, base)?),
+            Method::Lora => Arc::new(Lora::new(&own.lora, base)?),
+            Method::PromptTuning => Arc::new(PromptTuning::new(&own.prompt, base)?),
+            Method::PTuning => Arc::new(PTuning::new(&own.prompt, base)?),
+            Method::PrefixTuning => Arc::new(PrefixTuning::new(&own.prompt, base)?),
+            Method::PTuningV2 => Arc::new(PrefixTuning::deep_prompt(&own.prompt, base)?),
+            Method::Adapters => Arc::new(Bottleneck::new(&own.bottleneck, base)?),
+            Method::Ia3 => Arc::new(Ia3::new(&own.lora, base)?),
+        };
+        stack.push(new);
+    }
+    Ok(stack)
+}
+
+/// Reads one adapter's folder, of PEFT's, AdapterHub's or our own form.
+fn read_adapter(folder: &Path, base: &Base) -> Result<Read> {
+    let (architecture, device) = (base.architecture(), base.device());
+    if bottleneck::is_adapter(folder)? {
+        return bottleneck::read(folder, base).map(|(adapter, head)| Read { adapter, head });
+    }
+    let mut files = AdapterFiles::read(folder, device)?;
+    files.check_base(&base.model.folder().path, base.model.weights())?;
+    let head = head::Head::find(architecture, Form::read(folder)?, |name| files.find(name));
+    head.iter().flat_map(|head| head.tensors()).for_each(|(name, _)| drop(files.take(&name)));
+    let kind = files.config().text("peft_type", "")?.to_string();
+    let adapter: Arc<dyn Adapter> = match kind.as_str() {
+        "LORA" => Arc::new(Lora::read(&mut files, base)?),
+        "IA3" => Arc::new(Ia3::read(&mut files, base)?),
+        "PROMPT_TUNING" => Arc::new(PromptTuning::read(&mut files, base)?),
+        "P_TUNING" => match PTuning::read(&mut files, base)? {
+            Some(adapter) => Arc::new(adapter),
+            // PEFT keeps what the encoder said, and not the encoder.
+            None => Arc::new(PromptTuning::read(&mut files, base)?),
+        },
+        "PREFIX_TUNING" => Arc::new(PrefixTuning::read(&mut files, base)?),
+        "BITFIT" => Arc::new(Bitfit::read(&mut files, base)?),
+        "PROBING" => Arc::new(Probing::read(&mut files, base)?),
+        _ => bail!(
+            "{}: peft_type is \"{kind}\"; expected LORA, IA3, PROMPT_TUNING, P_TUNING or PREFIX_TUNING, or an adapter of this project or AdapterHub",
+            folder.display()
+        ),
+    };
+    files.finish()?;
+    if adapter.parameters() == 0 && head.is_none() && adapter.depth().is_none() {
+        bail!("{}: holds no tensor", folder.display());
+    }
+    Ok(Read { adapter, head })
 }

@@ -1,46 +1,167 @@
 //! Adapter folders in PEFT's form: `adapter_config.json` and `adapter_model.safetensors`.
+//!
+//! What PEFT does not keep and training on needs lies beside them: the encoder of virtual tokens (`encoder.safetensors`) and the hash of the base's weights
+//! (`base_model.json`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
-use super::lora::{Lora, Update, linears};
+use super::targets::{Targets, linears};
 use crate::bail;
 use crate::error::{Error, Result};
+use crate::model::adapter::Saving;
 use crate::model::architecture::{Architecture, Config};
 use crate::model::folder::read_json;
-use crate::model::head::ScalarHead;
 use crate::model::weight_files;
-use crate::settings::LoraSettings;
+use crate::model::weights::Weights;
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
+const ENCODER: &str = "encoder.safetensors";
+const BASE: &str = "base_model.json";
+/// What stands before the names of the model's own tensors.
 const PREFIX: &str = "base_model.model.";
-const SCORE_KEY: &str = "base_model.model.score.weight";
+/// The same in adapters of virtual tokens.
+const PROMPT_PREFIX: &str = "base_model.";
 
-/// An adapter as read, nothing of it trainable.
-pub struct PeftAdapter {
-    /// The updates.
-    pub lora: Lora,
-    /// A scalar head's weight, `[1, d_model]`, where the folder holds one.
-    pub score: Option<Tensor>,
-}
-
-/// The key of a linear's `A`.
-pub fn down_key(name: &str) -> String {
-    format!("{PREFIX}{name}.lora_A.weight")
-}
-
-/// The key of a linear's `B`.
-pub fn up_key(name: &str) -> String {
-    format!("{PREFIX}{name}.lora_B.weight")
+/// The key of a tensor that has this name in the model.
+pub fn key(name: &str) -> String {
+    format!("{PREFIX}{name}")
 }
 
 /// Whether the folder is an adapter's.
 pub fn is_adapter(folder: &Path) -> bool {
     folder.join(CONFIG).is_file()
+}
+
+/// An adapter's folder as read; what is taken out of it is known.
+pub struct AdapterFiles {
+    folder: PathBuf,
+    config_path: String,
+    json: Value,
+    /// The file of the tensors, for messages.
+    pub path: PathBuf,
+    /// By name, without what stands before the model's own.
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl AdapterFiles {
+    /// Reads the files.
+    pub fn read(folder: &Path, device: &Device) -> Result<Self> {
+        let config_path = folder.join(CONFIG);
+        let json = read_json(&config_path)?;
+        let path = folder.join(TENSORS);
+        let name = |key: String| {
+            let bare = key.strip_prefix(PREFIX).or_else(|| key.strip_prefix(PROMPT_PREFIX));
+            bare.map(String::from).unwrap_or(key)
+        };
+        let tensors = weight_files::read_file(&path, device)?;
+        let tensors = tensors.into_iter().map(|(key, tensor)| (name(key), tensor)).collect();
+        Ok(AdapterFiles {
+            folder: folder.to_path_buf(),
+            config_path: config_path.display().to_string(),
+            json,
+            path,
+            tensors,
+        })
+    }
+
+    /// `adapter_config.json`.
+    pub fn config(&self) -> Config<'_> {
+        Config { json: &self.json, file: &self.config_path }
+    }
+
+    /// A tensor, if it is there.
+    pub fn find(&self, name: &str) -> Option<Tensor> {
+        self.tensors.get(name).cloned()
+    }
+
+    /// Takes a tensor, if it is there.
+    pub fn take(&mut self, name: &str) -> Option<Tensor> {
+        self.tensors.remove(name)
+    }
+
+    /// Takes a tensor that must have this shape, if it is there.
+    pub fn take_if_of_shape(&mut self, name: &str, shape: &[usize]) -> Result<Option<Tensor>> {
+        match self.tensors.remove(name) {
+            Some(tensor) if tensor.dims() == shape => Ok(Some(tensor)),
+            Some(tensor) => bail!(
+                "{}: tensor \"{name}\" has shape {:?}, expected {shape:?}; this adapter belongs to another base model",
+                self.path.display(),
+                tensor.dims()
+            ),
+            None => Ok(None),
+        }
+    }
+
+    /// Takes a tensor that must be there and have this shape.
+    pub fn take_of_shape(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        match self.take_if_of_shape(name, shape)? {
+            Some(tensor) => Ok(tensor),
+            None => bail!("{}: tensor \"{name}\" of shape {shape:?} is missing", self.path.display()),
+        }
+    }
+
+    /// The tensors of an encoder of virtual tokens, where they lie beside.
+    pub fn encoder(&self, device: &Device) -> Result<Option<Weights>> {
+        let path = self.folder.join(ENCODER);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let mut weights = Weights::default();
+        weight_files::read_file(&path, device)?.into_iter().for_each(|(name, tensor)| weights.set(&name, tensor));
+        Ok(Some(weights))
+    }
+
+    /// Refuses tensors that nothing has taken.
+    pub fn finish(self) -> Result<()> {
+        match self.tensors.keys().next() {
+            None => Ok(()),
+            Some(name) => bail!(
+                "{}: tensor \"{name}\" has no place in the base model; this adapter belongs to another base model or is of an unknown form",
+                self.path.display()
+            ),
+        }
+    }
+
+    /// Refuses a base model whose weights are not those that the adapter was trained on, where the folder says which they were.
+    pub fn check_base(&self, base: &Path, weights: &Weights) -> Result<()> {
+        let path = self.folder.join(BASE);
+        if !path.is_file() {
+            return Ok(());
+        }
+        let json = read_json(&path)?;
+        let Some(expected) = json.get("weights_xxh3").and_then(Value::as_str) else { return Ok(()) };
+        let found = weights.hash()?;
+        if found != expected {
+            bail!(
+                "{}: this adapter was trained on other weights (hash {expected}) than those of {} (hash {found}); give the base model that it belongs to, or delete {BASE} if you are sure",
+                self.folder.display(),
+                base.display()
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A field that holds a list of names, or one.
+pub fn names(config: &Config, field: &str) -> Vec<String> {
+    match config.get(field) {
+        Some(Value::String(name)) => vec![name.clone()],
+        Some(Value::Array(names)) => names.iter().filter_map(|name| Some(name.as_str()?.to_string())).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The layers that a field names: a list of names, or a regular expression.
+pub fn targets(config: &Config, field: &str) -> Targets {
+    match config.get(field) {
+        Some(Value::String(expression)) => Targets::Expression(expression.clone()),
+        _ => Targets::Names(names(config, field)),
+    }
 }
 
 /// The folder of the base model that an adapter's configuration names, relative to the working folder or to the adapter.
@@ -63,121 +184,81 @@ pub fn base_folder(folder: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Reads an adapter for a base model of this architecture.
-pub fn read(folder: &Path, architecture: &Architecture, device: &Device) -> Result<PeftAdapter> {
-    let config_path = folder.join(CONFIG);
-    let json = read_json(&config_path)?;
-    let settings = read_settings(&Config { json: &json, file: &config_path.display().to_string() })?;
-    let path = folder.join(TENSORS);
-    let mut tensors = weight_files::read_file(&path, device)?;
-    let score = tensors.remove(SCORE_KEY);
-    if let Some(score) = &score
-        && score.dims() != [1, architecture.d_model]
-    {
-        bail!(
-            "{}: tensor \"{SCORE_KEY}\" has shape {:?}, expected [1, {}]",
-            path.display(),
-            score.dims(),
-            architecture.d_model
-        );
-    }
-    let mut updates = BTreeMap::new();
-    for linear in linears(architecture) {
-        let (Some(down), Some(up)) = (tensors.remove(&down_key(&linear.name)), tensors.remove(&up_key(&linear.name)))
-        else {
-            continue;
-        };
-        let rank = down.dim(0)?;
-        if down.dims() != [rank, linear.d_in] || up.dims() != [linear.d_out, rank] {
-            bail!(
-                "{}: the update of \"{}\" has shapes {:?} and {:?}, but the base model's linear is [{}, {}]; this adapter belongs to another base model",
-                path.display(),
-                linear.name,
-                down.dims(),
-                up.dims(),
-                linear.d_out,
-                linear.d_in
-            );
-        }
-        updates.insert(linear.name, Update::new(down, up));
-    }
-    if let Some(key) = tensors.keys().next() {
-        bail!(
-            "{}: tensor \"{key}\" has no place in the base model; this adapter belongs to another base model or is of an unknown form",
-            path.display()
-        );
-    }
-    if updates.is_empty() && score.is_none() {
-        bail!("{}: holds no tensor", path.display());
-    }
-    Ok(PeftAdapter { lora: Lora { settings, updates, transposed_base: architecture.names.transposed_linears }, score })
+/// What adapters say of their base model in their configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseShape {
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Number of blocks.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Their width together.
+    pub kv_width: usize,
+    /// All linears of the blocks.
+    linears: Vec<String>,
 }
 
-fn read_settings(config: &Config) -> Result<LoraSettings> {
-    let kind = config.text("peft_type", "")?;
-    if kind != "LORA" {
-        bail!("{}: peft_type is \"{kind}\"; expected LORA", config.file);
-    }
-    for unsupported in ["use_dora", "lora_bias", "use_qalora", "use_bdlora"] {
-        if config.flag(unsupported, false)? {
-            bail!("{}: \"{unsupported}\": true is not supported", config.file);
+impl BaseShape {
+    /// That of a model.
+    pub fn of(architecture: &Architecture) -> Self {
+        BaseShape {
+            d_model: architecture.d_model,
+            layers: architecture.layers,
+            heads: architecture.heads,
+            kv_heads: architecture.kv_heads,
+            kv_width: architecture.kv_width(),
+            linears: linears(architecture).into_iter().map(|linear| linear.name).collect(),
         }
     }
-    if config.text("bias", "none")? != "none" {
-        bail!("{}: \"bias\" is not \"none\"; adapters with biases are not supported", config.file);
+
+    /// Adds what PEFT wants to know of the model where there are virtual tokens.
+    pub fn describe(&self, config: &mut Value, token_dim: usize, heads: usize) {
+        config["token_dim"] = json!(token_dim);
+        config["num_attention_heads"] = json!(heads);
+        config["num_layers"] = json!(self.layers);
+        config["num_transformer_submodules"] = json!(1);
     }
-    let patterned = |field: &str| config.get(field).and_then(Value::as_object).is_some_and(|map| !map.is_empty());
-    if patterned("alpha_pattern") {
-        bail!("{}: \"alpha_pattern\" is not supported", config.file);
+
+    /// The shortest endings by which PEFT finds exactly these linears: `q_proj`, or `mlp.c_proj`, or whole names.
+    pub fn target_modules(&self, chosen: &[&str]) -> Vec<String> {
+        let ending =
+            |name: &str, parts: usize| name.rsplitn(parts + 1, '.').take(parts).collect::<Vec<_>>().join("\u{0}");
+        let written = |reversed: &str| reversed.split('\u{0}').rev().collect::<Vec<_>>().join(".");
+        for parts in 1..=2 {
+            let endings: std::collections::BTreeSet<String> = chosen.iter().map(|name| ending(name, parts)).collect();
+            let others = self.linears.iter().filter(|name| !chosen.contains(&name.as_str()));
+            if others.into_iter().all(|name| !endings.contains(&ending(name, parts))) {
+                return endings.iter().map(|ending| written(ending)).collect();
+            }
+        }
+        chosen.iter().map(|name| name.to_string()).collect()
     }
-    let rank = config.size("r")?;
-    let targets = match config.get("target_modules") {
-        Some(Value::String(target)) => vec![target.clone()],
-        Some(Value::Array(targets)) => targets.iter().filter_map(|target| Some(target.as_str()?.to_string())).collect(),
-        _ => Vec::new(),
-    };
-    Ok(LoraSettings {
-        lora_rank: rank,
-        lora_alpha: config.number("lora_alpha", 8.0)?,
-        lora_dropout: config.number("lora_dropout", 0.0)?,
-        lora_target_modules: targets,
-        lora_rslora: config.flag("use_rslora", false)?,
-    })
 }
 
-/// Writes an adapter's folder.
-pub fn write(folder: &Path, lora: &Lora, base: &str, head: Option<&ScalarHead>) -> Result<()> {
-    let settings = &lora.settings;
-    let modules: BTreeSet<&str> = lora.updates.keys().filter_map(|name| name.rsplit('.').next()).collect();
-    // "c_proj" stands for two linears of GPT-2's block; whole names say exactly which.
-    let exact =
-        lora.updates.keys().filter(|name| name.ends_with(".0.mlp.c_proj") || name.ends_with(".0.attn.c_proj")).count()
-            == 1;
-    let targets: Vec<&str> =
-        if exact { lora.updates.keys().map(String::as_str).collect() } else { modules.into_iter().collect() };
-    let config = json!({
-        "peft_type": "LORA",
-        "task_type": if head.is_some() { "SEQ_CLS" } else { "CAUSAL_LM" },
-        "base_model_name_or_path": base,
-        "inference_mode": true,
-        "r": settings.lora_rank,
-        "lora_alpha": settings.lora_alpha,
-        "lora_dropout": settings.lora_dropout,
-        "use_rslora": settings.lora_rslora,
-        "target_modules": targets,
-        "fan_in_fan_out": lora.transposed_base,
-        "bias": "none",
-        "modules_to_save": head.map(|_| ["score"]),
-    });
+/// Writes an adapter's folder: its configuration `config`, its tensors by PEFT's keys, and the head.
+pub fn write(folder: &Path, mut config: Value, tensors: BTreeMap<String, Tensor>, saving: &Saving) -> Result<()> {
+    let has_virtual_tokens = config.get("num_virtual_tokens").is_some();
+    config["task_type"] = json!(if saving.head.is_some() { "SEQ_CLS" } else { "CAUSAL_LM" });
+    config["base_model_name_or_path"] = json!(saving.base);
+    config["inference_mode"] = json!(true);
     let path = folder.join(CONFIG);
     std::fs::write(&path, format!("{config:#}\n")).map_err(Error::io(&path))?;
-    let mut tensors = BTreeMap::new();
-    for (name, update) in &lora.updates {
-        tensors.insert(down_key(name), update.down.clone());
-        tensors.insert(up_key(name), update.up.clone());
-    }
-    if let Some(head) = head {
-        tensors.insert(SCORE_KEY.to_string(), head.weight.clone());
+    let path = folder.join(BASE);
+    let base = json!({ "weights_xxh3": saving.base_hash });
+    std::fs::write(&path, format!("{base:#}\n")).map_err(Error::io(&path))?;
+    let mut tensors = tensors;
+    let prefix = if has_virtual_tokens { PROMPT_PREFIX } else { PREFIX };
+    for (name, tensor) in saving.head.into_iter().flat_map(|head| head.tensors()) {
+        tensors.insert(format!("{prefix}{name}"), tensor);
     }
     weight_files::write_file(&folder.join(TENSORS), &tensors, DType::F32)
+}
+
+/// Writes the encoder of virtual tokens beside them.
+pub fn write_encoder(folder: &Path, encoder: &Weights) -> Result<()> {
+    let tensors = encoder.iter().map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+    weight_files::write_file(&folder.join(ENCODER), &tensors, DType::F32)
 }

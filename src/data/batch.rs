@@ -1,6 +1,8 @@
 //! Examples laid end to end: a flat stream of tokens, without padding, filled to a budget of tokens.
 
-/// A run of tokens that attends causally to itself and to its ancestors.
+use std::ops::Range;
+
+/// A run of tokens that attends to itself (causally, unless the model is an encoder) and to its ancestors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
     /// Its first row in the stream.
@@ -9,6 +11,8 @@ pub struct Segment {
     pub len: usize,
     /// The segment it continues (an earlier index), or `None` for the start of a document.
     pub parent: Option<usize>,
+    /// Which of the model's adapter stacks it runs with; a child's is its parent's.
+    pub stack: usize,
 }
 
 /// A token to be predicted: the hidden state at `row` is to give `token`.
@@ -62,64 +66,102 @@ impl TokenTree {
 pub struct Batch {
     /// All tokens, segment after segment.
     pub tokens: Vec<u32>,
+    /// For every token, 1 if it belongs to an answer that follows a prompt and 0 otherwise: the second text of a pair, as encoders are told
+    /// it. Empty where prompts are shared, which no encoder's are.
+    pub types: Vec<u32>,
     /// The segments, parents before children.
     pub segments: Vec<Segment>,
     /// Every learned token, answer after answer.
     pub targets: Vec<Target>,
     /// For each answer, in order: its range in `targets`.
-    pub answer_targets: Vec<std::ops::Range<usize>>,
+    pub answer_targets: Vec<Range<usize>>,
     /// For each answer, in order: the row of its last token.
     pub last_rows: Vec<usize>,
+    /// For each answer, in order: the rows of its prompt and its own.
+    pub answer_rows: Vec<[Range<usize>; 2]>,
     /// For each tree, in order: its range of answers.
-    pub trees: Vec<std::ops::Range<usize>>,
+    pub trees: Vec<Range<usize>>,
 }
 
 impl Batch {
-    /// Lays the trees end to end.
+    /// Lays the trees end to end, each prompt once, all for the model's first adapter stack.
     pub fn pack<'a>(trees: impl IntoIterator<Item = &'a TokenTree>) -> Self {
+        Self::pack_stacks(trees.into_iter().map(|tree| (tree, 0)))
+    }
+
+    /// Lays trees end to end, each prompt once, each tree with the index of the adapter stack that it runs with.
+    pub fn pack_stacks<'a>(trees: impl IntoIterator<Item = (&'a TokenTree, usize)>) -> Self {
         let mut batch = Batch::default();
-        for tree in trees {
-            batch.push(tree);
+        for (tree, stack) in trees {
+            batch.push(tree, stack);
         }
         batch
     }
 
-    fn push(&mut self, tree: &TokenTree) {
+    /// Lays trees end to end, each answer behind a copy of its prompt: an encoder's prompt sees the answer, so that answers cannot share it.
+    pub fn pack_pairs<'a>(trees: impl IntoIterator<Item = (&'a TokenTree, usize)>) -> Self {
+        let mut batch = Batch::default();
+        for (tree, stack) in trees {
+            let first_answer = batch.last_rows.len();
+            for answer in &tree.answers {
+                batch.push_pair(&tree.prompt, &answer.tokens, stack);
+            }
+            batch.trees.push(first_answer..batch.last_rows.len());
+        }
+        batch
+    }
+
+    fn push(&mut self, tree: &TokenTree, stack: usize) {
         let first_answer = self.last_rows.len();
-        let parent = (!tree.prompt.is_empty()).then(|| self.push_segment(&tree.prompt, None));
+        let parent = (!tree.prompt.is_empty()).then(|| self.push_segment(&tree.prompt, None, stack));
+        let prompt_rows = parent.map_or(0..0, |parent| self.rows(parent));
         for answer in &tree.answers {
             let first_target = self.targets.len();
             // An empty answer ends where its prompt ends.
-            let mut previous = parent.map(|parent| self.last_row(parent));
+            let mut previous = prompt_rows.end.checked_sub(1);
+            let mut own_rows = 0..0;
             if !answer.tokens.is_empty() {
-                let segment = self.push_segment(&answer.tokens, parent);
-                let start = self.segments[segment].start;
-                for (offset, (&token, &learned)) in answer.tokens.iter().zip(&answer.learned).enumerate() {
+                let segment = self.push_segment(&answer.tokens, parent, stack);
+                own_rows = self.rows(segment);
+                for (row, (&token, &learned)) in own_rows.clone().zip(answer.tokens.iter().zip(&answer.learned)) {
                     if let (true, Some(row)) = (learned, previous) {
                         self.targets.push(Target { row, token });
                     }
-                    previous = Some(start + offset);
+                    previous = Some(row);
                 }
             }
             self.answer_targets.push(first_target..self.targets.len());
             self.last_rows.push(previous.expect("a tree has a prompt or an answer with tokens"));
+            self.answer_rows.push([prompt_rows.clone(), own_rows]);
         }
         self.trees.push(first_answer..self.last_rows.len());
     }
 
-    fn push_segment(&mut self, tokens: &[u32], parent: Option<usize>) -> usize {
-        self.segments.push(Segment { start: self.tokens.len(), len: tokens.len(), parent });
+    fn push_pair(&mut self, prompt: &[u32], answer: &[u32], stack: usize) {
+        let segment = self.push_segment(&[prompt, answer].concat(), None, stack);
+        let rows = self.rows(segment);
+        let second = rows.start + prompt.len();
+        let type_of_answer = u32::from(!prompt.is_empty());
+        self.types.extend(rows.clone().map(|row| if row < second { 0 } else { type_of_answer }));
+        self.answer_targets.push(self.targets.len()..self.targets.len());
+        self.last_rows.push(rows.end - 1);
+        self.answer_rows.push([rows.start..second, second..rows.end]);
+    }
+
+    fn push_segment(&mut self, tokens: &[u32], parent: Option<usize>, stack: usize) -> usize {
+        self.segments.push(Segment { start: self.tokens.len(), len: tokens.len(), parent, stack });
         self.tokens.extend_from_slice(tokens);
         self.segments.len() - 1
     }
 
-    fn last_row(&self, segment: usize) -> usize {
-        self.segments[segment].start + self.segments[segment].len - 1
+    fn rows(&self, segment: usize) -> Range<usize> {
+        let Segment { start, len, .. } = self.segments[segment];
+        start..start + len
     }
 }
 
 /// Splits `0..sizes.len()` into runs whose sizes add up to at most `budget`; an item over the budget stands alone.
-pub fn split_by_budget(sizes: &[usize], budget: usize) -> Vec<std::ops::Range<usize>> {
+pub fn split_by_budget(sizes: &[usize], budget: usize) -> Vec<Range<usize>> {
     let mut runs = Vec::new();
     let (mut start, mut total) = (0, 0);
     for (index, &size) in sizes.iter().enumerate() {

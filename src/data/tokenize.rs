@@ -114,6 +114,20 @@ impl Tokenizer {
         Ok(Encoded { ids, bytes })
     }
 
+    /// The token ids of words that stand within a text: nothing is put in front.
+    pub fn encode_words(&self, text: &str) -> Result<Vec<u32>> {
+        let failed = |error| Error::input(format!("{}: cannot encode a text ({error})", self.files.folder));
+        Ok(self.inner.encode(text, false).map_err(failed)?.get_ids().to_vec())
+    }
+
+    /// The `count` most common tokens of the vocabulary that are no special ones. Byte-pair merges, word pieces and unigrams are numbered from the
+    /// most common on.
+    pub fn common_tokens(&self, count: usize) -> Vec<u32> {
+        let added = self.inner.get_added_tokens_decoder();
+        let is_word = |id: &u32| self.inner.id_to_token(*id).is_some() && !added.contains_key(id);
+        (0..self.vocabulary_size as u32).filter(is_word).take(count).collect()
+    }
+
     /// The text of token ids, without special tokens if these are to be skipped.
     pub fn decode(&self, tokens: &[u32], skip_special_tokens: bool) -> Result<String> {
         let failed = |error| Error::input(format!("{}: cannot decode tokens ({error})", self.files.folder));

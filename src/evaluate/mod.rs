@@ -184,7 +184,7 @@ fn answer(
     prompt_length: usize,
     progress: &mut Progress,
 ) -> Result<Vec<Vec<Sampled>>> {
-    let folder = ModelSettings { model: model.folder.clone(), adapter: None };
+    let folder = ModelSettings { model: model.folder.clone(), adapter: Vec::new() };
     // Read anew for each model, so that no two of them are held at a time.
     let (model, tokenizer) = sample::load(&folder, settings.common.seed)?;
     let mut truncation = Truncation::default();

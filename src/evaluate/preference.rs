@@ -46,7 +46,7 @@ pub(super) fn rewards(
 ) -> Result<Vec<Vec<Vec<f64>>>> {
     let tokenizer = Tokenizer::load(adapt::tokenizer_folder(folder)?)?;
     let role =
-        Role { folder, adapter: None, training: Training::Frozen, head: Head::Scalar, seed: settings.common.seed };
+        Role { folder, adapters: &[], training: Training::Frozen, head: Head::Scalar, seed: settings.common.seed };
     let model = Bases::new(Device::Cpu).load(&role)?;
     tokenizer.fits(model.architecture().vocabulary)?;
     let mut rewards: Vec<Vec<Vec<f64>>> =

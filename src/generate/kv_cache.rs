@@ -13,24 +13,30 @@ pub struct KeyValueCache {
     free: FreeRows,
     /// The rows that the tokens of the next pass go to.
     write: Vec<u32>,
-    /// The first rows hold the adapter's prefix, once it is written.
-    prefix_rows: usize,
-    prefix_written: Vec<bool>,
 }
 
 impl KeyValueCache {
-    /// An empty cache of `capacity` rows, the first `prefix_rows` of which are an adapter's.
-    pub fn new(architecture: &Architecture, capacity: usize, prefix_rows: usize, device: &Device) -> Result<Self> {
-        let shape = (prefix_rows + capacity, architecture.kv_width());
-        let layers = (0..architecture.layers)
-            .map(|_| Ok((Tensor::zeros(shape, DType::F32, device)?, Tensor::zeros(shape, DType::F32, device)?)))
-            .collect::<Result<_>>()?;
+    /// A cache whose first rows are the adapters' prefixes (one pair of keys and values a layer, or none at all), and `capacity` more that are
+    /// free.
+    pub fn new(
+        architecture: &Architecture,
+        capacity: usize,
+        prefixes: &[(Tensor, Tensor)],
+        device: &Device,
+    ) -> Result<Self> {
+        let width = architecture.kv_width();
+        let prefix_rows = prefixes.first().map_or(Ok(0), |(keys, _)| keys.dim(0))?;
+        let layers = (0..architecture.layers).map(|layer| {
+            let free = Tensor::zeros((capacity, width), DType::F32, device)?;
+            Ok(match prefixes.get(layer) {
+                Some((keys, values)) => (Tensor::cat(&[keys, &free], 0)?, Tensor::cat(&[values, &free], 0)?),
+                None => (free.copy()?, free),
+            })
+        });
         Ok(KeyValueCache {
-            layers,
+            layers: layers.collect::<Result<_>>()?,
             free: FreeRows { spans: vec![Span { start: prefix_rows, len: capacity }] },
             write: Vec::new(),
-            prefix_rows,
-            prefix_written: vec![false; architecture.layers],
         })
     }
 
@@ -51,20 +57,8 @@ impl KeyValueCache {
 }
 
 impl KeyValueStore for KeyValueCache {
-    fn extend(
-        &mut self,
-        layer: usize,
-        keys: Tensor,
-        values: Tensor,
-        prefix: Option<(Tensor, Tensor)>,
-    ) -> Result<(Tensor, Tensor)> {
+    fn extend(&mut self, layer: usize, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)> {
         let (all_keys, all_values) = &self.layers[layer];
-        if let (Some((keys, values)), false) = (prefix, self.prefix_written[layer]) {
-            let rows: Vec<u32> = (0..self.prefix_rows as u32).collect();
-            ops::write_rows(all_keys, &keys, &rows)?;
-            ops::write_rows(all_values, &values, &rows)?;
-            self.prefix_written[layer] = true;
-        }
         ops::write_rows(all_keys, &keys, &self.write)?;
         ops::write_rows(all_values, &values, &self.write)?;
         Ok((all_keys.clone(), all_values.clone()))

@@ -12,7 +12,7 @@ use crate::bail;
 use crate::data::batch::Segment;
 use crate::error::Result;
 use crate::model::Model;
-use crate::model::layout::Layout;
+use crate::model::layout::{Layout, OwnRows, push_group};
 use crate::ops::{AttentionPlan, Query, Span};
 use crate::random::{self, Stream};
 use kv_cache::KeyValueCache;
@@ -30,12 +30,27 @@ pub struct Answer {
 /// Answers that are computed at the same time, at most.
 pub const MOST_ACTIVE: usize = 128;
 
+/// A prompt, and which of the model's adapter stacks answers it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PromptTokens {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// The index of the stack; 0 is the model's own.
+    pub stack: usize,
+}
+
+impl From<Vec<u32>> for PromptTokens {
+    fn from(tokens: Vec<u32>) -> Self {
+        PromptTokens { tokens, stack: 0 }
+    }
+}
+
 /// Samples `answers` answers to each prompt; `stop` holds the tokens that end one.
 ///
 /// The stream of answer `j` to prompt `i` is (`seed`, "sampling", `first + i * answers + j`).
 pub fn generate(
     model: &Model,
-    prompts: &[Vec<u32>],
+    prompts: &[PromptTokens],
     answers: usize,
     settings: &SamplingSettings,
     stop: &[u32],
@@ -67,6 +82,7 @@ pub fn generate(
 /// An answer in the making.
 struct Active {
     prompt: usize,
+    stack: usize,
     answer: usize,
     tokens: Vec<u32>,
     stream: Stream,
@@ -80,13 +96,13 @@ struct Active {
 
 struct ContinuousBatch<'a> {
     model: &'a Model,
-    prompts: &'a [Vec<u32>],
+    prompts: &'a [PromptTokens],
     answers: usize,
     settings: &'a SamplingSettings,
     stop: &'a [u32],
     cache: KeyValueCache,
-    virtual_rows: usize,
-    prefix_rows: usize,
+    /// The rows that each stack places before its prompts.
+    own_rows: Vec<OwnRows>,
     active: Vec<Active>,
     /// For each prompt: its rows in the cache, and how many of its answers still need them.
     borrowed: Vec<Option<(Span, usize)>>,
@@ -96,16 +112,18 @@ struct ContinuousBatch<'a> {
 impl<'a> ContinuousBatch<'a> {
     fn new(
         model: &'a Model,
-        prompts: &'a [Vec<u32>],
+        prompts: &'a [PromptTokens],
         answers: usize,
         settings: &'a SamplingSettings,
         stop: &'a [u32],
     ) -> Result<Self> {
-        if let Some(index) = prompts.iter().position(Vec::is_empty) {
+        if let Some(index) = prompts.iter().position(|prompt| prompt.tokens.is_empty()) {
             bail!("prompt {index} has no token, so there is nothing to continue; remove it from the prompts");
         }
-        let (virtual_rows, prefix_rows) = model.adapter().map_or((0, 0), |a| (a.virtual_rows(), a.prefix_rows()));
-        let need = |prompt: &Vec<u32>| virtual_rows + prompt.len() + answers * settings.response_length;
+        let own_rows = model.own_rows();
+        let need = |prompt: &PromptTokens| {
+            own_rows[prompt.stack].virtual_rows + prompt.tokens.len() + answers * settings.response_length
+        };
         let mut needs: Vec<usize> = prompts.iter().map(need).collect();
         needs.sort_unstable_by(|a, b| b.cmp(a));
         let at_once = MOST_ACTIVE.div_ceil(answers.max(1));
@@ -116,9 +134,8 @@ impl<'a> ContinuousBatch<'a> {
             answers,
             settings,
             stop,
-            cache: KeyValueCache::new(model.architecture(), capacity, prefix_rows, model.device())?,
-            virtual_rows,
-            prefix_rows,
+            cache: KeyValueCache::new(model.architecture(), capacity, &model.prefixes()?, model.device())?,
+            own_rows,
             active: Vec::new(),
             borrowed: vec![None; prompts.len()],
             finished: vec![vec![Answer::default(); answers]; prompts.len()],
@@ -126,7 +143,8 @@ impl<'a> ContinuousBatch<'a> {
     }
 
     fn take_rows(&mut self, prompt: usize) -> Option<Span> {
-        let prompt_rows = self.virtual_rows + self.prompts[prompt].len();
+        let PromptTokens { tokens, stack } = &self.prompts[prompt];
+        let prompt_rows = self.own_rows[*stack].virtual_rows + tokens.len();
         self.cache.take(prompt_rows + self.answers * self.settings.response_length)
     }
 
@@ -136,10 +154,11 @@ impl<'a> ContinuousBatch<'a> {
         let mut segments = Vec::new();
         for &(prompt, _) in admitted {
             let prompt = &self.prompts[prompt];
-            segments.push(Segment { start: tokens.len(), len: prompt.len(), parent: None });
-            tokens.extend_from_slice(prompt);
+            let (start, len) = (tokens.len(), prompt.tokens.len());
+            segments.push(Segment { start, len, parent: None, stack: prompt.stack });
+            tokens.extend_from_slice(&prompt.tokens);
         }
-        let mut layout = Layout::new(&segments, self.virtual_rows, self.prefix_rows);
+        let mut layout = Layout::new(&segments, &self.own_rows);
         let mut write = Vec::new();
         for (query, &(_, rows)) in layout.plan.queries.iter_mut().zip(admitted) {
             let own = Span { start: rows.start, len: query.rows.len };
@@ -149,7 +168,8 @@ impl<'a> ContinuousBatch<'a> {
         self.cache.write_next_to(write);
         let hidden = self.model.hidden_with_store(&tokens, &layout, &mut self.cache)?; // [tokens, d_model]
         let last_rows: Vec<u32> = segments.iter().map(|segment| (segment.start + segment.len - 1) as u32).collect();
-        let logits = self.model.logits(&hidden, &last_rows)?.to_vec2::<f32>()?; // [prompts, vocabulary]
+        let stacks: Vec<usize> = segments.iter().map(|segment| segment.stack).collect();
+        let logits = self.model.logits(&hidden, &last_rows, &stacks)?.to_vec2::<f32>()?; // [prompts, vocabulary]
         for ((&(prompt, rows), query), logits) in admitted.iter().zip(&layout.plan.queries).zip(&logits) {
             let context_rows: usize = query.keys.iter().map(|span| span.len).sum();
             let mut next_row = rows.start + query.rows.len;
@@ -160,11 +180,14 @@ impl<'a> ContinuousBatch<'a> {
                 let own = Span { start: next_row, len: self.settings.response_length };
                 next_row += own.len;
                 let context = query.keys.clone();
-                let first_position = context_rows;
-                self.active.push(Active { prompt, answer, tokens: vec![token], stream, context, first_position, own });
+                let (first_position, stack) = (context_rows, self.prompts[prompt].stack);
+                let tokens = vec![token];
+                self.active.push(Active { prompt, stack, answer, tokens, stream, context, first_position, own });
             }
         }
         self.retire();
+        // Rows of one stack lie together; an answer's place among the others does not change it.
+        self.active.sort_by_key(|answer| answer.stack);
         Ok(())
     }
 
@@ -173,8 +196,7 @@ impl<'a> ContinuousBatch<'a> {
         if self.active.is_empty() {
             return Ok(());
         }
-        let mut layout =
-            Layout { positions: Vec::new(), plan: AttentionPlan::default(), token_rows: None, gather: None };
+        let mut layout = Layout { plan: AttentionPlan::default(), ..Layout::default() };
         let (mut tokens, mut write) = (Vec::new(), Vec::new());
         for (row, answer) in self.active.iter().enumerate() {
             let known = answer.tokens.len();
@@ -184,11 +206,14 @@ impl<'a> ContinuousBatch<'a> {
             keys.push(Span { start: answer.own.start, len: known });
             layout.plan.queries.push(Query { rows: Span { start: row, len: 1 }, keys });
             write.push((answer.own.start + known - 1) as u32);
+            push_group(&mut layout.groups, answer.stack, row, 1);
         }
+        layout.token_groups.clone_from(&layout.groups);
         self.cache.write_next_to(write);
         let hidden = self.model.hidden_with_store(&tokens, &layout, &mut self.cache)?; // [active, d_model]
         let rows: Vec<u32> = (0..tokens.len() as u32).collect();
-        let logits = self.model.logits(&hidden, &rows)?; // [active, vocabulary]
+        let stacks: Vec<usize> = self.active.iter().map(|answer| answer.stack).collect();
+        let logits = self.model.logits(&hidden, &rows, &stacks)?; // [active, vocabulary]
         let vocabulary = logits.dim(1)?;
         let logits: Vec<f32> = logits.flatten_all()?.to_vec1()?;
         let settings = self.settings;

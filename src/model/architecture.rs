@@ -5,8 +5,22 @@ use serde_json::Value;
 use crate::bail;
 use crate::error::Result;
 use crate::ops::Activation;
+pub use crate::settings::Pooling;
 
-/// Which normalisation stands before each sub-layer and at the end.
+/// Where a block's norms stand. `A` is attention, `F` the feed-forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockForm {
+    /// `x + A(norm(x))`, then `x + F(norm(x))`: GPT-2, Llama.
+    PreNorm,
+    /// `norm(x + A(x))`, then `norm(x + F(x))`, and no norm after the last block: BERT.
+    PostNorm,
+    /// `x + A(norm(x)) + F(norm'(x))`: GPT-NeoX.
+    Parallel,
+    /// `x + norm(A(norm(x)))`, then `x + norm(F(norm(x)))`: Gemma 2.
+    Sandwich,
+}
+
+/// Which normalisation stands in the blocks and at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormKind {
     /// Root mean square, weight only.
@@ -59,6 +73,21 @@ pub enum AttentionInput {
     },
     /// One linear whose output holds queries, keys and values side by side.
     Packed(LinearName),
+    /// One linear whose output holds query, key and value of the first head, then those of the second, and so on (GPT-NeoX).
+    PackedByHead(LinearName),
+}
+
+/// The classification head of a family in `transformers`: `out(h)`, or `out(tanh(dense(h)))`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadForm {
+    /// What it reads.
+    pub pooling: Pooling,
+    /// Name of its hidden layer, `[d_model, d_model]` with bias, where it has one.
+    pub dense: Option<&'static str>,
+    /// Name of its last layer, `[labels, d_model]`.
+    pub out: &'static str,
+    /// Whether that layer has a bias.
+    pub out_bias: bool,
 }
 
 /// Where a family keeps its tensors.
@@ -70,16 +99,26 @@ pub struct TensorNames {
     pub embeddings: &'static str,
     /// Learned positions, `[max_positions, d_model]`; unused with rotary positions.
     pub positions: &'static str,
+    /// One vector for each of the texts of a pair, `[types, d_model]` (BERT).
+    pub token_types: Option<&'static str>,
+    /// Norm of the embeddings (BERT).
+    pub embedding_norm: Option<&'static str>,
     /// The list of blocks.
     pub blocks: &'static str,
-    /// Norm before attention, within a block.
+    /// Norm before attention (or after it, [`BlockForm::PostNorm`]), within a block.
     pub attention_norm: &'static str,
+    /// Norm of attention's output, within a block ([`BlockForm::Sandwich`]).
+    pub attention_output_norm: Option<&'static str>,
+    /// Norms of each head's query and key, `[head_dim]`, within a block (Qwen3).
+    pub query_key_norms: Option<[&'static str; 2]>,
     /// Into attention.
     pub attention_input: AttentionInput,
     /// Out of attention.
     pub attention_output: LinearName,
-    /// Norm before the feed-forward, within a block.
+    /// Norm before the feed-forward (or after it, [`BlockForm::PostNorm`]), within a block.
     pub feed_forward_norm: &'static str,
+    /// Norm of the feed-forward's output, within a block ([`BlockForm::Sandwich`]).
+    pub feed_forward_output_norm: Option<&'static str>,
     /// The gate of a gated feed-forward.
     pub gate: Option<LinearName>,
     /// Into the feed-forward.
@@ -87,15 +126,21 @@ pub struct TensorNames {
     /// Out of the feed-forward.
     pub down: LinearName,
     /// Norm after the last block.
-    pub final_norm: &'static str,
+    pub final_norm: Option<&'static str>,
+    /// The output matrix, `[vocabulary, d_model]`, where it is not the embeddings. It stands outside the prefix.
+    pub output: &'static str,
+    /// The classification head.
+    pub head: HeadForm,
     /// Linears are stored as `[d_in, d_out]` (GPT-2's Conv1D) instead of `[d_out, d_in]`.
     pub transposed_linears: bool,
+    /// Norms' weights are stored less one (Gemma).
+    pub norm_weights_less_one: bool,
 }
 
 /// Everything that the forward pass needs to know about a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Architecture {
-    /// `transformers`' class with an output matrix, for example `LlamaForCausalLM`.
+    /// `transformers`' class with an output matrix, for example `LlamaForCausalLM`; an encoder's is without one here.
     pub language_model_class: &'static str,
     /// `transformers`' class with a classification head, for example `LlamaForSequenceClassification`.
     pub classifier_class: &'static str,
@@ -115,12 +160,26 @@ pub struct Architecture {
     pub d_ff: usize,
     /// The longest sequence.
     pub max_positions: usize,
+    /// Where a block's norms stand.
+    pub block: BlockForm,
     /// The norms.
     pub norm: NormKind,
     /// Added to the variance in the norms.
     pub norm_epsilon: f64,
     /// Positions.
     pub positions: Positions,
+    /// The learned vector of the first position (RoBERTa keeps two for padding).
+    pub position_offset: usize,
+    /// How many kinds of tokens embeddings tell apart (BERT's first and second text); 0 where they do not.
+    pub token_types: usize,
+    /// What token embeddings are multiplied with (Gemma).
+    pub embedding_scale: Option<f64>,
+    /// What attention's scores are multiplied with.
+    pub attention_scale: f64,
+    /// Attention's scores become `cap tanh(score / cap)` (Gemma 2).
+    pub attention_soft_cap: Option<f64>,
+    /// Logits become `cap tanh(logit / cap)` (Gemma 2).
+    pub output_soft_cap: Option<f64>,
     /// Feed-forward.
     pub feed_forward: FeedForward,
     /// For each layer, how many positions back a token sees (itself counted).
@@ -135,6 +194,10 @@ pub struct Architecture {
     pub scaled_residual_initialization: bool,
     /// Linears that LoRA targets by default, as in PEFT.
     pub default_lora_targets: &'static [&'static str],
+    /// Linears that IA3 targets by default, as in PEFT.
+    pub default_ia3_targets: &'static [&'static str],
+    /// Those of them that are scaled at their input.
+    pub default_ia3_feed_forward: &'static [&'static str],
     /// Tensor names.
     pub names: TensorNames,
 }
@@ -201,14 +264,11 @@ impl Config<'_> {
 
     /// The non-linearity named by `field`.
     pub fn activation(&self, field: &str, default: &str) -> Result<Activation> {
-        match self.text(field, default)? {
-            "gelu" => Ok(Activation::Gelu),
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
-            "silu" | "swish" => Ok(Activation::Silu),
-            "relu" => Ok(Activation::Relu),
-            "tanh" => Ok(Activation::Tanh),
-            other => bail!(
-                "{}: field \"{field}\" is \"{other}\"; known activations are gelu, gelu_new, gelu_pytorch_tanh, silu, relu and tanh",
+        let name = self.text(field, default)?;
+        match Activation::named(name) {
+            Some(activation) => Ok(activation),
+            None => bail!(
+                "{}: field \"{field}\" is \"{name}\"; known activations are gelu, gelu_new, gelu_pytorch_tanh, silu, relu and tanh",
                 self.file
             ),
         }
@@ -218,10 +278,10 @@ impl Config<'_> {
 impl Architecture {
     /// Refuses sequences of more tokens than there are learned positions; rotary positions have no end.
     pub fn check_length(&self, longest: usize) -> Result<()> {
-        if self.positions == Positions::Learned && longest > self.max_positions {
+        let positions = self.max_positions.saturating_sub(self.position_offset);
+        if self.positions == Positions::Learned && longest > positions {
             bail!(
-                "a sequence of {longest} tokens is longer than the {} positions that the model has; lower --max-length or --response-length",
-                self.max_positions
+                "a sequence of {longest} tokens is longer than the {positions} positions that the model has; lower --max-length or --response-length"
             );
         }
         Ok(())

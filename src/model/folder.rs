@@ -1,12 +1,15 @@
 //! A model's folder: `config.json`, weights, and the tokenizer's files that travel with them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::Device;
 use serde_json::{Value, json};
 
+use super::adapter::{Adapter, Saving};
 use super::architecture::{Architecture, Config};
 use super::family;
+use super::head::Head;
 use super::weight_files::{self, StorageForm};
 use super::weights::Weights;
 use crate::bail;
@@ -24,6 +27,30 @@ const COMPANIONS: [&str; 9] = [
     "tokenizer.model",
     "generation_config.json",
 ];
+
+/// What tells the folder of several adapters, each in a folder of its own within it, from that of one.
+pub const STACK_FILE: &str = "adapters.json";
+
+/// Writes the folder of an adapter, or, where several stand on top of each other, one folder for each within `folder` and a file that names
+/// them in their order.
+pub fn save_adapters(folder: &Path, adapters: &[Arc<dyn Adapter>], saving: &Saving) -> Result<()> {
+    if let [adapter] = adapters {
+        return adapter.save(folder, saving);
+    }
+    let mut names = Vec::new();
+    for (index, adapter) in adapters.iter().enumerate() {
+        let name = format!("{}-{}", index + 1, adapter.method());
+        let own = folder.join(&name);
+        std::fs::create_dir_all(&own).map_err(Error::io(&own))?;
+        // The head is saved once, with the last.
+        let head = saving.head.filter(|_| index + 1 == adapters.len());
+        adapter.save(&own, &Saving { head, ..*saving })?;
+        names.push(name);
+    }
+    let path = folder.join(STACK_FILE);
+    let json = json!({ "adapters": names });
+    std::fs::write(&path, format!("{json:#}\n")).map_err(Error::io(&path))
+}
 
 /// A model's folder, as read.
 #[derive(Debug, Clone)]
@@ -74,15 +101,22 @@ pub fn read_json(path: &Path) -> Result<Value> {
 }
 
 impl ModelFolder {
-    /// Writes `config.json` for a language model or a classifier with one label, and the tokenizer's files.
-    pub fn write_config(&self, folder: &Path, architecture: &Architecture, classifier: bool) -> Result<()> {
+    /// Writes `config.json` for a language model, or a classifier with this head, and the tokenizer's files.
+    pub fn write_config(&self, folder: &Path, architecture: &Architecture, head: Option<&Head>) -> Result<()> {
         let mut config = self.config.clone();
-        let class = if classifier { architecture.classifier_class } else { architecture.language_model_class };
+        let class = match head {
+            Some(head) if head.is_of_the_family(architecture) => architecture.classifier_class,
+            _ => architecture.language_model_class,
+        };
         if let Some(fields) = config.as_object_mut() {
             fields.insert("architectures".into(), json!([class]));
-            if classifier {
-                fields.insert("id2label".into(), json!({ "0": "LABEL_0" }));
-                fields.insert("label2id".into(), json!({ "LABEL_0": 0 }));
+            if let Some(head) = head {
+                let label = |index: usize| head.form.labels.get(index).cloned().unwrap_or(format!("LABEL_{index}"));
+                let labels: Vec<String> = (0..head.labels()).map(label).collect();
+                let ids = labels.iter().enumerate().map(|(id, label)| (label.clone(), json!(id)));
+                let names = labels.iter().enumerate().map(|(id, label)| (id.to_string(), json!(label)));
+                fields.insert("id2label".into(), Value::Object(names.collect()));
+                fields.insert("label2id".into(), Value::Object(ids.collect()));
                 // Without one, transformers' classifiers refuse batches of several sequences.
                 if fields.get("pad_token_id").is_none_or(Value::is_null)
                     && let Some(end) = fields.get("eos_token_id").filter(|end| end.is_u64()).cloned()

@@ -1,81 +1,305 @@
-//! The scalar head of reward and value models.
+//! What stands on top of a transformer: the head of reward and value models and of classifiers.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
+use super::adapter::Parameter;
+use super::architecture::{Architecture, HeadForm, Pooling};
+use super::weights::{Role, Stored, TensorSpec};
+use crate::bail;
 use crate::error::{Error, Result};
+use crate::ops::Activation;
 use crate::{ops, random};
 
-/// `r = w · h - shift`: one number a hidden state.
+/// `y = W h + b - shift`, or `y = W tanh(V h + a) + b - shift`: one number a label for the hidden state `h` that stands for a sequence.
+/// A reward or value model has one label.
 #[derive(Debug, Clone)]
-pub struct ScalarHead {
-    /// `[1, d_model]`.
-    pub weight: Tensor,
-    /// Present where the head trains.
-    pub variable: Option<Var>,
+pub struct Head {
+    /// Everything but the tensors.
+    pub form: Form,
+    /// The hidden layer.
+    dense: Option<Layer>,
+    /// The last layer.
+    out: Layer,
+}
+
+/// What a head reads and what it says; saved as `head.json` beside the weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Form {
+    /// Which hidden state stands for a sequence.
+    pub pooling: Pooling,
+    /// What the labels are called; empty for a reward.
+    #[serde(default)]
+    pub labels: Vec<String>,
     /// Subtracted from every score, so that demonstrations have mean 0.
+    #[serde(default)]
     pub shift: f32,
 }
 
-const FILE: &str = "reward.json";
-
-/// What lies beside the weights of a model with a scalar head.
-#[derive(Serialize, Deserialize)]
-struct HeadFile {
-    /// See [`ScalarHead::shift`].
-    shift: f32,
+/// One linear of a head.
+#[derive(Debug, Clone)]
+struct Layer {
+    name: String,
+    /// `[d_out, d_in]`.
+    weight: Tensor,
+    /// `[d_out]`.
+    bias: Option<Tensor>,
+    variables: Vec<Parameter>,
 }
 
-impl ScalarHead {
-    /// A frozen head.
-    pub fn new(weight: Tensor, shift: f32) -> Self {
-        ScalarHead { weight, variable: None, shift }
+/// A head that is to be made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewHead {
+    /// Which hidden state stands for a sequence; the family's own where absent.
+    pub pooling: Option<Pooling>,
+    /// Width of the hidden layer: `None` is the family's own head, `Some(0)` a linear one.
+    pub hidden: Option<usize>,
+    /// What the labels are called; empty for a reward.
+    pub labels: Vec<String>,
+    /// Seed of the new weights.
+    pub seed: u64,
+}
+
+const FILE: &str = "head.json";
+/// Layers of a head that is not the family's own in `transformers`, which therefore is not to take it for its own.
+const OWN_DENSE: &str = "probe.dense";
+const OWN_OUT: &str = "probe.out_proj";
+
+/// The tensors of the heads whose shapes `shape_of` knows: of the family's own head and of one of another form.
+pub fn head_specs(architecture: &Architecture, shape_of: impl Fn(&str) -> Option<Vec<usize>>) -> Vec<TensorSpec> {
+    let names = &architecture.names;
+    let found = |name: &str| shape_of(name).or_else(|| shape_of(name.strip_prefix(names.prefix).unwrap_or(name)));
+    let layers = [names.head.dense, Some(names.head.out), Some(OWN_DENSE), Some(OWN_OUT)];
+    let mut specs = Vec::new();
+    for layer in layers.into_iter().flatten() {
+        for (part, role) in [("weight", Role::Linear), ("bias", Role::Bias)] {
+            let name = format!("{layer}.{part}");
+            if let Some(shape) = found(&name) {
+                specs.push(TensorSpec { name, shape, role, stored: Stored::AsIs });
+            }
+        }
+    }
+    specs
+}
+
+/// Whether a tensor belongs to a head.
+pub fn is_head_tensor(architecture: &Architecture, name: &str) -> bool {
+    let form = &architecture.names.head;
+    let layer = name.rsplit_once('.').map_or(name, |(layer, _)| layer);
+    [form.dense, Some(form.out), Some(OWN_DENSE), Some(OWN_OUT)].contains(&Some(layer))
+}
+
+impl Head {
+    /// The frozen head that these tensors hold, if they hold one: `find` gives a tensor by its name.
+    pub fn find(
+        architecture: &Architecture,
+        form: Option<Form>,
+        find: impl Fn(&str) -> Option<Tensor>,
+    ) -> Option<Self> {
+        let HeadForm { pooling, dense, out, .. } = architecture.names.head;
+        let layer = |name: &str| {
+            let weight = find(&format!("{name}.weight"))?;
+            Some(Layer { name: name.to_string(), weight, bias: find(&format!("{name}.bias")), variables: Vec::new() })
+        };
+        let form = form.unwrap_or(Form { pooling, labels: Vec::new(), shift: 0.0 });
+        if let Some(out) = layer(OWN_OUT) {
+            return Some(Head { form, dense: layer(OWN_DENSE), out });
+        }
+        Some(Head { form, out: layer(out)?, dense: dense.and_then(layer) })
     }
 
-    /// A new head, normal with standard deviation `1 / sqrt(d_model + 1)` (Stiennon et al. 2020).
-    pub fn random(d_model: usize, seed: u64, device: &Device) -> Result<Self> {
-        let deviation = 1.0 / (d_model as f64 + 1.0).sqrt();
-        let mut stream = random::stream(seed, "initialize score.weight", 0);
-        Ok(Self::new(random::normal(&mut stream, &[1, d_model], deviation, device)?, 0.0))
+    /// A new head. Its last layer is normal with standard deviation `1 / sqrt(d + 1)` (Stiennon et al. 2020), its bias 0; a hidden layer is
+    /// `pretrained`, where the base has one, or normal with the family's standard deviation.
+    pub fn new(
+        architecture: &Architecture,
+        new: &NewHead,
+        pretrained: impl Fn(&str) -> Option<Tensor>,
+        device: &Device,
+    ) -> Result<Self> {
+        let own = architecture.names.head;
+        let pooling = new.pooling.unwrap_or(own.pooling);
+        let is_own = pooling == own.pooling && new.hidden.is_none();
+        let d_model = architecture.d_model;
+        let hidden = match (is_own, own.dense) {
+            (true, Some(name)) => Some((name, d_model)),
+            (true, None) => None,
+            (false, _) => new.hidden.filter(|&width| width > 0).map(|width| (OWN_DENSE, width)),
+        };
+        let dense = match hidden {
+            None => None,
+            Some((name, width)) => {
+                let shape = [width, d_model];
+                let layer = Layer::random(name, shape, true, architecture.initializer_range, new.seed, device)?;
+                let pretrained = pretrained(&format!("{name}.weight")).zip(pretrained(&format!("{name}.bias")));
+                Some(match pretrained {
+                    Some((weight, bias)) => Layer { weight, bias: Some(bias), ..layer },
+                    None => layer,
+                })
+            }
+        };
+        let width = hidden.map_or(d_model, |(_, width)| width);
+        let (name, bias) = if is_own { (own.out, own.out_bias) } else { (OWN_OUT, true) };
+        let deviation = 1.0 / (width as f64 + 1.0).sqrt();
+        let labels = new.labels.len().max(1);
+        let out = Layer::random(name, [labels, width], bias, deviation, new.seed, device)?;
+        let form = Form { pooling, labels: new.labels.clone(), shift: 0.0 };
+        Ok(Head { form, dense, out })
+    }
+
+    /// Refuses a head that does not fit the model, or has not this many labels where a number is asked for.
+    pub fn check(&self, architecture: &Architecture, labels: Option<usize>, source: &Path) -> Result<()> {
+        let d_model = architecture.d_model;
+        let inner = self.dense.as_ref().map_or(d_model, |dense| dense.weight.dims()[0]);
+        let first = self.dense.as_ref().unwrap_or(&self.out);
+        if first.weight.rank() != 2 || first.weight.dims()[1] != d_model || self.out.weight.dims()[1] != inner {
+            bail!(
+                "{}: tensor \"{}.weight\" has shape {:?}, expected hidden states of width {d_model}; this head belongs to another base model",
+                source.display(),
+                first.name,
+                first.weight.dims()
+            );
+        }
+        if let Some(labels) = labels
+            && self.labels() != labels
+        {
+            bail!(
+                "{}: tensor \"{}.weight\" is a classifier of {} labels, expected {labels}; give a model with {labels}, or one without a head",
+                source.display(),
+                self.out.name,
+                self.labels()
+            );
+        }
+        Ok(())
+    }
+
+    /// Number of labels.
+    pub fn labels(&self) -> usize {
+        self.out.weight.dims()[0]
+    }
+
+    /// Number of scalars.
+    pub fn parameters(&self) -> usize {
+        self.tensors().values().map(Tensor::elem_count).sum()
     }
 
     /// A copy that trains.
     pub fn trainable(&self) -> Result<Self> {
-        let variable = Var::from_tensor(&self.weight)?;
-        Ok(ScalarHead { weight: variable.as_tensor().clone(), variable: Some(variable), shift: self.shift })
+        Ok(Head {
+            form: self.form.clone(),
+            dense: self.dense.as_ref().map(Layer::trainable).transpose()?,
+            out: self.out.trainable()?,
+        })
     }
 
     /// The same storage seen as frozen.
     pub fn frozen(&self) -> Self {
-        Self::new(self.weight.detach(), self.shift)
+        Head { form: self.form.clone(), dense: self.dense.as_ref().map(Layer::frozen), out: self.out.frozen() }
     }
 
-    /// The scores `[rows]` of hidden states `[rows, d_model]`.
+    /// What trains.
+    pub fn trainable_parameters(&self) -> impl Iterator<Item = Parameter> + '_ {
+        self.layers().flat_map(|layer| layer.variables.iter().cloned())
+    }
+
+    /// Its tensors by their names on disk.
+    pub fn tensors(&self) -> BTreeMap<String, Tensor> {
+        let of_layer = |layer: &Layer| {
+            let bias = layer.bias.as_ref().map(|bias| (format!("{}.bias", layer.name), bias.clone()));
+            std::iter::once((format!("{}.weight", layer.name), layer.weight.clone())).chain(bias).collect::<Vec<_>>()
+        };
+        self.layers().flat_map(of_layer).collect()
+    }
+
+    /// Names of its layers on disk.
+    pub fn modules(&self) -> Vec<&str> {
+        self.layers().map(|layer| layer.name.as_str()).collect()
+    }
+
+    fn layers(&self) -> impl Iterator<Item = &Layer> {
+        self.dense.iter().chain(std::iter::once(&self.out))
+    }
+
+    /// Whether `transformers`' classifier of the family computes the same.
+    pub fn is_of_the_family(&self, architecture: &Architecture) -> bool {
+        self.out.name == architecture.names.head.out
+    }
+
+    /// The labels' numbers `[n, labels]` for hidden states `[n, d_model]`.
     pub fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
-        let scores = ops::linear(hidden, &self.weight, None)?.squeeze(1)?; // [rows]
-        Ok(if self.shift == 0.0 { scores } else { (scores - f64::from(self.shift))? })
+        let out = match &self.dense {
+            Some(dense) => self.out.forward(&ops::activate(&dense.forward(hidden)?, Activation::Tanh)?)?,
+            None => self.out.forward(hidden)?,
+        }; // [n, labels]
+        Ok(if self.form.shift == 0.0 { out } else { (out - f64::from(self.form.shift))? })
     }
 
-    /// The shift saved in a model's folder; 0 in folders made by other tools.
-    pub fn read_shift(folder: &Path) -> Result<f32> {
+    /// The hidden states that stand for sequences, `[sequences, d_model]`: `rows` are those of each sequence's parts.
+    pub fn pool(&self, hidden: &Tensor, rows: &[[Range<usize>; 2]]) -> Result<Tensor> {
+        let one = |rows: &[Range<usize>; 2]| match self.form.pooling {
+            Pooling::First => rows.iter().find(|part| !part.is_empty()).map_or(0, |part| part.start),
+            _ => rows.iter().rev().find(|part| !part.is_empty()).map_or(0, |part| part.end - 1),
+        };
+        if self.form.pooling == Pooling::Mean {
+            return ops::mean_rows(hidden, rows);
+        }
+        let rows: Vec<u32> = rows.iter().map(|rows| one(rows) as u32).collect();
+        Ok(hidden.index_select(&Tensor::from_slice(&rows, rows.len(), hidden.device())?, 0)?)
+    }
+}
+
+impl Form {
+    /// What a model's folder says of its head; `None` in folders made by other tools.
+    pub fn read(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(FILE);
         if !path.is_file() {
-            return Ok(0.0);
+            return Ok(None);
         }
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        match serde_json::from_str::<HeadFile>(&text) {
-            Ok(HeadFile { shift }) if shift.is_finite() => Ok(shift),
+        match serde_json::from_str::<Form>(&text) {
+            Ok(form) if form.shift.is_finite() => Ok(Some(form)),
             Ok(_) => Err(Error::input(format!("{}: \"shift\" is not a finite number", path.display()))),
-            Err(error) => Err(Error::input(format!("{}: expected {{\"shift\": number}}: {error}", path.display()))),
+            Err(error) => Err(Error::input(format!("{}: not the description of a head: {error}", path.display()))),
         }
     }
 
-    /// Saves the shift into a model's folder.
-    pub fn write_shift(&self, folder: &Path) -> Result<()> {
+    /// Saves it into a model's folder.
+    pub fn write(&self, folder: &Path) -> Result<()> {
         let path = folder.join(FILE);
-        let json = serde_json::to_string_pretty(&HeadFile { shift: self.shift }).expect("a number is valid JSON");
+        let json = serde_json::to_string_pretty(self).expect("plain data is valid JSON");
         std::fs::write(&path, json + "\n").map_err(Error::io(&path))
+    }
+}
+
+impl Layer {
+    fn random(name: &str, shape: [usize; 2], bias: bool, deviation: f64, seed: u64, device: &Device) -> Result<Self> {
+        let mut stream = random::stream(seed, &format!("initialize {name}.weight"), 0);
+        Ok(Layer {
+            name: name.to_string(),
+            weight: random::normal(&mut stream, &shape, deviation, device)?,
+            bias: bias.then(|| Tensor::zeros(shape[0], DType::F32, device)).transpose()?,
+            variables: Vec::new(),
+        })
+    }
+
+    fn trainable(&self) -> Result<Self> {
+        let weight = Var::from_tensor(&self.weight)?;
+        let bias = self.bias.as_ref().map(Var::from_tensor).transpose()?;
+        let mut variables = vec![Parameter::new(format!("{}.weight", self.name), &weight)];
+        variables.extend(bias.iter().map(|bias| Parameter::new(format!("{}.bias", self.name), bias)));
+        let bias = bias.map(|bias| bias.as_tensor().clone());
+        Ok(Layer { name: self.name.clone(), weight: weight.as_tensor().clone(), bias, variables })
+    }
+
+    fn frozen(&self) -> Self {
+        let bias = self.bias.as_ref().map(Tensor::detach);
+        Layer { name: self.name.clone(), weight: self.weight.detach(), bias, variables: Vec::new() }
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        ops::linear(x, &self.weight, self.bias.as_ref())
     }
 }

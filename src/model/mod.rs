@@ -6,61 +6,47 @@ pub mod family;
 pub mod folder;
 pub mod head;
 pub mod layout;
+pub mod sites;
 pub mod transformer;
 pub mod weight_files;
 pub mod weights;
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 
-use crate::data::batch::{Batch, Target};
+use crate::bail;
+use crate::data::batch::{Batch, Target, TokenTree};
 use crate::error::Result;
 use crate::ops::{self, LogProbs};
 use crate::random;
-use adapter::{Adapter, Pass};
-use architecture::Architecture;
+use adapter::{Adapter, Parameter, Pass, Saving};
+use architecture::{Architecture, Pooling};
 use folder::ModelFolder;
-use head::ScalarHead;
-use layout::Layout;
-use transformer::{KeyValueStore, Transformer};
+use head::Head;
+use layout::{Layout, OwnRows};
+use sites::Stack;
+use transformer::{KeyValueStore, Stream, Transformer};
 use weights::Weights;
 
-/// A model in one role: base weights, which several roles may share, with an adapter and a head of its own.
+/// A model in one role: base weights, which several roles may share, with adapters and a head of its own.
+///
+/// It may carry more stacks of adapters than its own: those that single rows of a batch run with.
 #[derive(Clone)]
 pub struct Model {
     folder: Arc<ModelFolder>,
     architecture: Arc<Architecture>,
     weights: Arc<Weights>,
     transformer: Transformer,
-    adapter: Option<Arc<dyn Adapter>>,
-    head: Option<ScalarHead>,
-}
-
-/// The base model as it is.
-struct NoAdapter;
-
-impl Adapter for NoAdapter {
-    fn parameters(&self) -> usize {
-        0
-    }
-
-    fn variables(&self) -> Vec<(String, Var)> {
-        Vec::new()
-    }
-
-    fn frozen(&self) -> Arc<dyn Adapter> {
-        Arc::new(NoAdapter)
-    }
-
-    fn merge(&self, weights: &Weights) -> Result<Weights> {
-        Ok(weights.clone())
-    }
-
-    fn save(&self, _folder: &Path, _base: &str, _head: Option<&ScalarHead>) -> Result<()> {
-        Ok(())
-    }
+    /// The first is the model's own.
+    stacks: Vec<Stack>,
+    /// One for each stack.
+    heads: Vec<Option<Head>>,
+    /// What the learning rate of the adapters of a method is multiplied with.
+    learning_rate_scales: BTreeMap<&'static str, f64>,
 }
 
 impl Model {
@@ -69,11 +55,33 @@ impl Model {
         folder: Arc<ModelFolder>,
         architecture: Arc<Architecture>,
         weights: Arc<Weights>,
-        adapter: Option<Arc<dyn Adapter>>,
-        head: Option<ScalarHead>,
+        adapters: Stack,
+        head: Option<Head>,
     ) -> Result<Self> {
         let transformer = Transformer::new(&architecture, &weights)?;
-        Ok(Model { folder, architecture, weights, transformer, adapter, head })
+        let (stacks, heads) = (vec![adapters], vec![head]);
+        Ok(Model { folder, architecture, weights, transformer, stacks, heads, learning_rate_scales: BTreeMap::new() })
+    }
+
+    /// The same model, the learning rates of whose adapters are multiplied by these numbers, by the methods' names.
+    pub fn with_learning_rate_scales(self, learning_rate_scales: BTreeMap<&'static str, f64>) -> Self {
+        Model { learning_rate_scales, ..self }
+    }
+
+    /// The same model with more stacks, those of `others`, which stand on the same base: stack `i + 1` is that of `others[i]`.
+    pub fn with_stacks_of(mut self, others: &[Model]) -> Result<Self> {
+        for other in others {
+            if !Arc::ptr_eq(&self.weights, &other.weights) {
+                bail!(
+                    "{}: stands on another base model than {}; adapters in one batch share their base",
+                    other.folder.path.display(),
+                    self.folder.path.display()
+                );
+            }
+            self.stacks.extend(other.stacks.first().cloned());
+            self.heads.extend(other.heads.first().cloned());
+        }
+        Ok(self)
     }
 
     /// Where its tensors lie.
@@ -96,133 +104,203 @@ impl Model {
         &self.weights
     }
 
-    /// The adapter, if there is one.
-    pub fn adapter(&self) -> Option<&Arc<dyn Adapter>> {
-        self.adapter.as_ref()
+    /// Its transformer over the base weights.
+    pub fn transformer(&self) -> &Transformer {
+        &self.transformer
     }
 
-    /// The scalar head, if there is one.
-    pub fn head(&self) -> Option<&ScalarHead> {
-        self.head.as_ref()
+    /// Its own adapters, each on top of those before it.
+    pub fn adapters(&self) -> &[Arc<dyn Adapter>] {
+        &self.stacks[0]
     }
 
-    /// The scalar head, to change its shift.
-    pub fn head_mut(&mut self) -> Option<&mut ScalarHead> {
-        self.head.as_mut()
+    /// All stacks of adapters that rows may run with; the first is the model's own.
+    pub fn stacks(&self) -> &[Stack] {
+        &self.stacks
     }
 
-    /// The same model in another dress: same folder and architecture, other parts.
-    pub fn with_parts(
-        &self,
-        weights: Arc<Weights>,
-        adapter: Option<Arc<dyn Adapter>>,
-        head: Option<ScalarHead>,
-    ) -> Result<Self> {
-        Self::new(self.folder.clone(), self.architecture.clone(), weights, adapter, head)
+    /// The head, if there is one.
+    pub fn head(&self) -> Option<&Head> {
+        self.heads[0].as_ref()
+    }
+
+    /// The head, to change its shift.
+    pub fn head_mut(&mut self) -> Option<&mut Head> {
+        self.heads[0].as_mut()
     }
 
     /// The same storage seen as frozen: passes through it record nothing for a backward pass, and see every later update.
     pub fn frozen(&self) -> Result<Self> {
-        self.with_parts(
-            Arc::new(self.weights.frozen()),
-            self.adapter.as_ref().map(|adapter| adapter.frozen()),
-            self.head.as_ref().map(ScalarHead::frozen),
-        )
+        let weights = Arc::new(self.weights.frozen());
+        Ok(Model {
+            transformer: Transformer::new(&self.architecture, &weights)?,
+            weights,
+            stacks: self.stacks.iter().map(|stack| stack.iter().map(|adapter| adapter.frozen()).collect()).collect(),
+            heads: self.heads.iter().map(|head| head.as_ref().map(Head::frozen)).collect(),
+            ..self.clone()
+        })
     }
 
-    /// What trains, by name, each once.
-    pub fn variables(&self) -> Vec<(String, Var)> {
-        let mut variables: Vec<(String, Var)> = (self.weights.variables())
-            // The head's weight is the head's.
-            .filter(|(name, _)| *name != weights::SCORE)
-            .map(|(name, variable)| (name.clone(), variable.clone()))
-            .collect();
-        variables.extend(self.adapter.iter().flat_map(|adapter| adapter.variables()));
-        variables
-            .extend(self.head.iter().filter_map(|head| Some((weights::SCORE.to_string(), head.variable.clone()?))));
-        variables
+    /// What trains, each once.
+    pub fn trainable_parameters(&self) -> Vec<Parameter> {
+        let of_weights = self.weights.variables().map(|(name, variable)| Parameter::new(name, variable));
+        let of_adapters = self.adapters().iter().flat_map(|adapter| {
+            let scale = self.learning_rate_scales.get(adapter.method()).copied().unwrap_or(1.0);
+            let scaled = move |parameter: Parameter| Parameter {
+                learning_rate_scale: scale * parameter.learning_rate_scale,
+                ..parameter
+            };
+            adapter.trainable_parameters().into_iter().map(scaled)
+        });
+        let of_head = self.head().into_iter().flat_map(Head::trainable_parameters);
+        of_weights.chain(of_adapters).chain(of_head).collect()
     }
 
-    /// Whether it can tell the probability of a token: a classifier may be without an output matrix.
+    /// Whether it can tell the probability of a token: a classifier may be without an output matrix, and an encoder is.
     pub fn has_output_matrix(&self) -> bool {
-        self.architecture.tied_output || self.weights.find(weights::OUTPUT).is_some()
+        let architecture = &self.architecture;
+        let stored = weights::output_name(architecture).is_some_and(|name| self.weights.find(name).is_some());
+        architecture.causal && (architecture.tied_output || stored)
     }
 
-    /// Number of scalars in the base model, adapter and head apart.
+    /// Number of scalars in the base model, adapters and head apart.
     pub fn base_parameters(&self) -> usize {
         self.weights.count()
     }
 
-    /// Number of scalars in adapter and head.
+    /// Number of scalars in adapters and head.
     pub fn added_parameters(&self) -> usize {
-        let head = self.head.as_ref().map_or(0, |head| head.weight.elem_count());
-        head + self.adapter.as_ref().map_or(0, |adapter| adapter.parameters())
+        let head = self.head().map_or(0, Head::parameters);
+        head + self.adapters().iter().map(|adapter| adapter.parameters()).sum::<usize>()
     }
 
     /// Number of scalars that train.
-    pub fn trainable_parameters(&self) -> usize {
-        self.variables().iter().map(|(_, variable)| variable.as_tensor().elem_count()).sum()
+    pub fn trainable_count(&self) -> usize {
+        self.trainable_parameters().iter().map(|parameter| parameter.variable.as_tensor().elem_count()).sum()
+    }
+
+    /// Lays trees end to end in the way that the model needs: an encoder's answers stand each behind a copy of their prompt.
+    pub fn pack<'a>(&self, trees: impl IntoIterator<Item = &'a TokenTree>) -> Batch {
+        self.pack_stacks(trees.into_iter().map(|tree| (tree, 0)))
+    }
+
+    /// The same for trees that run each with a stack of its own.
+    pub fn pack_stacks<'a>(&self, trees: impl IntoIterator<Item = (&'a TokenTree, usize)>) -> Batch {
+        if self.architecture.causal { Batch::pack_stacks(trees) } else { Batch::pack_pairs(trees) }
     }
 
     /// The hidden state at every token of a batch, `[tokens, d_model]`.
     pub fn hidden(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
-        let adapter = self.sites();
-        let layout = Layout::new(&batch.segments, adapter.virtual_rows(), adapter.prefix_rows());
-        self.transformer.forward(&batch.tokens, &layout, adapter, pass, None)
+        let layout = Layout::new(&batch.segments, &self.own_rows());
+        let stream = Stream { tokens: &batch.tokens, types: &batch.types, layout: &layout };
+        self.transformer.forward(&stream, &self.stacks, pass, None)
     }
 
     /// The hidden state at every token of a stream whose keys and values are kept in `store`.
     pub fn hidden_with_store(&self, tokens: &[u32], layout: &Layout, store: &mut dyn KeyValueStore) -> Result<Tensor> {
-        self.transformer.forward(tokens, layout, self.sites(), &Pass::default(), Some(store))
+        let stream = Stream { tokens, types: &[], layout };
+        self.transformer.forward(&stream, &self.stacks, &Pass::default(), Some(store))
     }
 
-    /// Log-probability and entropy of every target, given the batch's hidden states: `[targets]` each.
+    /// The rows that each stack places before its documents.
+    pub fn own_rows(&self) -> Vec<OwnRows> {
+        OwnRows::of(&self.stacks)
+    }
+
+    /// For each layer the prefixes of all stacks, end to end, `[prefix rows, kv_heads * head_dim]` each; empty without.
+    pub fn prefixes(&self) -> Result<Vec<(Tensor, Tensor)>> {
+        sites::prefixes(&self.stacks)
+    }
+
+    /// Log-probability and entropy of every target, given the batch's hidden states: `[targets]` each. All rows are of the model's own stack,
+    /// or of stacks that leave the output matrix alone.
     pub fn log_probs(&self, hidden: &Tensor, targets: &[Target], temperature: f64) -> Result<LogProbs> {
         let rows: Vec<u32> = targets.iter().map(|target| target.row as u32).collect();
         let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
         let hidden = select_rows(hidden, &rows)?; // [targets, d_model]
-        ops::log_probs(&hidden, self.transformer.output(), &tokens, temperature)
+        //TMP
+        ops::log_probs(&hidden, &self.output_of(0), &tokens, temperature)
     }
 
-    /// The logits `[rows, vocabulary]` at some rows, for sampling.
-    pub fn logits(&self, hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
-        ops::linear(&select_rows(hidden, rows)?, self.transformer.output(), None)
+    /// The logits `[rows, vocabulary]` at some rows, which run with these stacks (all with the model's own where there are none).
+    pub fn logits(&self, hidden: &Tensor, rows: &[u32], stacks: &[usize]) -> Result<Tensor> {
+        let hidden = select_rows(hidden, rows)?; // [rows, d_model]
+        let own_output = |stack: usize| self.stacks[stack].iter().any(|adapter| adapter.output().is_some());
+        let logits = match stacks {
+            [] => ops::linear(&hidden, &self.output_of(0), None)?,
+            stacks if stacks.iter().any(|&stack| own_output(stack)) => {
+                let of_row = |(row, &stack): (usize, &usize)| {
+                    ops::linear(&hidden.narrow(0, row, 1)?, &self.output_of(stack), None)
+                };
+                Tensor::cat(&stacks.iter().enumerate().map(of_row).collect::<Result<Vec<_>>>()?, 0)?
+            }
+            _ => ops::linear(&hidden, self.transformer.output(), None)?,
+        }; // [rows, vocabulary]
+        Ok(match self.architecture.output_soft_cap {
+            Some(cap) => ops::activate(&(logits / cap)?, ops::Activation::Tanh)?.affine(cap, 0.0)?,
+            None => logits,
+        })
     }
 
-    /// The scalar head's score at some rows, `[rows]`.
-    pub fn scores(&self, hidden: &Tensor, rows: &[usize]) -> Result<Tensor> {
-        let Some(head) = &self.head else {
-            crate::bail!(
-                "{}: this model has no scalar head (\"{}\"); give a reward model",
+    /// The output matrix that a stack's rows see.
+    fn output_of(&self, stack: usize) -> Tensor {
+        let own = self.stacks[stack].iter().rev().find_map(|adapter| adapter.output());
+        own.unwrap_or_else(|| self.transformer.output().clone())
+    }
+
+    /// The reward of every answer of a batch, `[answers]`, by the head of the model's own stack.
+    pub fn rewards(&self, hidden: &Tensor, batch: &Batch) -> Result<Tensor> {
+        Ok(self.classes(hidden, &batch.answer_rows)?.squeeze(1)?)
+    }
+
+    /// The head's numbers `[sequences, labels]` for sequences that have these rows.
+    pub fn classes(&self, hidden: &Tensor, rows: &[[Range<usize>; 2]]) -> Result<Tensor> {
+        let head = self.needed_head()?;
+        head.forward(&head.pool(hidden, rows)?)
+    }
+
+    /// The value at some rows, `[rows]`: what the head of a reward model says after each of them.
+    pub fn values(&self, hidden: &Tensor, rows: &[usize]) -> Result<Tensor> {
+        let head = self.needed_head()?;
+        if head.form.pooling != Pooling::Last {
+            bail!(
+                "{}: its head reads the {} of a sequence; a value model needs one that reads the last token",
                 self.folder.path.display(),
-                weights::SCORE
+                if head.form.pooling == Pooling::Mean { "mean" } else { "first token" }
             );
-        };
+        }
         let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
-        head.forward(&select_rows(hidden, &rows)?)
+        Ok(head.forward(&select_rows(hidden, &rows)?)?.squeeze(1)?)
     }
 
-    /// Writes a Hugging Face folder, or a PEFT folder where there is an adapter, into an existing `folder`.
+    fn needed_head(&self) -> Result<&Head> {
+        match self.head() {
+            Some(head) => Ok(head),
+            None => bail!(
+                "{}: this model has no head (\"{}.weight\"); give a reward model or a classifier",
+                self.folder.path.display(),
+                self.architecture.names.head.out
+            ),
+        }
+    }
+
+    /// Writes a Hugging Face folder, or PEFT folders where there are adapters, into an existing `folder`.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        if let Some(adapter) = &self.adapter {
-            adapter.save(folder, &self.folder.path.display().to_string(), self.head.as_ref())?;
+        let head = self.head();
+        if !self.adapters().is_empty() {
+            let base = self.folder.path.display().to_string();
+            let base_hash = self.weights.hash()?;
+            folder::save_adapters(folder, self.adapters(), &Saving { base: &base, base_hash: &base_hash, head })?;
             self.folder.copy_companions(folder)?;
         } else {
             let mut weights = (*self.weights).clone();
-            if let Some(head) = &self.head {
-                weights.set(weights::SCORE, head.weight.clone());
+            for (name, tensor) in head.into_iter().flat_map(Head::tensors) {
+                weights.set(&name, tensor);
             }
             weight_files::write(folder, &weights, &self.architecture, &self.folder.form)?;
-            self.folder.write_config(folder, &self.architecture, self.head.is_some())?;
+            self.folder.write_config(folder, &self.architecture, head)?;
         }
-        match &self.head {
-            Some(head) => head.write_shift(folder),
-            None => Ok(()),
-        }
-    }
-
-    fn sites(&self) -> &dyn Adapter {
-        self.adapter.as_deref().unwrap_or(&NoAdapter)
+        head.map_or(Ok(()), |head| head.form.write(folder))
     }
 }
 

@@ -2,10 +2,11 @@
 
 use candle_core::{Device, Tensor};
 
-use super::adapter::{Adapter, Linear, Pass, SubLayer};
-use super::architecture::{Architecture, AttentionInput, FeedForward, LinearName, NormKind, Positions};
+use super::adapter::{Linear, NormChange, Pass, SubLayer};
+use super::architecture::{Architecture, AttentionInput, BlockForm, FeedForward, LinearName, NormKind, Positions};
 use super::layout::Layout;
-use super::weights::{OUTPUT, Weights, block_prefix};
+use super::sites::{Sites, Stack, prefixes, virtual_tokens};
+use super::weights::{Weights, block_prefix, output_name};
 use crate::error::Result;
 use crate::ops;
 
@@ -15,8 +16,10 @@ pub struct Transformer {
     architecture: Architecture,
     embeddings: Tensor,
     positions: Option<Tensor>,
+    token_types: Option<Tensor>,
+    embedding_norm: Option<Norm>,
     blocks: Vec<Block>,
-    final_norm: Norm,
+    final_norm: Option<Norm>,
     output: Tensor,
 }
 
@@ -24,38 +27,50 @@ pub struct Transformer {
 struct Block {
     attention_norm: Norm,
     attention_input: AttentionProjection,
+    query_key_norms: Option<[Norm; 2]>,
     attention_output: Linear,
+    attention_output_norm: Option<Norm>,
     feed_forward_norm: Norm,
     gate: Option<Linear>,
     up: Linear,
     down: Linear,
+    feed_forward_output_norm: Option<Norm>,
 }
 
 #[derive(Debug, Clone)]
 enum AttentionProjection {
     Separate { query: Linear, key: Linear, value: Linear },
     Packed(Linear),
+    PackedByHead(Linear),
 }
 
 #[derive(Debug, Clone)]
 struct Norm {
+    name: String,
     weight: Tensor,
     bias: Option<Tensor>,
     epsilon: f64,
 }
 
+/// What goes through the transformer: tokens, and how they are laid out.
+pub struct Stream<'a> {
+    /// Token ids.
+    pub tokens: &'a [u32],
+    /// For every token, which text of a pair it belongs to; may be empty where the model does not tell them apart.
+    pub types: &'a [u32],
+    /// Positions, attention, and which rows run with which adapters.
+    pub layout: &'a Layout,
+}
+
 /// Where keys and values are kept between passes (generation). Without one, a pass attends to its own rows.
 pub trait KeyValueStore {
-    /// Takes the keys and values `[rows, kv_heads * head_dim]` of this pass, and an adapter's prefix, and gives all that the pass's
-    /// attention plan refers to.
-    fn extend(
-        &mut self,
-        layer: usize,
-        keys: Tensor,
-        values: Tensor,
-        prefix: Option<(Tensor, Tensor)>,
-    ) -> Result<(Tensor, Tensor)>;
+    /// Takes the keys and values `[rows, kv_heads * head_dim]` of this pass, and gives all that the pass's attention plan refers to, the
+    /// prefixes included.
+    fn extend(&mut self, layer: usize, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)>;
 }
+
+/// The norm of a sub-layer's output together with the residual stream.
+type SumNorm<'a> = dyn Fn(&Tensor, &Sites) -> Result<Tensor> + 'a;
 
 /// Cosines and sines of a stream's rotary angles, `[rows, rotary dimensions / 2]` each.
 struct Angles {
@@ -67,20 +82,32 @@ impl Transformer {
     /// A transformer over these weights.
     pub fn new(architecture: &Architecture, weights: &Weights) -> Result<Self> {
         let names = &architecture.names;
-        let embeddings = weights.get(&format!("{}{}", names.prefix, names.embeddings))?;
+        let named = |name: &str| format!("{}{name}", names.prefix);
+        let norm = |name: Option<&str>| name.map(|name| Norm::new(architecture, weights, &named(name))).transpose();
+        let embeddings = weights.get(&named(names.embeddings))?;
         let positions = match architecture.positions {
-            Positions::Learned => Some(weights.get(&format!("{}{}", names.prefix, names.positions))?),
+            Positions::Learned => Some(weights.get(&named(names.positions))?),
             Positions::Rotary { .. } => None,
         };
-        let blocks =
-            (0..architecture.layers).map(|layer| Block::new(architecture, weights, layer)).collect::<Result<_>>()?;
-        let final_norm = Norm::new(architecture, weights, &format!("{}{}", names.prefix, names.final_norm))?;
         // A classifier's folder may lack an output matrix; nothing reads it there.
-        let output = match weights.find(OUTPUT) {
-            Some(output) if !architecture.tied_output => output.clone(),
-            _ => embeddings.clone(),
-        };
-        Ok(Transformer { architecture: architecture.clone(), embeddings, positions, blocks, final_norm, output })
+        let output = output_name(architecture).and_then(|name| weights.find(name)).unwrap_or(&embeddings).clone();
+        Ok(Transformer {
+            positions,
+            token_types: names.token_types.map(|name| weights.get(&named(name))).transpose()?,
+            embedding_norm: norm(names.embedding_norm)?,
+            blocks: (0..architecture.layers)
+                .map(|layer| Block::new(architecture, weights, layer))
+                .collect::<Result<_>>()?,
+            final_norm: norm(names.final_norm)?,
+            architecture: architecture.clone(),
+            embeddings,
+            output,
+        })
+    }
+
+    /// The token embeddings, `[vocabulary, d_model]`.
+    pub fn embeddings(&self) -> &Tensor {
+        &self.embeddings
     }
 
     /// The output matrix, `[vocabulary, d_model]`.
@@ -88,50 +115,79 @@ impl Transformer {
         &self.output
     }
 
-    /// The hidden state after the last norm at every token, `[tokens, d_model]`.
+    /// The hidden state after the last norm at every token, `[tokens, d_model]`, each row by the blocks and with the changes of its own stack.
     ///
-    /// With a `store`, the layout's attention plan refers to the rows of the store.
+    /// With a `store`, the layout's attention plan refers to the rows of the store, which hold the prefixes too.
     pub fn forward(
         &self,
-        tokens: &[u32],
-        layout: &Layout,
-        sites: &dyn Adapter,
+        stream: &Stream,
+        stacks: &[Stack],
         pass: &Pass,
         mut store: Option<&mut dyn KeyValueStore>,
     ) -> Result<Tensor> {
-        let mut x = self.embed(tokens, layout, sites)?; // [rows, d_model]
+        let layout = stream.layout;
+        let sites = Sites { stacks, groups: &layout.groups, pass };
+        let mut x = self.embed(stream, &sites)?; // [rows, d_model]
         let angles = self.angles(&layout.positions, x.device())?;
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let normalised = block.attention_norm.forward(&x)?;
+        let prefixes = if store.is_some() { Vec::new() } else { prefixes(stacks)? };
+        let depths: Vec<usize> = layout.groups.iter().map(|group| sites.depth(group, self.blocks.len())).collect();
+        let deepest = depths.iter().copied().max().unwrap_or(0);
+        let mut parts: Vec<Option<Tensor>> = vec![None; depths.len()];
+        for (layer, block) in self.blocks.iter().enumerate().take(deepest) {
             let store = store.as_mut().map(|store| &mut **store as &mut dyn KeyValueStore);
-            let context = Context { transformer: self, layout, sites, pass, layer };
-            let attended = context.attention(block, &normalised, angles.as_ref(), store)?;
-            x = (x + sites.sub_layer(layer, SubLayer::Attention, attended, pass)?)?;
-            let normalised = block.feed_forward_norm.forward(&x)?;
-            let transformed = context.feed_forward(block, &normalised)?;
-            x = (x + sites.sub_layer(layer, SubLayer::FeedForward, transformed, pass)?)?;
+            let context =
+                Context { architecture: &self.architecture, layout, sites: &sites, layer, angles: angles.as_ref() };
+            x = context.block(block, x, prefixes.get(layer), store)?;
+            for (part, _) in
+                parts.iter_mut().zip(&depths).filter(|(_, depth)| **depth == layer + 1 && layer + 1 < deepest)
+            {
+                *part = Some(x.clone());
+            }
         }
+        if parts.iter().any(Option::is_some) {
+            let rows = layout.groups.iter().zip(&parts);
+            let rows =
+                rows.map(|(group, part)| part.as_ref().unwrap_or(&x).narrow(0, group.rows.start, group.rows.len));
+            x = Tensor::cat(&rows.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
+        }
+        let mut x = sites.last_block(&x)?;
         if let Some(rows) = &layout.token_rows {
             x = x.index_select(&Tensor::from_slice(rows, rows.len(), x.device())?, 0)?; // [tokens, d_model]
         }
-        self.final_norm.forward(&x)
+        let sites = Sites { groups: &layout.token_groups, ..sites };
+        self.final_norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x, &sites))
     }
 
-    fn embed(&self, tokens: &[u32], layout: &Layout, sites: &dyn Adapter) -> Result<Tensor> {
-        let device = self.embeddings.device();
-        let ids = Tensor::from_slice(tokens, tokens.len(), device)?;
-        let mut x = self.embeddings.index_select(&ids, 0)?; // [tokens, d_model]
-        if let (Some(gather), Some(virtual_tokens)) = (&layout.gather, sites.virtual_tokens()?) {
-            let gather = Tensor::from_slice(gather, gather.len(), device)?;
-            x = Tensor::cat(&[&virtual_tokens, &x], 0)?.index_select(&gather, 0)?; // [rows, d_model]
+    fn embed(&self, stream: &Stream, sites: &Sites) -> Result<Tensor> {
+        let (device, layout) = (self.embeddings.device(), stream.layout);
+        let select = |table: &Tensor, ids: &[u32]| -> Result<Tensor> {
+            Ok(table.index_select(&Tensor::from_slice(ids, ids.len(), device)?, 0)?)
+        };
+        let ids = Tensor::from_slice(stream.tokens, stream.tokens.len(), device)?;
+        let mut x = sites.embed(&self.embeddings, &ids, &layout.token_groups)?; // [tokens, d_model]
+        let mut types = stream.types.to_vec();
+        types.resize(stream.tokens.len(), 0);
+        if let Some(gather) = &layout.gather {
+            let virtual_tokens = virtual_tokens(sites.stacks, sites.pass)?.expect("the layout has virtual rows");
+            let virtual_rows = virtual_tokens.dim(0)?;
+            x = select(&Tensor::cat(&[&virtual_tokens, &x], 0)?, gather)?; // [rows, d_model]
+            let type_of = |&row: &u32| (row as usize).checked_sub(virtual_rows).map_or(0, |token| types[token]);
+            types = gather.iter().map(type_of).collect();
         }
-        if let Some(positions) = &self.positions {
+        if let Some(scale) = self.architecture.embedding_scale {
+            x = x.affine(scale, 0.0)?;
+        }
+        if let Some(table) = &self.token_types {
+            x = (x + select(table, &types)?)?;
+        }
+        if let Some(table) = &self.positions {
             let longest = layout.positions.iter().max().map_or(0, |&position| position as usize + 1);
             self.architecture.check_length(longest)?;
-            let ids = Tensor::from_slice(&layout.positions, layout.positions.len(), device)?;
-            x = (x + positions.index_select(&ids, 0)?)?;
+            let offset = self.architecture.position_offset as u32;
+            let positions: Vec<u32> = layout.positions.iter().map(|position| position + offset).collect();
+            x = (x + select(table, &positions)?)?;
         }
-        Ok(x)
+        self.embedding_norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x, sites))
     }
 
     fn angles(&self, positions: &[u32], device: &Device) -> Result<Option<Angles>> {
@@ -152,45 +208,89 @@ impl Transformer {
 
 /// What the parts of one block share during a pass.
 struct Context<'a> {
-    transformer: &'a Transformer,
+    architecture: &'a Architecture,
     layout: &'a Layout,
-    sites: &'a dyn Adapter,
-    pass: &'a Pass,
+    sites: &'a Sites<'a>,
     layer: usize,
+    angles: Option<&'a Angles>,
 }
 
 impl Context<'_> {
+    /// The residual stream `[rows, d_model]` after a block.
+    fn block(
+        &self,
+        block: &Block,
+        x: Tensor,
+        prefix: Option<&(Tensor, Tensor)>,
+        store: Option<&mut dyn KeyValueStore>,
+    ) -> Result<Tensor> {
+        let form = self.architecture.block;
+        let attention_norm = |sum: &Tensor, sites: &Sites| block.attention_norm.forward(sum, sites);
+        let feed_forward_norm = |sum: &Tensor, sites: &Sites| block.feed_forward_norm.forward(sum, sites);
+        let is_after = form == BlockForm::PostNorm;
+        let attend = |input: &Tensor, residual: &Tensor, store| {
+            let output = self.attention(block, input, prefix, store)?;
+            let output = self.output_norm(block.attention_output_norm.as_ref(), output)?;
+            let norm: Option<&SumNorm> = if is_after { Some(&attention_norm) } else { None };
+            self.sites.sub_layer((self.layer, SubLayer::Attention), residual, output, norm)
+        };
+        let transform = |input: &Tensor, residual: &Tensor| {
+            let output = self.output_norm(block.feed_forward_output_norm.as_ref(), self.feed_forward(block, input)?)?;
+            let norm: Option<&SumNorm> = if is_after { Some(&feed_forward_norm) } else { None };
+            self.sites.sub_layer((self.layer, SubLayer::FeedForward), residual, output, norm)
+        };
+        match form {
+            BlockForm::PreNorm | BlockForm::Sandwich => {
+                let x = (&x + attend(&block.attention_norm.forward(&x, self.sites)?, &x, store)?)?;
+                Ok((&x + transform(&block.feed_forward_norm.forward(&x, self.sites)?, &x)?)?)
+            }
+            BlockForm::Parallel => {
+                let attended = attend(&block.attention_norm.forward(&x, self.sites)?, &x, store)?;
+                let transformed = transform(&block.feed_forward_norm.forward(&x, self.sites)?, &x)?;
+                Ok(((x + attended)? + transformed)?)
+            }
+            BlockForm::PostNorm => {
+                let x = attention_norm(&(&x + attend(&x, &x, store)?)?, self.sites)?;
+                feed_forward_norm(&(&x + transform(&x, &x)?)?, self.sites)
+            }
+        }
+    }
+
+    fn output_norm(&self, norm: Option<&Norm>, output: Tensor) -> Result<Tensor> {
+        norm.map_or(Ok(output.clone()), |norm| norm.forward(&output, self.sites))
+    }
+
     fn linear(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
-        self.sites.linear(linear, x, self.pass)
+        self.sites.linear(linear, x)
     }
 
     fn attention(
         &self,
         block: &Block,
         x: &Tensor,
-        angles: Option<&Angles>,
+        prefix: Option<&(Tensor, Tensor)>,
         store: Option<&mut dyn KeyValueStore>,
     ) -> Result<Tensor> {
-        let architecture = &self.transformer.architecture;
+        let architecture = self.architecture;
         let shape = ops::AttentionShape {
             heads: architecture.heads,
             kv_heads: architecture.kv_heads,
             head_dim: architecture.head_dim,
-            scale: 1.0 / (architecture.head_dim as f64).sqrt(),
+            scale: architecture.attention_scale,
+            //TMP soft_cap: architecture.attention_soft_cap,
             window: architecture.windows[self.layer],
             causal: architecture.causal,
         };
         let plan = &self.layout.plan;
-        let prefix = self.sites.prefix(self.layer)?;
         let attended = match &block.attention_input {
-            AttentionProjection::Packed(linear) if angles.is_none() && prefix.is_none() && store.is_none() => {
+            AttentionProjection::Packed(linear) if self.angles.is_none() && prefix.is_none() && store.is_none() => {
                 ops::attention_packed(&self.linear(linear, x)?, &shape, plan)?
             }
-            projection => {
-                let (q, k, v) = self.queries_keys_values(projection, x, angles)?;
+            _ => {
+                let (q, k, v) = self.queries_keys_values(block, x)?;
                 let (k, v) = match (prefix, store) {
-                    (prefix, Some(store)) => store.extend(self.layer, k, v, prefix)?,
-                    (Some((keys, values)), None) => (Tensor::cat(&[&keys, &k], 0)?, Tensor::cat(&[&values, &v], 0)?),
+                    (_, Some(store)) => store.extend(self.layer, k, v)?,
+                    (Some((keys, values)), None) => (Tensor::cat(&[keys, &k], 0)?, Tensor::cat(&[values, &v], 0)?),
                     (None, None) => (k, v),
                 };
                 ops::attention(&q, &k, &v, &shape, plan)?
@@ -199,14 +299,10 @@ impl Context<'_> {
         self.linear(&block.attention_output, &attended)
     }
 
-    fn queries_keys_values(
-        &self,
-        projection: &AttentionProjection,
-        x: &Tensor,
-        angles: Option<&Angles>,
-    ) -> Result<(Tensor, Tensor, Tensor)> {
-        let architecture = &self.transformer.architecture;
-        let (q, k, v) = match projection {
+    fn queries_keys_values(&self, block: &Block, x: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
+        let architecture = self.architecture;
+        let head_dim = architecture.head_dim;
+        let (mut q, mut k, v) = match &block.attention_input {
             AttentionProjection::Separate { query, key, value } => {
                 (self.linear(query, x)?, self.linear(key, x)?, self.linear(value, x)?)
             }
@@ -219,20 +315,30 @@ impl Context<'_> {
                     packed.narrow(1, q_width + kv_width, kv_width)?,
                 )
             }
+            AttentionProjection::PackedByHead(linear) => {
+                let rows = x.dim(0)?;
+                let packed = self.linear(linear, x)?.reshape((rows, architecture.heads, 3, head_dim))?;
+                let part = |index: usize| -> Result<Tensor> {
+                    Ok(packed.narrow(2, index, 1)?.contiguous()?.reshape((rows, architecture.query_width()))?)
+                };
+                (part(0)?, part(1)?, part(2)?)
+            }
         };
-        match angles {
+        if let Some([query_norm, key_norm]) = &block.query_key_norms {
+            q = query_norm.forward_by_head(&q, head_dim)?;
+            k = key_norm.forward_by_head(&k, head_dim)?;
+        }
+        match self.angles {
             None => Ok((q, k, v)),
-            Some(Angles { cos, sin }) => Ok((
-                ops::rotary(&q, cos, sin, architecture.head_dim)?,
-                ops::rotary(&k, cos, sin, architecture.head_dim)?,
-                v,
-            )),
+            Some(Angles { cos, sin }) => {
+                Ok((ops::rotary(&q, cos, sin, head_dim)?, ops::rotary(&k, cos, sin, head_dim)?, v))
+            }
         }
     }
 
     fn feed_forward(&self, block: &Block, x: &Tensor) -> Result<Tensor> {
         let up = self.linear(&block.up, x)?; // [rows, d_ff]
-        let inner = match (self.transformer.architecture.feed_forward, &block.gate) {
+        let inner = match (self.architecture.feed_forward, &block.gate) {
             (FeedForward::Gated(activation), Some(gate)) => ops::gated(&self.linear(gate, x)?, &up, activation)?,
             (FeedForward::Plain(activation) | FeedForward::Gated(activation), _) => ops::activate(&up, activation)?,
         };
@@ -245,19 +351,28 @@ impl Block {
         let names = &architecture.names;
         let prefix = block_prefix(architecture, layer);
         let linear = |name: LinearName| read_linear(weights, &prefix, name);
+        let norm = |name: &str| Norm::new(architecture, weights, &format!("{prefix}{name}"));
+        let query_key_norms = match names.query_key_norms {
+            Some([query, key]) => Some([norm(query)?, norm(key)?]),
+            None => None,
+        };
         Ok(Block {
-            attention_norm: Norm::new(architecture, weights, &format!("{prefix}{}", names.attention_norm))?,
+            attention_norm: norm(names.attention_norm)?,
             attention_input: match names.attention_input {
                 AttentionInput::Separate { query, key, value } => {
                     AttentionProjection::Separate { query: linear(query)?, key: linear(key)?, value: linear(value)? }
                 }
                 AttentionInput::Packed(packed) => AttentionProjection::Packed(linear(packed)?),
+                AttentionInput::PackedByHead(packed) => AttentionProjection::PackedByHead(linear(packed)?),
             },
+            query_key_norms,
             attention_output: linear(names.attention_output)?,
-            feed_forward_norm: Norm::new(architecture, weights, &format!("{prefix}{}", names.feed_forward_norm))?,
+            attention_output_norm: names.attention_output_norm.map(norm).transpose()?,
+            feed_forward_norm: norm(names.feed_forward_norm)?,
             gate: names.gate.map(linear).transpose()?,
             up: linear(names.up)?,
             down: linear(names.down)?,
+            feed_forward_output_norm: names.feed_forward_output_norm.map(norm).transpose()?,
         })
     }
 }
@@ -273,13 +388,25 @@ impl Norm {
     fn new(architecture: &Architecture, weights: &Weights, name: &str) -> Result<Self> {
         let weight = weights.get(&format!("{name}.weight"))?;
         let bias = (architecture.norm == NormKind::Layer).then(|| weights.get(&format!("{name}.bias"))).transpose()?;
-        Ok(Norm { weight, bias, epsilon: architecture.norm_epsilon })
+        Ok(Norm { name: name.to_string(), weight, bias, epsilon: architecture.norm_epsilon })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.bias {
-            Some(bias) => ops::layer_norm(x, &self.weight, bias, self.epsilon),
-            None => ops::rms_norm(x, &self.weight, self.epsilon),
-        }
+    fn forward(&self, x: &Tensor, sites: &Sites) -> Result<Tensor> {
+        sites.norm(&self.name, x, |x, change| {
+            let NormChange { weight, bias } = change.unwrap_or_default();
+            let weight = weight.as_ref().unwrap_or(&self.weight);
+            match (&self.bias, bias) {
+                (Some(own), bias) => ops::layer_norm(x, weight, bias.as_ref().unwrap_or(own), self.epsilon),
+                (None, None) => ops::rms_norm(x, weight, self.epsilon),
+                (None, Some(bias)) => Ok(ops::rms_norm(x, weight, self.epsilon)?.broadcast_add(&bias)?),
+            }
+        })
+    }
+
+    /// Normalises each head of `x` `[rows, heads * head_dim]` by itself.
+    fn forward_by_head(&self, x: &Tensor, head_dim: usize) -> Result<Tensor> {
+        let (rows, width) = x.dims2()?;
+        let heads = x.contiguous()?.reshape((rows * width / head_dim, head_dim))?; // [rows * heads, head_dim]
+        Ok(ops::rms_norm(&heads, &self.weight, self.epsilon)?.reshape((rows, width))?)
     }
 }

@@ -11,7 +11,8 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, View};
 
 use super::architecture::Architecture;
-use super::weights::{OUTPUT, Role, SCORE, TensorSpec, Weights, tensor_specs};
+use super::head::head_specs;
+use super::weights::{Role, Stored, TensorSpec, Weights, output_name, tensor_specs};
 use crate::bail;
 use crate::error::{Error, Result};
 
@@ -38,23 +39,18 @@ pub fn has_weights(folder: &Path) -> bool {
     folder.join(SINGLE_FILE).is_file() || folder.join(INDEX_FILE).is_file()
 }
 
-/// Reads all tensors the architecture needs, and a scalar head where there is one.
+/// Reads all tensors the architecture needs, and a classification head where there is one.
 pub fn read(folder: &Path, architecture: &Architecture, device: &Device) -> Result<(Weights, StorageForm)> {
     let (mut files, shards) = open_all(folder)?;
     let mut weights = Weights::default();
     let mut dtype = None;
+    let shape_of = |name: &str| files.iter().find_map(|file| file.header.info(name).map(|info| info.shape.clone()));
     let mut specs = tensor_specs(architecture);
-    let head = TensorSpec {
-        name: SCORE.to_string(),
-        shape: vec![1, architecture.d_model],
-        role: Role::Linear,
-        transposed: false,
-    };
-    let has_head = files.iter().any(|file| file.header.info(SCORE).is_some());
-    if has_head {
+    let head = head_specs(architecture, shape_of);
+    if !head.is_empty() {
         // A classifier's folder holds no output matrix of its own.
-        specs.retain(|spec| spec.name != OUTPUT || files.iter().any(|file| file.header.info(OUTPUT).is_some()));
-        specs.push(head);
+        specs.retain(|spec| Some(spec.name.as_str()) != output_name(architecture) || shape_of(&spec.name).is_some());
+        specs.extend(head);
     }
     for spec in specs {
         let bare = spec.name.strip_prefix(architecture.names.prefix).unwrap_or(&spec.name);
@@ -84,7 +80,7 @@ pub fn read_file(path: &Path, device: &Device) -> Result<BTreeMap<String, Tensor
     let shapes: Vec<(String, Vec<usize>)> =
         file.header.tensors().into_iter().map(|(name, info)| (name, info.shape.clone())).collect();
     for (name, shape) in shapes {
-        let spec = TensorSpec { name: name.clone(), shape, role: Role::Linear, transposed: false };
+        let spec = TensorSpec { name: name.clone(), shape, role: Role::Linear, stored: Stored::AsIs };
         let (tensor, _) = file.read(&name, &spec, device)?;
         tensors.insert(name, tensor);
     }
@@ -156,7 +152,7 @@ impl TensorFile {
     fn read(&mut self, name: &str, spec: &TensorSpec, device: &Device) -> Result<(Tensor, DType)> {
         let info = self.header.info(name).expect("the caller has looked the name up").clone();
         let mut on_disk = spec.shape.clone();
-        if spec.transposed {
+        if spec.stored == Stored::Transposed {
             on_disk.reverse();
         }
         if info.shape != on_disk {
@@ -168,7 +164,11 @@ impl TensorFile {
         }
         let (values, dtype) = self.values(name, &info)?;
         let tensor = Tensor::from_vec(values, on_disk, device)?;
-        let tensor = if spec.transposed { tensor.t()?.contiguous()? } else { tensor };
+        let tensor = match spec.stored {
+            Stored::AsIs => tensor,
+            Stored::Transposed => tensor.t()?.contiguous()?,
+            Stored::LessOne => (tensor + 1.0)?,
+        };
         Ok((tensor, dtype))
     }
 
@@ -200,8 +200,8 @@ impl TensorFile {
 
 /// Writes the weights into `folder` in the given form, so that `transformers` loads them.
 pub fn write(folder: &Path, weights: &Weights, architecture: &Architecture, form: &StorageForm) -> Result<()> {
-    let transposed: std::collections::BTreeSet<String> =
-        tensor_specs(architecture).into_iter().filter(|spec| spec.transposed).map(|spec| spec.name).collect();
+    let stored: BTreeMap<String, Stored> =
+        tensor_specs(architecture).into_iter().map(|spec| (spec.name, spec.stored)).collect();
     let mut by_file: BTreeMap<String, BTreeMap<String, Tensor>> = BTreeMap::new();
     let first_shard = form.shards.as_ref().and_then(|shards| shards.values().min().cloned());
     for (name, tensor) in weights.iter() {
@@ -213,7 +213,11 @@ pub fn write(folder: &Path, weights: &Weights, architecture: &Architecture, form
                 file.cloned().unwrap_or_else(|| SINGLE_FILE.to_string())
             }
         };
-        let tensor = if transposed.contains(name) { tensor.t()?.contiguous()? } else { tensor.clone() };
+        let tensor = match stored.get(name) {
+            Some(Stored::Transposed) => tensor.t()?.contiguous()?,
+            Some(Stored::LessOne) => (tensor - 1.0)?,
+            Some(Stored::AsIs) | None => tensor.clone(),
+        };
         by_file.entry(file).or_default().insert(name.clone(), tensor);
     }
     if form.shards.is_some() {
@@ -244,7 +248,7 @@ pub fn write_file(path: &Path, tensors: &BTreeMap<String, Tensor>, dtype: DType)
     // `serialize_to_file` gives its file a private mode; what is written is to have that of any new file.
     let permissions =
         File::create(path).and_then(|file| Ok(file.metadata()?.permissions())).map_err(Error::io(path))?;
-    let views = tensors.iter().map(|(name, tensor)| (name, Stored { tensor, dtype }));
+    let views = tensors.iter().map(|(name, tensor)| (name, Rendered { tensor, dtype }));
     let metadata = std::collections::HashMap::from([("format".to_string(), "pt".to_string())]);
     safetensors::serialize_to_file(views, Some(metadata), path)
         .map_err(|error| Error::input(format!("{}: could not be written: {error}", path.display())))?;
@@ -252,12 +256,12 @@ pub fn write_file(path: &Path, tensors: &BTreeMap<String, Tensor>, dtype: DType)
 }
 
 /// A tensor as it will lie on disk; its bytes are made when their turn comes, so that one tensor's are held at a time.
-struct Stored<'a> {
+struct Rendered<'a> {
     tensor: &'a Tensor,
     dtype: DType,
 }
 
-impl View for Stored<'_> {
+impl View for Rendered<'_> {
     fn dtype(&self) -> Dtype {
         match self.dtype {
             DType::BF16 => Dtype::BF16,

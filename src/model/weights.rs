@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
+use rayon::prelude::*;
+use xxhash_rust::xxh3::xxh3_128;
 
-use super::architecture::{Architecture, AttentionInput, LinearName, NormKind, Positions};
+use super::architecture::{Architecture, AttentionInput, BlockForm, LinearName, NormKind, Positions};
 use crate::error::Result;
 use crate::{bail, random};
 
@@ -32,51 +34,50 @@ pub struct TensorSpec {
     pub shape: Vec<usize>,
     /// What it is for.
     pub role: Role,
-    /// Whether it lies transposed on disk.
-    pub transposed: bool,
+    /// How it lies on disk.
+    pub stored: Stored,
 }
 
-/// Name of the output matrix, where it is not the embeddings.
-pub const OUTPUT: &str = "lm_head.weight";
-
-/// Name of a scalar head's weight, `[1, d_model]`.
-pub const SCORE: &str = "score.weight";
+/// How a tensor lies on disk, compared with its form in computation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// The same.
+    AsIs,
+    /// Transposed (GPT-2's linears).
+    Transposed,
+    /// Each number less one (Gemma's norms).
+    LessOne,
+}
 
 /// All tensors of a transformer with its output matrix, in the order of the forward pass.
 pub fn tensor_specs(architecture: &Architecture) -> Vec<TensorSpec> {
     let a = architecture;
     let names = &a.names;
     let mut specs = Specs { architecture, list: Vec::new() };
-    specs.push(format!("{}{}", names.prefix, names.embeddings), &[a.vocabulary, a.d_model], Role::Embedding);
+    let named = |name: &str| format!("{}{name}", names.prefix);
+    specs.push(named(names.embeddings), &[a.vocabulary, a.d_model], Role::Embedding);
     if a.positions == Positions::Learned {
-        specs.push(format!("{}{}", names.prefix, names.positions), &[a.max_positions, a.d_model], Role::Embedding);
+        specs.push(named(names.positions), &[a.max_positions, a.d_model], Role::Embedding);
     }
-    for layer in 0..a.layers {
-        let block = block_prefix(a, layer);
-        specs.norm(&format!("{block}{}", names.attention_norm));
-        match names.attention_input {
-            AttentionInput::Separate { query, key, value } => {
-                specs.linear(&block, query, a.query_width(), a.d_model, Role::Linear);
-                specs.linear(&block, key, a.kv_width(), a.d_model, Role::Linear);
-                specs.linear(&block, value, a.kv_width(), a.d_model, Role::Linear);
-            }
-            AttentionInput::Packed(linear) => {
-                specs.linear(&block, linear, a.query_width() + 2 * a.kv_width(), a.d_model, Role::Linear);
-            }
-        }
-        specs.linear(&block, names.attention_output, a.d_model, a.query_width(), Role::ResidualLinear);
-        specs.norm(&format!("{block}{}", names.feed_forward_norm));
-        if let Some(gate) = names.gate {
-            specs.linear(&block, gate, a.d_ff, a.d_model, Role::Linear);
-        }
-        specs.linear(&block, names.up, a.d_ff, a.d_model, Role::Linear);
-        specs.linear(&block, names.down, a.d_model, a.d_ff, Role::ResidualLinear);
+    if let Some(name) = names.token_types {
+        specs.push(named(name), &[a.token_types, a.d_model], Role::Embedding);
     }
-    specs.norm(&format!("{}{}", names.prefix, names.final_norm));
-    if !a.tied_output {
-        specs.push(OUTPUT.to_string(), &[a.vocabulary, a.d_model], Role::Embedding);
+    if let Some(norm) = names.embedding_norm {
+        specs.norm(&named(norm), a.d_model);
+    }
+    (0..a.layers).for_each(|layer| specs.block(&block_prefix(a, layer)));
+    if let Some(norm) = names.final_norm {
+        specs.norm(&named(norm), a.d_model);
+    }
+    if let Some(output) = output_name(a) {
+        specs.push(output.to_string(), &[a.vocabulary, a.d_model], Role::Embedding);
     }
     specs.list
+}
+
+/// Name of the output matrix, where there is one beside the embeddings; an encoder has none.
+pub fn output_name(architecture: &Architecture) -> Option<&'static str> {
+    (architecture.causal && !architecture.tied_output).then_some(architecture.names.output)
 }
 
 /// What stands before the names of a block's tensors, for example `model.layers.3.`.
@@ -91,21 +92,53 @@ struct Specs<'a> {
 
 impl Specs<'_> {
     fn push(&mut self, name: String, shape: &[usize], role: Role) {
-        self.list.push(TensorSpec { name, shape: shape.to_vec(), role, transposed: false });
+        self.list.push(TensorSpec { name, shape: shape.to_vec(), role, stored: Stored::AsIs });
     }
 
-    fn norm(&mut self, name: &str) {
-        let width = self.architecture.d_model;
-        self.push(format!("{name}.weight"), &[width], Role::NormWeight);
+    fn block(&mut self, block: &str) {
+        let a = self.architecture;
+        let names = &a.names;
+        self.norm(&format!("{block}{}", names.attention_norm), a.d_model);
+        match names.attention_input {
+            AttentionInput::Separate { query, key, value } => {
+                self.linear(block, query, a.query_width(), a.d_model, Role::Linear);
+                self.linear(block, key, a.kv_width(), a.d_model, Role::Linear);
+                self.linear(block, value, a.kv_width(), a.d_model, Role::Linear);
+            }
+            AttentionInput::Packed(linear) | AttentionInput::PackedByHead(linear) => {
+                self.linear(block, linear, a.query_width() + 2 * a.kv_width(), a.d_model, Role::Linear);
+            }
+        }
+        for norm in names.query_key_norms.into_iter().flatten() {
+            self.norm(&format!("{block}{norm}"), a.head_dim);
+        }
+        self.linear(block, names.attention_output, a.d_model, a.query_width(), Role::ResidualLinear);
+        self.norm(&format!("{block}{}", names.feed_forward_norm), a.d_model);
+        if a.block == BlockForm::Sandwich {
+            for norm in [names.attention_output_norm, names.feed_forward_output_norm].into_iter().flatten() {
+                self.norm(&format!("{block}{norm}"), a.d_model);
+            }
+        }
+        if let Some(gate) = names.gate {
+            self.linear(block, gate, a.d_ff, a.d_model, Role::Linear);
+        }
+        self.linear(block, names.up, a.d_ff, a.d_model, Role::Linear);
+        self.linear(block, names.down, a.d_model, a.d_ff, Role::ResidualLinear);
+    }
+
+    fn norm(&mut self, name: &str, width: usize) {
+        let stored = if self.architecture.names.norm_weights_less_one { Stored::LessOne } else { Stored::AsIs };
+        let (name, role) = (name.to_string(), Role::NormWeight);
+        self.list.push(TensorSpec { name: format!("{name}.weight"), shape: vec![width], role, stored });
         if self.architecture.norm == NormKind::Layer {
             self.push(format!("{name}.bias"), &[width], Role::Bias);
         }
     }
 
     fn linear(&mut self, block: &str, linear: LinearName, d_out: usize, d_in: usize, role: Role) {
-        let transposed = self.architecture.names.transposed_linears;
+        let stored = if self.architecture.names.transposed_linears { Stored::Transposed } else { Stored::AsIs };
         let name = format!("{block}{}.weight", linear.name);
-        self.list.push(TensorSpec { name, shape: vec![d_out, d_in], role, transposed });
+        self.list.push(TensorSpec { name, shape: vec![d_out, d_in], role, stored });
         if linear.bias {
             self.push(format!("{block}{}.bias", linear.name), &[d_out], Role::Bias);
         }
@@ -195,6 +228,19 @@ impl Weights {
             copy.set_variable(name, Var::from_tensor(tensor)?);
         }
         Ok(copy)
+    }
+
+    /// A hash of names, shapes and values, by which an adapter knows the base that it belongs to (XXH3, 128 bits, in hexadecimal). It does not
+    /// depend on how the weights lie on disk.
+    pub fn hash(&self) -> Result<String> {
+        let tensors: Vec<(&String, &Tensor)> = self.tensors.iter().collect();
+        let of_tensor = |(name, tensor): &(&String, &Tensor)| -> Result<Vec<u8>> {
+            let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            Ok([name.as_bytes(), format!("{:?}", tensor.dims()).as_bytes(), &xxh3_128(&bytes).to_le_bytes()].concat())
+        };
+        let hashes = tensors.par_iter().map(of_tensor).collect::<Result<Vec<_>>>()?;
+        Ok(format!("{:032x}", xxh3_128(&hashes.concat())))
     }
 
     /// Number of scalars.

@@ -23,6 +23,20 @@ pub enum Activation {
     Tanh,
 }
 
+impl Activation {
+    /// The non-linearity that Hugging Face's configurations and AdapterHub's call by this name.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "gelu" | "gelu_orig" => Some(Activation::Gelu),
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Some(Activation::GeluTanh),
+            "silu" | "swish" => Some(Activation::Silu),
+            "relu" => Some(Activation::Relu),
+            "tanh" => Some(Activation::Tanh),
+            _ => None,
+        }
+    }
+}
+
 /// The activation of every element of `x`, of any shape.
 pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     if !has_kernel(&[x]) {

@@ -15,7 +15,9 @@ pub mod logprob;
 pub mod low_rank;
 mod matrix;
 pub mod norm;
+pub mod pooling;
 pub mod rotary;
+pub mod row_updates;
 pub mod rows;
 mod simd;
 #[cfg(test)]
@@ -30,5 +32,7 @@ pub use linear::linear;
 pub use logprob::{LogProbs, log_probs};
 pub use low_rank::{LowRank, low_rank_linear};
 pub use norm::{layer_norm, rms_norm};
+pub use pooling::mean_rows;
 pub use rotary::rotary;
+pub use row_updates::{RowUpdate, add_low_rank_to_rows};
 pub use rows::write_rows;

@@ -20,7 +20,7 @@ use crate::data::tokenize_records::Truncation;
 use crate::data::{inspect, schema};
 use crate::error::Result;
 use crate::files::replace_folder_atomically;
-use crate::generate::{MOST_ACTIVE, generate};
+use crate::generate::{MOST_ACTIVE, PromptTokens, generate};
 use crate::model::Model;
 use crate::train::optimizer::Optimizer;
 use crate::train::order::Order;
@@ -28,7 +28,7 @@ use crate::train::plan::{Examples, training_plan};
 use crate::train::run::Run;
 use crate::train::schedule::Schedule;
 use rollout::Episode;
-use settings::PpoSettings;
+use settings::{LEARNING_RATE, PpoSettings};
 use update::{Learner, UpdateReport, update};
 
 /// The four models of PPO. With a lightweight method all stand on one copy of the base.
@@ -79,8 +79,9 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
         .line("reward model", settings.reward_model.display())
         .line("updates", format!("{total_steps} of {} episodes", training.batch_size));
     let mut run = Run::start(settings, common, &plan, total_steps)?;
-    let schedule = Schedule::new(&training.optimizer, training.learning_rate, total_steps);
-    let value_peak = settings.value_learning_rate.unwrap_or(training.learning_rate);
+    let peak = training.learning_rate(LEARNING_RATE);
+    let schedule = Schedule::new(&training.optimizer, peak, total_steps);
+    let value_peak = settings.value_learning_rate.unwrap_or(peak);
     let value_schedule = Schedule::new(&training.optimizer, value_peak, total_steps);
     for step in 0..total_steps {
         let chosen: Vec<Vec<u32>> = order.step(step).iter().map(|&index| prompts[index].clone()).collect();
@@ -119,21 +120,21 @@ impl Roles {
         let method = &settings.training;
         let policy = Role {
             folder: &settings.model.model,
-            adapter: settings.model.adapter.as_deref(),
+            adapters: &settings.model.adapter,
             training: Training::With(method),
             head: Head::Language,
             seed: settings.common.seed,
         };
         let reward = Role {
             folder: &settings.reward_model,
-            adapter: None,
+            adapters: &[],
             training: Training::Frozen,
             head: Head::Scalar,
             seed: settings.common.seed,
         };
         let mut learner = |role: &Role| -> Result<Learner> {
             let model = bases.load(role)?;
-            let optimizer = Optimizer::new(model.variables(), &settings.training.optimizer)?;
+            let optimizer = Optimizer::new(model.trainable_parameters(), &settings.training.optimizer)?;
             Ok(Learner { model, optimizer })
         };
         Ok(Roles {
@@ -148,7 +149,8 @@ impl Roles {
     fn rollout(&self, settings: &PpoSettings, prompts: &[Vec<u32>], stop: &[u32], step: u64) -> Result<Vec<Episode>> {
         let policy = self.policy.model.frozen()?;
         let first = step * settings.training.batch_size as u64;
-        let answers = generate(&policy, prompts, 1, &settings.sampling, stop, settings.common.seed, first)?;
+        let asked: Vec<PromptTokens> = prompts.iter().cloned().map(PromptTokens::from).collect();
+        let answers = generate(&policy, &asked, 1, &settings.sampling, stop, settings.common.seed, first)?;
         let mut episodes: Vec<Episode> = (prompts.iter().zip(answers))
             .flat_map(|(prompt, answers)| answers.into_iter().map(|answer| Episode::new(prompt, answer)))
             .collect();

@@ -84,16 +84,14 @@ pub fn log_probs(
 pub fn values(model: &Model, episodes: &[Episode], tokens_per_batch: usize) -> Result<Vec<Vec<f32>>> {
     over_batches(model, episodes, tokens_per_batch, |hidden, batch| {
         let rows: Vec<usize> = batch.targets.iter().map(|target| target.row).collect();
-        let values: Vec<f32> = model.scores(hidden, &rows)?.to_vec1()?;
+        let values: Vec<f32> = model.values(hidden, &rows)?.to_vec1()?;
         Ok(batch.answer_targets.iter().map(|range| values[range.clone()].to_vec()).collect())
     })
 }
 
 /// The score of every episode at its last token under a frozen reward model.
 pub fn scores(model: &Model, episodes: &[Episode], tokens_per_batch: usize) -> Result<Vec<f32>> {
-    over_batches(model, episodes, tokens_per_batch, |hidden, batch| {
-        Ok(model.scores(hidden, &batch.last_rows)?.to_vec1()?)
-    })
+    over_batches(model, episodes, tokens_per_batch, |hidden, batch| Ok(model.rewards(hidden, batch)?.to_vec1()?))
 }
 
 fn over_batches<T>(
@@ -105,7 +103,7 @@ fn over_batches<T>(
     let sizes: Vec<usize> = episodes.iter().map(|episode| episode.tree.tokens()).collect();
     let mut results = Vec::with_capacity(episodes.len());
     for range in split_by_budget(&sizes, tokens_per_batch) {
-        let batch = Batch::pack(episodes[range].iter().map(|episode| &episode.tree));
+        let batch = model.pack(episodes[range].iter().map(|episode| &episode.tree));
         let hidden = model.hidden(&batch, &Pass::default())?; // [tokens, d_model]
         results.extend(read(&hidden, &batch)?);
     }

@@ -8,11 +8,14 @@ use serde::{Deserialize, Serialize};
 use crate::bail;
 use crate::error::Result;
 use crate::generate::SamplingSettings;
-use crate::settings::{CommonSettings, ModelSettings, TrainingSettings, at_least_one, learning_rates};
+use crate::settings::{CommonSettings, ModelSettings, TrainingSettings, at_least_one, learning_rate_help};
+
+/// The default peak learning rate of full weights.
+pub const LEARNING_RATE: f64 = 3e-6;
 
 /// Optimises a policy against a reward model with PPO (Schulman et al. 2017; Ouyang et al. 2022)
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
-#[command(name = "ppo", version, mut_arg("learning_rate", learning_rates("3e-6", "3e-5")))]
+#[command(name = "ppo", version, mut_arg("learning_rate", learning_rate_help(LEARNING_RATE)))]
 pub struct PpoSettings {
     /// The policy's model; the reference is the same model, as it is at the start.
     #[command(flatten)]

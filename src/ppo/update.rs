@@ -136,7 +136,7 @@ fn learn_values(
 ) -> Result<(f64, f64)> {
     let hidden = value.model.hidden(batch, &Pass::default())?; // [tokens, d_model]
     let rows: Vec<usize> = batch.targets.iter().map(|target| target.row).collect();
-    let values = value.model.scores(&hidden, &rows)?; // [targets]
+    let values = value.model.values(&hidden, &rows)?; // [targets]
     let (old_values, returns) =
         (gather(episodes, |episode| &episode.values), gather(episodes, |episode| &episode.returns));
     let (sum, clipped) = value_loss(&values, &old_values, &returns, settings.value_clip_range)?;

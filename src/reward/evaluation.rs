@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::RankedTree;
 use super::loss::{Agreement, kwise_loss};
-use crate::data::batch::{Batch, split_by_budget};
+use crate::data::batch::split_by_budget;
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::adapter::Pass;
@@ -38,9 +38,9 @@ pub(super) struct Scored {
 
 /// Scores the answers of a micro-batch.
 pub(super) fn score(model: &Model, ranked: &[&RankedTree], pass: &Pass) -> Result<Scored> {
-    let batch = Batch::pack(ranked.iter().map(|ranked| &ranked.tree));
+    let batch = model.pack(ranked.iter().map(|ranked| &ranked.tree));
     let hidden = model.hidden(&batch, pass)?; // [tokens, d_model]
-    let scores = model.scores(&hidden, &batch.last_rows)?; // [answers]
+    let scores = model.rewards(&hidden, &batch)?; // [answers]
     let prompts: Vec<_> = (batch.trees.iter().zip(ranked))
         .map(|(answers, ranked)| (answers.clone(), ranked.ranks.as_slice(), ranked.margin))
         .collect();

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapt::{Bases, Head, Role, Training};
 use crate::bail;
-use crate::data::batch::{Batch, TokenTree, split_by_budget};
+use crate::data::batch::{TokenTree, split_by_budget};
 use crate::data::inspect;
 use crate::data::schema;
 use crate::data::tokenize::Tokenizer;
@@ -17,7 +17,7 @@ use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::model::adapter::Pass;
 use crate::model::{Model, dropout_seed};
-use crate::settings::{CommonSettings, ExampleSettings, ModelSettings, TrainingSettings, learning_rates};
+use crate::settings::{CommonSettings, ExampleSettings, ModelSettings, TrainingSettings, learning_rate_help};
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
 use crate::train::plan::{Examples, training_plan};
@@ -27,9 +27,12 @@ use evaluation::score;
 pub use evaluation::{RewardEvaluation, evaluate};
 use loss::{Agreement, pairs};
 
+/// The default peak learning rate of full weights.
+const LEARNING_RATE: f64 = 9e-6;
+
 /// Trains a reward model on ranked answers
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
-#[command(name = "reward", version, mut_arg("learning_rate", learning_rates("9e-6", "9e-5")))]
+#[command(name = "reward", version, mut_arg("learning_rate", learning_rate_help(LEARNING_RATE)))]
 pub struct RewardSettings {
     /// The model to start from, usually the output of `sft`.
     #[command(flatten)]
@@ -84,7 +87,7 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     };
     let role = Role {
         folder: &settings.model.model,
-        adapter: settings.model.adapter.as_deref(),
+        adapters: &settings.model.adapter,
         training: Training::With(&settings.training),
         head: Head::ScalarOrNew,
         seed: common.seed,
@@ -152,8 +155,8 @@ fn train(
 ) -> Result<Option<RewardEvaluation>> {
     let (common, training) = (&settings.common, &settings.training);
     let total_steps = order.total_steps(settings.examples.epochs as f64, training.max_steps);
-    let schedule = Schedule::new(&training.optimizer, training.learning_rate, total_steps);
-    let mut optimizer = Optimizer::new(model.variables(), &training.optimizer)?;
+    let schedule = Schedule::new(&training.optimizer, training.learning_rate(LEARNING_RATE), total_steps);
+    let mut optimizer = Optimizer::new(model.trainable_parameters(), &training.optimizer)?;
     let evaluate_every = settings.examples.evaluate_every.unwrap_or(order.steps_per_epoch());
     let mut latest = None;
     for step in 0..total_steps {
@@ -218,14 +221,14 @@ fn shift(model: &mut Model, trees: &[TokenTree], tokens_per_batch: usize) -> Res
     let sizes: Vec<usize> = trees.iter().map(TokenTree::tokens).collect();
     let (mut sum, mut count) = (0.0, 0);
     for range in split_by_budget(&sizes, tokens_per_batch) {
-        let batch = Batch::pack(&trees[range]);
-        let scores = frozen.scores(&frozen.hidden(&batch, &Pass::default())?, &batch.last_rows)?; // [answers]
+        let batch = frozen.pack(&trees[range]);
+        let scores = frozen.rewards(&frozen.hidden(&batch, &Pass::default())?, &batch)?; // [answers]
         sum += scores.to_vec1::<f32>()?.iter().map(|&score| f64::from(score)).sum::<f64>();
         count += batch.last_rows.len();
     }
     let mean = sum / count.max(1) as f64;
     if let Some(head) = model.head_mut() {
-        head.shift += mean as f32;
+        head.form.shift += mean as f32;
     }
     Ok(mean)
 }

@@ -24,9 +24,9 @@ pub(crate) fn random_model(folder: &Path, with_head: bool) -> PathBuf {
     train_bpe(texts.into_iter(), 280, &SpecialTokens::default()).unwrap().save(&folder).unwrap();
     if with_head {
         let role =
-            Role { folder: &folder, adapter: None, training: Training::Frozen, head: Head::ScalarOrNew, seed: 5 };
+            Role { folder: &folder, adapters: &[], training: Training::Frozen, head: Head::ScalarOrNew, seed: 5 };
         let mut model = Bases::new(Device::Cpu).load(&role).unwrap();
-        model.head_mut().unwrap().shift = 0.25;
+        model.head_mut().unwrap().form.shift = 0.25;
         let saved = folder.with_file_name("saved");
         std::fs::create_dir_all(&saved).unwrap();
         model.save(&saved).unwrap();
@@ -68,20 +68,20 @@ fn names(batch: &RecordBatch) -> Vec<String> {
 /// The log-probability of `completion` after `prompt` from the logits of the whole sequence, and the head's score at its end.
 fn one_by_one(model: &Path, prompt: &str, completion: &str) -> (f64, usize, Option<f64>) {
     let tokenizer = Tokenizer::load(model).unwrap();
-    let model = load(&ModelSettings { model: model.to_path_buf(), adapter: None }, 0).unwrap();
+    let model = load(&ModelSettings { model: model.to_path_buf(), adapter: Vec::new() }, 0).unwrap();
     let tokens = tokenizer.encode(&format!("{prompt}{completion}")).unwrap();
     let start = tokenizer.encode(prompt).unwrap().len();
     let tree = TokenTree { prompt: tokens.clone(), answers: vec![crate::data::batch::Continuation::default()] };
     let hidden = model.hidden(&Batch::pack([&tree]), &Pass::default()).unwrap();
     let rows: Vec<u32> = (0..tokens.len() as u32).collect();
-    let logits = model.logits(&hidden, &rows).unwrap().to_vec2::<f32>().unwrap();
+    let logits = model.logits(&hidden, &rows, &[]).unwrap().to_vec2::<f32>().unwrap();
     let log_prob = (start..tokens.len()).map(|position| {
         let row: Vec<f64> = logits[position - 1].iter().map(|&logit| f64::from(logit)).collect();
         let maximum = row.iter().copied().fold(f64::MIN, f64::max);
         let total = row.iter().map(|logit| (logit - maximum).exp()).sum::<f64>().ln() + maximum;
         row[tokens[position] as usize] - total
     });
-    let reward = model.head().map(|_| model.scores(&hidden, &[tokens.len() - 1]).unwrap().to_vec1::<f32>().unwrap()[0]);
+    let reward = model.head().map(|_| model.values(&hidden, &[tokens.len() - 1]).unwrap().to_vec1::<f32>().unwrap()[0]);
     (log_prob.sum(), tokens.len() - start, reward.map(f64::from))
 }
 
@@ -190,11 +190,11 @@ fn columns_that_are_there_already_are_refused_and_nothing_is_written() {
 fn an_unreadable_shift_is_an_error_and_not_a_missing_head() {
     let folder = tempfile::tempdir().unwrap();
     let model = random_model(folder.path(), true);
-    std::fs::write(model.join("reward.json"), "{}").unwrap();
+    std::fs::write(model.join("head.json"), "{}").unwrap();
     let data = write(&folder, vec![("prompt", strings(&["a"])), ("completion", strings(&["b"]))]);
     let output = folder.path().join("out.parquet");
     let error = run(&settings(&model, &data, &output, &[])).unwrap_err().to_string();
-    assert!(error.contains("reward.json"), "{error}");
+    assert!(error.contains("head.json"), "{error}");
 }
 
 #[test]

@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use clap::{Arg, Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use super::methods::{MethodSettings, Methods};
 use crate::error::Result;
 
 // A heading stands at each flag, as one set for a whole group would go on over the flags that follow the group.
 const TRAINING: &str = "Training";
 const OPTIMIZER: &str = "Optimizer";
-const LORA: &str = "LoRA (--method lora)";
 
 /// What every program has.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
@@ -49,9 +49,10 @@ pub struct ModelSettings {
     /// Model folder to start from (config.json, *.safetensors, tokenizer.json)
     #[arg(long, value_name = "FOLDER")]
     pub model: PathBuf,
-    /// Adapter folder (PEFT) on top of the model
-    #[arg(long, value_name = "FOLDER")]
-    pub adapter: Option<PathBuf>,
+    /// Adapter folders (PEFT, AdapterHub) on top of the model, in their order
+    #[arg(long, value_name = "FOLDER", value_delimiter = ',')]
+    #[serde(default)]
+    pub adapter: Vec<PathBuf>,
 }
 
 /// How a program that learns from examples goes through them.
@@ -77,9 +78,10 @@ pub struct ExampleSettings {
 /// What every program that trains has.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct TrainingSettings {
-    /// What is trained
-    #[arg(long, help_heading = TRAINING, value_enum, default_value_t = Method::Full)]
-    pub method: Method,
+    /// What is trained: full, or a lightweight method, or several on top of each other, as in lora+prompt-tuning: probing, bitfit, lora,
+    /// prompt-tuning, p-tuning, prefix-tuning, p-tuning-v2, adapters, ia3
+    #[arg(long, help_heading = TRAINING, default_value = "full")]
+    pub method: Methods,
     /// Stop after this many optimizer steps
     #[arg(long, help_heading = TRAINING, value_parser = at_least_one)]
     pub max_steps: Option<usize>,
@@ -87,12 +89,12 @@ pub struct TrainingSettings {
     #[arg(long, help_heading = TRAINING, default_value_t = 32, value_parser = at_least_one)]
     pub batch_size: usize,
     /// Peak learning rate
-    #[arg(long, help_heading = TRAINING, default_value = "1e-5", value_parser = not_negative)]
-    pub learning_rate: f64,
-    /// LoRA's own settings.
+    #[arg(long, help_heading = TRAINING, value_parser = not_negative)]
+    pub learning_rate: Option<f64>,
+    /// The methods' own settings.
     #[command(flatten)]
     #[serde(flatten)]
-    pub lora: LoraSettings,
+    pub methods: MethodSettings,
     /// The optimizer's own settings.
     #[command(flatten)]
     #[serde(flatten)]
@@ -143,55 +145,23 @@ pub enum ScheduleShape {
     Constant,
 }
 
-/// What is trained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Method {
-    /// All weights of the model
-    Full,
-    /// Low-rank updates beside frozen weights (Hu et al. 2021)
-    Lora,
-}
-
-/// Low-rank adaptation (Hu et al. 2021): `y = W x + s B A x`, with `A` `[rank, d_in]`, `B` `[d_out, rank]` and
-/// `s = alpha / rank`.
-#[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
-pub struct LoraSettings {
-    /// Rank of the update
-    #[arg(long, help_heading = LORA, default_value_t = 8, value_parser = at_least_one)]
-    pub lora_rank: usize,
-    /// The update is scaled by alpha / rank
-    #[arg(long, help_heading = LORA, default_value_t = 16.0, value_parser = not_negative)]
-    pub lora_alpha: f64,
-    /// Dropout of the update's input
-    #[arg(long, help_heading = LORA, default_value_t = 0.0, value_parser = below_one)]
-    pub lora_dropout: f64,
-    /// Names of the linear layers that get one, or all-linear
-    #[arg(long, help_heading = LORA, value_name = "NAME", value_delimiter = ',', default_value = "all-linear")]
-    pub lora_target_modules: Vec<String>,
-    /// Scale by alpha / sqrt(rank) instead, which suits high ranks (rsLoRA, Kalajdzievski 2023)
-    #[arg(long, help_heading = LORA)]
-    #[serde(default)]
-    pub lora_rslora: bool,
-}
-
-impl LoraSettings {
-    /// The factor `s` of the update: `alpha / rank`, or `alpha / sqrt(rank)` with rsLoRA.
-    pub fn scale(&self) -> f64 {
-        let rank = self.lora_rank as f64;
-        self.lora_alpha / if self.lora_rslora { rank.sqrt() } else { rank }
+impl TrainingSettings {
+    /// The peak learning rate: as given, or the methods' default where that of full weights is `full`.
+    pub fn learning_rate(&self, full: f64) -> f64 {
+        self.learning_rate.unwrap_or_else(|| self.method.learning_rate(full))
     }
 }
 
-/// A program's own default learning rates, for its `#[command(mut_arg("learning_rate", learning_rates(full, lora)))]`.
+/// The help of a program's `--learning-rate`, for its `#[command(mut_arg("learning_rate", learning_rate_help(full)))]`.
 ///
-/// A low-rank update wants about ten times the rate of full weights, so the default depends on `--method`.
-pub fn learning_rates(full: &'static str, lora: &'static str) -> impl FnOnce(Arg) -> Arg {
+/// The default is that of the methods' table: ten times that of full weights for LoRA, and so on.
+pub fn learning_rate_help(full: f64) -> impl FnOnce(Arg) -> Arg {
     move |argument| {
-        argument
-            .default_value(full)
-            .default_value_if("method", "lora", lora)
-            .help(format!("Peak learning rate; with --method lora {lora} unless given"))
+        let [lora, bitfit, prompt] = [10.0, 100.0, 300.0].map(|factor| full * factor);
+        argument.help(format!(
+            "Peak learning rate [default: {full:e} for full, {lora:e} for lora and adapters, {bitfit:e} for bitfit, probing, p-tuning and \
+             prefix-tuning, {prompt:e} for prompt-tuning, p-tuning-v2 and ia3]"
+        ))
     }
 }
 

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 /// A program for tests.
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
-#[command(name = "tune", mut_arg("learning_rate", learning_rates("2e-5", "2e-4")))]
+#[command(name = "tune")]
 struct Tune {
     #[command(flatten)]
     #[serde(flatten)]
@@ -66,24 +66,23 @@ fn the_file_supplies_what_is_required_and_flags_win_over_it() {
         batch-size = 7
         max_length = 99
         learning_rate = 1
-        lora-rslora = true
+        use-rslora = true
         quiet = false
         schedule = "linear"
     "#;
     let tune = with_file(text, &["--batch-size", "8", "--data", "c.parquet"]).unwrap();
     assert_eq!(tune.training.batch_size, 8);
     assert_eq!(tune.common.max_length, 99);
-    assert_eq!(tune.training.learning_rate, 1.0);
+    assert_eq!(tune.training.learning_rate(2e-5), 1.0);
     assert_eq!(tune.data, ["c.parquet"]);
-    assert!(tune.training.lora.lora_rslora && !tune.common.quiet);
+    assert!(tune.training.methods.lora.use_rslora && !tune.common.quiet);
     assert_eq!(tune.training.optimizer.schedule, ScheduleShape::Linear);
     assert_eq!(with_file(text, &[]).unwrap().data, ["a.parquet", "b.parquet"]);
 }
 
 #[test]
 fn the_record_read_as_settings_or_by_serde_gives_the_same_settings() {
-    let settings =
-        tune(&["--threads", "3", "--learning-rate", "3e-7", "--lora-target-modules", "q_proj,v_proj"]).unwrap();
+    let settings = tune(&["--threads", "3", "--learning-rate", "3e-7", "--target-modules", "q_proj,v_proj"]).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run/settings.toml");
     save(&settings, &path).unwrap();
@@ -92,14 +91,14 @@ fn the_record_read_as_settings_or_by_serde_gives_the_same_settings() {
     again.common.settings = None;
     assert_eq!(again, settings);
     assert_eq!(toml::from_str::<Tune>(&record).unwrap(), settings);
-    assert_eq!(settings.training.lora.lora_target_modules, ["q_proj", "v_proj"]);
+    assert_eq!(settings.training.methods.lora.target_modules, ["q_proj", "v_proj"]);
     assert!(!record.contains("settings"), "{record}");
 }
 
 #[test]
 fn low_rank_updates_have_their_own_default_learning_rate_from_either_source() {
     let needed = "output = 'out'\nmodel = 'base'\ndata = ['a']\n";
-    let rate = |result: Result<Tune>| result.unwrap().training.learning_rate;
+    let rate = |result: Result<Tune>| result.unwrap().training.learning_rate(2e-5);
     assert_eq!(rate(tune(&[])), 2e-5);
     assert_eq!(rate(tune(&["--method", "lora"])), 2e-4);
     assert_eq!(rate(tune(&["--method", "lora", "--learning-rate", "1e-3"])), 1e-3);
@@ -120,7 +119,7 @@ fn a_faulty_file_is_reported_with_its_name_and_key() {
         ("beta2 = 1.0", "expected a number from 0 to below 1"),
         (
             "method = 'laura'",
-            "key `method`: invalid value 'laura' for '--method <METHOD>' [possible values: full, lora]",
+            "key `method`: invalid value 'laura' for '--method <METHOD>': unknown method \"laura\"; known methods are full, probing,",
         ),
         ("quiet = 1", "key `quiet`: expected true or false, found `1`"),
         ("output = ['a', 'b']", "key `output`: expected a single value, found a list"),
@@ -160,8 +159,19 @@ fn the_printed_command_names_what_differs_from_the_defaults_and_gives_the_same_s
 }
 
 #[test]
-fn the_scale_of_a_low_rank_update_is_alpha_over_rank_or_its_root() {
-    let scale = |arguments: &[&str]| tune(arguments).unwrap().training.lora.scale();
-    assert_eq!(scale(&["--lora-rank", "4", "--lora-alpha", "8"]), 2.0);
-    assert_eq!(scale(&["--lora-rank", "4", "--lora-alpha", "8", "--lora-rslora"]), 4.0);
+fn methods_stand_on_top_of_each_other_each_with_its_learning_rate() {
+    let stack = tune(&["--method", "lora+prompt-tuning"]).unwrap().training;
+    assert_eq!((stack.method.list(), stack.learning_rate(1e-5)), (&[Method::Lora, Method::PromptTuning][..], 1e-4));
+    assert_eq!(stack.method.learning_rate_scale(Method::PromptTuning), 30.0);
+    for (method, reason) in [("lora+lora", "lora is given twice"), ("full+lora", "full trains every weight")] {
+        assert!(sentence(tune(&["--method", method])).contains(reason));
+    }
+}
+
+#[test]
+fn patterns_are_names_with_numbers() {
+    let lora = tune(&["--rank-pattern", "q_proj=4,layers.0.*k_proj=2"]).unwrap().training.methods.lora;
+    let expected = [("q_proj", 4.0), ("layers.0.*k_proj", 2.0)];
+    assert_eq!(lora.rank_pattern, expected.map(|(name, number)| Pattern { name: name.to_string(), number }));
+    assert!(sentence(tune(&["--alpha-pattern", "q_proj"])).contains("expected name=number"));
 }

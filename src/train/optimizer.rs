@@ -6,6 +6,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 
 use crate::error::Result;
+use crate::model::adapter;
 use crate::ops::adamw::{AdamwState, AdamwStep, adamw, add_in_place, squared_norm};
 use crate::settings::OptimizerSettings;
 
@@ -23,6 +24,7 @@ struct Parameter {
     name: String,
     variable: Var,
     weight_decay: f64,
+    learning_rate_scale: f64,
     /// The sum of the gradients since the last step.
     gradient: Option<Tensor>,
     moments: AdamwState,
@@ -46,13 +48,13 @@ impl Optimizer {
     ///
     /// # Errors
     /// If there is no parameter, or two have the same name.
-    pub fn new(parameters: Vec<(String, Var)>, settings: &OptimizerSettings) -> Result<Self> {
+    pub fn new(parameters: Vec<adapter::Parameter>, settings: &OptimizerSettings) -> Result<Self> {
         let mut parameters: Vec<Parameter> = parameters
             .into_iter()
-            .map(|(name, variable)| {
+            .map(|adapter::Parameter { name, variable, learning_rate_scale }| {
                 let weight_decay = if variable.rank() < 2 { 0.0 } else { settings.weight_decay };
                 let moments = AdamwState::default();
-                Parameter { name, variable, weight_decay, gradient: None, moments, updates: 0 }
+                Parameter { name, variable, weight_decay, learning_rate_scale, gradient: None, moments, updates: 0 }
             })
             .collect();
         parameters.sort_by(|a, b| a.name.cmp(&b.name));
@@ -97,7 +99,7 @@ impl Optimizer {
             let Some(gradient) = parameter.gradient.take() else { continue };
             parameter.updates += 1;
             let step = AdamwStep {
-                learning_rate,
+                learning_rate: learning_rate * parameter.learning_rate_scale,
                 beta1: self.settings.beta1,
                 beta2: self.settings.beta2,
                 epsilon: self.settings.epsilon,
@@ -171,7 +173,7 @@ mod tests {
 
     fn optimizer(named: &[(&str, &Var)]) -> Optimizer {
         Optimizer::new(
-            named.iter().map(|&(name, variable)| (name.to_string(), variable.clone())).collect(),
+            named.iter().map(|&(name, variable)| adapter::Parameter::new(name, variable)).collect(),
             &settings(),
         )
         .unwrap()
@@ -265,8 +267,9 @@ mod tests {
     fn the_order_in_which_parameters_are_given_does_not_matter_to_a_bit() {
         let step = |reverse: bool| {
             let variables: Vec<Var> = (0..5).map(|index| variable(&[index as f32 * 0.37, 1.0], &[2])).collect();
-            let mut named: Vec<(String, Var)> =
-                variables.iter().enumerate().map(|(index, variable)| (index.to_string(), variable.clone())).collect();
+            let mut named: Vec<adapter::Parameter> = (variables.iter().enumerate())
+                .map(|(index, variable)| adapter::Parameter::new(index.to_string(), variable))
+                .collect();
             if reverse {
                 named.reverse();
             }
@@ -281,10 +284,22 @@ mod tests {
     }
 
     #[test]
+    fn a_parameter_with_a_scale_has_its_own_learning_rate() {
+        let (plain, scaled) = (variable(&[1.0], &[1, 1]), variable(&[1.0], &[1, 1]));
+        let faster = adapter::Parameter { learning_rate_scale: 3.0, ..adapter::Parameter::new("scaled", &scaled) };
+        let mut settings = settings();
+        settings.weight_decay = 0.0;
+        let mut both = Optimizer::new(vec![adapter::Parameter::new("plain", &plain), faster], &settings).unwrap();
+        both.accumulate(&gradients(&[(&plain, &[0.5]), (&scaled, &[0.5])])).unwrap();
+        both.step(0.1).unwrap();
+        assert!((3.0 * (1.0 - values(&plain)[0]) - (1.0 - values(&scaled)[0])).abs() < 1e-6);
+    }
+
+    #[test]
     fn nothing_to_train_or_two_of_one_name_is_an_error() {
         assert!(Optimizer::new(Vec::new(), &settings()).is_err());
         let weight = variable(&[1.0], &[1]);
-        let twice = vec![("w".to_string(), weight.clone()), ("w".to_string(), weight)];
+        let twice = vec![adapter::Parameter::new("w", &weight), adapter::Parameter::new("w", &weight)];
         assert!(Optimizer::new(twice, &settings()).unwrap_err().to_string().contains("name w"));
     }
 }

@@ -93,7 +93,7 @@ pub fn training_plan(
     cached_tokens: usize,
 ) -> Plan {
     let model = models[0];
-    let trainable = model.trainable_parameters();
+    let trainable = model.trainable_count();
     let count = |number: usize| HumanCount(number as u64);
     let evaluated = match examples.evaluation {
         0 => String::new(),
@@ -104,10 +104,14 @@ pub fn training_plan(
     let memory = expected_memory(models, common.tokens_per_batch.min(step), cached_tokens);
     let mut plan = Plan::new(program)
         .line("model", model.folder().path.display())
+        .line("method", &training.method)
         .parameters(model.base_parameters() + model.added_parameters(), trainable)
         .line(examples.what, format!("{} to train on{evaluated}", count(examples.training)))
         .tokens("tokens an epoch", examples.tokens)
         .memory(memory);
+    for note in model.adapters().iter().filter_map(|adapter| adapter.note()) {
+        plan = plan.line("note", note);
+    }
     let Truncation { prompts, answers } = examples.truncation;
     for (what, number, lost) in [("prompts cut", prompts, "start"), ("answers cut", answers, "end")] {
         if number > 0 {
@@ -128,7 +132,7 @@ fn expected_memory(models: &[&Model], micro_batch_tokens: usize, cached_tokens: 
     for (index, model) in models.iter().enumerate() {
         let is_shared = models[..index].iter().any(|other| Arc::ptr_eq(other.weights(), model.weights()));
         numbers += if is_shared { 0 } else { model.base_parameters() };
-        numbers += model.added_parameters() + 4 * model.trainable_parameters();
+        numbers += model.added_parameters() + 4 * model.trainable_count();
     }
     let architecture = models[0].architecture();
     numbers += kept_numbers(architecture) * micro_batch_tokens;

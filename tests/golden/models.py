@@ -65,7 +65,8 @@ def randomise(model):
 
 def expected(model, input_ids, loss_mask):
     model.zero_grad()
-    logits = model(input_ids=input_ids).logits
+    # Virtual tokens of a prompt stand before the real ones, and their logits are left out.
+    logits = model(input_ids=input_ids).logits[:, -input_ids.shape[1]:]
     losses = torch.nn.functional.cross_entropy(
         logits[:, :-1].reshape(-1, logits.shape[-1]), input_ids[:, 1:].reshape(-1), reduction="none")
     mask = loss_mask[:, 1:].reshape(-1).float()

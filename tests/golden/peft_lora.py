@@ -17,6 +17,10 @@ ADAPTERS = {
 }
 
 
+def base_of(kind, base, **options):
+    return kind.from_pretrained(HERE / base, attn_implementation="eager", **options).eval()
+
+
 def randomise_adapter(model):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -29,7 +33,8 @@ def check_written(folder, base_model, input_ids, outputs):
     without = base_model(input_ids=input_ids).logits
     assert (without - outputs).abs().max() > 0.01
     again = PeftModel.from_pretrained(base_model, folder).eval()
-    torch.testing.assert_close(again(input_ids=input_ids).logits, outputs, atol=1e-5, rtol=0)
+    logits = again(input_ids=input_ids).logits[:, -outputs.shape[1]:]
+    torch.testing.assert_close(logits, outputs, atol=1e-5, rtol=0)
 
 
 def finish(model, folder, base, result):
@@ -37,8 +42,9 @@ def finish(model, folder, base, result):
     path = folder / "adapter_config.json"
     written = json.loads(path.read_text())
     written["base_model_name_or_path"] = f"../{base}"
-    if isinstance(written.get("target_modules"), list):
-        written["target_modules"] = sorted(written["target_modules"])
+    for field in ("target_modules", "feedforward_modules"):
+        if isinstance(written.get(field), list):
+            written[field] = sorted(written[field])
     path.write_text(json.dumps(written, indent=2) + "\n")
     (folder / "README.md").unlink(missing_ok=True)
     save_file(result, folder / "expected.safetensors")
@@ -46,9 +52,6 @@ def finish(model, folder, base, result):
 
 def main():
     torch.set_num_threads(1)
-    def base_of(kind, base, **options):
-        return kind.from_pretrained(HERE / base, attn_implementation="eager", **options).eval()
-
     for seed, (name, (base, settings)) in enumerate(ADAPTERS.items(), start=60):
         torch.manual_seed(seed)
         model = base_of(AutoModelForCausalLM, base)

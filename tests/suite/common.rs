@@ -47,12 +47,11 @@ pub fn tiny_model(shape: Shape, trainable: bool) -> Result<Model> {
     write_config(shape, folder.path());
     let settings = training_settings(&["--method", "full"]);
     let training = if trainable { Training::With(&settings) } else { Training::Frozen };
-    let role = Role { folder: folder.path(), adapter: None, training, head: Head::Language, seed: 7 };
+    let role = Role { folder: folder.path(), adapters: &[], training, head: Head::Language, seed: 7 };
     Bases::new(Device::Cpu).load(&role)
 }
 
 #[derive(clap::Parser, serde::Serialize)]
-#[command(mut_arg("learning_rate", rlhf::settings::learning_rates("1e-3", "1e-3")))]
 struct OnlyTraining {
     #[command(flatten)]
     training: TrainingSettings,

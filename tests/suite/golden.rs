@@ -1,15 +1,16 @@
 //! Against oracles that are not ours: values made by PyTorch, transformers, PEFT and TRL with the scripts in `tests/golden/`.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::common::training_settings;
+use crate::oracle::{
+    assert_close, assert_gradient, check_logits_and_loss, documents, expected, floats, folder, integers, load, logits,
+};
 use candle_core::{DType, Device, Tensor, Var};
 use rlhf::Result;
-use rlhf::adapt::{Bases, Head, Role, Training};
+use rlhf::adapt::Head;
 use rlhf::data::batch::{Batch, Continuation, Target, TokenTree};
-use rlhf::model::Model;
-use rlhf::model::adapter::Pass;
+use rlhf::model::adapter::{Parameter, Pass};
 use rlhf::ppo::advantage;
 use rlhf::ppo::objective::{policy_loss, value_loss};
 use rlhf::reward::loss::kwise_loss;
@@ -17,100 +18,16 @@ use rlhf::settings::OptimizerSettings;
 use rlhf::train::optimizer::Optimizer;
 use rlhf::train::schedule::Schedule;
 
-type Tensors = BTreeMap<String, Tensor>;
-
-fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
-}
-
-fn expected(name: &str) -> Result<Tensors> {
-    let tensors = candle_core::safetensors::load(folder(name).join("expected.safetensors"), &Device::Cpu)?;
-    Ok(tensors.into_iter().collect())
-}
-
-fn floats(tensors: &Tensors, name: &str) -> Result<Vec<f32>> {
-    let tensor = tensors.get(name).unwrap_or_else(|| panic!("the golden file holds {name}"));
-    Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
-}
-
-fn integers(tensors: &Tensors, name: &str) -> Result<Vec<i64>> {
-    Ok(tensors.get(name).unwrap_or_else(|| panic!("the golden file holds {name}")).flatten_all()?.to_vec1()?)
-}
-
-/// Every number within `tolerance` of the expected one, relative to the largest expected number or absolute, whichever is wider.
-fn assert_close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
-    assert_eq!(found.len(), expected.len(), "{what}: number of values");
-    let scale = expected.iter().fold(1f32, |scale, x| scale.max(x.abs()));
-    for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
-        assert!((found - expected).abs() <= tolerance * scale, "{what}[{index}]: found {found}, expected {expected}");
-    }
-}
-
-/// Gradients are compared relative to the largest number of the tensor, however small it is.
-fn assert_gradient(what: &str, found: &Tensor, expected: &Tensor) -> Result<()> {
-    // GPT-2's Conv1D weights lie transposed.
-    let transposed =
-        what.ends_with("c_attn.weight") || what.ends_with("c_proj.weight") || what.ends_with("c_fc.weight");
-    let expected = if transposed { expected.t()?.contiguous()? } else { expected.clone() };
-    assert_eq!(found.dims(), expected.dims(), "shape of the gradient of {what}");
-    let (found, expected): (Vec<f32>, Vec<f32>) = (found.flatten_all()?.to_vec1()?, expected.flatten_all()?.to_vec1()?);
-    let scale = expected.iter().fold(0f32, |scale, x| scale.max(x.abs()));
-    for (found, expected) in found.iter().zip(&expected) {
-        assert!((found - expected).abs() <= 1e-4 * scale, "gradient of {what}: found {found}, expected {expected}");
-    }
-    Ok(())
-}
-
-fn load(folder: &Path, adapter: Option<&Path>, arguments: Option<&[&str]>, head: Head) -> Result<Model> {
-    let settings = arguments.map(training_settings);
-    let training = settings.as_ref().map_or(Training::Frozen, Training::With);
-    Bases::new(Device::Cpu).load(&Role { folder, adapter, training, head, seed: 0 })
-}
-
-/// The rows of `input_ids` as documents; what `loss_mask` marks is learned.
-fn documents(tensors: &Tensors) -> Result<Vec<TokenTree>> {
-    let rows = tensors["input_ids"].dim(0)?;
-    let ids = integers(tensors, "input_ids")?;
-    let learned = match tensors.contains_key("loss_mask") {
-        true => integers(tensors, "loss_mask")?,
-        false => vec![1; ids.len()],
-    };
-    let length = ids.len() / rows;
-    let document = |row: usize| {
-        let range = row * length..(row + 1) * length;
-        let tokens = ids[range.clone()].iter().map(|&id| id as u32).collect();
-        let learned = learned[range].iter().map(|&learned| learned == 1).collect();
-        TokenTree { prompt: Vec::new(), answers: vec![Continuation { tokens, learned }] }
-    };
-    Ok((0..rows).map(document).collect())
-}
-
-fn logits(model: &Model, batch: &Batch) -> Result<Vec<f32>> {
-    let hidden = model.hidden(batch, &Pass::default())?;
-    let rows: Vec<u32> = (0..batch.tokens.len() as u32).collect();
-    Ok(model.logits(&hidden, &rows)?.flatten_all()?.to_vec1()?)
-}
-
-fn check_logits_and_loss(name: &str, model: &Model, tensors: &Tensors) -> Result<candle_core::backprop::GradStore> {
-    let batch = Batch::pack(&documents(tensors)?);
-    assert_close(&format!("{name}: logits"), &logits(model, &batch)?, &floats(tensors, "logits")?, 1e-4);
-    let hidden = model.hidden(&batch, &Pass::default())?;
-    let log_probs = model.log_probs(&hidden, &batch.targets, 1.0)?.log_probs;
-    let loss = log_probs.mean_all()?.neg()?;
-    assert_close(&format!("{name}: loss"), &[loss.to_scalar()?], &floats(tensors, "loss")?, 1e-5);
-    Ok(loss.backward()?)
-}
-
 #[test]
 fn logits_and_gradients_equal_transformers_for_each_family() -> Result<()> {
     for name in ["llama", "llama3", "mistral", "qwen2", "gpt2"] {
         let tensors = expected(name)?;
-        let model = load(&folder(name), None, Some(&["--method", "full"]), Head::Language)?;
+        let model = load(&folder(name), Some(&["--method", "full"]), Head::Language)?;
         let gradients = check_logits_and_loss(name, &model, &tensors)?;
-        let variables = model.variables();
+        let variables = model.trainable_parameters();
         let wanted = tensors.keys().filter(|key| key.starts_with("grad.")).count();
         assert_eq!(variables.len(), wanted, "{name}: trainable parameters");
-        for (parameter, variable) in variables {
+        for Parameter { name: parameter, variable, .. } in variables {
             let gradient = gradients.get(&variable).unwrap_or_else(|| panic!("{name}: {parameter} has a gradient"));
             assert_gradient(&format!("{name}: {parameter}"), gradient, &tensors[&format!("grad.{parameter}")])?;
         }
@@ -121,7 +38,7 @@ fn logits_and_gradients_equal_transformers_for_each_family() -> Result<()> {
 #[test]
 fn a_sharded_half_precision_folder_is_read_and_written_in_the_same_form() -> Result<()> {
     let tensors = expected("llama-sharded")?;
-    let model = load(&folder("llama-sharded"), None, None, Head::Language)?;
+    let model = load(&folder("llama-sharded"), None, Head::Language)?;
     let batch = Batch::pack(&documents(&tensors)?);
     let found = logits(&model, &batch)?;
     assert_close("logits", &found, &floats(&tensors, "logits")?, 1e-4);
@@ -135,14 +52,14 @@ fn a_sharded_half_precision_folder_is_read_and_written_in_the_same_form() -> Res
         names
     };
     assert_eq!(files(copy.path()), files(&folder("llama-sharded")));
-    assert_eq!(logits(&load(copy.path(), None, None, Head::Language)?, &batch)?, found);
+    assert_eq!(logits(&load(copy.path(), None, Head::Language)?, &batch)?, found);
     Ok(())
 }
 
 #[test]
 fn scores_and_the_kwise_loss_equal_pytorch() -> Result<()> {
     let tensors = expected("llama-reward")?;
-    let model = load(&folder("llama-reward"), None, Some(&["--method", "full"]), Head::Scalar)?;
+    let model = load(&folder("llama-reward"), Some(&["--method", "full"]), Head::Scalar)?;
     let tokens =
         |name: &str| -> Result<Vec<u32>> { Ok(integers(&tensors, name)?.iter().map(|&id| id as u32).collect()) };
     let answers = (0..4)
@@ -153,49 +70,13 @@ fn scores_and_the_kwise_loss_equal_pytorch() -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let batch = Batch::pack([&TokenTree { prompt: tokens("prompt")?, answers }]);
     let hidden = model.hidden(&batch, &Pass::default())?;
-    let scores = model.scores(&hidden, &batch.last_rows)?;
+    let scores = model.rewards(&hidden, &batch)?;
     assert_close("scores", &scores.to_vec1::<f32>()?, &floats(&tensors, "scores")?, 1e-4);
     let loss = kwise_loss(&scores, &[(0..4, &integers(&tensors, "ranks")?, 0.0)])?;
     assert_close("loss", &[loss.to_scalar()?], &floats(&tensors, "loss")?, 1e-5);
     let gradients = loss.backward()?;
-    for (name, variable) in model.variables() {
+    for Parameter { name, variable, .. } in model.trainable_parameters() {
         assert_gradient(&name, gradients.get(&variable).expect("a gradient"), &tensors[&format!("grad.{name}")])?;
-    }
-    Ok(())
-}
-
-#[test]
-fn adapters_written_by_peft_give_its_logits_and_gradients() -> Result<()> {
-    for name in ["lora-llama", "lora-llama-all", "lora-gpt2"] {
-        let tensors = expected(name)?;
-        let model = load(&folder(name), None, Some(&["--method", "lora"]), Head::Language)?;
-        let gradients = check_logits_and_loss(name, &model, &tensors)?;
-        let variables = model.variables();
-        assert_eq!(variables.len(), tensors.keys().filter(|key| key.starts_with("grad.")).count());
-        for (key, variable) in variables {
-            assert_gradient(&key, gradients.get(&variable).expect("a gradient"), &tensors[&format!("grad.{key}")])?;
-        }
-    }
-    let tensors = expected("lora-reward")?;
-    let model = load(&folder("lora-reward"), None, None, Head::Scalar)?;
-    let batch = Batch::pack(&documents(&tensors)?);
-    let scores = model.scores(&model.hidden(&batch, &Pass::default())?, &batch.last_rows)?;
-    assert_close("scores", &scores.to_vec1::<f32>()?, &floats(&tensors, "scores")?, 1e-4);
-    Ok(())
-}
-
-#[test]
-fn a_saved_adapter_and_a_merged_one_give_the_same_logits() -> Result<()> {
-    for name in ["lora-llama-all", "lora-gpt2", "lora-llama"] {
-        let batch = Batch::pack(&documents(&expected(name)?)?);
-        let model = load(&folder(name), None, None, Head::Language)?;
-        let found = logits(&model, &batch)?;
-        let copy = tempfile::tempdir().expect("a temporary folder");
-        model.save(copy.path())?;
-        assert_eq!(logits(&load(copy.path(), None, None, Head::Language)?, &batch)?, found, "{name}");
-        let merged = load(&folder(name), None, Some(&["--method", "full"]), Head::Language)?;
-        assert!(merged.adapter().is_none());
-        assert_close(name, &logits(&merged, &batch)?, &found, 1e-5);
     }
     Ok(())
 }
@@ -282,11 +163,12 @@ fn log_probs_and_entropy_at_a_temperature_equal_pytorch() -> Result<()> {
 #[test]
 fn the_optimizer_and_its_schedules_equal_pytorch_and_transformers() -> Result<()> {
     let tensors = expected("optimizer")?;
-    let variables = ["weight", "bias"]
-        .map(|name| (name.to_string(), Var::from_tensor(&tensors[&format!("{name}.0")]).expect("a tensor")));
+    let variables =
+        ["weight", "bias"].map(|name| (name, Var::from_tensor(&tensors[&format!("{name}.0")]).expect("a tensor")));
     let arguments = ["--weight-decay", "0.1", "--beta1", "0.9", "--beta2", "0.95", "--max-gradient-norm", "1"];
     let settings = training_settings(&arguments).optimizer;
-    let mut optimizer = Optimizer::new(variables.to_vec(), &settings)?;
+    let parameters = variables.iter().map(|(name, variable)| Parameter::new(*name, variable)).collect();
+    let mut optimizer = Optimizer::new(parameters, &settings)?;
     for step in 1..=5 {
         let mut loss = Tensor::zeros((), DType::F32, &Device::Cpu)?;
         for (name, variable) in &variables {

@@ -4,6 +4,8 @@ mod chat_templates;
 mod common;
 mod data;
 mod golden;
+mod methods;
+mod oracle;
 mod packing;
 mod programs;
 mod tokens;

@@ -4,9 +4,9 @@
 use crate::common::{Shape, tiny_model};
 use rlhf::Result;
 use rlhf::data::batch::{Batch, Continuation, TokenTree};
-use rlhf::generate::{SamplingSettings, generate};
+use rlhf::generate::{PromptTokens, SamplingSettings, generate};
 use rlhf::model::Model;
-use rlhf::model::adapter::Pass;
+use rlhf::model::adapter::{Parameter, Pass};
 use rlhf::random;
 
 use rand::Rng;
@@ -44,7 +44,7 @@ fn loss_and_gradients(model: &Model, trees: &[TokenTree]) -> Result<(f32, Gradie
     let loss = log_probs.sqr()?.sum_all()?;
     let gradients = loss.backward()?;
     let mut all = Vec::new();
-    for (name, variable) in model.variables() {
+    for Parameter { name, variable, .. } in model.trainable_parameters() {
         let gradient = gradients.get(&variable).unwrap_or_else(|| panic!("{name} has a gradient"));
         all.push((name, gradient.flatten_all()?.to_vec1()?));
     }
@@ -96,17 +96,17 @@ fn answers_that_share_a_prompt_give_loss_and_gradients_of_separate_sequences() -
 fn generation_with_the_cache_equals_passes_without_it() -> Result<()> {
     for shape in SHAPES {
         let model = tiny_model(shape, false)?;
-        let prompts: Vec<Vec<u32>> = [7usize, 2, 13].iter().map(|&len| tree(len as u64, len, &[]).prompt).collect();
+        let prompts = [7usize, 2, 13].map(|len| PromptTokens::from(tree(len as u64, len, &[]).prompt));
         let settings = SamplingSettings { temperature: 0.0, response_length: 9, ..Default::default() };
         let answers = generate(&model, &prompts, 2, &settings, &[3], 0, 0)?;
         for (prompt, answers) in prompts.iter().zip(&answers) {
             assert_eq!(answers[0], answers[1]);
-            let mut so_far = prompt.clone();
+            let mut so_far = prompt.tokens.clone();
             for &token in &answers[0].tokens {
                 let batch =
                     Batch::pack([&TokenTree { prompt: so_far.clone(), answers: vec![Continuation::default()] }]);
                 let hidden = model.hidden(&batch, &Pass::default())?;
-                let logits = model.logits(&hidden, &[so_far.len() as u32 - 1])?.squeeze(0)?.to_vec1::<f32>()?;
+                let logits = model.logits(&hidden, &[so_far.len() as u32 - 1], &[])?.squeeze(0)?.to_vec1::<f32>()?;
                 let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 assert!(best - logits[token as usize] < 1e-4, "{shape:?}: another token is more probable");
                 so_far.push(token);
@@ -122,7 +122,8 @@ fn generation_with_the_cache_equals_passes_without_it() -> Result<()> {
 #[test]
 fn what_an_answer_becomes_does_not_depend_on_its_company() -> Result<()> {
     let model = tiny_model(Shape::Llama, false)?;
-    let prompts: Vec<Vec<u32>> = (0..150).map(|index| tree(index, 1 + index as usize % 9, &[]).prompt).collect();
+    let prompts: Vec<PromptTokens> =
+        (0..150).map(|index| tree(index, 1 + index as usize % 9, &[]).prompt.into()).collect();
     let settings = SamplingSettings { response_length: 6, ..Default::default() };
     let together = generate(&model, &prompts, 2, &settings, &[3, 5, 8], 4, 0)?;
     for index in [0usize, 70, 149] {

@@ -218,7 +218,7 @@ fn the_stages_run_in_order_with_full_weights_and_threads_do_not_matter() {
 
 #[test]
 fn the_stages_run_in_order_with_lora_and_threads_do_not_matter() {
-    let bench = stages_in_order("lora", "adapter_model.safetensors");
+    let bench = stages_in_order("lora --target-modules all-linear --lora-alpha 16", "adapter_model.safetensors");
     check_metrics(&bench);
     assert!(!bench.path("ppo-1/model.safetensors").exists());
     // An adapter's own folder names its base; the base may be named apart, too.
@@ -341,8 +341,10 @@ fn an_unusable_model_is_one_sentence_and_leaves_nothing() {
     refused(&bench, &sft("deeper"), &["deeper", "\"model.layers.2.", "is missing"]);
     refused(&bench, &sft("half"), &["half/model.safetensors"]);
     refused(&bench, &sft("small"), &["tokenizer", "260"]);
+    refused(&bench, &sft("other --adapter adapter"), &["adapter: this adapter was trained on other weights", "other"]);
+    std::fs::remove_file(bench.path("adapter/base_model.json")).unwrap();
     refused(&bench, &sft("other --adapter adapter"), &["adapter/adapter_model.safetensors", "another base model"]);
-    refused(&bench, &sft("adapter --adapter adapter"), &["adapter: is an adapter itself"]);
+    refused(&bench, &sft("sft --adapter other"), &["other: no adapter_config.json"]);
     bench.put("short/config.json", SHORT.as_bytes());
     refused(&bench, &sft("short"), &["longer than the 8 positions", "--max-length"]);
     let ppo = "ppo --model sft --data prompts.parquet --reward-model";

@@ -3,23 +3,31 @@
 use crate::bail;
 use crate::error::Result;
 use crate::model::architecture::{
-    Architecture, AttentionInput, Config, FeedForward, LinearName, NormKind, Positions, TensorNames,
+    Architecture, AttentionInput, BlockForm, Config, FeedForward, LinearName, NormKind, Positions, TensorNames,
 };
 
 const NAMES: TensorNames = TensorNames {
     prefix: "transformer.",
     embeddings: "wte.weight",
     positions: "wpe.weight",
+    token_types: None,
+    embedding_norm: None,
     blocks: "h",
     attention_norm: "ln_1",
+    attention_output_norm: None,
+    query_key_norms: None,
     attention_input: AttentionInput::Packed(LinearName { name: "attn.c_attn", bias: true }),
     attention_output: LinearName { name: "attn.c_proj", bias: true },
     feed_forward_norm: "ln_2",
+    feed_forward_output_norm: None,
     gate: None,
     up: LinearName { name: "mlp.c_fc", bias: true },
     down: LinearName { name: "mlp.c_proj", bias: true },
-    final_norm: "ln_f",
+    final_norm: Some("ln_f"),
+    output: "lm_head.weight",
+    head: super::DECODER_HEAD,
     transposed_linears: true,
+    norm_weights_less_one: false,
 };
 
 pub(super) fn gpt2(config: &Config) -> Result<Architecture> {
@@ -48,9 +56,16 @@ pub(super) fn gpt2(config: &Config) -> Result<Architecture> {
         head_dim: d_model / heads,
         d_ff: config.optional_size("n_inner")?.unwrap_or(4 * d_model),
         max_positions: config.size("n_positions")?,
+        block: BlockForm::PreNorm,
         norm: NormKind::Layer,
         norm_epsilon: config.number("layer_norm_epsilon", 1e-5)?,
         positions: Positions::Learned,
+        position_offset: 0,
+        token_types: 0,
+        embedding_scale: None,
+        attention_scale: 1.0 / ((d_model / heads) as f64).sqrt(),
+        attention_soft_cap: None,
+        output_soft_cap: None,
         feed_forward: FeedForward::Plain(config.activation("activation_function", "gelu_new")?),
         windows: vec![None; layers],
         causal: true,
@@ -58,6 +73,8 @@ pub(super) fn gpt2(config: &Config) -> Result<Architecture> {
         initializer_range: config.number("initializer_range", 0.02)?,
         scaled_residual_initialization: true,
         default_lora_targets: &["c_attn"],
+        default_ia3_targets: &["c_attn", "mlp.c_proj"],
+        default_ia3_feed_forward: &["mlp.c_proj"],
         names: NAMES,
     })
 }

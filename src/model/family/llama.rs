@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::bail;
 use crate::error::Result;
 use crate::model::architecture::{
-    Architecture, AttentionInput, Config, FeedForward, LinearName, NormKind, Positions, TensorNames,
+    Architecture, AttentionInput, BlockForm, Config, FeedForward, LinearName, NormKind, Positions, TensorNames,
 };
 
 /// `transformers`' classes: language model, classifier.
@@ -29,6 +29,7 @@ pub(super) fn mistral(config: &Config) -> Result<Architecture> {
 
 pub(super) fn qwen2(config: &Config) -> Result<Architecture> {
     let mut architecture = llama_shape(config, QWEN2, true, false, false)?;
+    architecture.default_ia3_targets = &["q_proj", "v_proj", "down_proj"];
     if config.flag("use_sliding_window", false)? {
         let window = config.optional_size("sliding_window")?;
         // The first `max_window_layers` layers see everything.
@@ -64,9 +65,16 @@ fn llama_shape(
         head_dim,
         d_ff: config.size("intermediate_size")?,
         max_positions: config.optional_size("max_position_embeddings")?.unwrap_or(2048),
+        block: BlockForm::PreNorm,
         norm: NormKind::Rms,
         norm_epsilon: config.number("rms_norm_eps", 1e-6)?,
         positions: Positions::Rotary { frequencies: rotary_frequencies(config, head_dim)? },
+        position_offset: 0,
+        token_types: 0,
+        embedding_scale: None,
+        attention_scale: 1.0 / (head_dim as f64).sqrt(),
+        attention_soft_cap: None,
+        output_soft_cap: None,
         feed_forward: FeedForward::Gated(config.activation("hidden_act", "silu")?),
         windows: vec![None; layers],
         causal: true,
@@ -74,6 +82,8 @@ fn llama_shape(
         initializer_range: config.number("initializer_range", 0.02)?,
         scaled_residual_initialization: false,
         default_lora_targets: &["q_proj", "v_proj"],
+        default_ia3_targets: &["k_proj", "v_proj", "down_proj"],
+        default_ia3_feed_forward: &["down_proj"],
         names: names(qkv_bias, output_bias, feed_forward_bias),
     })
 }
@@ -83,8 +93,12 @@ fn names(qkv_bias: bool, output_bias: bool, feed_forward_bias: bool) -> TensorNa
         prefix: "model.",
         embeddings: "embed_tokens.weight",
         positions: "",
+        token_types: None,
+        embedding_norm: None,
         blocks: "layers",
         attention_norm: "input_layernorm",
+        attention_output_norm: None,
+        query_key_norms: None,
         attention_input: AttentionInput::Separate {
             query: LinearName { name: "self_attn.q_proj", bias: qkv_bias },
             key: LinearName { name: "self_attn.k_proj", bias: qkv_bias },
@@ -92,11 +106,15 @@ fn names(qkv_bias: bool, output_bias: bool, feed_forward_bias: bool) -> TensorNa
         },
         attention_output: LinearName { name: "self_attn.o_proj", bias: output_bias },
         feed_forward_norm: "post_attention_layernorm",
+        feed_forward_output_norm: None,
         gate: Some(LinearName { name: "mlp.gate_proj", bias: feed_forward_bias }),
         up: LinearName { name: "mlp.up_proj", bias: feed_forward_bias },
         down: LinearName { name: "mlp.down_proj", bias: feed_forward_bias },
-        final_norm: "norm",
+        final_norm: Some("norm"),
+        output: "lm_head.weight",
+        head: super::DECODER_HEAD,
         transposed_linears: false,
+        norm_weights_less_one: false,
     }
 }
 

@@ -3,9 +3,12 @@
 mod gpt2;
 mod llama;
 
-use super::architecture::{Architecture, Config};
+use super::architecture::{Architecture, Config, HeadForm, Pooling};
 use crate::bail;
 use crate::error::Result;
+
+/// The classification head of every decoder: one linear at the last token.
+const DECODER_HEAD: HeadForm = HeadForm { pooling: Pooling::Last, dense: None, out: "score", out_bias: false };
 
 /// Reads the architecture from a `config.json`; `model_type` says which family it is.
 pub fn architecture(config: &Config) -> Result<Architecture> {

@@ -1,0 +1,162 @@
+//! IA3 (Liu et al. 2022b, section 3.3): vectors that scale keys, values and the inside of the feed-forward.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+use serde_json::json;
+
+use super::base::Base;
+use super::peft::{self, AdapterFiles};
+use super::targets::{self, Targets};
+use crate::bail;
+use crate::error::Result;
+use crate::model::adapter::{Adapter, LinearChange, Parameter, Saving};
+use crate::model::weights::Weights;
+use crate::settings::{LoraSettings, MethodSettings};
+
+/// One vector a linear: of its output's width, or, in the feed-forward, of its input's.
+#[derive(Debug, Clone)]
+pub struct Ia3 {
+    /// `{linear}.ia3_l`, `[width]`.
+    tensors: Weights,
+    /// The linears that are scaled at their input.
+    feed_forward: BTreeSet<String>,
+    /// Whether the base keeps its linears as `[d_in, d_out]`, which PEFT wants to know.
+    transposed_base: bool,
+    shape: peft::BaseShape,
+}
+
+fn vector_key(name: &str) -> String {
+    format!("{name}.ia3_l")
+}
+
+impl Ia3 {
+    /// New vectors, all one.
+    pub fn new(settings: &LoraSettings, base: &Base) -> Result<Self> {
+        let architecture = base.architecture();
+        let or_default = |given: &Vec<String>, default: &[&str]| -> Vec<String> {
+            if given.is_empty() { default.iter().map(|name| name.to_string()).collect() } else { given.clone() }
+        };
+        let targets = Targets::Names(or_default(&settings.target_modules, architecture.default_ia3_targets));
+        let feed_forward =
+            Targets::Names(or_default(&settings.feedforward_modules, architecture.default_ia3_feed_forward));
+        let mut ia3 = Ia3::empty(base);
+        for linear in targets::chosen(architecture, &targets, "--target-modules")? {
+            let is_feed_forward = feed_forward.matches(&linear.name)?;
+            let width = if is_feed_forward { linear.d_in } else { linear.d_out };
+            ia3.tensors.set(&vector_key(&linear.name), Tensor::ones(width, DType::F32, base.device())?);
+            if is_feed_forward {
+                ia3.feed_forward.insert(linear.name);
+            }
+        }
+        ia3.tensors = ia3.tensors.trainable()?;
+        Ok(ia3)
+    }
+
+    fn empty(base: &Base) -> Self {
+        Ia3 {
+            tensors: Weights::default(),
+            feed_forward: BTreeSet::new(),
+            transposed_base: base.architecture().names.transposed_linears,
+            shape: peft::BaseShape::of(base.architecture()),
+        }
+    }
+
+    /// Reads vectors in PEFT's form, where a linear's output is scaled by `[d_out, 1]` and its input by `[1, d_in]`.
+    pub fn read(files: &mut AdapterFiles, base: &Base) -> Result<Self> {
+        let feed_forward = peft::targets(&files.config(), "feedforward_modules");
+        let mut ia3 = Ia3::empty(base);
+        for linear in targets::linears(base.architecture()) {
+            let Some(vector) = files.take(&vector_key(&linear.name)) else { continue };
+            let is_feed_forward = feed_forward.matches(&linear.name)?;
+            let width = if is_feed_forward { linear.d_in } else { linear.d_out };
+            if vector.elem_count() != width {
+                bail!(
+                    "{}: the vector of \"{}\" has shape {:?}, expected {width} numbers; this adapter belongs to another base model",
+                    files.path.display(),
+                    linear.name,
+                    vector.dims()
+                );
+            }
+            ia3.tensors.set(&vector_key(&linear.name), vector.flatten_all()?);
+            if is_feed_forward {
+                ia3.feed_forward.insert(linear.name);
+            }
+        }
+        Ok(ia3)
+    }
+
+    fn linears(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.tensors.iter().filter_map(|(key, vector)| Some((key.strip_suffix(".ia3_l")?, vector)))
+    }
+}
+
+impl Adapter for Ia3 {
+    fn linear(&self, name: &str) -> Option<LinearChange> {
+        let vector = Some(self.tensors.find(&vector_key(name))?.clone());
+        Some(match self.feed_forward.contains(name) {
+            true => LinearChange { input_scale: vector, ..LinearChange::default() },
+            false => LinearChange { output_scale: vector, ..LinearChange::default() },
+        })
+    }
+
+    fn parameters(&self) -> usize {
+        self.tensors.count()
+    }
+
+    fn trainable_parameters(&self) -> Vec<Parameter> {
+        self.tensors.variables().map(|(name, variable)| Parameter::new(peft::key(name), variable)).collect()
+    }
+
+    fn frozen(&self) -> Arc<dyn Adapter> {
+        Arc::new(Ia3 { tensors: self.tensors.frozen(), ..self.clone() })
+    }
+
+    fn trainable(&self, _settings: &MethodSettings) -> Result<Arc<dyn Adapter>> {
+        Ok(Arc::new(Ia3 { tensors: self.tensors.trainable()?, ..self.clone() }))
+    }
+
+    fn method(&self) -> &'static str {
+        "ia3"
+    }
+
+    fn merge(&self, weights: &Weights) -> Result<Weights> {
+        let mut merged = weights.frozen();
+        for (name, vector) in self.linears() {
+            let key = format!("{name}.weight");
+            let is_feed_forward = self.feed_forward.contains(name);
+            let vector = vector.detach();
+            let factor = if is_feed_forward { vector.unsqueeze(0)? } else { vector.unsqueeze(1)? };
+            merged.set(&key, merged.get(&key)?.broadcast_mul(&factor)?);
+            let bias = format!("{name}.bias");
+            if let (false, Some(own)) = (is_feed_forward, merged.find(&bias).cloned()) {
+                merged.set(&bias, own.mul(&vector)?);
+            }
+        }
+        Ok(merged)
+    }
+
+    fn save(&self, folder: &Path, saving: &Saving) -> Result<()> {
+        let mut tensors = BTreeMap::new();
+        for (name, vector) in self.linears() {
+            let is_feed_forward = self.feed_forward.contains(name);
+            let vector = if is_feed_forward { vector.unsqueeze(0)? } else { vector.unsqueeze(1)? };
+            tensors.insert(peft::key(&vector_key(name)), vector);
+        }
+        let linears: Vec<&str> = self.linears().map(|(name, _)| name).collect();
+        let targets = self.shape.target_modules(&linears);
+        // PEFT wants these to be among the targets.
+        let is_feed_forward = |target: &&String| self.feed_forward.iter().any(|name| targets::is_target(name, target));
+        let feed_forward: Vec<&String> = targets.iter().filter(is_feed_forward).collect();
+        let config = json!({
+            "peft_type": "IA3",
+            "target_modules": targets,
+            "feedforward_modules": feed_forward,
+            "fan_in_fan_out": self.transposed_base,
+            "modules_to_save": saving.head.map(|head| head.modules()),
+        });
+        peft::write(folder, config, tensors, saving)
+    }
+}

@@ -1,0 +1,58 @@
+//! What a model argument stands for: a base model's folder and adapters on top of it.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::peft;
+use crate::bail;
+use crate::error::Result;
+use crate::model::folder::{STACK_FILE, read_json};
+
+/// The folder whose tokenizer belongs to a model argument: its own, or its base model's.
+pub fn tokenizer_folder(folder: &Path) -> Result<PathBuf> {
+    if folder.join("tokenizer.json").is_file() { Ok(folder.to_path_buf()) } else { Ok(resolve(folder, &[])?.0) }
+}
+
+/// The base folder and the adapter folders that a model argument and the adapters on top of it stand for.
+pub fn resolve(folder: &Path, adapters: &[PathBuf]) -> Result<(PathBuf, Vec<PathBuf>)> {
+    if !folder.is_dir() {
+        bail!("{}: no such folder; expected the folder of a Hugging Face model or of a PEFT adapter", folder.display());
+    }
+    let mut all = Vec::new();
+    let own = if is_adapter_or_stack(folder) { Some(folder.to_path_buf()) } else { None };
+    for folder in own.iter().chain(adapters) {
+        all.extend(expand(folder)?);
+    }
+    let base = match (&own, all.first()) {
+        (Some(_), Some(adapter)) => peft::base_folder(adapter)?,
+        _ => folder.to_path_buf(),
+    };
+    Ok((base, all))
+}
+
+fn is_adapter_or_stack(folder: &Path) -> bool {
+    peft::is_adapter(folder) || folder.join(STACK_FILE).is_file()
+}
+
+/// The folders of the adapters in a folder: itself, or those that it names in their order.
+fn expand(folder: &Path) -> Result<Vec<PathBuf>> {
+    let path = folder.join(STACK_FILE);
+    if !path.is_file() {
+        if !peft::is_adapter(folder) {
+            bail!("{}: no adapter_config.json there; expected the folder of an adapter", folder.display());
+        }
+        return Ok(vec![folder.to_path_buf()]);
+    }
+    let json = read_json(&path)?;
+    let names = json.get("adapters").and_then(Value::as_array);
+    let names: Option<Vec<&str>> = names.and_then(|names| names.iter().map(Value::as_str).collect());
+    match names {
+        Some(names)
+            if !names.is_empty() && names.iter().all(|name| !name.contains(['/', '\\']) && !name.starts_with('.')) =>
+        {
+            Ok(names.iter().map(|name| folder.join(name)).collect())
+        }
+        _ => bail!("{}: expected {{\"adapters\": [names of folders beside it]}}", path.display()),
+    }
+}

@@ -1,0 +1,141 @@
+//! Which layers of a model a method changes, by PEFT's rules for names.
+
+use std::collections::BTreeSet;
+
+use fancy_regex::Regex;
+
+use crate::bail;
+use crate::error::{Error, Result};
+use crate::model::architecture::Architecture;
+use crate::model::weights::{Role, tensor_specs};
+
+/// Every linear of every block; the output matrix and heads are none of them.
+pub const ALL_LINEAR: &str = "all-linear";
+
+/// A linear of a block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetLinear {
+    /// Its name.
+    pub name: String,
+    /// Output width.
+    pub d_out: usize,
+    /// Input width.
+    pub d_in: usize,
+}
+
+/// All linears of the blocks.
+pub fn linears(architecture: &Architecture) -> Vec<TargetLinear> {
+    (tensor_specs(architecture).into_iter())
+        .filter(|spec| matches!(spec.role, Role::Linear | Role::ResidualLinear))
+        .map(|spec| TargetLinear { name: module(&spec.name), d_out: spec.shape[0], d_in: spec.shape[1] })
+        .collect()
+}
+
+/// The name of the token embeddings.
+pub fn embedding(architecture: &Architecture) -> String {
+    let names = &architecture.names;
+    module(&format!("{}{}", names.prefix, names.embeddings))
+}
+
+/// The name of the output matrix beside the embeddings.
+pub fn output(architecture: &Architecture) -> String {
+    module(architecture.names.output)
+}
+
+fn module(tensor: &str) -> String {
+    tensor.trim_end_matches(".weight").to_string()
+}
+
+/// What `target_modules` says in an adapter's configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Targets {
+    /// Names: the whole of a layer's, or its end after a dot.
+    Names(Vec<String>),
+    /// A regular expression for the whole name.
+    Expression(String),
+}
+
+impl Targets {
+    /// Whether a layer of this name is meant.
+    pub fn matches(&self, name: &str) -> Result<bool> {
+        match self {
+            Targets::Names(targets) => Ok(targets.iter().any(|target| is_target(name, target))),
+            Targets::Expression(expression) if expression == ALL_LINEAR => Ok(true),
+            Targets::Expression(expression) => matches_expression(&format!("^(?:{expression})$"), name),
+        }
+    }
+}
+
+/// The linears that `targets` name. The error of a name that stands for none lists those that there are.
+pub fn chosen(architecture: &Architecture, targets: &Targets, flag: &str) -> Result<Vec<TargetLinear>> {
+    let all = linears(architecture);
+    if let Targets::Names(targets) = targets {
+        for target in targets {
+            if !all.iter().any(|linear| is_target(&linear.name, target)) && !is_target(&embedding(architecture), target)
+            {
+                let names: BTreeSet<&str> = all.iter().filter_map(|linear| linear.name.rsplit('.').next()).collect();
+                let names: Vec<&str> = names.into_iter().collect();
+                bail!(
+                    "{flag}: no layer is called \"{target}\"; this model has {} (or use {ALL_LINEAR})",
+                    names.join(", ")
+                );
+            }
+        }
+    }
+    let mut chosen = Vec::new();
+    for linear in all {
+        if targets.matches(&linear.name)? {
+            chosen.push(linear);
+        }
+    }
+    Ok(chosen)
+}
+
+/// PEFT's rule: the whole name, or its end after a dot.
+pub fn is_target(name: &str, target: &str) -> bool {
+    target == ALL_LINEAR || name == target || name.strip_suffix(target).is_some_and(|rest| rest.ends_with('.'))
+}
+
+/// The number that the first fitting pattern has for a layer (PEFT's `rank_pattern`: `(.*\.)?(pattern)$`).
+pub fn patterned(patterns: &[crate::settings::Pattern], name: &str, default: f64) -> Result<f64> {
+    for pattern in patterns {
+        if matches_expression(&format!(r"^(?:.*\.)?(?:{})$", pattern.name), name)? {
+            return Ok(pattern.number);
+        }
+    }
+    Ok(default)
+}
+
+fn matches_expression(expression: &str, name: &str) -> Result<bool> {
+    let wrong = |error| Error::input(format!("\"{expression}\" is not a regular expression: {error}"));
+    Regex::new(expression).and_then(|regex| regex.is_match(name)).map_err(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Pattern;
+
+    #[test]
+    fn names_match_whole_or_after_a_dot_and_expressions_match_all() -> Result<()> {
+        assert!(is_target("model.layers.0.self_attn.q_proj", "q_proj") && is_target("q_proj", "q_proj"));
+        assert!(!is_target("model.layers.0.self_attn.eq_proj", "q_proj"));
+        let expression = Targets::Expression(r".*\.0\..*(q|v)_proj".to_string());
+        assert!(expression.matches("model.layers.0.self_attn.v_proj")?);
+        assert!(!expression.matches("model.layers.1.self_attn.v_proj")?);
+        assert!(Targets::Expression("(".to_string()).matches("x").is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn the_first_fitting_pattern_counts() -> Result<()> {
+        let patterns = [
+            Pattern { name: r"layers\.0\..*q_proj".to_string(), number: 2.0 },
+            Pattern { name: "q_proj".to_string(), number: 4.0 },
+        ];
+        assert_eq!(patterned(&patterns, "model.layers.0.self_attn.q_proj", 8.0)?, 2.0);
+        assert_eq!(patterned(&patterns, "model.layers.1.self_attn.q_proj", 8.0)?, 4.0);
+        assert_eq!(patterned(&patterns, "model.layers.1.self_attn.v_proj", 8.0)?, 8.0);
+        Ok(())
+    }
+}

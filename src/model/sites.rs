@@ -1,0 +1,272 @@
+//! The adapters of one pass, applied at its sites: to all rows alike, or to each group of rows its own.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use super::adapter::{Adapter, Linear, LinearChange, LowRankChange, NormChange, Pass, SubLayer, SubLayerRows};
+use crate::error::Result;
+use crate::ops::{self, LowRank, RowUpdate, Span};
+use crate::random;
+
+/// Adapters that change the same rows, each on top of those before it.
+pub type Stack = Vec<Arc<dyn Adapter>>;
+
+/// Rows of a stream that run with the same stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Group {
+    /// The index of the stack.
+    pub stack: usize,
+    /// The rows.
+    pub rows: Span,
+}
+
+/// The sites of one pass.
+pub struct Sites<'a> {
+    /// The stacks that rows may run with.
+    pub stacks: &'a [Stack],
+    /// Which rows run with which; together they cover the stream.
+    pub groups: &'a [Group],
+    /// The pass.
+    pub pass: &'a Pass,
+}
+
+impl Sites<'_> {
+    /// Runs `part` on the rows of each group, with its stack, and lays the results end to end.
+    fn by_group(&self, x: &Tensor, part: impl Fn(&Stack, &Group, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        if let [group] = self.groups {
+            return part(&self.stacks[group.stack], group, x);
+        }
+        let parts = self.groups.iter().map(|group| part(&self.stacks[group.stack], group, &rows_of(x, group)?));
+        Ok(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?)
+    }
+
+    fn any(&self, has: impl Fn(&dyn Adapter) -> bool) -> bool {
+        self.groups.iter().any(|group| self.stacks[group.stack].iter().any(|adapter| has(adapter.as_ref())))
+    }
+
+    /// The embeddings `[tokens, d_model]` of tokens, given the base's table. Groups are those of the tokens, virtual rows left out.
+    pub fn embed(&self, table: &Tensor, ids: &Tensor, groups: &[Group]) -> Result<Tensor> {
+        let sites = Sites { groups, ..*self };
+        if !sites.any(|adapter| adapter.embedding().is_some()) {
+            return Ok(table.index_select(ids, 0)?);
+        }
+        sites.by_group(ids, |stack, _, ids| {
+            let changes: Vec<_> = stack.iter().filter_map(|adapter| adapter.embedding()).collect();
+            let table = changes.iter().rev().find_map(|change| change.table.as_ref()).unwrap_or(table);
+            let mut x = table.index_select(ids, 0)?; // [tokens, d_model]
+            for LowRankChange { down, up, scale, .. } in changes.iter().filter_map(|change| change.low_rank.as_ref()) {
+                let inner = down.index_select(ids, 1)?.t()?.contiguous()?; // [tokens, rank]
+                x = (x + ops::linear(&inner, up, None)?.affine(*scale, 0.0)?)?;
+            }
+            Ok(x)
+        })
+    }
+
+    /// The output `[rows, d_out]` of a linear.
+    pub fn linear(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
+        let changes = |group: &Group| -> Vec<LinearChange> {
+            self.stacks[group.stack].iter().filter_map(|adapter| adapter.linear(&linear.name)).collect()
+        };
+        if let [group] = self.groups {
+            return changed_linear(linear, x, &changes(group), self.pass);
+        }
+        let changes: Vec<Vec<LinearChange>> = self.groups.iter().map(changes).collect();
+        // The base's product once for all rows, where the groups' own changes can be added to it.
+        let is_added = |changes: &[LinearChange]| changes.iter().all(LinearChange::is_low_rank);
+        let base = ops::linear(x, &linear.weight, linear.bias.as_ref())?; // [rows, d_out]
+        let mut updates = Vec::new();
+        for (group, changes) in self.groups.iter().zip(&changes).filter(|(_, changes)| is_added(changes)) {
+            updates.extend(changes.iter().flat_map(|change| &change.low_rank).map(|low_rank| RowUpdate {
+                rows: group.rows,
+                a: &low_rank.down,
+                b: &low_rank.up,
+                scale: low_rank.scale,
+            }));
+        }
+        ops::add_low_rank_to_rows(&base, x, &updates)?;
+        if changes.iter().all(|changes| is_added(changes)) {
+            return Ok(base);
+        }
+        let parts = self.groups.iter().zip(&changes).map(|(group, changes)| match is_added(changes) {
+            true => rows_of(&base, group),
+            false => changed_linear(linear, &rows_of(x, group)?, changes, self.pass),
+        });
+        Ok(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?)
+    }
+
+    /// The rows `[rows, d_model]` after a norm, which `run` computes from the rows and what a method has in place of its parameters.
+    pub fn norm(
+        &self,
+        name: &str,
+        x: &Tensor,
+        run: impl Fn(&Tensor, Option<NormChange>) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        if !self.any(|adapter| adapter.norm(name).is_some()) {
+            return run(x, None);
+        }
+        self.by_group(x, |stack, _, x| {
+            let changes = stack.iter().filter_map(|adapter| adapter.norm(name));
+            let last_of_each = changes.reduce(|before, change| NormChange {
+                weight: change.weight.or(before.weight),
+                bias: change.bias.or(before.bias),
+            });
+            run(x, last_of_each)
+        })
+    }
+
+    /// What a sub-layer adds to the residual stream, `[rows, d_model]`; `norm` is the norm of their sum, where the family normalises it.
+    pub fn sub_layer(
+        &self,
+        (layer, which): (usize, SubLayer),
+        residual: &Tensor,
+        output: Tensor,
+        norm: Option<&dyn Fn(&Tensor, &Sites) -> Result<Tensor>>,
+    ) -> Result<Tensor> {
+        self.by_group(&output, |stack, group, output| {
+            let alone = self.groups.len() == 1;
+            let residual = if alone { residual.clone() } else { rows_of(residual, group)? };
+            let groups = [Group { rows: Span { start: 0, ..group.rows }, ..*group }];
+            let sites = Sites { groups: if alone { self.groups } else { &groups }, ..*self };
+            let norm = norm.map(|norm| |sum: &Tensor| norm(sum, &sites));
+            let norm = norm.as_ref().map(|norm| norm as &dyn Fn(&Tensor) -> Result<Tensor>);
+            stack.iter().try_fold(output.clone(), |output, adapter| {
+                adapter.sub_layer(SubLayerRows { layer, which, residual: &residual, output, norm })
+            })
+        })
+    }
+
+    /// The residual stream after the last block.
+    pub fn last_block(&self, x: &Tensor) -> Result<Tensor> {
+        self.by_group(x, |stack, _, x| stack.iter().try_fold(x.clone(), |x, adapter| adapter.last_block(x)))
+    }
+
+    /// After how many of `layers` blocks the rows of a group are taken.
+    pub fn depth(&self, group: &Group, layers: usize) -> usize {
+        self.stacks[group.stack].iter().filter_map(|adapter| adapter.depth()).min().unwrap_or(layers)
+    }
+}
+
+/// The virtual tokens of all stacks, end to end, `[virtual rows, d_model]`.
+pub fn virtual_tokens(stacks: &[Stack], pass: &Pass) -> Result<Option<Tensor>> {
+    let mut all = Vec::new();
+    for adapter in stacks.iter().flatten() {
+        all.extend(adapter.virtual_tokens(pass)?);
+    }
+    Ok(if all.is_empty() { None } else { Some(Tensor::cat(&all, 0)?) })
+}
+
+/// For each layer the prefixes of all stacks, end to end, `[prefix rows, kv_heads * head_dim]` each; empty without.
+pub fn prefixes(stacks: &[Stack]) -> Result<Vec<(Tensor, Tensor)>> {
+    let mut by_adapter = Vec::new();
+    for adapter in stacks.iter().flatten().filter(|adapter| adapter.prefix_rows() > 0) {
+        by_adapter.push(adapter.prefixes()?);
+    }
+    let layers = by_adapter.first().map_or(0, Vec::len);
+    let of_layer = |layer: usize| {
+        let keys: Vec<&Tensor> = by_adapter.iter().map(|prefixes| &prefixes[layer].0).collect();
+        let values: Vec<&Tensor> = by_adapter.iter().map(|prefixes| &prefixes[layer].1).collect();
+        Ok((Tensor::cat(&keys, 0)?, Tensor::cat(&values, 0)?))
+    };
+    (0..layers).map(of_layer).collect()
+}
+
+impl LinearChange {
+    /// Whether it is a plain low-rank update, which can be added to the base's output.
+    fn is_low_rank(&self) -> bool {
+        self.input_scale.is_none() && self.magnitude.is_none() && self.bias.is_none() && self.output_scale.is_none()
+    }
+}
+
+/// A linear with changes, one on top of the other.
+fn changed_linear(linear: &Linear, x: &Tensor, changes: &[LinearChange], pass: &Pass) -> Result<Tensor> {
+    let mut input = x.clone();
+    for scale in changes.iter().filter_map(|change| change.input_scale.as_ref()) {
+        input = input.broadcast_mul(scale)?; // [rows, d_in]
+    }
+    let bias = changes.iter().rev().find_map(|change| change.bias.as_ref()).or(linear.bias.as_ref());
+    let magnitude = changes.iter().find(|change| change.magnitude.is_some());
+    let mut y = match magnitude {
+        Some(change) => decomposed(linear, &input, bias, change, pass)?,
+        None => updated(linear, &input, bias, changes.iter().flat_map(|change| &change.low_rank), pass)?,
+    }; // [rows, d_out]
+    for scale in changes.iter().filter_map(|change| change.output_scale.as_ref()) {
+        y = y.broadcast_mul(scale)?;
+    }
+    Ok(y)
+}
+
+/// `W x + b + Σ s B A x`.
+fn updated<'a>(
+    linear: &Linear,
+    x: &Tensor,
+    bias: Option<&Tensor>,
+    mut updates: impl Iterator<Item = &'a LowRankChange>,
+    pass: &Pass,
+) -> Result<Tensor> {
+    let Some(first) = updates.next() else { return ops::linear(x, &linear.weight, bias) };
+    let mut y = ops::low_rank_linear(x, &linear.weight, bias, &low_rank(first, linear, pass))?; // [rows, d_out]
+    for update in updates {
+        let LowRank { a, b, scale, dropout } = low_rank(update, linear, pass);
+        let x = dropout.map_or_else(|| Ok(x.clone()), |(probability, seed)| ops::dropout(x, probability, seed))?;
+        y = (y + ops::linear(&ops::linear(&x, a, None)?, b, None)?.affine(scale, 0.0)?)?;
+    }
+    Ok(y)
+}
+
+fn low_rank<'a>(change: &'a LowRankChange, linear: &Linear, pass: &Pass) -> LowRank<'a> {
+    let seed = pass.dropout_seed.filter(|_| change.dropout > 0.0);
+    LowRank {
+        a: &change.down,
+        b: &change.up,
+        scale: change.scale,
+        dropout: seed.map(|seed| (change.dropout as f32, random::named_seed(seed, &linear.name))),
+    }
+}
+
+/// DoRA: `f ⊙ (W x + s B A x) + b` with `f = m / |W + s B A|`, the norm a constant to the gradient (Liu et al. 2024, section 4.3). With dropout,
+/// `W x + (f - 1) ⊙ W x' + f ⊙ s B A x' + b`, as in PEFT.
+fn decomposed(
+    linear: &Linear,
+    x: &Tensor,
+    bias: Option<&Tensor>,
+    change: &LinearChange,
+    pass: &Pass,
+) -> Result<Tensor> {
+    let (Some(update), Some(magnitude)) = (change.low_rank.first(), &change.magnitude) else {
+        crate::bail!("{}: a magnitude stands beside a low-rank update", linear.name);
+    };
+    let factor = magnitude.div(&updated_row_norms(&linear.weight, update)?)?; // [d_out]
+    let (scaled, base) = match low_rank(update, linear, pass) {
+        LowRank { dropout: None, .. } => (updated(linear, x, None, std::iter::once(update), pass)?, None),
+        LowRank { a, b, scale, dropout: Some((probability, seed)) } => {
+            let dropped = ops::dropout(x, probability, seed)?;
+            let kept = ops::low_rank_linear(&dropped, &linear.weight, None, &LowRank { a, b, scale, dropout: None })?;
+            let lost = (ops::linear(x, &linear.weight, None)? - ops::linear(&dropped, &linear.weight, None)?)?;
+            (kept, Some(lost))
+        }
+    };
+    let mut y = scaled.broadcast_mul(&factor)?; // [rows, d_out]
+    if let Some(base) = base {
+        y = (y + base)?;
+    }
+    Ok(match bias {
+        Some(bias) => y.broadcast_add(bias)?,
+        None => y,
+    })
+}
+
+/// The norm of every row of `W + s B A`, `[d_out]`, without making that matrix:
+/// `|w + s b A|² = |w|² + 2 s b · (A w) + s² b (A Aᵀ) bᵀ`.
+pub fn updated_row_norms(weight: &Tensor, update: &LowRankChange) -> Result<Tensor> {
+    let [weight, down, up] = [weight, &update.down, &update.up].map(Tensor::detach);
+    let of_weight = weight.sqr()?.sum(1)?; // [d_out]
+    let crossed = up.mul(&ops::linear(&weight, &down, None)?)?.sum(1)?; // [d_out]
+    let of_update = up.mul(&ops::linear(&up, &ops::linear(&down, &down, None)?, None)?)?.sum(1)?; // [d_out]
+    let scale = update.scale;
+    Ok(((of_weight + crossed.affine(2.0 * scale, 0.0)?)? + of_update.affine(scale * scale, 0.0)?)?.sqrt()?)
+}
+
+fn rows_of(x: &Tensor, group: &Group) -> Result<Tensor> {
+    Ok(x.narrow(0, group.rows.start, group.rows.len)?)
+}
