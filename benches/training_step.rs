@@ -91,7 +91,7 @@ mod ours {
             .collect();
         let batch = Batch::pack(&trees);
         let hidden = model.hidden(&batch, &Pass::default())?; // [tokens, d_model]
-        let log_probs = model.log_probs(&hidden, &batch.targets, 1.0)?.log_probs; // [targets]
+        let log_probs = model.log_probs(&hidden, &batch, 1.0)?.log_probs; // [targets]
         let loss = log_probs.mean_all()?.neg()?;
         optimizer.accumulate(&loss.backward()?)?;
         optimizer.step(LEARNING_RATE)?;

@@ -254,7 +254,7 @@ fn log_probs(model: &Model, hidden: &Tensor, batch: &Batch) -> Result<Option<Vec
     if batch.targets.is_empty() {
         return Ok(Some(Vec::new()));
     }
-    Ok(Some(model.log_probs(hidden, &batch.targets, 1.0)?.log_probs.to_vec1()?))
+    Ok(Some(model.log_probs(hidden, batch, 1.0)?.log_probs.to_vec1()?))
 }
 
 /// One reward an answer, `[answers]`.

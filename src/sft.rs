@@ -193,7 +193,7 @@ fn accumulate(
         let batch = Batch::pack(trees[range].iter().copied());
         let pass = Pass { dropout_seed: Some(dropout_seed(common.seed, step, index as u64)) };
         let hidden = model.hidden(&batch, &pass)?; // [tokens, d_model]
-        let log_probs = model.log_probs(&hidden, &batch.targets, 1.0)?.log_probs; // [targets]
+        let log_probs = model.log_probs(&hidden, &batch, 1.0)?.log_probs; // [targets]
         let loss = log_probs.sum_all()?.affine(-1.0 / targets as f64, 0.0)?;
         optimizer.accumulate(&loss.backward()?)?;
         total += f64::from(loss.to_scalar::<f32>()?);
@@ -208,7 +208,7 @@ pub fn evaluation_loss(model: &Model, trees: &[TokenTree], tokens_per_batch: usi
     for range in split_by_budget(&sizes, tokens_per_batch) {
         let batch = Batch::pack(&trees[range]);
         let hidden = model.hidden(&batch, &Pass::default())?; // [tokens, d_model]
-        let log_probs = model.log_probs(&hidden, &batch.targets, 1.0)?.log_probs; // [targets]
+        let log_probs = model.log_probs(&hidden, &batch, 1.0)?.log_probs; // [targets]
         total -= f64::from(log_probs.sum_all()?.to_scalar::<f32>()?);
         targets += batch.targets.len();
     }

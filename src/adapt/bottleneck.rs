@@ -4,7 +4,6 @@
 //! feed-forward), the residual stream with `h` in it, normalised where the family does so there (Pfeiffer et al. 2021, after the feed-forward), or `r` (parallel,
 //! He et al. 2022, beside the feed-forward).
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -42,8 +41,8 @@ fn name(layer: usize, which: SubLayer, part: &str) -> String {
 }
 
 impl Bottleneck {
-    /// New adapters that change next to nothing: AdapterHub's `bert` initialisation (normal, 0.02, biases zero), and `mam_adapter` (Kaiming, and
-    /// zero on the way up) for parallel ones.
+    /// New adapters that change nothing yet: Kaiming on the way down and zero on the way up (He et al. 2022). Houlsby et al. start near zero on both ways,
+    /// which changes next to nothing.
     pub fn new(settings: &BottleneckSettings, base: &Base) -> Result<Self> {
         let placement = settings.adapter_placement;
         let parallel = placement == Placement::Parallel;
@@ -59,12 +58,9 @@ impl Bottleneck {
                     let weight = name(layer, which, &format!("{part}.weight"));
                     let mut stream = base.stream(&weight);
                     let shape = [d_out, d_in];
-                    let values = match (parallel, part) {
-                        (false, _) => random::normal(&mut stream, &shape, 0.02, base.device())?,
-                        (true, "down") => {
-                            random::uniform(&mut stream, &shape, 1.0 / (d_in as f64).sqrt(), base.device())?
-                        }
-                        (true, _) => Tensor::zeros(&shape, DType::F32, base.device())?,
+                    let values = match part {
+                        "down" => random::uniform(&mut stream, &shape, 1.0 / (d_in as f64).sqrt(), base.device())?,
+                        _ => Tensor::zeros(&shape, DType::F32, base.device())?,
                     };
                     tensors.set(&weight, values);
                     let bias = name(layer, which, &format!("{part}.bias"));
@@ -82,7 +78,7 @@ impl Bottleneck {
             scaling: settings.adapter_scaling.unwrap_or(if parallel { 4.0 } else { 1.0 }),
             reduction_factor: factor as f64,
             tensors: tensors.trainable()?,
-            sites: files::Sites::of(base.architecture()),
+            sites: files::Sites::of(base),
         })
     }
 
@@ -92,6 +88,11 @@ impl Bottleneck {
         let inner = ops::activate(&ops::linear(x, down, part("down.bias"))?, self.activation)?; // [rows, bottleneck]
         Ok(Some(ops::linear(&inner, up, part("up.bias"))?.affine(self.scaling, 0.0)?))
     }
+}
+
+/// Whether a tensor is an adapter's own, and not a norm of the model.
+fn is_of_adapter(name: &str) -> bool {
+    name.starts_with(|first: char| first.is_ascii_digit())
 }
 
 fn sub_layers(placement: Placement) -> &'static [SubLayer] {
@@ -153,11 +154,7 @@ impl Adapter for Bottleneck {
     }
 
     fn parameters(&self) -> usize {
-        self.tensors
-            .iter()
-            .filter(|(name, _)| name.starts_with(|c: char| c.is_ascii_digit()))
-            .map(|(_, x)| x.elem_count())
-            .sum()
+        self.tensors.iter().filter(|(name, _)| is_of_adapter(name)).map(|(_, tensor)| tensor.elem_count()).sum()
     }
 
     fn trainable_parameters(&self) -> Vec<Parameter> {
@@ -177,13 +174,6 @@ impl Adapter for Bottleneck {
     }
 
     fn save(&self, folder: &Path, saving: &Saving) -> Result<()> {
-        let mut tensors = BTreeMap::new();
-        let mut norms = BTreeMap::new();
-        for (name, tensor) in self.tensors.iter() {
-            let of_adapter = name.starts_with(|c: char| c.is_ascii_digit());
-            let target = if of_adapter { &mut tensors } else { &mut norms };
-            target.insert(self.sites.key(name), tensor.clone());
-        }
-        files::write(folder, self, tensors, norms, saving)
+        self.write(folder, saving)
     }
 }

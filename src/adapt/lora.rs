@@ -22,6 +22,8 @@ use crate::settings::{LoraBias, LoraInit, LoraSettings, MethodSettings, Pattern}
 
 mod initial;
 
+pub use initial::update as initial_update;
+
 /// A LoRA adapter.
 #[derive(Debug, Clone)]
 pub struct Lora {

@@ -37,6 +37,7 @@ use bitfit::Bitfit;
 use bottleneck::Bottleneck;
 use ia3::Ia3;
 use lora::Lora;
+pub use lora::initial_update;
 use p_tuning::PTuning;
 use peft::AdapterFiles;
 use prefix_tuning::PrefixTuning;
@@ -262,7 +263,7 @@ fn read_adapter(folder: &Path, base: &Base) -> Result<Read> {
         return bottleneck::read(folder, base).map(|(adapter, head)| Read { adapter, head });
     }
     let mut files = AdapterFiles::read(folder, device)?;
-    files.check_base(&base.model.folder().path, base.model.weights())?;
+    peft::check_base(folder, &base.model.folder().path, base.model.weights())?;
     let head = head::Head::find(architecture, Form::read(folder)?, |name| files.find(name));
     head.iter().flat_map(|head| head.tensors()).for_each(|(name, _)| drop(files.take(&name)));
     let kind = files.config().text("peft_type", "")?.to_string();

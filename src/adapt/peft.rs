@@ -126,25 +126,32 @@ impl AdapterFiles {
             ),
         }
     }
+}
 
-    /// Refuses a base model whose weights are not those that the adapter was trained on, where the folder says which they were.
-    pub fn check_base(&self, base: &Path, weights: &Weights) -> Result<()> {
-        let path = self.folder.join(BASE);
-        if !path.is_file() {
-            return Ok(());
-        }
-        let json = read_json(&path)?;
-        let Some(expected) = json.get("weights_xxh3").and_then(Value::as_str) else { return Ok(()) };
-        let found = weights.hash()?;
-        if found != expected {
-            bail!(
-                "{}: this adapter was trained on other weights (hash {expected}) than those of {} (hash {found}); give the base model that it belongs to, or delete {BASE} if you are sure",
-                self.folder.display(),
-                base.display()
-            );
-        }
-        Ok(())
+/// Refuses a base model whose weights are not those that an adapter was trained on, where its folder says which they were.
+pub fn check_base(folder: &Path, base: &Path, weights: &Weights) -> Result<()> {
+    let path = folder.join(BASE);
+    if !path.is_file() {
+        return Ok(());
     }
+    let json = read_json(&path)?;
+    let Some(expected) = json.get("weights_xxh3").and_then(Value::as_str) else { return Ok(()) };
+    let found = weights.hash()?;
+    if found != expected {
+        bail!(
+            "{}: this adapter was trained on other weights (hash {expected}) than those of {} (hash {found}); give the base model that it belongs to, or delete {BASE} if you are sure",
+            folder.display(),
+            base.display()
+        );
+    }
+    Ok(())
+}
+
+/// Writes which base model an adapter belongs to.
+pub fn write_base(folder: &Path, saving: &Saving) -> Result<()> {
+    let path = folder.join(BASE);
+    let base = json!({ "weights_xxh3": saving.base_hash });
+    std::fs::write(&path, format!("{base:#}\n")).map_err(Error::io(&path))
 }
 
 /// A field that holds a list of names, or one.
@@ -168,7 +175,9 @@ pub fn targets(config: &Config, field: &str) -> Targets {
 pub fn base_folder(folder: &Path) -> Result<PathBuf> {
     let path = folder.join(CONFIG);
     let config = read_json(&path)?;
-    let Some(base) = config.get("base_model_name_or_path").and_then(Value::as_str) else {
+    // AdapterHub calls it the model's name.
+    let base = config.get("base_model_name_or_path").or(config.get("model_name"));
+    let Some(base) = base.and_then(Value::as_str) else {
         bail!(
             "{}: field \"base_model_name_or_path\" is missing; give the base model with --model and this folder with --adapter",
             path.display()
@@ -246,9 +255,7 @@ pub fn write(folder: &Path, mut config: Value, tensors: BTreeMap<String, Tensor>
     config["inference_mode"] = json!(true);
     let path = folder.join(CONFIG);
     std::fs::write(&path, format!("{config:#}\n")).map_err(Error::io(&path))?;
-    let path = folder.join(BASE);
-    let base = json!({ "weights_xxh3": saving.base_hash });
-    std::fs::write(&path, format!("{base:#}\n")).map_err(Error::io(&path))?;
+    write_base(folder, saving)?;
     let mut tensors = tensors;
     let prefix = if has_virtual_tokens { PROMPT_PREFIX } else { PREFIX };
     for (name, tensor) in saving.head.into_iter().flat_map(|head| head.tensors()) {

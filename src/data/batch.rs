@@ -79,6 +79,8 @@ pub struct Batch {
     pub last_rows: Vec<usize>,
     /// For each answer, in order: the rows of its prompt and its own.
     pub answer_rows: Vec<[Range<usize>; 2]>,
+    /// For each answer, in order: the adapter stack that it runs with.
+    pub answer_stacks: Vec<usize>,
     /// For each tree, in order: its range of answers.
     pub trees: Vec<Range<usize>>,
 }
@@ -111,6 +113,18 @@ impl Batch {
         batch
     }
 
+    /// Runs of answers that follow each other and run with the same stack: the stack, and the answers.
+    pub fn runs(&self) -> Vec<(usize, Range<usize>)> {
+        let mut runs: Vec<(usize, Range<usize>)> = Vec::new();
+        for (answer, &stack) in self.answer_stacks.iter().enumerate() {
+            match runs.last_mut() {
+                Some((last, answers)) if *last == stack => answers.end = answer + 1,
+                _ => runs.push((stack, answer..answer + 1)),
+            }
+        }
+        runs
+    }
+
     fn push(&mut self, tree: &TokenTree, stack: usize) {
         let first_answer = self.last_rows.len();
         let parent = (!tree.prompt.is_empty()).then(|| self.push_segment(&tree.prompt, None, stack));
@@ -133,6 +147,7 @@ impl Batch {
             self.answer_targets.push(first_target..self.targets.len());
             self.last_rows.push(previous.expect("a tree has a prompt or an answer with tokens"));
             self.answer_rows.push([prompt_rows.clone(), own_rows]);
+            self.answer_stacks.push(stack);
         }
         self.trees.push(first_answer..self.last_rows.len());
     }
@@ -146,6 +161,7 @@ impl Batch {
         self.answer_targets.push(self.targets.len()..self.targets.len());
         self.last_rows.push(rows.end - 1);
         self.answer_rows.push([rows.start..second, second..rows.end]);
+        self.answer_stacks.push(stack);
     }
 
     fn push_segment(&mut self, tokens: &[u32], parent: Option<usize>, stack: usize) -> usize {

@@ -131,6 +131,8 @@ pub struct TensorNames {
     pub output: &'static str,
     /// The classification head.
     pub head: HeadForm,
+    /// Where AdapterHub's bottleneck adapters stand after attention and after the feed-forward, within a block.
+    pub bottlenecks: [&'static str; 2],
     /// Linears are stored as `[d_in, d_out]` (GPT-2's Conv1D) instead of `[d_out, d_in]`.
     pub transposed_linears: bool,
     /// Norms' weights are stored less one (Gemma).

@@ -84,6 +84,12 @@ impl Model {
         Ok(self)
     }
 
+    /// The same model over other base weights.
+    pub fn with_weights(&self, weights: Weights) -> Result<Self> {
+        let weights = Arc::new(weights);
+        Ok(Model { transformer: Transformer::new(&self.architecture, &weights)?, weights, ..self.clone() })
+    }
+
     /// Where its tensors lie.
     pub fn device(&self) -> &Device {
         self.transformer.output().device()
@@ -212,14 +218,28 @@ impl Model {
         sites::prefixes(&self.stacks)
     }
 
-    /// Log-probability and entropy of every target, given the batch's hidden states: `[targets]` each. All rows are of the model's own stack,
-    /// or of stacks that leave the output matrix alone.
-    pub fn log_probs(&self, hidden: &Tensor, targets: &[Target], temperature: f64) -> Result<LogProbs> {
+    /// Log-probability and entropy of every target of a batch, given its hidden states: `[targets]` each.
+    pub fn log_probs(&self, hidden: &Tensor, batch: &Batch, temperature: f64) -> Result<LogProbs> {
+        if !self.stacks[1..].iter().flatten().any(|adapter| adapter.output().is_some()) {
+            return self.log_probs_of(hidden, &batch.targets, 0, temperature);
+        }
+        // Some rows have an output matrix of their own.
+        let (mut log_probs, mut entropy) = (Vec::new(), Vec::new());
+        for (stack, answers) in batch.runs() {
+            let targets = batch.answer_targets[answers.start].start..batch.answer_targets[answers.end - 1].end;
+            let part = self.log_probs_of(hidden, &batch.targets[targets], stack, temperature)?;
+            log_probs.push(part.log_probs);
+            entropy.push(part.entropy);
+        }
+        Ok(LogProbs { log_probs: Tensor::cat(&log_probs, 0)?, entropy: Tensor::cat(&entropy, 0)? })
+    }
+
+    fn log_probs_of(&self, hidden: &Tensor, targets: &[Target], stack: usize, temperature: f64) -> Result<LogProbs> {
         let rows: Vec<u32> = targets.iter().map(|target| target.row as u32).collect();
         let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
         let hidden = select_rows(hidden, &rows)?; // [targets, d_model]
         //TMP
-        ops::log_probs(&hidden, &self.output_of(0), &tokens, temperature)
+        ops::log_probs(&hidden, &self.output_of(stack), &tokens, temperature)
     }
 
     /// The logits `[rows, vocabulary]` at some rows, which run with these stacks (all with the model's own where there are none).
@@ -248,15 +268,21 @@ impl Model {
         own.unwrap_or_else(|| self.transformer.output().clone())
     }
 
-    /// The reward of every answer of a batch, `[answers]`, by the head of the model's own stack.
+    /// The reward of every answer of a batch, `[answers]`.
     pub fn rewards(&self, hidden: &Tensor, batch: &Batch) -> Result<Tensor> {
-        Ok(self.classes(hidden, &batch.answer_rows)?.squeeze(1)?)
+        Ok(self.classes(hidden, batch)?.squeeze(1)?)
     }
 
-    /// The head's numbers `[sequences, labels]` for sequences that have these rows.
-    pub fn classes(&self, hidden: &Tensor, rows: &[[Range<usize>; 2]]) -> Result<Tensor> {
-        let head = self.needed_head()?;
-        head.forward(&head.pool(hidden, rows)?)
+    /// The head's numbers for every answer of a batch, `[answers, labels]`; each by the head of its own stack, where that has one.
+    pub fn classes(&self, hidden: &Tensor, batch: &Batch) -> Result<Tensor> {
+        let of_run = |(stack, answers): (usize, Range<usize>)| {
+            let head = self.heads[stack].as_ref().map_or_else(|| self.needed_head(), Ok)?;
+            head.forward(&head.pool(hidden, &batch.answer_rows[answers])?)
+        };
+        match &batch.runs()[..] {
+            [run] => of_run(run.clone()),
+            runs => Ok(Tensor::cat(&runs.iter().cloned().map(of_run).collect::<Result<Vec<_>>>()?, 0)?),
+        }
     }
 
     /// The value at some rows, `[rows]`: what the head of a reward model says after each of them.

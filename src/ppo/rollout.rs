@@ -75,7 +75,7 @@ pub fn log_probs(
     tokens_per_batch: usize,
 ) -> Result<Vec<Vec<f32>>> {
     over_batches(model, episodes, tokens_per_batch, |hidden, batch| {
-        let log_probs: Vec<f32> = model.log_probs(hidden, &batch.targets, temperature)?.log_probs.to_vec1()?;
+        let log_probs: Vec<f32> = model.log_probs(hidden, batch, temperature)?.log_probs.to_vec1()?;
         Ok(batch.answer_targets.iter().map(|range| log_probs[range.clone()].to_vec()).collect())
     })
 }

@@ -116,7 +116,7 @@ fn learn_policy(
     tokens: usize,
 ) -> Result<PolicyStatistics> {
     let hidden = policy.model.hidden(batch, &Pass::default())?; // [tokens, d_model]
-    let log_probs = policy.model.log_probs(&hidden, &batch.targets, settings.sampling.temperature)?; // [targets]
+    let log_probs = policy.model.log_probs(&hidden, batch, settings.sampling.temperature)?; // [targets]
     let old_log_probs = gather(episodes, |episode| &episode.log_probs);
     let loss = policy_loss(&log_probs.log_probs, &old_log_probs, advantages, settings.clip_range)?;
     let entropy: Vec<f32> = log_probs.entropy.detach().to_vec1()?;

@@ -1,5 +1,6 @@
 //! All integration tests, in one program: linking is the slow part of building them.
 
+mod adapters;
 mod chat_templates;
 mod common;
 mod data;

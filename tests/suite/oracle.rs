@@ -97,7 +97,7 @@ pub fn check_logits_and_loss(name: &str, model: &Model, tensors: &Tensors) -> Re
     let batch = Batch::pack(&documents(tensors)?);
     assert_close(&format!("{name}: logits"), &logits(model, &batch)?, &floats(tensors, "logits")?, 1e-4);
     let hidden = model.hidden(&batch, &Pass::default())?;
-    let log_probs = model.log_probs(&hidden, &batch.targets, 1.0)?.log_probs;
+    let log_probs = model.log_probs(&hidden, &batch, 1.0)?.log_probs;
     let loss = log_probs.mean_all()?.neg()?;
     assert_close(&format!("{name}: loss"), &[loss.to_scalar()?], &floats(tensors, "loss")?, 1e-5);
     Ok(loss.backward()?)

@@ -30,7 +30,7 @@ fn separated(tree: &TokenTree) -> Vec<TokenTree> {
 fn log_probs(model: &Model, trees: &[TokenTree]) -> Result<Vec<f32>> {
     let batch = Batch::pack(trees);
     let hidden = model.hidden(&batch, &Pass::default())?;
-    Ok(model.log_probs(&hidden, &batch.targets, 1.0)?.log_probs.to_vec1()?)
+    Ok(model.log_probs(&hidden, &batch, 1.0)?.log_probs.to_vec1()?)
 }
 
 /// The gradient of every parameter, by name.
@@ -40,7 +40,7 @@ type Gradients = Vec<(String, Vec<f32>)>;
 fn loss_and_gradients(model: &Model, trees: &[TokenTree]) -> Result<(f32, Gradients)> {
     let batch = Batch::pack(trees);
     let hidden = model.hidden(&batch, &Pass::default())?;
-    let log_probs = model.log_probs(&hidden, &batch.targets, 1.0)?.log_probs;
+    let log_probs = model.log_probs(&hidden, &batch, 1.0)?.log_probs;
     let loss = log_probs.sqr()?.sum_all()?;
     let gradients = loss.backward()?;
     let mut all = Vec::new();

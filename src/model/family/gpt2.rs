@@ -26,6 +26,7 @@ const NAMES: TensorNames = TensorNames {
     final_norm: Some("ln_f"),
     output: "lm_head.weight",
     head: super::DECODER_HEAD,
+    bottlenecks: super::DECODER_BOTTLENECKS,
     transposed_linears: true,
     norm_weights_less_one: false,
 };

@@ -113,6 +113,7 @@ fn names(qkv_bias: bool, output_bias: bool, feed_forward_bias: bool) -> TensorNa
         final_norm: Some("norm"),
         output: "lm_head.weight",
         head: super::DECODER_HEAD,
+        bottlenecks: super::DECODER_BOTTLENECKS,
         transposed_linears: false,
         norm_weights_less_one: false,
     }

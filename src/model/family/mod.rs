@@ -10,6 +10,9 @@ use crate::error::Result;
 /// The classification head of every decoder: one linear at the last token.
 const DECODER_HEAD: HeadForm = HeadForm { pooling: Pooling::Last, dense: None, out: "score", out_bias: false };
 
+/// The bottleneck adapters of every decoder.
+const DECODER_BOTTLENECKS: [&str; 2] = ["attention_adapters", "output_adapters"];
+
 /// Reads the architecture from a `config.json`; `model_type` says which family it is.
 pub fn architecture(config: &Config) -> Result<Architecture> {
     let architecture = match config.text("model_type", "")? {
