@@ -88,11 +88,11 @@ pub fn replace_folder_atomically(path: impl AsRef<Path>, write: impl FnOnce(&Pat
 }
 
 /// The files that make a folder a model or an adapter: they come last, so that a folder that has them is complete.
-const MARKERS: [&str; 2] = ["config.json", "adapter_config.json"];
+const MARKERS: [&str; 3] = ["config.json", "adapter_config.json", "adapters.json"];
 
 /// Makes the model in the folder `from` appear in the folder `to` too: each file whole or not at all, as a second name of the
 /// same file where the file system can, else as a copy. Weights in `to` that `from` has not are an older model's and
-/// are removed; other files stay, and folders in `from` are left out.
+/// are removed; other files stay. Folders in `from` are adapters that stand on top of each other; they appear in the same way.
 pub fn publish(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).map_err(Error::io(to))?;
     let mut names = file_names(from)?;
@@ -103,6 +103,9 @@ pub fn publish(from: &Path, to: &Path) -> Result<()> {
         if MARKERS.contains(&name.as_str()) || is_weights && !names.contains(&name) {
             fs::remove_file(to.join(&name)).map_err(Error::io(to.join(&name)))?;
         }
+    }
+    for folder in names_of(from, Path::is_dir)? {
+        publish(&from.join(&folder), &to.join(&folder))?;
     }
     for name in names {
         let (source, target) = (from.join(&name), to.join(&name));
@@ -141,10 +144,14 @@ pub fn prepare_run_folder(path: impl AsRef<Path>) -> Result<()> {
 
 /// The names of the files, not the folders, in `folder`.
 fn file_names(folder: &Path) -> Result<Vec<String>> {
+    names_of(folder, Path::is_file)
+}
+
+fn names_of(folder: &Path, is_wanted: impl Fn(&Path) -> bool) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
         let entry = entry.map_err(Error::io(folder))?;
-        if entry.path().is_file() {
+        if is_wanted(&entry.path()) {
             names.push(entry.file_name().to_string_lossy().into_owned());
         }
     }

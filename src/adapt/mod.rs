@@ -131,7 +131,7 @@ impl Bases {
         }
         let stack = trained_stack(stack, settings, head.is_some(), &base)?;
         let scales: BTreeMap<&'static str, f64> = (settings.method.list().iter())
-            .map(|&method| (method.name(), settings.method.learning_rate_scale(method)))
+            .map(|&method| (method.adapter(), settings.method.learning_rate_scale(method)))
             .collect();
         let model = Model::new(shared.folder, shared.architecture, shared.weights, stack, head)?;
         Ok(model.with_learning_rate_scales(scales))
@@ -235,7 +235,7 @@ fn full_weights(base: &BaseModel, stack: &Stack, has_head: bool) -> Result<Weigh
 fn trained_stack(mut stack: Stack, settings: &TrainingSettings, has_head: bool, base: &Base) -> Result<Stack> {
     let own = &settings.methods;
     for &method in settings.method.list() {
-        if let Some(existing) = stack.iter_mut().rev().find(|adapter| adapter.method() == method.name()) {
+        if let Some(existing) = stack.iter_mut().rev().find(|adapter| adapter.method() == method.adapter()) {
             *existing = existing.trainable(own)?;
             continue;
         }

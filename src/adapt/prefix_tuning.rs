@@ -27,7 +27,6 @@ use crate::{ops, random};
 /// `[virtual tokens, 2 layers * kv_heads * head_dim]`, as PEFT keeps them. Keys are not rotated: they stand in the cache after rotation.
 #[derive(Debug, Clone)]
 pub struct PrefixTuning {
-    method: &'static str,
     /// The matrix under PEFT's key; or the perceptron's tensors by the names that PEFT's encoder has.
     tensors: Weights,
     shape: peft::BaseShape,
@@ -65,7 +64,7 @@ impl PrefixTuning {
             };
             tensors.set(KEY, matrix);
         }
-        Ok(PrefixTuning { method: "prefix-tuning", tensors: tensors.trainable()?, shape })
+        Ok(PrefixTuning { tensors: tensors.trainable()?, shape })
     }
 
     /// P-tuning v2: direct, from random numbers.
@@ -73,7 +72,7 @@ impl PrefixTuning {
         let shape = peft::BaseShape::of(base.architecture());
         let mut tensors = Weights::default();
         tensors.set(KEY, random_matrix(settings, base, &shape)?);
-        Ok(PrefixTuning { method: "p-tuning-v2", tensors: tensors.trainable()?, shape })
+        Ok(PrefixTuning { tensors: tensors.trainable()?, shape })
     }
 
     /// Reads a prefix in PEFT's form, with the perceptron beside it where it was saved.
@@ -82,8 +81,6 @@ impl PrefixTuning {
         let rows = files.config().size("num_virtual_tokens")?;
         let width = 2 * shape.layers * shape.kv_width;
         let matrix = files.take_of_shape(KEY, &[rows, width])?;
-        let is_deep_prompt = files.config().text("method", "")? == "p-tuning-v2";
-        let method = if is_deep_prompt { "p-tuning-v2" } else { "prefix-tuning" };
         let tensors = match files.encoder(base.device())? {
             Some(tensors) => tensors,
             None => {
@@ -92,7 +89,7 @@ impl PrefixTuning {
                 tensors
             }
         };
-        let adapter = PrefixTuning { method, tensors, shape };
+        let adapter = PrefixTuning { tensors, shape };
         let found = adapter.matrix()?.dims().to_vec();
         if found != [rows, width] {
             bail!(
@@ -175,7 +172,7 @@ impl Adapter for PrefixTuning {
     }
 
     fn method(&self) -> &'static str {
-        self.method
+        "prefix-tuning"
     }
 
     fn save(&self, folder: &Path, saving: &Saving) -> Result<()> {

@@ -208,7 +208,7 @@ pub trait Adapter: Send + Sync {
     /// A copy that trains on, under the settings that concern training alone, such as dropout.
     fn trainable(&self, settings: &MethodSettings) -> Result<Arc<dyn Adapter>>;
 
-    /// The method's name, as on the command line.
+    /// The kind of adapter, by the name of its method on the command line.
     fn method(&self) -> &'static str;
 
     /// What the plan should say of it.

@@ -57,6 +57,11 @@ impl Method {
         }
     }
 
+    /// The kind of adapter that it trains. P-tuning v2 starts otherwise than prefix tuning and is the same afterwards.
+    pub fn adapter(self) -> &'static str {
+        if self == Method::PTuningV2 { Method::PrefixTuning.name() } else { self.name() }
+    }
+
     /// How much higher than full weights' the default learning rate is, after the methods' papers and PEFT's examples.
     fn learning_rate_factor(self) -> f64 {
         match self {
@@ -109,8 +114,8 @@ impl FromStr for Methods {
                     known.join(", ")
                 ));
             };
-            if methods.contains(&method) {
-                return Err(format!("{name} is given twice"));
+            if methods.iter().any(|other: &Method| other.adapter() == method.adapter()) {
+                return Err(format!("{} is given twice", method.adapter()));
             }
             methods.push(method);
         }

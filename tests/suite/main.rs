@@ -9,5 +9,7 @@ mod methods;
 mod oracle;
 mod packing;
 mod programs;
+mod stages;
 mod tokens;
+mod workbench;
 mod world;

@@ -2,117 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float32Array, Int64Array, StringArray};
+use arrow::array::{ArrayRef, Float32Array, Int64Array};
 use rlhf::data::parquet;
 use serde_json::Value;
-use tempfile::TempDir;
 
 use crate::common::{lists, strings, table};
-
-const CONFIG: &str = r#"{"model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}"#;
+use crate::workbench::{CONFIG, Workbench, number};
 
 /// A model with learned positions, fewer than any example has tokens.
 const SHORT: &str =
     r#"{"model_type": "gpt2", "vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 8}"#;
-
-/// A working folder with a bare `config.json` in `model/` and a Parquet file for each program.
-struct Workbench {
-    folder: TempDir,
-}
-
-impl Workbench {
-    fn new() -> Self {
-        let bench = Workbench { folder: tempfile::tempdir().unwrap() };
-        bench.put("model/config.json", CONFIG.as_bytes());
-        let colours = ["red", "green", "blue", "white"];
-        let things = ["boat", "lamp", "chair", "coat", "clock", "bag", "ring", "hat", "cup", "door", "tree", "bird"];
-        let prompts: Vec<String> = things.iter().map(|thing| format!("The {thing} is of the colour")).collect();
-        let right = |row: usize| format!(" {}.", colours[row % 4]);
-        let wrong = |row: usize| format!(" {}, or so.", colours[(row + 1) % 4]);
-        let prompt_column = || -> ArrayRef { Arc::new(StringArray::from(prompts.clone())) };
-        let completions: Vec<String> = (0..12).map(right).collect();
-        let columns = vec![("prompt", prompt_column()), ("completion", Arc::new(StringArray::from(completions)))];
-        parquet::write(bench.path("demonstrations.parquet"), &table(columns)).unwrap();
-        let answers: Vec<String> = (0..12).flat_map(|row| [wrong(row), right(row), " No.".to_string()]).collect();
-        let ranks: Vec<i64> = (0..12).flat_map(|_| [1, 0, 2]).collect();
-        let ends: Vec<i32> = (1..=12).map(|row| 3 * row).collect();
-        let columns = vec![
-            ("prompt", prompt_column()),
-            ("responses", lists(Arc::new(StringArray::from(answers)), &ends)),
-            ("ranks", lists(Arc::new(Int64Array::from(ranks)), &ends)),
-        ];
-        parquet::write(bench.path("rankings.parquet"), &table(columns)).unwrap();
-        parquet::write(bench.path("prompts.parquet"), &table(vec![("prompt", prompt_column())])).unwrap();
-        bench
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn put(&self, name: &str, content: &[u8]) {
-        let path = self.path(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, content).unwrap();
-    }
-
-    fn bytes(&self, name: &str) -> Vec<u8> {
-        std::fs::read(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
-    }
-
-    /// Runs `program arguments` in this folder.
-    fn run(&self, line: &str) -> Output {
-        let (program, arguments) = line.split_once(' ').unwrap();
-        let executable = match program {
-            "sft" => env!("CARGO_BIN_EXE_sft"),
-            "reward" => env!("CARGO_BIN_EXE_reward"),
-            "ppo" => env!("CARGO_BIN_EXE_ppo"),
-            "sample" => env!("CARGO_BIN_EXE_sample"),
-            "score" => env!("CARGO_BIN_EXE_score"),
-            "evaluate" => env!("CARGO_BIN_EXE_evaluate"),
-            _ => panic!("no program {program}"),
-        };
-        Command::new(executable).args(arguments.split_whitespace()).current_dir(self.folder.path()).output().unwrap()
-    }
-
-    /// Runs it, expects that it succeeds, and gives what it printed on the standard output stream.
-    fn succeed(&self, line: &str) -> String {
-        let output = self.run(line);
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{line}: {:?}\n{error}", output.status.code());
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn metrics(&self, run: &str) -> Vec<BTreeMap<String, Value>> {
-        let text = String::from_utf8(self.bytes(&format!("{run}/metrics.jsonl"))).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
-    fn sft(&self, output: &str, model: &str, more: &str) {
-        self.succeed(&format!(
-            "sft --model {model} --data demonstrations.parquet --output {output} --evaluation-share 0.2 --epochs 12 \
-             --batch-size 4 --learning-rate 3e-3 {more}"
-        ));
-    }
-
-    fn reward(&self, output: &str, model: &str, more: &str) {
-        self.succeed(&format!(
-            "reward --model {model} --data rankings.parquet --demonstrations demonstrations.parquet --output {output} \
-             --evaluation-share 0.2 --epochs 8 --batch-size 4 --learning-rate 3e-3 {more}"
-        ));
-    }
-
-    fn ppo(&self, output: &str, model: &str, reward: &str, more: &str) {
-        self.succeed(&format!(
-            "ppo --model {model} --reward-model {reward} --data prompts.parquet --output {output} --batch-size 6 \
-             --minibatches 2 --epochs 2 --response-length 8 --max-length 64 --learning-rate 1e-3 {more}"
-        ));
-    }
-}
 
 /// Every file of a run except those that tell the time, by its path in the run's folder.
 fn files_of(run: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -130,10 +31,6 @@ fn files_of(run: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         }
     }
     files
-}
-
-fn number(line: &BTreeMap<String, Value>, name: &str) -> f64 {
-    line.get(name).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {name} in {line:?}"))
 }
 
 /// The stages in order with one method, once with one thread and small batches in memory, once with two threads.
