@@ -238,8 +238,8 @@ impl Model {
         let rows: Vec<u32> = targets.iter().map(|target| target.row as u32).collect();
         let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
         let hidden = select_rows(hidden, &rows)?; // [targets, d_model]
-        //TMP
-        ops::log_probs(&hidden, &self.output_of(stack), &tokens, temperature)
+        let soft_cap = self.architecture.output_soft_cap;
+        ops::log_probs(&hidden, &self.output_of(stack), &tokens, temperature, soft_cap)
     }
 
     /// The logits `[rows, vocabulary]` at some rows, which run with these stacks (all with the model's own where there are none).

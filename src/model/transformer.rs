@@ -277,7 +277,7 @@ impl Context<'_> {
             kv_heads: architecture.kv_heads,
             head_dim: architecture.head_dim,
             scale: architecture.attention_scale,
-            //TMP soft_cap: architecture.attention_soft_cap,
+            soft_cap: architecture.attention_soft_cap,
             window: architecture.windows[self.layer],
             causal: architecture.causal,
         };

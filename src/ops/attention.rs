@@ -54,6 +54,8 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// What scores are multiplied with, usually `1 / sqrt(head_dim)`.
     pub scale: f64,
+    /// Scores become `cap tanh(score / cap)` (Gemma 2, Gemma Team 2024, section 2).
+    pub soft_cap: Option<f64>,
     /// A query at position `p` sees keys at positions `p - window < q <= p` only (Mistral's sliding window).
     pub window: Option<usize>,
     /// Whether a query sees nothing after itself. An encoder's segment sees all of itself.
@@ -118,7 +120,10 @@ pub fn reference(q: &Tensor, k: &Tensor, v: &Tensor, shape: &AttentionShape, pla
         let queries = q.narrow(0, start, len)?.contiguous()?;
         let queries = queries.reshape((len, shape.heads, shape.head_dim))?.transpose(0, 1)?.contiguous()?; // [heads, len, head_dim]
         let (keys, values) = (gather(k)?, gather(v)?);
-        let scores = queries.matmul(&keys.t()?)?.affine(shape.scale, 0.0)?; // [heads, len, keys]
+        let mut scores = queries.matmul(&keys.t()?)?.affine(shape.scale, 0.0)?; // [heads, len, keys]
+        if let Some(cap) = shape.soft_cap {
+            scores = scores.affine(1.0 / cap, 0.0)?.tanh()?.affine(cap, 0.0)?;
+        }
         let mask = additive_mask(shape, len, keys.dim(1)?, q)?;
         let weights = candle_nn::ops::softmax(&scores.broadcast_add(&mask)?, 2)?;
         let output = weights.matmul(&values)?; // [heads, len, head_dim]

@@ -7,9 +7,9 @@ use candle_core::{CpuStorage, CustomOp2, D, Layout, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::matrix::{
-    Matrix, MatrixMut, Threads, has_kernel, multiply, with_contiguous_rows, with_elements, with_matrix,
+    Matrix, MatrixMut, Threads, has_kernel, multiply, update_chunks, with_contiguous_rows, with_elements, with_matrix,
 };
-use super::simd::{LANES, exp, maximum_of, vectorised};
+use super::simd::{LANES, exp, maximum_of, tanh, vectorised};
 use crate::error::Result;
 
 /// Rows whose logits are held at a time. Fixed, so that sums over targets do not depend on the number of threads.
@@ -24,17 +24,25 @@ pub struct LogProbs {
     pub entropy: Tensor,
 }
 
-/// Log-probability of each target and entropy of its distribution, with logits `z = hidden Wᵀ / temperature`.
+/// Log-probability of each target and entropy of its distribution, with logits `z = hidden Wᵀ / temperature`, or, with a soft cap (Gemma 2),
+/// `z = cap tanh(hidden Wᵀ / cap) / temperature`.
 ///
 /// `hidden` is `[targets, d_model]`, `weight` `[vocabulary, d_model]`. `[targets, vocabulary]` is never held: logits are made
 /// in chunks, and again in the backward pass.
-pub fn log_probs(hidden: &Tensor, weight: &Tensor, targets: &[u32], temperature: f64) -> Result<LogProbs> {
+pub fn log_probs(
+    hidden: &Tensor,
+    weight: &Tensor,
+    targets: &[u32],
+    temperature: f64,
+    soft_cap: Option<f64>,
+) -> Result<LogProbs> {
     if !has_kernel(&[hidden, weight]) {
-        return reference(hidden, weight, targets, temperature);
+        return reference(hidden, weight, targets, temperature, soft_cap);
     }
     let operation = Operation {
         targets: targets.to_vec(),
         inverse_temperature: (1.0 / temperature) as f32,
+        soft_cap: soft_cap.map(|cap| cap as f32),
         log_sums: OnceLock::new(),
     };
     let both = with_contiguous_rows(hidden)?.apply_op2(&with_contiguous_rows(weight)?, operation)?; // [2, targets]
@@ -42,8 +50,18 @@ pub fn log_probs(hidden: &Tensor, weight: &Tensor, targets: &[u32], temperature:
 }
 
 /// The same in candle's own operations.
-pub fn reference(hidden: &Tensor, weight: &Tensor, targets: &[u32], temperature: f64) -> Result<LogProbs> {
-    let logits = hidden.matmul(&weight.t()?)?.affine(1.0 / temperature, 0.0)?; // [targets, vocabulary]
+pub fn reference(
+    hidden: &Tensor,
+    weight: &Tensor,
+    targets: &[u32],
+    temperature: f64,
+    soft_cap: Option<f64>,
+) -> Result<LogProbs> {
+    let mut logits = hidden.matmul(&weight.t()?)?; // [targets, vocabulary]
+    if let Some(cap) = soft_cap {
+        logits = logits.affine(1.0 / cap, 0.0)?.tanh()?.affine(cap, 0.0)?;
+    }
+    let logits = logits.affine(1.0 / temperature, 0.0)?;
     let log_softmax = candle_nn::ops::log_softmax(&logits, D::Minus1)?;
     let index = Tensor::from_slice(targets, (targets.len(), 1), hidden.device())?;
     let log_probs = log_softmax.gather(&index, 1)?.squeeze(1)?; // [targets]
@@ -93,11 +111,31 @@ vectorised! {
             }
         }
     }
+
+    /// The same for capped logits, times the cap's derivative `1 - (z factor)²`.
+    fn capped_logit_gradients<'a>(
+        logits: &'a mut [f32], log_sum: f32, entropy: f32, log_prob_gradient: f32, entropy_gradient: f32, factor: f32
+    ) {
+        let constant = entropy_gradient.mul_add(entropy, log_prob_gradient);
+        for z in logits {
+            let (log_prob, tangent) = (*z - log_sum, *z * factor);
+            *z = -exp(log_prob) * entropy_gradient.mul_add(log_prob, constant) * (1.0 - tangent * tangent);
+        }
+    }
+
+    /// `cap tanh(z / cap) / temperature` in place of every logit `z`.
+    fn cap_logits<'a>(logits: &'a mut [f32], cap: f32, inverse_temperature: f32) {
+        let (inverse_cap, scale) = (1.0 / cap, cap * inverse_temperature);
+        for z in logits {
+            *z = scale * tanh(*z * inverse_cap);
+        }
+    }
 }
 
 struct Operation {
     targets: Vec<u32>,
     inverse_temperature: f32,
+    soft_cap: Option<f32>,
     /// `log Σ exp(z)` of every target's logits, kept for the backward pass.
     log_sums: OnceLock<Vec<f32>>,
 }
@@ -106,7 +144,16 @@ impl Operation {
     /// The logits of a chunk of rows, `[rows, vocabulary]`.
     fn logits(&self, hidden: Matrix, weight: Matrix, rows: &Range<usize>, chunk: &mut [f32]) {
         let target = MatrixMut::new(chunk, rows.len(), weight.rows);
-        multiply(target, false, self.inverse_temperature, hidden.rows(rows.clone()), weight.t(), Threads::All);
+        let factor = if self.soft_cap.is_some() { 1.0 } else { self.inverse_temperature };
+        multiply(target, false, factor, hidden.rows(rows.clone()), weight.t(), Threads::All);
+        if let Some(cap) = self.soft_cap {
+            update_chunks(chunk, |_, logits| cap_logits(logits, cap, self.inverse_temperature));
+        }
+    }
+
+    /// What a capped logit is multiplied with to have the tangent that it came from: `1 - (z factor)²` is then the cap's derivative.
+    fn cap_factor(&self) -> Option<f32> {
+        self.soft_cap.map(|cap| 1.0 / (cap * self.inverse_temperature))
     }
 
     fn check(&self, hidden: &Matrix, weight: &Matrix) -> candle_core::Result<()> {
@@ -217,8 +264,17 @@ impl Operation {
             self.logits(hidden, weight, &rows, logits);
             logits.par_chunks_exact_mut(vocabulary).zip(rows.clone()).for_each(|(logits, row)| {
                 let (log_prob_gradient, entropy_gradient) = (log_prob_gradient[row], entropy_gradient[row]);
-                logit_gradients(logits, log_sums[row], entropies[row], log_prob_gradient, entropy_gradient);
-                logits[self.targets[row] as usize] += log_prob_gradient;
+                let target = self.targets[row] as usize;
+                let slope = |z: f32| self.cap_factor().map_or(1.0, |factor| 1.0 - (z * factor) * (z * factor));
+                let of_target = log_prob_gradient * slope(logits[target]);
+                let (log_sum, entropy) = (log_sums[row], entropies[row]);
+                match self.cap_factor() {
+                    None => logit_gradients(logits, log_sum, entropy, log_prob_gradient, entropy_gradient),
+                    Some(factor) => {
+                        capped_logit_gradients(logits, log_sum, entropy, log_prob_gradient, entropy_gradient, factor);
+                    }
+                }
+                logits[target] += of_target;
             });
             let d_logits = Matrix::new(logits, rows.len(), vocabulary);
             if let Some(d_hidden) = &mut d_hidden {
@@ -256,17 +312,17 @@ mod tests {
         for (count, vocabulary, width) in [(1, 2, 1), (7, 33, 5), (300, 65, 16), (513, 31, 8), (3, 1000, 24)] {
             let operands = [Operand::new(&[count, width]), Operand::new(&[vocabulary, width])];
             let targets = targets(count, vocabulary);
-            for temperature in [1.0, 0.7] {
+            for (temperature, cap) in [(1.0, None), (0.7, None), (0.7, Some(2.0))] {
                 compare(
                     &operands,
-                    |t| stacked(log_probs(&t[0], &t[1], &targets, temperature)),
-                    |t| stacked(reference(&t[0], &t[1], &targets, temperature)),
+                    |t| stacked(log_probs(&t[0], &t[1], &targets, temperature, cap)),
+                    |t| stacked(reference(&t[0], &t[1], &targets, temperature, cap)),
                 );
                 // Only the log-probability is used: the entropy's gradient is 0.
                 compare(
                     &operands,
-                    |t| Ok(log_probs(&t[0], &t[1], &targets, temperature)?.log_probs),
-                    |t| Ok(reference(&t[0], &t[1], &targets, temperature)?.log_probs),
+                    |t| Ok(log_probs(&t[0], &t[1], &targets, temperature, cap)?.log_probs),
+                    |t| Ok(reference(&t[0], &t[1], &targets, temperature, cap)?.log_probs),
                 );
             }
         }
@@ -275,14 +331,16 @@ mod tests {
     #[test]
     fn reference_agrees_with_finite_differences() {
         let operands = [Operand::new(&[3, 4]), Operand::new(&[5, 4])];
-        compare_with_finite_differences(&operands, |t| stacked(log_probs(&t[0], &t[1], &[0, 4, 2], 0.8)));
+        for cap in [None, Some(1.5)] {
+            compare_with_finite_differences(&operands, |t| stacked(log_probs(&t[0], &t[1], &[0, 4, 2], 0.8, cap)));
+        }
     }
 
     #[test]
     fn large_logits_neither_overflow_nor_lose_the_entropy() -> Result<()> {
         let hidden = Tensor::new(&[[1000.0_f32], [0.0]], &candle_core::Device::Cpu)?;
         let weight = Tensor::new(&[[1.0_f32], [1.0], [-1.0], [-1.0]], &candle_core::Device::Cpu)?;
-        let result = log_probs(&hidden, &weight, &[0, 0], 1.0)?;
+        let result = log_probs(&hidden, &weight, &[0, 0], 1.0, None)?;
         let (log_probs, entropy) = (result.log_probs.to_vec1::<f32>()?, result.entropy.to_vec1::<f32>()?);
         for (found, expected) in
             log_probs.iter().chain(&entropy).zip([-(2f32.ln()), -(4f32.ln()), 2f32.ln(), 4f32.ln()])
@@ -295,7 +353,7 @@ mod tests {
     #[test]
     fn no_targets_give_no_values_and_zero_gradients() {
         let operands = [random(&[0, 4], 1), random(&[6, 4], 2)];
-        let (value, gradients) = run(&operands, &[true, true], |t| stacked(log_probs(&t[0], &t[1], &[], 1.0)));
+        let (value, gradients) = run(&operands, &[true, true], |t| stacked(log_probs(&t[0], &t[1], &[], 1.0, None)));
         assert_eq!(value.dims(), [2, 0]);
         assert!(
             gradients[1].as_ref().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|&x| x == 0.0)
@@ -304,7 +362,7 @@ mod tests {
 
     #[test]
     fn a_target_outside_the_vocabulary_is_an_error() {
-        let error = log_probs(&random(&[1, 4], 1), &random(&[6, 4], 2), &[6], 1.0).unwrap_err().to_string();
+        let error = log_probs(&random(&[1, 4], 1), &random(&[6, 4], 2), &[6], 1.0, None).unwrap_err().to_string();
         assert!(error.contains("target 6"), "{error}");
     }
 
@@ -312,6 +370,6 @@ mod tests {
     fn bits_do_not_depend_on_the_number_of_threads() {
         let targets = targets(600, 300);
         let operands = [Operand::new(&[600, 96]), Operand::new(&[300, 96])];
-        assert_same_bits_on_any_number_of_threads(&operands, |t| stacked(log_probs(&t[0], &t[1], &targets, 1.0)));
+        assert_same_bits_on_any_number_of_threads(&operands, |t| stacked(log_probs(&t[0], &t[1], &targets, 1.0, None)));
     }
 }

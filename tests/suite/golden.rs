@@ -143,7 +143,7 @@ fn log_probs_and_entropy_at_a_temperature_equal_pytorch() -> Result<()> {
     let (hidden, weight) = (Var::from_tensor(&tensors["hidden"])?, Var::from_tensor(&tensors["weight"])?);
     let targets: Vec<u32> = integers(&tensors, "targets")?.iter().map(|&id| id as u32).collect();
     let temperature = f64::from(floats(&tensors, "temperature")?[0]);
-    let found = rlhf::ops::log_probs(hidden.as_tensor(), weight.as_tensor(), &targets, temperature)?;
+    let found = rlhf::ops::log_probs(hidden.as_tensor(), weight.as_tensor(), &targets, temperature, None)?;
     assert_close("log_probs", &found.log_probs.to_vec1::<f32>()?, &floats(&tensors, "logprob")?, 1e-5);
     assert_close("entropy", &found.entropy.to_vec1::<f32>()?, &floats(&tensors, "entropy")?, 1e-5);
     let of_log_probs = (&found.log_probs * &tensors["a"])?.sum_all()?;

@@ -8,7 +8,7 @@ use super::plan::{BLOCK_ROWS, Block, Piece, groups_by_shared_keys};
 use super::{AttentionPlan, AttentionShape, Query};
 use crate::ops::dot_products;
 use crate::ops::matrix::{Matrix, MatrixMut, Threads, multiply, written};
-use crate::ops::simd::{LANES, dot, exp, maximum_of, scale, vectorised};
+use crate::ops::simd::{LANES, dot, exp, maximum_of, scale, tanh, vectorised};
 
 /// Blocks of fewer rows than this are computed row by row: a general product would spend its time on packing.
 const FEWEST_ROWS_FOR_A_PRODUCT: usize = 8;
@@ -134,6 +134,9 @@ impl Forward<'_> {
             let target = unsafe { scores_target.block(0..group, piece.columns()) };
             dot_products::multiply(target, false, operands.shape.scale as f32, queries, keys, Threads::One);
         }
+        if let Some(cap) = operands.shape.soft_cap {
+            cap_scores(scores, cap as f32);
+        }
         // SAFETY: each task has its own rows and heads of the result.
         let outputs = unsafe { self.result.block(query_row..query_row + 1, columns).row(0) };
         for ((head, weights), output) in
@@ -158,18 +161,45 @@ impl Forward<'_> {
     }
 }
 
-/// `scale q kᵀ` of all pieces, `[rows, width]`.
-fn score(operands: &Operands, queries: Matrix, pieces: &[Piece], kv_head: usize, scores: &mut [f32], width: usize) {
-    let scores = MatrixMut::new(scores, queries.rows, width);
+/// `scale q kᵀ` of all pieces, with the soft cap, `[rows, width]`.
+fn score(operands: &Operands, queries: Matrix, pieces: &[Piece], kv_head: usize, values: &mut [f32], width: usize) {
+    let scores = MatrixMut::new(values, queries.rows, width);
     for piece in pieces {
         let keys = operands.keys.block(piece.keys.clone(), operands.head(kv_head)); // [keys, head_dim]
         // SAFETY: the pieces lie in different columns, and one is written at a time.
         let target = unsafe { scores.block(0..queries.rows, piece.columns()) };
         multiply(target, false, operands.shape.scale as f32, queries, keys.t(), Threads::One);
     }
+    if let Some(cap) = operands.shape.soft_cap {
+        cap_scores(values, cap as f32);
+    }
 }
 
 vectorised! {
+    /// `cap tanh(score / cap)` in place of every score.
+    fn cap_scores<'a>(scores: &'a mut [f32], cap: f32) {
+        let inverse = 1.0 / cap;
+        for score in scores {
+            *score = cap * tanh(*score * inverse);
+        }
+    }
+
+    /// The derivative of capped scores by the scores, `1 - (score / cap)²`.
+    fn cap_slopes<'a>(scores: &'a [f32], cap: f32, slopes: &'a mut [f32]) {
+        let inverse = 1.0 / cap;
+        for (slope, &score) in slopes.iter_mut().zip(scores) {
+            let ratio = score * inverse;
+            *slope = 1.0 - ratio * ratio;
+        }
+    }
+
+    /// Multiplies by the derivative.
+    fn multiply_by<'a>(gradients: &'a mut [f32], slopes: &'a [f32]) {
+        for (gradient, &slope) in gradients.iter_mut().zip(slopes) {
+            *gradient *= slope;
+        }
+    }
+
     /// Replaces the scores `start..end` by `exp(score - max)` and the others, which are not seen, by 0.
     /// Gives `log Σ exp(score)` and `1 / Σ exp(score - max)`.
     fn softmax_row<'a>(scores: &'a mut [f32], start: usize, end: usize) -> (f32, f32) {
@@ -250,6 +280,8 @@ pub(super) fn backward(operands: Operands, result: Matrix, gradient: Matrix, log
 struct Scratch {
     probabilities: Vec<f32>,
     score_gradients: Vec<f32>,
+    /// The soft cap's derivative at each score.
+    slopes: Vec<f32>,
 }
 
 struct Backward<'a> {
@@ -272,6 +304,10 @@ impl Backward<'_> {
         let queries = operands.queries.block(block.query_rows(), head_columns.clone()); // [rows, head_dim]
         let gradient = self.gradient.block(block.query_rows(), head_columns.clone()); // [rows, head_dim]
         score(operands, queries, &pieces, kv_head, &mut scratch.probabilities, width);
+        if let Some(cap) = operands.shape.soft_cap {
+            scratch.slopes.resize(rows * width, 0.0);
+            cap_slopes(&scratch.probabilities, cap as f32, &mut scratch.slopes);
+        }
         for (row, scores) in scratch.probabilities.chunks_exact_mut(width).enumerate() {
             let seen = block.keys_of_row(operands.shape, row);
             let log_sum = self.log_sums.row(head)[block.query_rows().start + row];
@@ -290,6 +326,9 @@ impl Backward<'_> {
             return;
         }
         self.score_gradients(block, head, kv_head, &pieces, probabilities, &mut scratch.score_gradients);
+        if operands.shape.soft_cap.is_some() {
+            multiply_by(&mut scratch.score_gradients, &scratch.slopes);
+        }
         let score_gradients = Matrix::new(&scratch.score_gradients, rows, width);
         let factor = operands.shape.scale as f32;
         for (index, piece) in pieces.iter().enumerate() {

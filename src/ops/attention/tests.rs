@@ -9,7 +9,7 @@ use crate::ops::testing::{
 
 fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
     let scale = 1.0 / (head_dim as f64).sqrt();
-    AttentionShape { heads, kv_heads, head_dim, scale, window: None, causal: true }
+    AttentionShape { heads, kv_heads, head_dim, scale, soft_cap: None, window: None, causal: true }
 }
 
 fn span(start: usize, len: usize) -> Span {
@@ -74,6 +74,25 @@ fn values_and_gradients_are_those_of_the_reference() {
     }
     compare_both_forms(shape(2, 1, 8), &plan(&[(1, None)]));
     compare_both_forms(shape(2, 1, 8), &plan(&[(200, None), (129, None)]));
+}
+
+#[test]
+fn a_soft_cap_agrees_with_the_reference_and_matters() {
+    let forest = plan(&[(90, None), (3, Some(0)), (20, Some(0)), (1, Some(2))]);
+    for soft_cap in [Some(0.5), Some(2.0), Some(50.0)] {
+        compare_both_forms(AttentionShape { soft_cap, ..shape(4, 2, 8) }, &forest);
+        compare_both_forms(AttentionShape { soft_cap, window: Some(7), ..shape(2, 2, 8) }, &forest);
+    }
+    let capped = AttentionShape { soft_cap: Some(0.5), ..shape(2, 1, 4) };
+    let plan = plan(&[(5, None)]);
+    compare_with_finite_differences(&operands(&capped, 5), |t| attention(&t[0], &t[1], &t[2], &capped, &plan));
+    let x = random(&[5, 8], 1);
+    let run = |shape: &AttentionShape| -> Vec<f32> {
+        let kv = x.narrow(1, 0, 4).unwrap();
+        attention(&x, &kv, &kv, shape, &plan).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let difference = run(&capped).iter().zip(run(&shape(2, 1, 4))).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(difference > 0.01);
 }
 
 #[test]
