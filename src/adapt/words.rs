@@ -75,10 +75,12 @@ fn tokenizer_and_text<'a>(settings: &'a PromptSettings, base: &Base) -> Result<(
 pub fn embeddings(settings: &PromptSettings, base: &Base, name: &str) -> Result<Tensor> {
     let table = base.model.transformer().embeddings().detach(); // [vocabulary, d_model]
     let shape = [settings.num_virtual_tokens, base.architecture().d_model];
+    let scale = base.architecture().embedding_scale.unwrap_or(1.0);
     if let Some(words) = words(settings, base, name)? {
         let mean = |tokens: &Vec<u32>| -> Result<Tensor> {
             let ids = Tensor::from_slice(tokens, tokens.len(), base.device())?;
-            Ok(table.index_select(&ids, 0)?.mean_keepdim(0)?)
+            // Virtual tokens stand where words do after their scaling.
+            Ok(table.index_select(&ids, 0)?.mean_keepdim(0)?.affine(scale, 0.0)?)
         };
         return Ok(Tensor::cat(&words.iter().map(mean).collect::<Result<Vec<_>>>()?, 0)?);
     }
@@ -88,7 +90,7 @@ pub fn embeddings(settings: &PromptSettings, base: &Base, name: &str) -> Result<
     // At the table's own scale; PEFT's standard normal numbers are some fifty times larger than a word's embedding.
     let mean = f64::from(table.mean_all()?.to_scalar::<f32>()?);
     let deviation = f64::from(table.affine(1.0, -mean)?.sqr()?.mean_all()?.to_scalar::<f32>()?).sqrt();
-    Ok(random::normal(&mut base.stream(name), &shape, deviation, base.device())?.affine(1.0, mean)?)
+    Ok(random::normal(&mut base.stream(name), &shape, scale * deviation, base.device())?.affine(1.0, scale * mean)?)
 }
 
 /// One word for each virtual token, for a prefix that starts from their keys and values; `None` where it starts from no words.

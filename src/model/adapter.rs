@@ -87,6 +87,9 @@ pub enum SubLayer {
     FeedForward,
 }
 
+/// A norm of rows `[rows, d_model]`.
+pub type RowsNorm<'a> = dyn Fn(&Tensor) -> Result<Tensor> + 'a;
+
 /// The rows `[rows, d_model]` at which a sub-layer is left, before its output is added to the residual stream.
 pub struct SubLayerRows<'a> {
     /// The block.
@@ -98,7 +101,7 @@ pub struct SubLayerRows<'a> {
     /// What came out.
     pub output: Tensor,
     /// The norm of the sum of the two, where the family normalises it.
-    pub norm: Option<&'a dyn Fn(&Tensor) -> Result<Tensor>>,
+    pub norm: Option<&'a RowsNorm<'a>>,
 }
 
 impl SubLayerRows<'_> {

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::adapter::{Adapter, Linear, LinearChange, LowRankChange, NormChange, Pass, SubLayer, SubLayerRows};
+use super::adapter::{
+    Adapter, Linear, LinearChange, LowRankChange, NormChange, Pass, RowsNorm, SubLayer, SubLayerRows,
+};
 use crate::error::Result;
 use crate::ops::{self, LowRank, RowUpdate, Span};
 use crate::random;
@@ -20,6 +22,9 @@ pub struct Group {
     /// The rows.
     pub rows: Span,
 }
+
+/// The norm of a sub-layer's output together with the residual stream, by the sites of the rows that it is given.
+pub type SumNorm<'a> = dyn Fn(&Tensor, &Sites) -> Result<Tensor> + 'a;
 
 /// The sites of one pass.
 pub struct Sites<'a> {
@@ -121,7 +126,7 @@ impl Sites<'_> {
         (layer, which): (usize, SubLayer),
         residual: &Tensor,
         output: Tensor,
-        norm: Option<&dyn Fn(&Tensor, &Sites) -> Result<Tensor>>,
+        norm: Option<&SumNorm>,
     ) -> Result<Tensor> {
         self.by_group(&output, |stack, group, output| {
             let alone = self.groups.len() == 1;
@@ -129,7 +134,7 @@ impl Sites<'_> {
             let groups = [Group { rows: Span { start: 0, ..group.rows }, ..*group }];
             let sites = Sites { groups: if alone { self.groups } else { &groups }, ..*self };
             let norm = norm.map(|norm| |sum: &Tensor| norm(sum, &sites));
-            let norm = norm.as_ref().map(|norm| norm as &dyn Fn(&Tensor) -> Result<Tensor>);
+            let norm = norm.as_ref().map(|norm| norm as &RowsNorm);
             stack.iter().try_fold(output.clone(), |output, adapter| {
                 adapter.sub_layer(SubLayerRows { layer, which, residual: &residual, output, norm })
             })

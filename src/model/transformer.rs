@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use super::adapter::{Linear, NormChange, Pass, SubLayer};
 use super::architecture::{Architecture, AttentionInput, BlockForm, FeedForward, LinearName, NormKind, Positions};
 use super::layout::Layout;
-use super::sites::{Sites, Stack, prefixes, virtual_tokens};
+use super::sites::{Sites, Stack, SumNorm, prefixes, virtual_tokens};
 use super::weights::{Weights, block_prefix, output_name};
 use crate::error::Result;
 use crate::ops;
@@ -68,9 +68,6 @@ pub trait KeyValueStore {
     /// prefixes included.
     fn extend(&mut self, layer: usize, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)>;
 }
-
-/// The norm of a sub-layer's output together with the residual stream.
-type SumNorm<'a> = dyn Fn(&Tensor, &Sites) -> Result<Tensor> + 'a;
 
 /// Cosines and sines of a stream's rotary angles, `[rows, rotary dimensions / 2]` each.
 struct Angles {
@@ -165,6 +162,9 @@ impl Transformer {
         };
         let ids = Tensor::from_slice(stream.tokens, stream.tokens.len(), device)?;
         let mut x = sites.embed(&self.embeddings, &ids, &layout.token_groups)?; // [tokens, d_model]
+        if let Some(scale) = self.architecture.embedding_scale {
+            x = x.affine(scale, 0.0)?;
+        }
         let mut types = stream.types.to_vec();
         types.resize(stream.tokens.len(), 0);
         if let Some(gather) = &layout.gather {
@@ -173,9 +173,6 @@ impl Transformer {
             x = select(&Tensor::cat(&[&virtual_tokens, &x], 0)?, gather)?; // [rows, d_model]
             let type_of = |&row: &u32| (row as usize).checked_sub(virtual_rows).map_or(0, |token| types[token]);
             types = gather.iter().map(type_of).collect();
-        }
-        if let Some(scale) = self.architecture.embedding_scale {
-            x = x.affine(scale, 0.0)?;
         }
         if let Some(table) = &self.token_types {
             x = (x + select(table, &types)?)?;

@@ -15,11 +15,11 @@ use crate::oracle::assert_close;
 /// Arguments of every method, and of some that stand on top of each other.
 const METHODS: [&str; 21] = [
     "lora",
-    "lora --target-modules all-linear,embed_tokens,wte --lora-r 4 --use-rslora",
+    "lora --target-modules all-linear,embed_tokens,wte,embed_in --lora-r 4 --use-rslora",
     "lora --use-dora",
     "lora --init-lora-weights pissa",
     "lora --init-lora-weights orthogonal",
-    "lora --lora-bias all --modules-to-save lm_head,embed_tokens,wte",
+    "lora --lora-bias all --modules-to-save lm_head,embed_tokens,wte,embed_in",
     "bitfit",
     "bitfit --bitfit-biases query,feed-forward-up",
     "ia3",
@@ -39,7 +39,12 @@ const METHODS: [&str; 21] = [
 
 /// The arguments with those layer names alone that a shape has.
 fn arguments(method: &str, shape: Shape) -> Vec<String> {
-    let absent = if shape == Shape::Gpt2 { ["embed_tokens", "lm_head"] } else { ["wte", "none"] };
+    let absent: &[&str] = match shape {
+        Shape::Gpt2 => &["embed_tokens", "embed_in", "lm_head"],
+        Shape::GptNeox => &["embed_tokens", "lm_head", "wte"],
+        Shape::Gemma2 => &["lm_head", "wte", "embed_in"],
+        _ => &["wte", "embed_in"],
+    };
     let word = |word: &str| word.split(',').filter(|name| !absent.contains(name)).collect::<Vec<_>>().join(",");
     format!("--method {method} --num-virtual-tokens 5").split(' ').map(word).collect()
 }
@@ -89,7 +94,7 @@ fn logits(model: &Model, batch: &Batch) -> Result<Vec<f32>> {
     crate::oracle::logits(model, batch)
 }
 
-const SHAPES: [Shape; 2] = [Shape::Llama, Shape::Gpt2];
+const SHAPES: [Shape; 4] = [Shape::Llama, Shape::Gpt2, Shape::GptNeox, Shape::Gemma2];
 
 #[test]
 fn a_new_adapter_changes_no_logit() -> Result<()> {

@@ -21,6 +21,12 @@ pub enum Shape {
     Mistral,
     /// Learned positions, packed projections, layer norms.
     Gpt2,
+    /// Norms of queries and keys.
+    Qwen3,
+    /// Attention and feed-forward side by side, projections packed by head, heads rotated in part.
+    GptNeox,
+    /// Norms on both sides of a sub-layer, soft caps, a sliding window in every other layer, scaled embeddings.
+    Gemma2,
 }
 
 /// Writes a bare `config.json` of this shape.
@@ -34,6 +40,15 @@ pub fn write_config(shape: Shape, folder: &Path) {
     let config = match shape {
         Shape::Llama => llama("llama", ""),
         Shape::Mistral => llama("mistral", r#", "sliding_window": 4"#),
+        Shape::Qwen3 => llama("qwen3", r#", "head_dim": 16"#),
+        Shape::Gemma2 => llama(
+            "gemma2",
+            r#", "head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 9, "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 5.0"#,
+        ),
+        Shape::GptNeox => r#"{"model_type": "gpt_neox", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "rotary_pct": 0.25, "initializer_range": 0.3, "eos_token_id": 2}"#
+            .to_string(),
         Shape::Gpt2 => r#"{"model_type": "gpt2", "vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4,
             "n_positions": 64, "initializer_range": 0.3, "eos_token_id": 2}"#
             .to_string(),

@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::common::training_settings;
 use crate::oracle::{
     assert_close, assert_gradient, check_logits_and_loss, documents, expected, floats, folder, integers, load, logits,
+    pairs,
 };
 use candle_core::{DType, Device, Tensor, Var};
 use rlhf::Result;
@@ -20,7 +21,7 @@ use rlhf::train::schedule::Schedule;
 
 #[test]
 fn logits_and_gradients_equal_transformers_for_each_family() -> Result<()> {
-    for name in ["llama", "llama3", "mistral", "qwen2", "gpt2"] {
+    for name in ["llama", "llama3", "mistral", "qwen2", "gpt2", "qwen3", "gpt-neox", "gpt-neox-sequential", "gemma2"] {
         let tensors = expected(name)?;
         let model = load(&folder(name), Some(&["--method", "full"]), Head::Language)?;
         let gradients = check_logits_and_loss(name, &model, &tensors)?;
@@ -32,6 +33,65 @@ fn logits_and_gradients_equal_transformers_for_each_family() -> Result<()> {
             assert_gradient(&format!("{name}: {parameter}"), gradient, &tensors[&format!("grad.{parameter}")])?;
         }
     }
+    Ok(())
+}
+
+/// Hidden states, head and gradients of an encoder.
+#[test]
+fn encoders_and_their_heads_equal_transformers() -> Result<()> {
+    let labels = ["a", "b", "c"].map(String::from);
+    for name in ["bert", "roberta"] {
+        let tensors = expected(name)?;
+        let model = load(&folder(name), Some(&["--method", "full"]), Head::Classes(&labels))?;
+        let trees = pairs(&tensors)?;
+        let batch = model.pack(&trees);
+        let hidden = model.hidden(&batch, &Pass::default())?;
+        assert_close(
+            &format!("{name}: hidden"),
+            &hidden.flatten_all()?.to_vec1::<f32>()?,
+            &floats(&tensors, "hidden")?,
+            1e-4,
+        );
+        let classes = model.classes(&hidden, &batch)?;
+        assert_close(name, &classes.flatten_all()?.to_vec1::<f32>()?, &floats(&tensors, "logits")?, 1e-4);
+        let index = Tensor::new(&[[2u32], [0]], &Device::Cpu)?;
+        let loss = candle_nn::ops::log_softmax(&classes, 1)?.gather(&index, 1)?.mean_all()?.neg()?;
+        assert_close(name, &[loss.to_scalar()?], &floats(&tensors, "loss")?, 1e-5);
+        let gradients = loss.backward()?;
+        let parameters = model.trainable_parameters();
+        assert_eq!(parameters.len(), tensors.keys().filter(|key| key.starts_with("grad.")).count(), "{name}");
+        for Parameter { name, variable, .. } in parameters {
+            assert_gradient(&name, gradients.get(&variable).expect("a gradient"), &tensors[&format!("grad.{name}")])?;
+        }
+        // A row is what it is alone, whatever its length.
+        let mut cut = trees[1].clone();
+        let keep = 15 - cut.prompt.len();
+        cut.answers[0].tokens.truncate(keep);
+        let batch = model.pack([&trees[0], &cut]);
+        let classes = model.classes(&model.hidden(&batch, &Pass::default())?, &batch)?;
+        let found = classes.narrow(0, 1, 1)?.flatten_all()?.to_vec1::<f32>()?;
+        assert_close(name, &found, &floats(&tensors, "unpadded.logits")?, 1e-4);
+        let copy = tempfile::tempdir().expect("a temporary folder");
+        model.save(copy.path())?;
+        let again = load(copy.path(), None, Head::Classes(&labels))?;
+        let batch = model.pack(&trees);
+        let logits = |model: &rlhf::model::Model| -> Result<Vec<f32>> {
+            Ok(model.classes(&model.hidden(&batch, &Pass::default())?, &batch)?.flatten_all()?.to_vec1()?)
+        };
+        assert_eq!(logits(&again)?, logits(&model)?);
+    }
+    let tensors = expected("bert-reward")?;
+    let model = load(&folder("bert-reward"), None, Head::Scalar)?;
+    let batch = model.pack(&pairs(&tensors)?);
+    let scores = model.rewards(&model.hidden(&batch, &Pass::default())?, &batch)?;
+    assert_close("bert-reward", &scores.to_vec1::<f32>()?, &floats(&tensors, "logits")?, 1e-4);
+    // An encoder by itself, whose tensors' names lack the beginning.
+    let tensors = expected("bert-encoder")?;
+    let model = load(&folder("bert-encoder"), None, Head::AsFound)?;
+    let hidden = model.hidden(&model.pack(&pairs(&tensors)?), &Pass::default())?;
+    assert_close("bert-encoder", &hidden.flatten_all()?.to_vec1::<f32>()?, &floats(&tensors, "hidden")?, 1e-4);
+    let error = load(&folder("bert"), None, Head::Language).map(drop).unwrap_err().to_string();
+    assert!(error.contains("is an encoder"), "{error}");
     Ok(())
 }
 

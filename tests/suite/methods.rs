@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::oracle::{
     Tensors, assert_close, assert_gradient, check_logits_and_loss, documents, expected, floats, folder, load, logits,
+    pairs,
 };
 
 /// Folders with the method that goes on training them.
@@ -92,6 +93,37 @@ fn adapters_are_written_as_peft_writes_them_and_read_again() -> Result<()> {
             model.trainable_parameters().into_iter().map(|parameter| parameter.name).collect()
         };
         assert_eq!(names(&again), names(&model), "{name}: what trains on");
+    }
+    Ok(())
+}
+
+#[test]
+fn bottleneck_adapters_of_an_encoder_give_adapterhubs_classes_and_gradients() -> Result<()> {
+    let labels = ["a", "b", "c"].map(String::from);
+    for placement in ["houlsby", "pfeiffer", "parallel"] {
+        let name = format!("adapter-{placement}-bert");
+        let tensors = expected(&name)?;
+        let model = load(&folder(&name), Some(&["--method", "adapters"]), Head::Classes(&labels))?;
+        let batch = model.pack(&pairs(&tensors)?);
+        let classes = model.classes(&model.hidden(&batch, &Pass::default())?, &batch)?;
+        assert_close(&name, &classes.flatten_all()?.to_vec1::<f32>()?, &floats(&tensors, "logits")?, 1e-4);
+        let index = Tensor::new(&[[2u32], [0]], &candle_core::Device::Cpu)?;
+        let loss = candle_nn::ops::log_softmax(&classes, 1)?.gather(&index, 1)?.mean_all()?.neg()?;
+        assert_close(&name, &[loss.to_scalar()?], &floats(&tensors, "loss")?, 1e-5);
+        let gradients = loss.backward()?;
+        // The head trains too, which AdapterHub's did not.
+        let parameters =
+            model.trainable_parameters().into_iter().filter(|parameter| parameter.name.contains("adapters"));
+        let mut count = 0;
+        for Parameter { name: key, variable, .. } in parameters {
+            let gradient = gradients.get(&variable).unwrap_or_else(|| panic!("{name}: {key} has no gradient"));
+            assert_gradient(&format!("{name}: {key}"), gradient, &tensors[&format!("grad.{key}")])?;
+            count += 1;
+        }
+        assert_eq!(count, tensors.keys().filter(|key| key.starts_with("grad.")).count());
+        let copy = tempfile::tempdir().expect("a temporary folder");
+        model.save(copy.path())?;
+        assert_same_files(&name, copy.path())?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use rlhf::random;
 
 use rand::Rng;
 
-const SHAPES: [Shape; 3] = [Shape::Llama, Shape::Mistral, Shape::Gpt2];
+const SHAPES: [Shape; 6] = [Shape::Llama, Shape::Mistral, Shape::Gpt2, Shape::Qwen3, Shape::GptNeox, Shape::Gemma2];
 
 fn tree(seed: u64, prompt: usize, answers: &[usize]) -> TokenTree {
     let mut stream = random::stream(seed, "test tokens", 0);

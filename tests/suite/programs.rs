@@ -211,7 +211,7 @@ fn an_unusable_model_is_one_sentence_and_leaves_nothing() {
         }
         bench.put(&format!("{name}/config.json"), config.as_bytes());
     };
-    copy("bert", &CONFIG.replace("llama", "bert"));
+    copy("t5", &CONFIG.replace("llama", "t5"));
     copy("wider", &CONFIG.replace(r#""hidden_size": 32"#, r#""hidden_size": 64"#));
     copy("deeper", &CONFIG.replace(r#""num_hidden_layers": 2"#, r#""num_hidden_layers": 3"#));
     copy("half", CONFIG);
@@ -229,7 +229,7 @@ fn an_unusable_model_is_one_sentence_and_leaves_nothing() {
     let sft = |model: &str| format!("sft --data demonstrations.parquet --model {model}");
     refused(&bench, &sft("absent"), &["absent: no such folder"]);
     refused(&bench, &sft("nothing"), &["nothing", "config.json"]);
-    refused(&bench, &sft("bert"), &["bert/config.json", "\"bert\"", "llama"]);
+    refused(&bench, &sft("t5"), &["t5/config.json", "\"t5\"", "llama"]);
     refused(
         &bench,
         &sft("wider"),

@@ -36,7 +36,8 @@ pub struct Sites {
     /// For each block, what stands before the keys of the adapters after attention and after the feed-forward.
     modules: Vec<[String; 2]>,
     d_model: usize,
-    model_class: &'static str,
+    /// The class of a language model, and of a classifier.
+    model_classes: [&'static str; 2],
     model_type: Value,
 }
 
@@ -54,7 +55,7 @@ impl Sites {
             adapter: "default".to_string(),
             modules: (0..architecture.layers).map(modules).collect(),
             d_model: architecture.d_model,
-            model_class: architecture.language_model_class,
+            model_classes: [architecture.language_model_class, architecture.classifier_class],
             model_type: base.model.folder().config.get("model_type").cloned().unwrap_or_default(),
         }
     }
@@ -225,7 +226,7 @@ impl Bottleneck {
                 "use_gating": false,
             },
             "hidden_size": self.sites.d_model,
-            "model_class": self.sites.model_class,
+            "model_class": self.sites.model_classes[usize::from(saving.head.is_some())],
             "model_name": saving.base,
             "model_type": self.sites.model_type,
             "name": self.sites.adapter,

@@ -1,8 +1,7 @@
 //! Llama (Touvron et al. 2023) and the families of its shape: Mistral adds a sliding window, Qwen2 biases on queries, keys
-//! and values.
+//! and values, Qwen3 norms of each query and key, Gemma 2 norms on both sides of a sub-layer and soft caps.
 
-use serde_json::Value;
-
+use super::rotary::rotary_frequencies;
 use crate::bail;
 use crate::error::Result;
 use crate::model::architecture::{
@@ -15,6 +14,8 @@ type Classes = (&'static str, &'static str);
 const LLAMA: Classes = ("LlamaForCausalLM", "LlamaForSequenceClassification");
 const MISTRAL: Classes = ("MistralForCausalLM", "MistralForSequenceClassification");
 const QWEN2: Classes = ("Qwen2ForCausalLM", "Qwen2ForSequenceClassification");
+const QWEN3: Classes = ("Qwen3ForCausalLM", "Qwen3ForSequenceClassification");
+const GEMMA2: Classes = ("Gemma2ForCausalLM", "Gemma2ForSequenceClassification");
 
 pub(super) fn llama(config: &Config) -> Result<Architecture> {
     let attention_bias = config.flag("attention_bias", false)?;
@@ -30,13 +31,79 @@ pub(super) fn mistral(config: &Config) -> Result<Architecture> {
 pub(super) fn qwen2(config: &Config) -> Result<Architecture> {
     let mut architecture = llama_shape(config, QWEN2, true, false, false)?;
     architecture.default_ia3_targets = &["q_proj", "v_proj", "down_proj"];
-    if config.flag("use_sliding_window", false)? {
-        let window = config.optional_size("sliding_window")?;
-        // The first `max_window_layers` layers see everything.
-        let full_layers = config.number("max_window_layers", architecture.layers as f64)? as usize;
-        architecture.windows = (0..architecture.layers).map(|layer| window.filter(|_| layer >= full_layers)).collect();
-    }
+    architecture.windows = late_windows(config, architecture.layers)?;
     Ok(architecture)
+}
+
+/// Qwen3 (Yang et al. 2025).
+pub(super) fn qwen3(config: &Config) -> Result<Architecture> {
+    let bias = config.flag("attention_bias", false)?;
+    let mut architecture = llama_shape(config, QWEN3, bias, bias, false)?;
+    architecture.names.query_key_norms = Some(["self_attn.q_norm", "self_attn.k_norm"]);
+    architecture.default_ia3_targets = &["q_proj", "v_proj", "down_proj"];
+    architecture.windows = late_windows(config, architecture.layers)?;
+    Ok(architecture)
+}
+
+/// Gemma 2 (Gemma Team 2024). Its files leave out what its defaults say.
+pub(super) fn gemma2(config: &Config) -> Result<Architecture> {
+    let bias = config.flag("attention_bias", false)?;
+    let mut architecture = llama_shape(config, GEMMA2, bias, bias, false)?;
+    let soft_cap = |field: &str, default: f64| match config.json.get(field) {
+        Some(value) if value.is_null() => Ok(None),
+        _ => config.number(field, default).map(Some),
+    };
+    architecture.block = BlockForm::Sandwich;
+    architecture.tied_output = config.flag("tie_word_embeddings", true)?;
+    let activation = if config.get("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
+    architecture.feed_forward = FeedForward::Gated(config.activation(activation, "gelu_pytorch_tanh")?);
+    architecture.embedding_scale = Some((architecture.d_model as f64).sqrt());
+    architecture.attention_scale = 1.0 / config.number("query_pre_attn_scalar", 256.0)?.sqrt();
+    architecture.attention_soft_cap = soft_cap("attn_logit_softcapping", 50.0)?;
+    architecture.output_soft_cap = soft_cap("final_logit_softcapping", 30.0)?;
+    // Every other layer slides, the first one does.
+    let window = Some(config.optional_size("sliding_window")?.unwrap_or(4096));
+    architecture.windows = match sliding_layers(config, architecture.layers)? {
+        Some(sliding) => sliding.into_iter().map(|slides| window.filter(|_| slides)).collect(),
+        None => (0..architecture.layers).map(|layer| window.filter(|_| layer % 2 == 0)).collect(),
+    };
+    architecture.names.attention_output_norm = Some("post_attention_layernorm");
+    architecture.names.feed_forward_norm = "pre_feedforward_layernorm";
+    architecture.names.feed_forward_output_norm = Some("post_feedforward_layernorm");
+    architecture.names.norm_weights_less_one = true;
+    architecture.default_ia3_targets = &["q_proj", "v_proj", "down_proj"];
+    Ok(architecture)
+}
+
+/// Windows where `use_sliding_window` asks for them: in the layers that `layer_types` names, or in those after the first `max_window_layers`.
+fn late_windows(config: &Config, layers: usize) -> Result<Vec<Option<usize>>> {
+    if !config.flag("use_sliding_window", false)? {
+        return Ok(vec![None; layers]);
+    }
+    let window = config.optional_size("sliding_window")?;
+    let full_layers = config.number("max_window_layers", layers as f64)? as usize;
+    Ok(match sliding_layers(config, layers)? {
+        Some(sliding) => sliding.into_iter().map(|slides| window.filter(|_| slides)).collect(),
+        None => (0..layers).map(|layer| window.filter(|_| layer >= full_layers)).collect(),
+    })
+}
+
+/// What `layer_types` says of each layer, in files of current `transformers`.
+fn sliding_layers(config: &Config, layers: usize) -> Result<Option<Vec<bool>>> {
+    let Some(types) = config.get("layer_types") else { return Ok(None) };
+    let of_layer = |value: &serde_json::Value| match value.as_str() {
+        Some("sliding_attention") => Some(true),
+        Some("full_attention") => Some(false),
+        _ => None,
+    };
+    let sliding: Option<Vec<bool>> = types.as_array().and_then(|types| types.iter().map(of_layer).collect());
+    match sliding {
+        Some(sliding) if sliding.len() == layers => Ok(Some(sliding)),
+        _ => bail!(
+            "{}: field \"layer_types\" is {types}, expected {layers} times \"sliding_attention\" or \"full_attention\"",
+            config.file
+        ),
+    }
 }
 
 fn llama_shape(
@@ -51,6 +118,8 @@ fn llama_shape(
     let heads = config.size("num_attention_heads")?;
     let head_dim = match config.optional_size("head_dim")? {
         Some(head_dim) => head_dim,
+        None if classes == GEMMA2 => 256,
+        None if classes == QWEN3 => 128,
         None if d_model.is_multiple_of(heads) => d_model / heads,
         None => bail!("{}: hidden_size {d_model} is not a multiple of num_attention_heads {heads}", config.file),
     };
@@ -116,49 +185,5 @@ fn names(qkv_bias: bool, output_bias: bool, feed_forward_bias: bool) -> TensorNa
         bottlenecks: super::DECODER_BOTTLENECKS,
         transposed_linears: false,
         norm_weights_less_one: false,
-    }
-}
-
-/// `1 / theta^(2 i / head_dim)`, with Llama 3's scaling where the configuration asks for it.
-///
-/// The base stands at the top level with `rope_scaling` beside it, or, in files of current `transformers`, both in
-/// `rope_parameters`. Arithmetic is in f32 as in `transformers`, so that angles agree at large positions too.
-fn rotary_frequencies(config: &Config, head_dim: usize) -> Result<Vec<f32>> {
-    let file = format!("{} (rotary positions)", config.file);
-    let empty = Value::Object(Default::default());
-    let scaling = config.get("rope_parameters").or_else(|| config.get("rope_scaling")).unwrap_or(&empty);
-    let scaling = Config { json: scaling, file: &file };
-    let theta = scaling.number("rope_theta", config.number("rope_theta", 10_000.0)?)?;
-    let frequencies: Vec<f32> =
-        (0..head_dim / 2).map(|index| 1.0 / (theta as f32).powf((2 * index) as f32 / head_dim as f32)).collect();
-    match scaling.text("rope_type", scaling.text("type", "default")?)? {
-        "default" => Ok(frequencies),
-        "linear" => {
-            let factor = scaling.number("factor", 1.0)? as f32;
-            Ok(frequencies.into_iter().map(|frequency| frequency / factor).collect())
-        }
-        "llama3" => {
-            let original = scaling.size("original_max_position_embeddings")? as f32;
-            let factor = scaling.number("factor", 8.0)? as f32;
-            let low_factor = scaling.number("low_freq_factor", 1.0)? as f32;
-            let high_factor = scaling.number("high_freq_factor", 4.0)? as f32;
-            let scale = |frequency: f32| llama3_frequency(frequency, original, factor, low_factor, high_factor);
-            Ok(frequencies.into_iter().map(scale).collect())
-        }
-        other => bail!("{file}: rope_type is \"{other}\"; known types are default, linear and llama3"),
-    }
-}
-
-/// Llama 3.1's scaling: wavelengths beyond the original context are stretched by `factor`, short ones are kept, and those
-/// between are interpolated.
-fn llama3_frequency(frequency: f32, original: f32, factor: f32, low_factor: f32, high_factor: f32) -> f32 {
-    let wavelength = 2.0 * std::f32::consts::PI / frequency;
-    if wavelength > original / low_factor {
-        frequency / factor
-    } else if wavelength < original / high_factor {
-        frequency
-    } else {
-        let smooth = (original / wavelength - low_factor) / (high_factor - low_factor);
-        (1.0 - smooth) * frequency / factor + smooth * frequency
     }
 }

@@ -1,7 +1,10 @@
 //! The families: each a small file that reads its `config.json` and names its tensors.
 
+mod bert;
 mod gpt2;
+mod gpt_neox;
 mod llama;
+mod rotary;
 
 use super::architecture::{Architecture, Config, HeadForm, Pooling};
 use crate::bail;
@@ -13,21 +16,22 @@ const DECODER_HEAD: HeadForm = HeadForm { pooling: Pooling::Last, dense: None, o
 /// The bottleneck adapters of every decoder.
 const DECODER_BOTTLENECKS: [&str; 2] = ["attention_adapters", "output_adapters"];
 
+const KNOWN: &str = "known model types are llama, mistral, qwen2, qwen3, gemma2, gpt2, gpt_neox, bert and roberta";
+
 /// Reads the architecture from a `config.json`; `model_type` says which family it is.
 pub fn architecture(config: &Config) -> Result<Architecture> {
     let architecture = match config.text("model_type", "")? {
         "llama" => llama::llama(config)?,
         "mistral" => llama::mistral(config)?,
         "qwen2" => llama::qwen2(config)?,
+        "qwen3" => llama::qwen3(config)?,
+        "gemma2" => llama::gemma2(config)?,
         "gpt2" => gpt2::gpt2(config)?,
-        "" => bail!(
-            "{}: field \"model_type\" is missing; known model types are llama, mistral, qwen2 and gpt2",
-            config.file
-        ),
-        other => bail!(
-            "{}: unknown architecture, model_type is \"{other}\"; known model types are llama, mistral, qwen2 and gpt2",
-            config.file
-        ),
+        "gpt_neox" => gpt_neox::gpt_neox(config)?,
+        "bert" => bert::bert(config)?,
+        "roberta" => bert::roberta(config)?,
+        "" => bail!("{}: field \"model_type\" is missing; {KNOWN}", config.file),
+        other => bail!("{}: unknown architecture, model_type is \"{other}\"; {KNOWN}", config.file),
     };
     architecture.check(config.file)?;
     Ok(architecture)

@@ -1,0 +1,112 @@
+//! BERT (Devlin et al. 2019) and RoBERTa (Liu et al. 2019): encoders with learned positions and norms after the sub-layers.
+
+use crate::bail;
+use crate::error::Result;
+use crate::model::architecture::{
+    Architecture, AttentionInput, BlockForm, Config, FeedForward, HeadForm, LinearName, NormKind, Pooling, Positions,
+    TensorNames,
+};
+
+/// BERT's classifier reads the pooler, which is a part of the pretrained model.
+const BERT_HEAD: HeadForm =
+    HeadForm { pooling: Pooling::First, dense: Some("bert.pooler.dense"), out: "classifier", out_bias: true };
+
+/// RoBERTa's has a hidden layer of its own.
+const ROBERTA_HEAD: HeadForm =
+    HeadForm { pooling: Pooling::First, dense: Some("classifier.dense"), out: "classifier.out_proj", out_bias: true };
+
+pub(super) fn bert(config: &Config) -> Result<Architecture> {
+    encoder(config, ("BertModel", "BertForSequenceClassification"), names("bert.", BERT_HEAD), 0)
+}
+
+/// Positions are counted from the one after padding's.
+pub(super) fn roberta(config: &Config) -> Result<Architecture> {
+    let padding = config.number("pad_token_id", 1.0)? as usize;
+    let classes = ("RobertaModel", "RobertaForSequenceClassification");
+    encoder(config, classes, names("roberta.", ROBERTA_HEAD), padding + 1)
+}
+
+fn encoder(
+    config: &Config,
+    classes: (&'static str, &'static str),
+    names: TensorNames,
+    position_offset: usize,
+) -> Result<Architecture> {
+    let d_model = config.size("hidden_size")?;
+    let layers = config.size("num_hidden_layers")?;
+    let heads = config.size("num_attention_heads")?;
+    if !d_model.is_multiple_of(heads) {
+        bail!("{}: hidden_size {d_model} is not a multiple of num_attention_heads {heads}", config.file);
+    }
+    let positions = config.text("position_embedding_type", "absolute")?;
+    if positions != "absolute" {
+        bail!("{}: position_embedding_type is \"{positions}\"; expected absolute", config.file);
+    }
+    if config.flag("is_decoder", false)? {
+        bail!("{}: \"is_decoder\": true is not supported; this family is an encoder here", config.file);
+    }
+    Ok(Architecture {
+        language_model_class: classes.0,
+        classifier_class: classes.1,
+        vocabulary: config.size("vocab_size")?,
+        d_model,
+        layers,
+        heads,
+        kv_heads: heads,
+        head_dim: d_model / heads,
+        d_ff: config.size("intermediate_size")?,
+        max_positions: config.optional_size("max_position_embeddings")?.unwrap_or(512),
+        block: BlockForm::PostNorm,
+        norm: NormKind::Layer,
+        norm_epsilon: config.number("layer_norm_eps", 1e-12)?,
+        positions: Positions::Learned,
+        position_offset,
+        token_types: config.optional_size("type_vocab_size")?.unwrap_or(2),
+        embedding_scale: None,
+        attention_scale: 1.0 / ((d_model / heads) as f64).sqrt(),
+        attention_soft_cap: None,
+        output_soft_cap: None,
+        feed_forward: FeedForward::Plain(config.activation("hidden_act", "gelu")?),
+        windows: vec![None; layers],
+        causal: false,
+        tied_output: true,
+        initializer_range: config.number("initializer_range", 0.02)?,
+        scaled_residual_initialization: false,
+        default_lora_targets: &["query", "value"],
+        default_ia3_targets: &["key", "value", "output.dense"],
+        default_ia3_feed_forward: &["output.dense"],
+        names,
+    })
+}
+
+fn names(prefix: &'static str, head: HeadForm) -> TensorNames {
+    let linear = |name: &'static str| LinearName { name, bias: true };
+    TensorNames {
+        prefix,
+        embeddings: "embeddings.word_embeddings.weight",
+        positions: "embeddings.position_embeddings.weight",
+        token_types: Some("embeddings.token_type_embeddings.weight"),
+        embedding_norm: Some("embeddings.LayerNorm"),
+        blocks: "encoder.layer",
+        attention_norm: "attention.output.LayerNorm",
+        attention_output_norm: None,
+        query_key_norms: None,
+        attention_input: AttentionInput::Separate {
+            query: linear("attention.self.query"),
+            key: linear("attention.self.key"),
+            value: linear("attention.self.value"),
+        },
+        attention_output: linear("attention.output.dense"),
+        feed_forward_norm: "output.LayerNorm",
+        feed_forward_output_norm: None,
+        gate: None,
+        up: linear("intermediate.dense"),
+        down: linear("output.dense"),
+        final_norm: None,
+        output: "",
+        head,
+        bottlenecks: ["attention.output", "output"],
+        transposed_linears: false,
+        norm_weights_less_one: false,
+    }
+}

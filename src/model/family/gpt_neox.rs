@@ -1,0 +1,95 @@
+//! GPT-NeoX (Black et al. 2022) and Pythia: layer norms, attention and feed-forward side by side, rotation of a part of each head.
+
+use super::rotary::rotary_frequencies;
+use crate::bail;
+use crate::error::Result;
+use crate::model::architecture::{
+    Architecture, AttentionInput, BlockForm, Config, FeedForward, LinearName, NormKind, Positions, TensorNames,
+};
+
+pub(super) fn gpt_neox(config: &Config) -> Result<Architecture> {
+    let d_model = config.size("hidden_size")?;
+    let layers = config.size("num_hidden_layers")?;
+    let heads = config.size("num_attention_heads")?;
+    if !d_model.is_multiple_of(heads) {
+        bail!("{}: hidden_size {d_model} is not a multiple of num_attention_heads {heads}", config.file);
+    }
+    let head_dim = d_model / heads;
+    let rotated = (head_dim as f64 * rotary_share(config)?) as usize;
+    let is_parallel = config.flag("use_parallel_residual", true)?;
+    Ok(Architecture {
+        language_model_class: "GPTNeoXForCausalLM",
+        classifier_class: "GPTNeoXForSequenceClassification",
+        vocabulary: config.size("vocab_size")?,
+        d_model,
+        layers,
+        heads,
+        kv_heads: heads,
+        head_dim,
+        d_ff: config.size("intermediate_size")?,
+        max_positions: config.optional_size("max_position_embeddings")?.unwrap_or(2048),
+        block: if is_parallel { BlockForm::Parallel } else { BlockForm::PreNorm },
+        norm: NormKind::Layer,
+        norm_epsilon: config.number("layer_norm_eps", 1e-5)?,
+        positions: Positions::Rotary { frequencies: rotary_frequencies(config, rotated)? },
+        position_offset: 0,
+        token_types: 0,
+        embedding_scale: None,
+        attention_scale: 1.0 / (head_dim as f64).sqrt(),
+        attention_soft_cap: None,
+        output_soft_cap: None,
+        feed_forward: FeedForward::Plain(config.activation("hidden_act", "gelu")?),
+        windows: vec![None; layers],
+        causal: true,
+        tied_output: config.flag("tie_word_embeddings", false)?,
+        initializer_range: config.number("initializer_range", 0.02)?,
+        scaled_residual_initialization: false,
+        default_lora_targets: &["query_key_value"],
+        default_ia3_targets: &["query_key_value", "dense_4h_to_h"],
+        default_ia3_feed_forward: &["dense_4h_to_h"],
+        names: names(config.flag("attention_bias", true)?),
+    })
+}
+
+/// The share of each head that is rotated: `rotary_pct`, or in files of current `transformers` `partial_rotary_factor`.
+fn rotary_share(config: &Config) -> Result<f64> {
+    let old = config.number("rotary_pct", 0.25)?;
+    let share = match config.get("rope_parameters") {
+        Some(json) => Config { json, file: config.file }.number("partial_rotary_factor", old)?,
+        None => old,
+    };
+    if !(0.0..=1.0).contains(&share) {
+        bail!("{}: the rotated share of a head is {share}, expected a number from 0 to 1", config.file);
+    }
+    Ok(share)
+}
+
+fn names(attention_bias: bool) -> TensorNames {
+    TensorNames {
+        prefix: "gpt_neox.",
+        embeddings: "embed_in.weight",
+        positions: "",
+        token_types: None,
+        embedding_norm: None,
+        blocks: "layers",
+        attention_norm: "input_layernorm",
+        attention_output_norm: None,
+        query_key_norms: None,
+        attention_input: AttentionInput::PackedByHead(LinearName {
+            name: "attention.query_key_value",
+            bias: attention_bias,
+        }),
+        attention_output: LinearName { name: "attention.dense", bias: attention_bias },
+        feed_forward_norm: "post_attention_layernorm",
+        feed_forward_output_norm: None,
+        gate: None,
+        up: LinearName { name: "mlp.dense_h_to_4h", bias: true },
+        down: LinearName { name: "mlp.dense_4h_to_h", bias: true },
+        final_norm: Some("final_layer_norm"),
+        output: "embed_out.weight",
+        head: super::DECODER_HEAD,
+        bottlenecks: super::DECODER_BOTTLENECKS,
+        transposed_linears: false,
+        norm_weights_less_one: false,
+    }
+}
