@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`Demonstration`] | `prompt` + `completion` (or `response`); `messages`; `conversations` (ShareGPT); `instruction` + `input` + `output` (Alpaca; Dolly's `context` and `response`); `text` |
 //! | [`Ranking`] | `prompt` + `responses` + `ranks` or `scores`; `prompt` + `chosen` + `rejected`; `chosen` + `rejected`, whose common start is the prompt; each pair with an optional `margin` |
+//! | [`Labelled`] | `text` + `label`; `text` + `text_pair` + `label`; `sentence1` + `sentence2` + `label` |
 //! | [`Prompt`] | `prompt`; `messages` or `conversations` (without the last answer); `instruction` + `input` |
 //!
 //! A text is a string, taken as it is, or a list of `{role, content}`, to which the chat template applies. The two may be
@@ -94,6 +95,19 @@ pub struct Ranking {
     pub origin: Origin,
 }
 
+/// A text, or a pair of texts, of a class.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Labelled {
+    /// The text.
+    pub text: String,
+    /// The other text of a pair.
+    pub pair: Option<String>,
+    /// The class: a name, or a number as text.
+    pub label: String,
+    /// Where it was read.
+    pub origin: Origin,
+}
+
 /// Something to be answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
@@ -137,6 +151,11 @@ pub fn demonstrations(pattern: &str) -> Result<impl Iterator<Item = Result<Demon
 /// The rankings in the files that `pattern` names; errors as for [`demonstrations`].
 pub fn rankings(pattern: &str) -> Result<impl Iterator<Item = Result<Ranking>> + use<>> {
     records(pattern, layout::RANKING_COLUMNS, layout::rankings)
+}
+
+/// The labelled texts in the files that `pattern` names; errors as for [`demonstrations`].
+pub fn labelled(pattern: &str) -> Result<impl Iterator<Item = Result<Labelled>> + use<>> {
+    records(pattern, layout::LABELLED_COLUMNS, layout::labelled)
 }
 
 /// The prompts in the files that `pattern` names; errors as for [`demonstrations`].

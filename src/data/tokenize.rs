@@ -14,6 +14,8 @@ use crate::error::{Error, Result};
 /// A tokenizer with the special tokens and the chat template that belong to it.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// What the file would have put around a text, or between two.
+    around: Option<tokenizers::PostProcessorWrapper>,
     files: TokenizerFiles,
     template: ChatTemplate,
     has_template: bool,
@@ -53,6 +55,7 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(invalid)?.with_padding(None);
         let mut prefix = added_in_front(&inner).map_err(invalid)?;
         // What is left for a post-processor to do is to move offsets off white space, which would move boundaries too.
+        let around = inner.get_post_processor().cloned();
         inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
 
         let special = files.special_tokens()?;
@@ -81,6 +84,7 @@ impl Tokenizer {
         let template = template.map_or_else(ChatTemplate::plain, Ok)?;
         Ok(Self {
             inner,
+            around,
             files,
             template,
             has_template,
@@ -112,6 +116,33 @@ impl Tokenizer {
         let ids = prefix.iter().chain(encoding.get_ids()).copied().collect();
         let bytes = prefix.iter().map(|_| (0, 0)).chain(encoding.get_offsets().iter().copied()).collect();
         Ok(Encoded { ids, bytes })
+    }
+
+    /// The token ids of a text, or of a pair of texts, with what the tokenizer's file puts around and between them (BERT's `[CLS] a [SEP] b [SEP]`):
+    /// those before the second text, and those from it on. Of more than `max_length` tokens the longer text loses its end, which is
+    /// said by the last value.
+    pub fn encode_pair(&self, text: &str, pair: Option<&str>, max_length: usize) -> Result<(Vec<u32>, Vec<u32>, bool)> {
+        use tokenizers::PostProcessor;
+        let failed = |error| Error::input(format!("{}: cannot encode a text ({error})", self.files.folder));
+        let mut first = self.inner.encode(text, false).map_err(failed)?;
+        let mut second = pair.map(|pair| self.inner.encode(pair, false)).transpose().map_err(failed)?;
+        let added = self.around.as_ref().map_or(self.prefix.len(), |around| around.added_tokens(pair.is_some()));
+        let room = max_length.saturating_sub(added);
+        let lengths = [first.len(), second.as_ref().map_or(0, |second| second.len())];
+        let [first_length, second_length] = longest_first(lengths, room);
+        first.truncate(first_length, 0, tokenizers::TruncationDirection::Right);
+        if let Some(second) = &mut second {
+            second.truncate(second_length, 0, tokenizers::TruncationDirection::Right);
+        }
+        let was_cut = lengths != [first_length, second_length];
+        let Some(around) = &self.around else {
+            let first = [&self.prefix, first.get_ids()].concat();
+            return Ok((first, second.map_or(Vec::new(), |second| second.get_ids().to_vec()), was_cut));
+        };
+        let both = around.process(first, second, true).map_err(failed)?;
+        let ids = both.get_ids();
+        let split = both.get_sequence_ids().iter().position(|sequence| *sequence == Some(1)).unwrap_or(ids.len());
+        Ok((ids[..split].to_vec(), ids[split..].to_vec(), was_cut))
     }
 
     /// The token ids of words that stand within a text: nothing is put in front.
@@ -204,6 +235,19 @@ impl Tokenizer {
 }
 
 /// The special tokens that the post-processor of a tokenizer puts before a text.
+/// What is left of two texts that together are to have at most `room` tokens: the longer loses first.
+fn longest_first([first, second]: [usize; 2], room: usize) -> [usize; 2] {
+    let lost = (first + second).saturating_sub(room);
+    let from_longer = lost.min(first.abs_diff(second));
+    let rest = lost - from_longer;
+    let (longer, shorter) = (rest.div_ceil(2) + from_longer, rest / 2);
+    if first >= second {
+        [first.saturating_sub(longer), second.saturating_sub(shorter)]
+    } else {
+        [first.saturating_sub(shorter), second.saturating_sub(longer)]
+    }
+}
+
 fn added_in_front(tokenizer: &tokenizers::Tokenizer) -> Result<Vec<u32>, tokenizers::Error> {
     let plain = tokenizer.encode("a", false)?;
     let processed = tokenizer.encode("a", true)?;

@@ -7,7 +7,7 @@
 use std::ops::AddAssign;
 
 use super::batch::{Continuation, TokenTree};
-use super::schema::{Answered, Demonstration, Message, Origin, Prompt, Ranking, Text};
+use super::schema::{Answered, Demonstration, Labelled, Message, Origin, Prompt, Ranking, Text};
 use super::template::Piece;
 use super::tokenize::Tokenizer;
 use crate::bail;
@@ -71,6 +71,20 @@ impl Tokenizer {
     pub fn ranking(&self, record: &Ranking, max_length: usize, truncation: &mut Truncation) -> Result<TokenTree> {
         let tree = self.tree(Some(&record.prompt), &record.responses, Ending::Eos, max_length, truncation);
         tree.map_err(|error| at(&record.origin, error))
+    }
+
+    /// A text, or a pair of texts, to be classified: the first of a pair is the prompt, the second the answer; a single text is an answer
+    /// without prompt. No token is learned. A text that is too long counts as a cut answer.
+    pub fn labelled(&self, record: &Labelled, max_length: usize, truncation: &mut Truncation) -> Result<TokenTree> {
+        let encoded = self.encode_pair(&record.text, record.pair.as_deref(), max_length);
+        let (first, second, was_cut) = encoded.map_err(|error| at(&record.origin, error))?;
+        truncation.answers += usize::from(was_cut);
+        let (prompt, tokens) = if record.pair.is_some() { (first, second) } else { (Vec::new(), first) };
+        if prompt.is_empty() && tokens.is_empty() {
+            return Err(at(&record.origin, Error::input("the text has no token")));
+        }
+        let learned = vec![false; tokens.len()];
+        Ok(TokenTree { prompt, answers: vec![Continuation { tokens, learned }] })
     }
 
     /// A prompt with the answers to be scored, as a tree; EOS is added only if `ending` says so.

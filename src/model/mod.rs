@@ -285,6 +285,16 @@ impl Model {
         }
     }
 
+    /// The hidden states that stand for the answers of a batch, `[answers, d_model]`.
+    pub fn pooled(&self, hidden: &Tensor, batch: &Batch) -> Result<Tensor> {
+        self.needed_head()?.pool(hidden, &batch.answer_rows)
+    }
+
+    /// The head's numbers `[n, labels]` for hidden states `[n, d_model]` that stand for sequences.
+    pub fn classes_of_pooled(&self, pooled: &Tensor) -> Result<Tensor> {
+        self.needed_head()?.forward(pooled)
+    }
+
     /// The value at some rows, `[rows]`: what the head of a reward model says after each of them.
     pub fn values(&self, hidden: &Tensor, rows: &[usize]) -> Result<Tensor> {
         let head = self.needed_head()?;

@@ -165,7 +165,8 @@ impl Transformer {
         if let Some(scale) = self.architecture.embedding_scale {
             x = x.affine(scale, 0.0)?;
         }
-        let mut types = stream.types.to_vec();
+        let most = self.architecture.token_types.saturating_sub(1) as u32;
+        let mut types: Vec<u32> = stream.types.iter().map(|&kind| kind.min(most)).collect();
         types.resize(stream.tokens.len(), 0);
         if let Some(gather) = &layout.gather {
             let virtual_tokens = virtual_tokens(sites.stacks, sites.pass)?.expect("the layout has virtual rows");

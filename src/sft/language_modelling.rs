@@ -1,11 +1,10 @@
-//! Supervised fine-tuning: demonstrations to cross-entropy.
+//! Demonstrations to cross-entropy over the tokens of their completions.
 
 use std::path::Path;
 
 use candle_core::Device;
-use clap::Parser;
-use serde::{Deserialize, Serialize};
 
+use super::{SftReport, SftSettings, Task, train};
 use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
 use crate::data::batch::{Batch, TokenTree, split_by_budget};
@@ -19,54 +18,13 @@ use crate::model::adapter::Pass;
 use crate::model::folder::read_architecture;
 use crate::model::weight_files;
 use crate::model::{Model, dropout_seed};
-use crate::settings::{CommonSettings, ExampleSettings, ModelSettings, TrainingSettings, learning_rate_help};
+use crate::settings::CommonSettings;
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
 use crate::train::plan::{Examples, training_plan};
 use crate::train::run::Run;
-use crate::train::schedule::Schedule;
 
-/// The default peak learning rate of full weights.
-const LEARNING_RATE: f64 = 1e-5;
-
-/// Fine-tunes a language model on demonstrations
-#[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
-#[command(name = "sft", version, mut_arg("learning_rate", learning_rate_help(LEARNING_RATE)))]
-pub struct SftSettings {
-    /// The model to start from.
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub model: ModelSettings,
-    /// Parquet file, folder or glob of demonstrations (columns prompt and completion, messages, instruction and output, or text)
-    #[arg(long, value_name = "FILES")]
-    pub data: String,
-    /// How it goes through them.
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub examples: ExampleSettings,
-    /// What all programs share.
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub common: CommonSettings,
-    /// What the training programs share.
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub training: TrainingSettings,
-}
-
-/// What came out.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SftReport {
-    /// Optimizer steps.
-    pub steps: usize,
-    /// Loss of the last step.
-    pub training_loss: f64,
-    /// Loss on the evaluation split at the end, where there is one.
-    pub evaluation_loss: Option<f64>,
-}
-
-/// Runs the whole stage: reads, trains, evaluates, saves.
-pub fn run(settings: &SftSettings) -> Result<SftReport> {
+pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let common = &settings.common;
     let tokenizer = tokenizer(settings)?;
     let (trees, truncation) = read(&settings.data, &tokenizer, common.max_length)?;
@@ -74,7 +32,7 @@ pub fn run(settings: &SftSettings) -> Result<SftReport> {
         for tree in trees.iter().take(count) {
             println!("{}", inspect::inspect(tree, &tokenizer)?);
         }
-        return Ok(SftReport { steps: 0, training_loss: f64::NAN, evaluation_loss: None });
+        return Ok(SftReport::NOTHING);
     }
     let (training, evaluation) = match &settings.examples.evaluation_data {
         Some(pattern) => (trees, read(pattern, &tokenizer, common.max_length)?.0),
@@ -103,7 +61,8 @@ pub fn run(settings: &SftSettings) -> Result<SftReport> {
         // In the folder already, unless it was made for this run.
         tokenizer.save(folder)
     };
-    let report = train(settings, &model, &training, &evaluation, order, &mut run, save)?;
+    let task = LanguageModelling { model: &model, trees: &training, evaluation: &evaluation, common };
+    let report = train(settings, &model, &task, order, &mut run, save)?;
     run.finish()?;
     Ok(report)
 }
@@ -137,49 +96,31 @@ fn read(pattern: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<(Vec<
     Ok((trees, truncation))
 }
 
-fn train(
-    settings: &SftSettings,
-    model: &Model,
-    trees: &[TokenTree],
-    evaluation: &[TokenTree],
-    mut order: Order,
-    run: &mut Run,
-    save: impl Fn(&Path) -> Result<()>,
-) -> Result<SftReport> {
-    let (common, training) = (&settings.common, &settings.training);
-    let total_steps = order.total_steps(settings.examples.epochs as f64, training.max_steps);
-    let schedule = Schedule::new(&training.optimizer, training.learning_rate(LEARNING_RATE), total_steps);
-    let mut optimizer = Optimizer::new(model.trainable_parameters(), &training.optimizer)?;
-    let evaluate_every = settings.examples.evaluate_every.unwrap_or(order.steps_per_epoch());
-    let mut report = SftReport { steps: total_steps, training_loss: f64::NAN, evaluation_loss: None };
-    for step in 0..total_steps {
-        let chosen: Vec<&TokenTree> = order.step(step).iter().map(|&index| &trees[index]).collect();
-        report.training_loss = accumulate(model, &mut optimizer, &chosen, common, step as u64)?;
-        let learning_rate = schedule.learning_rate(step);
-        let done = optimizer.step(learning_rate)?;
-        let tokens = chosen.iter().map(|tree| tree.tokens()).sum();
-        let metrics = [
-            ("learning_rate", learning_rate),
-            ("gradient_norm", done.gradient_norm),
-            ("skipped_steps", optimizer.skipped_steps() as f64),
-        ];
-        run.step(step + 1, report.training_loss, tokens, &metrics)?;
-        let last = step + 1 == total_steps;
-        if !last && (step + 1) % evaluate_every != 0 {
-            continue;
-        }
-        if !evaluation.is_empty() {
-            let loss = evaluation_loss(&model.frozen()?, evaluation, common.tokens_per_batch)?;
-            run.evaluation(step + 1, &[("evaluation_loss", loss), ("evaluation_perplexity", loss.exp())])?;
-            report.evaluation_loss = Some(loss);
-        }
-        run.keep(step + 1, report.evaluation_loss, &save)?;
+struct LanguageModelling<'a> {
+    model: &'a Model,
+    trees: &'a [TokenTree],
+    evaluation: &'a [TokenTree],
+    common: &'a CommonSettings,
+}
+
+impl Task for LanguageModelling<'_> {
+    fn accumulate(&self, optimizer: &mut Optimizer, chosen: &[usize], step: u64) -> Result<(f64, usize)> {
+        let trees: Vec<&TokenTree> = chosen.iter().map(|&index| &self.trees[index]).collect();
+        let loss = accumulate(self.model, optimizer, &trees, self.common, step)?;
+        Ok((loss, trees.iter().map(|tree| tree.tokens()).sum()))
     }
-    Ok(report)
+
+    fn evaluate(&self) -> Result<Vec<(&'static str, f64)>> {
+        if self.evaluation.is_empty() {
+            return Ok(Vec::new());
+        }
+        let loss = evaluation_loss(&self.model.frozen()?, self.evaluation, self.common.tokens_per_batch)?;
+        Ok(vec![("evaluation_loss", loss), ("evaluation_perplexity", loss.exp())])
+    }
 }
 
 /// Adds the gradient of one optimizer step's mean loss a target token, micro-batch by micro-batch, and gives the loss.
-fn accumulate(
+pub(super) fn accumulate(
     model: &Model,
     optimizer: &mut Optimizer,
     trees: &[&TokenTree],

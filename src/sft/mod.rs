@@ -1,0 +1,147 @@
+//! Supervised fine-tuning: demonstrations to cross-entropy over tokens, or labelled texts to cross-entropy over classes.
+
+pub mod classification;
+mod control_task;
+pub mod language_modelling;
+
+use std::path::Path;
+
+use clap::{Parser, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::model::Model;
+use crate::settings::{CommonSettings, ExampleSettings, ModelSettings, TrainingSettings, learning_rate_help};
+use crate::train::optimizer::Optimizer;
+use crate::train::order::Order;
+use crate::train::run::Run;
+use crate::train::schedule::Schedule;
+pub use language_modelling::evaluation_loss;
+
+/// The default peak learning rate of full weights.
+const LEARNING_RATE: f64 = 1e-5;
+
+/// Fine-tunes a model on demonstrations, or on labelled texts
+#[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
+#[command(name = "sft", version, mut_arg("learning_rate", learning_rate_help(LEARNING_RATE)))]
+pub struct SftSettings {
+    /// The model to start from.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelSettings,
+    /// Parquet file, folder or glob of demonstrations (columns prompt and completion, messages, instruction and output, or text), or, to
+    /// classify, of labelled texts (columns text and label, with text_pair for pairs)
+    #[arg(long, value_name = "FILES")]
+    pub data: String,
+    /// What is learned
+    #[arg(long, value_enum, default_value_t = Objective::LanguageModelling)]
+    #[serde(default)]
+    pub objective: Objective,
+    /// The classes in their order, to classify [default: those of the data, sorted]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    #[serde(default)]
+    pub labels: Vec<String>,
+    /// Classify by the language model's own words: one word or phrase for each class, in the classes' order
+    #[arg(long, value_name = "WORD", value_delimiter = ',')]
+    #[serde(default)]
+    pub label_words: Vec<String>,
+    /// How a text and its label's word make a text for the language model
+    #[arg(long, value_name = "TEXT", default_value = "{text}\nLabel: {label}")]
+    pub label_template: String,
+    /// How it goes through them.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub examples: ExampleSettings,
+    /// What all programs share.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonSettings,
+    /// What the training programs share.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub training: TrainingSettings,
+}
+
+/// What is learned.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Objective {
+    /// The completions' tokens
+    #[default]
+    LanguageModelling,
+    /// The texts' classes
+    Classification,
+}
+
+/// What came out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SftReport {
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Loss of the last step.
+    pub training_loss: f64,
+    /// Loss on the evaluation split at the end, where there is one.
+    pub evaluation_loss: Option<f64>,
+}
+
+impl SftReport {
+    /// That of a run that only showed examples.
+    const NOTHING: SftReport = SftReport { steps: 0, training_loss: f64::NAN, evaluation_loss: None };
+}
+
+/// Runs the whole stage: reads, trains, evaluates, saves.
+pub fn run(settings: &SftSettings) -> Result<SftReport> {
+    match settings.objective {
+        Objective::LanguageModelling => language_modelling::run(settings),
+        Objective::Classification => classification::run(settings),
+    }
+}
+
+/// What the objectives differ in.
+trait Task {
+    /// Adds the gradient of one optimizer step's mean loss over the chosen examples, and gives the loss and the tokens read.
+    fn accumulate(&self, optimizer: &mut Optimizer, chosen: &[usize], step: u64) -> Result<(f64, usize)>;
+
+    /// Evaluates the model as it is: the loss first, under the name `evaluation_loss`; nothing where there are no evaluation examples.
+    fn evaluate(&self) -> Result<Vec<(&'static str, f64)>>;
+}
+
+/// Trains by a task, keeping the best model and the last.
+fn train(
+    settings: &SftSettings,
+    model: &Model,
+    task: &impl Task,
+    mut order: Order,
+    run: &mut Run,
+    save: impl Fn(&Path) -> Result<()>,
+) -> Result<SftReport> {
+    let training = &settings.training;
+    let total_steps = order.total_steps(settings.examples.epochs as f64, training.max_steps);
+    let schedule = Schedule::new(&training.optimizer, training.learning_rate(LEARNING_RATE), total_steps);
+    let mut optimizer = Optimizer::new(model.trainable_parameters(), &training.optimizer)?;
+    let evaluate_every = settings.examples.evaluate_every.unwrap_or(order.steps_per_epoch());
+    let mut report = SftReport { steps: total_steps, ..SftReport::NOTHING };
+    for step in 0..total_steps {
+        let tokens;
+        (report.training_loss, tokens) = task.accumulate(&mut optimizer, order.step(step), step as u64)?;
+        let learning_rate = schedule.learning_rate(step);
+        let done = optimizer.step(learning_rate)?;
+        let metrics = [
+            ("learning_rate", learning_rate),
+            ("gradient_norm", done.gradient_norm),
+            ("skipped_steps", optimizer.skipped_steps() as f64),
+        ];
+        run.step(step + 1, report.training_loss, tokens, &metrics)?;
+        let last = step + 1 == total_steps;
+        if !last && (step + 1) % evaluate_every != 0 {
+            continue;
+        }
+        let evaluation = task.evaluate()?;
+        if let Some((_, loss)) = evaluation.first() {
+            run.evaluation(step + 1, &evaluation)?;
+            report.evaluation_loss = Some(*loss);
+        }
+        run.keep(step + 1, report.evaluation_loss, &save)?;
+    }
+    Ok(report)
+}
