@@ -53,6 +53,7 @@ pub mod adapt;
 pub mod data;
 pub mod error;
 pub mod evaluate;
+pub mod export;
 pub mod files;
 pub mod generate;
 pub mod model;

@@ -8,7 +8,7 @@ use candle_core::Device;
 use clap::{Arg, Parser};
 use serde::{Deserialize, Serialize};
 
-use crate::adapt::{self, Bases, Head, Role, Training};
+use crate::adapt::{self, Bases, Head, Role, Training, users};
 use crate::bail;
 use crate::data::parquet::{ParquetRows, ParquetWriter};
 use crate::data::schema::{self, Prompt, Text};
@@ -17,7 +17,7 @@ use crate::data::tokenize_records::Truncation;
 use crate::error::{Error, Result};
 use crate::generate::{PromptTokens, SamplingSettings, generate};
 use crate::model::Model;
-use crate::settings::{CommonSettings, ModelSettings, at_least_one};
+use crate::settings::{CommonSettings, ModelSettings, NamedFolder, UserSettings, at_least_one};
 use crate::train::plan::Plan;
 use crate::train::progress::Progress;
 
@@ -29,6 +29,10 @@ pub struct SampleSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub model: ModelSettings,
+    /// The adapters that single prompts are answered with.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub users: UserSettings,
     /// Parquet file, folder or glob of prompts (columns prompt, messages or instruction)
     #[arg(long, value_name = "FILES")]
     pub data: String,
@@ -80,7 +84,8 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
     let common = &settings.common;
     let prompt_length = prompt_length(common, &settings.sampling)?;
     let rows = ParquetRows::open(&settings.data)?.rows();
-    let (model, tokenizer) = load(&settings.model, common.seed)?;
+    let (model, tokenizer) = load(&settings.model, &settings.users.adapters, common.seed)?;
+    let stacks = users::stacks_of_rows(&settings.users, &settings.data)?;
     Plan::new("sample")
         .line("model", settings.model.model.display())
         .line("prompts", rows)
@@ -100,8 +105,10 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
         if chunk.is_empty() {
             break;
         }
-        let tokens: Vec<Vec<u32>> = (chunk.iter())
-            .map(|prompt| tokenizer.prompt(prompt, prompt_length, &mut truncation))
+        let tokens: Vec<PromptTokens> = (chunk.iter().zip(&stacks[report.prompts..]))
+            .map(|(prompt, &stack)| {
+                Ok(PromptTokens { tokens: tokenizer.prompt(prompt, prompt_length, &mut truncation)?, stack })
+            })
             .collect::<Result<_>>()?;
         let answers = sampler.sample(&tokens, report.prompts, &mut progress)?;
         report.prompts += chunk.len();
@@ -148,8 +155,8 @@ pub(crate) fn prompt_length(common: &CommonSettings, sampling: &SamplingSettings
     }
 }
 
-/// A frozen language model with its tokenizer.
-pub(crate) fn load(settings: &ModelSettings, seed: u64) -> Result<(Model, Tokenizer)> {
+/// A frozen language model with its tokenizer, and the adapters of users on top of it.
+pub(crate) fn load(settings: &ModelSettings, users: &[NamedFolder], seed: u64) -> Result<(Model, Tokenizer)> {
     let tokenizer = Tokenizer::load(adapt::tokenizer_folder(&settings.model)?)?;
     let role = Role {
         folder: &settings.model,
@@ -158,7 +165,7 @@ pub(crate) fn load(settings: &ModelSettings, seed: u64) -> Result<(Model, Tokeni
         head: Head::Language,
         seed,
     };
-    let model = Bases::new(Device::Cpu).load(&role)?;
+    let model = Bases::new(Device::Cpu).load_with_users(&role, users)?;
     tokenizer.fits(model.architecture().vocabulary)?;
     Ok((model, tokenizer))
 }
@@ -203,16 +210,15 @@ impl<'a> Sampler<'a> {
 
     /// The answers to each of `prompts`. The first of them is prompt number `first` of the whole run, which chooses the random
     /// streams: an answer does not depend on which prompts are sampled with its own.
-    pub fn sample(&self, prompts: &[Vec<u32>], first: usize, progress: &mut Progress) -> Result<Vec<Vec<Sampled>>> {
+    pub fn sample(&self, prompts: &[PromptTokens], first: usize, progress: &mut Progress) -> Result<Vec<Vec<Sampled>>> {
         let mut all = Vec::with_capacity(prompts.len());
         for group in prompts.chunks(self.prompts_a_call(prompts)) {
             let first = ((first + all.len()) * self.answers) as u64;
             let stop = self.tokenizer.stop_tokens();
-            let group_tokens: Vec<PromptTokens> = group.iter().cloned().map(PromptTokens::from).collect();
-            let answers = generate(self.model, &group_tokens, self.answers, &self.settings, stop, self.seed, first)?;
+            let answers = generate(self.model, group, self.answers, &self.settings, stop, self.seed, first)?;
             for (prompt, answers) in group.iter().zip(answers) {
                 let tokens: usize = answers.iter().map(|answer| answer.tokens.len()).sum();
-                progress.advance(None, prompt.len() + tokens);
+                progress.advance(None, prompt.tokens.len() + tokens);
                 let sampled = answers.into_iter().map(|answer| {
                     let said = &answer.tokens[..answer.tokens.len() - usize::from(answer.ended)];
                     let text = self.tokenizer.decode(said, true)?;
@@ -224,8 +230,8 @@ impl<'a> Sampler<'a> {
         Ok(all)
     }
 
-    fn prompts_a_call(&self, prompts: &[Vec<u32>]) -> usize {
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    fn prompts_a_call(&self, prompts: &[PromptTokens]) -> usize {
+        let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
         let fitting = (self.cached_tokens / (longest + self.answers * self.settings.response_length)).max(1);
         let is_memory_short = fitting * self.answers < ANSWERS_AT_ONCE;
         if is_memory_short { fitting } else { (ANSWERS_A_CALL / self.answers).max(1) }

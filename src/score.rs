@@ -13,7 +13,7 @@ use candle_core::{Device, Tensor};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 
-use crate::adapt::{self, Bases, Head, Role, Training};
+use crate::adapt::{self, Bases, Head, Role, Training, users};
 use crate::bail;
 use crate::data::batch::{Batch, TokenTree, split_by_budget};
 use crate::data::parquet::{ParquetRows, ParquetWriter, Rows};
@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::adapter::Pass;
 use crate::sample::parquet_output;
-use crate::settings::{CommonSettings, ModelSettings};
+use crate::settings::{CommonSettings, ModelSettings, NamedFolder, UserSettings};
 use crate::train::plan::Plan;
 use crate::train::progress::Progress;
 
@@ -36,6 +36,10 @@ pub struct ScoreSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub model: ModelSettings,
+    /// The adapters that single rows are scored with.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub users: UserSettings,
     /// Parquet file, folder or glob of prompts with answers (columns prompt and completion, response, completions or responses;
     /// or chosen and rejected; or any layout of demonstrations)
     #[arg(long, value_name = "FILES")]
@@ -87,7 +91,8 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
     let row_count = rows.rows();
     check_columns(settings, &rows)?;
     let tokenizer = Tokenizer::load(adapt::tokenizer_folder(&settings.model.model)?)?;
-    let model = load(&settings.model, common.seed)?;
+    let model = load(&settings.model, &settings.users.adapters, common.seed)?;
+    let stacks = users::stacks_of_rows(&settings.users, &settings.data)?;
     tokenizer.fits(model.architecture().vocabulary)?;
     print_plan(settings, &model, row_count);
     let ending = if settings.add_eos { Ending::Eos } else { Ending::AsIs };
@@ -99,7 +104,9 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
         let trees: Vec<TokenTree> = (answered.records.iter())
             .map(|record| tokenizer.answered(record, ending, common.max_length, &mut report.truncation))
             .collect::<Result<_>>()?;
-        let scores = scores(&model, &trees, common.tokens_per_batch, |tree| progress.advance(None, tree.tokens()))?;
+        let stacks = &stacks[report.rows..][..trees.len()];
+        let done = |tree: &TokenTree| progress.advance(None, tree.tokens());
+        let scores = scores(&model, &trees, stacks, common.tokens_per_batch, done)?;
         report.rows += scores.len();
         report.answers += scores.iter().map(Vec::len).sum::<usize>();
         report.tokens += scores.iter().flatten().map(|score| score.tokens).sum::<usize>();
@@ -150,15 +157,16 @@ fn say(report: &ScoreReport, settings: &ScoreSettings) {
     }
 }
 
-/// A frozen model, with its scalar head where it has one.
-fn load(settings: &ModelSettings, seed: u64) -> Result<Model> {
-    Bases::new(Device::Cpu).load(&Role {
+/// A frozen model, with its scalar head where it has one, and the adapters of users on top of it.
+fn load(settings: &ModelSettings, users: &[NamedFolder], seed: u64) -> Result<Model> {
+    let role = Role {
         folder: &settings.model,
         adapters: &settings.adapter,
         training: Training::Frozen,
         head: Head::AsFound,
         seed,
-    })
+    };
+    Bases::new(Device::Cpu).load_with_users(&role, users)
 }
 
 /// One output file has one schema: refuses files that differ, and columns that are there already.
@@ -192,14 +200,15 @@ fn new_columns(layout: AnswerLayout, prefix: &str) -> Vec<String> {
     answers.iter().flat_map(|answer| scores.map(|score| format!("{prefix}{answer}{score}"))).collect()
 }
 
-/// The scores of every answer of every tree; `done` is told of each tree as it is finished.
+/// The scores of every answer of every tree, each with the stack of its own; `done` is told of each tree as it is finished.
 pub fn scores(
     model: &Model,
     trees: &[TokenTree],
+    stacks: &[usize],
     tokens_per_batch: usize,
     done: impl FnMut(&TokenTree),
 ) -> Result<Vec<Vec<Score>>> {
-    over_batches(model, trees, tokens_per_batch, done, |batch| {
+    over_batches(model, (trees, stacks), tokens_per_batch, done, |batch| {
         let hidden = model.hidden(batch, &Pass::default())?; // [tokens, d_model]
         let log_probs = log_probs(model, &hidden, batch)?;
         let rewards = rewards(model, &hidden, batch)?;
@@ -216,7 +225,7 @@ pub fn scores(
 pub fn reward_scores(model: &Model, trees: &[TokenTree], tokens_per_batch: usize) -> Result<Vec<Vec<f64>>> {
     over_batches(
         model,
-        trees,
+        (trees, &vec![0; trees.len()]),
         tokens_per_batch,
         |_| {},
         |batch| {
@@ -230,7 +239,7 @@ pub fn reward_scores(model: &Model, trees: &[TokenTree], tokens_per_batch: usize
 /// Packs the trees into batches, reads one value an answer from each, and gives each tree its own.
 fn over_batches<T>(
     model: &Model,
-    trees: &[TokenTree],
+    (trees, stacks): (&[TokenTree], &[usize]),
     tokens_per_batch: usize,
     mut done: impl FnMut(&TokenTree),
     read: impl Fn(&Batch) -> Result<Vec<T>>,
@@ -238,7 +247,8 @@ fn over_batches<T>(
     let sizes: Vec<usize> = trees.iter().map(TokenTree::tokens).collect();
     let mut all = Vec::with_capacity(trees.len());
     for range in split_by_budget(&sizes, tokens_per_batch) {
-        let batch = model.pack(&trees[range.clone()]);
+        let both = trees[range.clone()].iter().zip(stacks[range.clone()].iter().copied());
+        let batch = model.pack_stacks(both);
         let mut values = read(&batch)?.into_iter();
         all.extend(batch.trees.iter().map(|answers| values.by_ref().take(answers.len()).collect::<Vec<T>>()));
         trees[range].iter().for_each(&mut done);

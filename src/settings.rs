@@ -31,6 +31,7 @@
 mod file;
 mod groups;
 mod methods;
+mod named;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -51,6 +52,7 @@ pub use methods::{
     BiasGroup, BottleneckSettings, LoraBias, LoraInit, LoraSettings, Method, MethodSettings, Methods, Pattern,
     Placement, Pooling, ProbeSettings, PromptEncoder, PromptInit, PromptSettings,
 };
+pub use named::{NamedFolder, UserSettings};
 
 /// Runs a program: reads its settings, sets the number of threads, calls `main`, and turns an error into a sentence on
 /// the standard error stream and the exit code that belongs to it (2 for bad input, 1 for anything else).

@@ -14,6 +14,7 @@ mod probing;
 mod prompt_tuning;
 mod resolve;
 mod targets;
+pub mod users;
 mod words;
 
 use std::collections::{BTreeMap, HashMap};
@@ -126,7 +127,7 @@ impl Bases {
         };
         let head = head.map(|head| head.trainable()).transpose()?;
         if settings.method.is_full() {
-            let weights = full_weights(&shared, &stack, head.is_some())?;
+            let weights = merged_weights(&shared.architecture, &shared.weights, &stack, head.is_some())?.trainable()?;
             return Model::new(shared.folder, shared.architecture, Arc::new(weights), Vec::new(), head);
         }
         let stack = trained_stack(stack, settings, head.is_some(), &base)?;
@@ -214,21 +215,35 @@ fn check_language_model(base: &BaseModel, source: &Path) -> Result<()> {
     Ok(())
 }
 
-/// All weights of the base with the adapters folded in, to be trained. Hugging Face's classifiers have a head in place of the output matrix, and language
-/// models have no head; the head's own tensors are the head's.
-fn full_weights(base: &BaseModel, stack: &Stack, has_head: bool) -> Result<Weights> {
-    let mut weights = (*base.weights).clone();
+/// The model with its adapters folded into its weights, which are then its own.
+///
+/// # Errors
+/// Where a method cannot be folded in.
+pub fn merged(model: &Model) -> Result<Model> {
+    let weights = merged_weights(model.architecture(), model.weights(), model.adapters(), model.head().is_some())?;
+    model.merged_into(weights)
+}
+
+/// All weights with the adapters folded in. Hugging Face's classifiers have a head in place of the output matrix, and language models have no head;
+/// the head's own tensors are the head's.
+fn merged_weights(
+    architecture: &Architecture,
+    weights: &Weights,
+    stack: &[Arc<dyn Adapter>],
+    has_head: bool,
+) -> Result<Weights> {
+    let mut weights = weights.frozen();
     for adapter in stack {
         weights = adapter.merge(&weights)?;
     }
     let names: Vec<String> = weights.iter().map(|(name, _)| name.clone()).collect();
     for name in names {
-        let is_output = output_name(&base.architecture) == Some(name.as_str());
-        if is_head_tensor(&base.architecture, &name) || is_output && has_head {
+        let is_output = output_name(architecture) == Some(name.as_str());
+        if is_head_tensor(architecture, &name) || is_output && has_head {
             weights.remove(&name);
         }
     }
-    weights.trainable()
+    Ok(weights)
 }
 
 /// The stack with every method of the run trained: the adapter of that method where the stack has one, else a new one on top.

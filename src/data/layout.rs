@@ -244,7 +244,7 @@ pub(super) fn answered(rows: &Rows) -> Result<(AnswerLayout, Vec<Answered>)> {
 }
 
 impl Rows {
-    fn origin(&self, row: usize) -> Origin {
+    pub(super) fn origin(&self, row: usize) -> Origin {
         Origin { file: self.file.clone(), row: self.first_row + row }
     }
 

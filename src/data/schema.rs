@@ -14,6 +14,8 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use arrow::array::Array;
+
 use super::layout;
 use super::parquet::{ParquetRows, Rows};
 pub use super::scores::AnsweredRows;
@@ -151,6 +153,18 @@ pub fn demonstrations(pattern: &str) -> Result<impl Iterator<Item = Result<Demon
 /// The rankings in the files that `pattern` names; errors as for [`demonstrations`].
 pub fn rankings(pattern: &str) -> Result<impl Iterator<Item = Result<Ranking>> + use<>> {
     records(pattern, layout::RANKING_COLUMNS, layout::rankings)
+}
+
+/// The strings of one column of the files that `pattern` names, with where each stands.
+pub fn names(pattern: &str, column: &str) -> Result<Vec<(Option<String>, Origin)>> {
+    let mut all = Vec::new();
+    for rows in ParquetRows::open(pattern)? {
+        let rows = rows?;
+        let names = rows.strings(column)?;
+        let name = |row: usize| names.is_valid(row).then(|| names.value(row).to_string());
+        all.extend((0..rows.batch.num_rows()).map(|row| (name(row), rows.origin(row))));
+    }
+    Ok(all)
 }
 
 /// The labelled texts in the files that `pattern` names; errors as for [`demonstrations`].

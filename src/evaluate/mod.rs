@@ -11,21 +11,20 @@ pub mod report;
 pub mod toxicity;
 
 use std::collections::HashSet;
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 
+use crate::adapt::users;
 use crate::bail;
 use crate::data::schema::{Origin, Prompt, Text};
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
-use crate::generate::SamplingSettings;
+use crate::generate::{PromptTokens, SamplingSettings};
 use crate::sample::{self, Sampled, Sampler, cached_tokens};
-use crate::settings::{CommonSettings, ModelSettings, at_least_one};
+use crate::settings::{CommonSettings, ModelSettings, NamedFolder, UserSettings, at_least_one};
 use crate::train::plan::Plan;
 use crate::train::progress::Progress;
 use crate::world::files::read_cases;
@@ -38,10 +37,14 @@ pub use report::{Evaluation, ModelEvaluation};
 pub struct EvaluateSettings {
     /// Models and what to call them; answers are compared with those of the one called base, else of the first
     #[arg(long, value_name = "NAME=FOLDER", num_args = 1.., required = true)]
-    pub models: Vec<NamedModel>,
+    pub models: Vec<NamedFolder>,
     /// Folder of a reward model that judges the answers too
     #[arg(long, value_name = "FOLDER")]
     pub reward_model: Option<PathBuf>,
+    /// The adapters that single prompts are answered with.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub users: UserSettings,
     /// Parquet file, folder or glob of evaluation prompts (columns prompt, kind, facts and expected)
     #[arg(long, value_name = "FILES", default_value = "data/evaluation.parquet")]
     pub data: String,
@@ -59,49 +62,6 @@ pub struct EvaluateSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub common: CommonSettings,
-}
-
-/// A model's folder with the name that it has in the report; written `name=folder`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct NamedModel {
-    /// The name.
-    pub name: String,
-    /// The folder of a Hugging Face model or of a PEFT adapter.
-    pub folder: PathBuf,
-}
-
-impl FromStr for NamedModel {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            Some((name, folder)) if !name.is_empty() && !folder.is_empty() => {
-                Ok(NamedModel { name: name.to_string(), folder: PathBuf::from(folder) })
-            }
-            _ => Err("expected name=folder, as in base=data/base".to_string()),
-        }
-    }
-}
-
-impl TryFrom<String> for NamedModel {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl fmt::Display for NamedModel {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}={}", self.name, self.folder.display())
-    }
-}
-
-impl From<NamedModel> for String {
-    fn from(model: NamedModel) -> Self {
-        model.to_string()
-    }
 }
 
 /// An answer and what it was found to be.
@@ -165,7 +125,7 @@ pub fn evaluate(settings: &EvaluateSettings) -> Result<Evaluation> {
 }
 
 /// Which model the others are compared with.
-fn base_index(models: &[NamedModel]) -> Result<usize> {
+fn base_index(models: &[NamedFolder]) -> Result<usize> {
     if models.is_empty() {
         bail!("--models is empty; expected at least one name=folder");
     }
@@ -179,20 +139,22 @@ fn base_index(models: &[NamedModel]) -> Result<usize> {
 /// One model's answers to every prompt.
 fn answer(
     settings: &EvaluateSettings,
-    model: &NamedModel,
+    model: &NamedFolder,
     cases: &[Case],
     prompt_length: usize,
     progress: &mut Progress,
 ) -> Result<Vec<Vec<Sampled>>> {
     let folder = ModelSettings { model: model.folder.clone(), adapter: Vec::new() };
     // Read anew for each model, so that no two of them are held at a time.
-    let (model, tokenizer) = sample::load(&folder, settings.common.seed)?;
+    let (model, tokenizer) = sample::load(&folder, &settings.users.adapters, settings.common.seed)?;
+    let stacks = users::stacks_of_rows(&settings.users, &settings.data)?;
     let mut truncation = Truncation::default();
     let tokens = cases.iter().enumerate().map(|(index, case)| {
         let prompt = Prompt { prompt: Text::Plain(case.prompt.clone()), origin: origin(settings, index) };
         tokenizer.prompt(&prompt, prompt_length, &mut truncation)
     });
-    let tokens: Vec<Vec<u32>> = tokens.collect::<Result<_>>()?;
+    let tokens = (tokens.zip(stacks)).map(|(tokens, stack)| Ok(PromptTokens { tokens: tokens?, stack }));
+    let tokens: Vec<PromptTokens> = tokens.collect::<Result<_>>()?;
     if truncation.prompts > 0 {
         progress.note(&format!(
             "{} prompts lost their start to --max-length {}",

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use serde_json::{Value, json};
 
 use super::adapter::{Adapter, Saving};
@@ -101,6 +101,21 @@ pub fn read_json(path: &Path) -> Result<Value> {
 }
 
 impl ModelFolder {
+    /// From now on writes weights of this element type.
+    pub fn store_as(&mut self, dtype: DType) {
+        self.form.dtype = dtype;
+        let name = match dtype {
+            DType::BF16 => "bfloat16",
+            DType::F16 => "float16",
+            _ => "float32",
+        };
+        if let Some(fields) = self.config.as_object_mut() {
+            // Current files say `dtype`, older ones `torch_dtype`.
+            let field = if fields.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
+            fields.insert(field.into(), name.into());
+        }
+    }
+
     /// Writes `config.json` for a language model, or a classifier with this head, and the tokenizer's files.
     pub fn write_config(&self, folder: &Path, architecture: &Architecture, head: Option<&Head>) -> Result<()> {
         let mut config = self.config.clone();

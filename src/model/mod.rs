@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::bail;
 use crate::data::batch::{Batch, Target, TokenTree};
@@ -88,6 +88,20 @@ impl Model {
     pub fn with_weights(&self, weights: Weights) -> Result<Self> {
         let weights = Arc::new(weights);
         Ok(Model { transformer: Transformer::new(&self.architecture, &weights)?, weights, ..self.clone() })
+    }
+
+    /// The same model without adapters over weights into which they were folded.
+    pub fn merged_into(&self, weights: Weights) -> Result<Self> {
+        let (folder, architecture) = (self.folder.clone(), self.architecture.clone());
+        Model::new(folder, architecture, Arc::new(weights), Vec::new(), self.head().cloned())
+    }
+
+    /// The same model, to be written with this element type.
+    pub fn stored_as(mut self, dtype: DType) -> Self {
+        let mut folder = (*self.folder).clone();
+        folder.store_as(dtype);
+        self.folder = Arc::new(folder);
+        self
     }
 
     /// Where its tensors lie.

@@ -330,8 +330,13 @@ impl Task for ByWords<'_> {
             TokenTree { prompt: tree.prompt.clone(), answers: vec![tree.answers[*label].clone()] }
         };
         let trees: Vec<TokenTree> = chosen.iter().map(right).collect();
-        let loss =
-            language_modelling::accumulate(self.model, optimizer, &trees.iter().collect::<Vec<_>>(), self.common, step)?;
+        let loss = language_modelling::accumulate(
+            self.model,
+            optimizer,
+            &trees.iter().collect::<Vec<_>>(),
+            self.common,
+            step,
+        )?;
         Ok((loss, trees.iter().map(TokenTree::tokens).sum()))
     }
 
@@ -426,7 +431,8 @@ fn write_report(run: &Run, data: &Data, predictions: Predictions, control: Optio
     let labels = &data.labels;
     let confusion = predictions.confusion(labels.len());
     let percent = |share: f64| format!("{:.1}%", 100.0 * share);
-    let mut table = Table::new(["class, taken for".to_string()].into_iter().chain(labels.clone()).chain(["F1".to_string()]));
+    let mut table =
+        Table::new(["class, taken for".to_string()].into_iter().chain(labels.clone()).chain(["F1".to_string()]));
     for (class, label) in labels.iter().enumerate() {
         let counts = confusion.counts[class].iter().map(usize::to_string);
         table.row([label.clone()].into_iter().chain(counts).chain([percent(confusion.f1(class))]));

@@ -11,5 +11,6 @@ mod packing;
 mod programs;
 mod stages;
 mod tokens;
+mod users;
 mod workbench;
 mod world;

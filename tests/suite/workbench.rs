@@ -83,6 +83,7 @@ impl Workbench {
             "sample" => env!("CARGO_BIN_EXE_sample"),
             "score" => env!("CARGO_BIN_EXE_score"),
             "evaluate" => env!("CARGO_BIN_EXE_evaluate"),
+            "export" => env!("CARGO_BIN_EXE_export"),
             _ => panic!("no program {program}"),
         };
         Command::new(executable).args(arguments.split_whitespace()).current_dir(self.folder.path()).output().unwrap()
