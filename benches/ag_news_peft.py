@@ -1,7 +1,7 @@
 """The classification of `ag_news.py` with PyTorch and PEFT: LoRA on a frozen encoder, a linear head on the mean of the hidden states, no dropout, the optimizer and
 schedule of `sft`.
 
-    python benches/ag_news_peft.py encoder-folder train.parquet test.parquet
+    python benches/ag_news_peft.py encoder-folder train.parquet test.parquet [first-seed last-seed]
 """
 
 import math
@@ -79,9 +79,9 @@ def run(folder, train, test, seed):
     return (predicted == torch.tensor(labels)).float().mean().item(), seconds
 
 
-def main(folder, train, test):
+def main(folder, train, test, first=0, last=2):
     train, test = read(train), read(test)
-    for seed in range(3):
+    for seed in range(int(first), int(last) + 1):
         accuracy, seconds = run(folder, train, test, seed)
         print(f"seed {seed}: accuracy {100 * accuracy:.1f}%, {seconds:.1f} s", flush=True)
 

@@ -16,10 +16,11 @@
 //! * [`model`]: [`model::architecture`] says what a family is, [`model::family`] reads each one's `config.json`, [`model::transformer`] is the forward pass,
 //!   once for all, [`model::layout`] says who attends to whom, [`model::adapter`] names the sites at which a lightweight method may change
 //!   the pass, [`model::weight_files`] reads and writes safetensors.
-//! * [`adapt`]: what trains: full weights, or LoRA in PEFT's form. The only place that knows methods by name.
+//!   [`model::sites`] applies what adapters declare: to all rows alike, or to each group of rows its own.
+//! * [`adapt`]: what trains: full weights, or lightweight methods in the forms of PEFT and AdapterHub. The only place that knows methods by name.
 //! * [`generate`]: sampling with a key-value cache and continuous batching.
 //! * [`train`]: what the stages share: optimizer, schedule, order of examples, metrics, progress, the run's folder.
-//! * [`sft`], [`reward`], [`ppo`]: the three stages; [`sample`], [`score`], [`evaluate`]: what is asked of a model afterwards.
+//! * [`sft`], [`reward`], [`ppo`]: the three stages; [`sample`], [`score`], [`evaluate`], [`export`]: what is done with a model afterwards.
 //! * [`world`]: the generator of the data that ships with the project, and the rule by which its answers are judged.
 //!
 //! # From a row to a gradient step
@@ -41,7 +42,10 @@
 //! `[tokens, vocabulary]` is never held. A reward head sees one position an answer.
 //!
 //! **Roles share one base.** A [`model::Model`] is base weights, which several roles may share, with an adapter and a head of its own. With
-//! LoRA, PPO's policy, reference, reward and value models are four small adapters on one copy of the base.
+//! a lightweight method, PPO's policy, reference, reward and value models are four small adapters on one copy of the base.
+//!
+//! **Adapters declare, the transformer applies.** A method says what becomes of a linear, a norm, the embeddings, and which rows and keys stand before a document
+//! ([`model::adapter`]). So methods stack, a base's product is computed once for rows of different users, and the transformer knows none of them.
 //!
 //! **Bit for bit.** Reductions run over fixed chunks, so that the same seed gives the same bytes on any number of threads.
 //!
