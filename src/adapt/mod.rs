@@ -44,7 +44,7 @@ use peft::AdapterFiles;
 use prefix_tuning::PrefixTuning;
 use probing::Probing;
 use prompt_tuning::PromptTuning;
-pub use resolve::tokenizer_folder;
+pub use resolve::{architecture, refuse_encoder, tokenizer_folder};
 
 /// What is to be done with the weights that are read.
 #[derive(Debug, Clone, Copy)]
@@ -198,12 +198,7 @@ impl Bases {
 }
 
 fn check_language_model(base: &BaseModel, source: &Path) -> Result<()> {
-    if !base.architecture.causal {
-        bail!(
-            "{}: this is an encoder, which sees the text on both sides and cannot write answers; use it with `reward` or `sft --objective classification`, or give a language model",
-            source.display()
-        );
-    }
+    resolve::refuse_encoder(&base.architecture, source)?;
     if let Some(name) = output_name(&base.architecture)
         && base.weights.find(name).is_none()
     {

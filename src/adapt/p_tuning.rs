@@ -189,6 +189,13 @@ impl Adapter for PTuning {
         "p-tuning"
     }
 
+    fn note(&self) -> Option<String> {
+        let kept = self.virtual_rows() * self.shape.d_model;
+        Some(format!(
+            "what trains is an encoder; the virtual tokens that it makes, all that is needed afterwards, are {kept} numbers"
+        ))
+    }
+
     fn save(&self, folder: &Path, saving: &Saving) -> Result<()> {
         let (kind, layer) = match self.encoder {
             PromptEncoder::Mlp => ("MLP", "mlp_head.0.bias"),

@@ -175,6 +175,13 @@ impl Adapter for PrefixTuning {
         "prefix-tuning"
     }
 
+    fn note(&self) -> Option<String> {
+        let kept = self.prefix_rows() * 2 * self.shape.layers * self.shape.kv_width;
+        self.tensors.find(EMBEDDING).map(|_| {
+            format!("what trains is a perceptron; the prefix that it makes, all that is needed afterwards, is {kept} numbers")
+        })
+    }
+
     fn save(&self, folder: &Path, saving: &Saving) -> Result<()> {
         let hidden = self.tensors.find(PROJECTION[1]).map(|bias| bias.dims()[0]);
         let mut config = json!({

@@ -7,11 +7,28 @@ use serde_json::Value;
 use super::peft;
 use crate::bail;
 use crate::error::Result;
-use crate::model::folder::{STACK_FILE, read_json};
+use crate::model::architecture::Architecture;
+use crate::model::folder::{STACK_FILE, read_architecture, read_json};
 
 /// The folder whose tokenizer belongs to a model argument: its own, or its base model's.
 pub fn tokenizer_folder(folder: &Path) -> Result<PathBuf> {
     if folder.join("tokenizer.json").is_file() { Ok(folder.to_path_buf()) } else { Ok(resolve(folder, &[])?.0) }
+}
+
+/// What the base model of a model argument is.
+pub fn architecture(folder: &Path) -> Result<Architecture> {
+    Ok(read_architecture(&resolve(folder, &[])?.0)?.1)
+}
+
+/// Refuses an encoder where a language model is needed.
+pub fn refuse_encoder(architecture: &Architecture, source: &Path) -> Result<()> {
+    if !architecture.causal {
+        bail!(
+            "{}: this is an encoder, which sees the text on both sides and cannot write answers; use it with `reward` or `sft --objective classification`, or give a language model",
+            source.display()
+        );
+    }
+    Ok(())
 }
 
 /// The base folder and the adapter folders that a model argument and the adapters on top of it stand for.

@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod column;
 pub mod inspect;
+mod labels;
 mod layout;
 pub mod parquet;
 pub mod schema;

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use arrow::array::Array;
 
+use super::labels;
 use super::layout;
 use super::parquet::{ParquetRows, Rows};
 pub use super::scores::AnsweredRows;
@@ -169,7 +170,7 @@ pub fn names(pattern: &str, column: &str) -> Result<Vec<(Option<String>, Origin)
 
 /// The labelled texts in the files that `pattern` names; errors as for [`demonstrations`].
 pub fn labelled(pattern: &str) -> Result<impl Iterator<Item = Result<Labelled>> + use<>> {
-    records(pattern, layout::LABELLED_COLUMNS, layout::labelled)
+    records(pattern, labels::COLUMNS, labels::labelled)
 }
 
 /// The prompts in the files that `pattern` names; errors as for [`demonstrations`].

@@ -87,6 +87,35 @@ impl Tokenizer {
         Ok(TokenTree { prompt, answers: vec![Continuation { tokens, learned }] })
     }
 
+    /// A prompt with its answers for an encoder, to which each answer is the second text of a pair; no token is learned. The prompt is cut for the longest of
+    /// the answers.
+    pub fn answer_pairs(
+        &self,
+        prompt: Option<&Text>,
+        answers: &[Text],
+        origin: &Origin,
+        max_length: usize,
+        truncation: &mut Truncation,
+    ) -> Result<TokenTree> {
+        let mut tree = TokenTree::default();
+        let mut was_cut = false;
+        for answer in answers {
+            let pieces = self.pieces(prompt, answer).map_err(|error| at(origin, error))?;
+            let text = |learned: bool| -> String {
+                pieces.iter().filter(|piece| piece.learned == learned).map(|piece| piece.text.as_str()).collect()
+            };
+            let encoded = self.encode_pair(&text(false), Some(&text(true)), max_length);
+            let (first, tokens, cut) = encoded.map_err(|error| at(origin, error))?;
+            if tree.prompt.is_empty() || first.len() < tree.prompt.len() {
+                tree.prompt = first;
+            }
+            was_cut |= cut;
+            tree.answers.push(Continuation { learned: vec![false; tokens.len()], tokens });
+        }
+        truncation.answers += usize::from(was_cut);
+        Ok(tree)
+    }
+
     /// A prompt with the answers to be scored, as a tree; EOS is added only if `ending` says so.
     pub fn answered(
         &self,

@@ -94,7 +94,11 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
         run.show(format!("score {:.2}  kl {:.2}", of("objective/scores"), of("objective/kl")));
         run.step(step + 1, loss, tokens, &metrics)?;
     }
-    run.keep(total_steps, None, |folder| roles.policy.model.save(folder))?;
+    run.keep(total_steps, None, |folder| {
+        let Learner { model, optimizer } = &roles.policy;
+        model.save(folder)?;
+        if model.adapters().is_empty() { Ok(()) } else { optimizer.save(folder) }
+    })?;
     replace_folder_atomically(run.folder().join("value-model"), |folder| roles.value.model.save(folder))?;
     run.finish()
 }
@@ -132,14 +136,14 @@ impl Roles {
             head: Head::Scalar,
             seed: settings.common.seed,
         };
-        let mut learner = |role: &Role| -> Result<Learner> {
-            let model = bases.load(role)?;
-            let optimizer = Optimizer::new(model.trainable_parameters(), &settings.training.optimizer)?;
-            Ok(Learner { model, optimizer })
-        };
+        let model = bases.load(&policy)?;
+        let learner = Learner { optimizer: Optimizer::of(&model, method, &settings.model)?, model };
+        // The value model starts from the reward model, whose training is not its own.
+        let model = bases.load(&Role { training: Training::With(method), ..reward })?;
+        let optimizer = Optimizer::new(model.trainable_parameters(), &method.optimizer)?;
         Ok(Roles {
-            policy: learner(&policy)?,
-            value: learner(&Role { training: Training::With(method), ..reward })?,
+            policy: learner,
+            value: Learner { model, optimizer },
             reference: bases.load(&Role { training: Training::Frozen, ..policy })?,
             reward: bases.load(&reward)?,
         })

@@ -7,11 +7,11 @@ use candle_core::Device;
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 
-use crate::adapt::{Bases, Head, Role, Training};
+use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
 use crate::data::batch::{TokenTree, split_by_budget};
 use crate::data::inspect;
-use crate::data::schema;
+use crate::data::schema::{self, Demonstration, Ranking};
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
@@ -72,17 +72,18 @@ pub struct RankedTree {
 /// Runs the whole stage: reads, trains, evaluates, shifts, saves.
 pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     let common = &settings.common;
-    let tokenizer = Tokenizer::load(&crate::adapt::tokenizer_folder(&settings.model.model)?)?;
+    let reader = Reader::new(settings)?;
+    let tokenizer = &reader.tokenizer;
     let mut truncation = Truncation::default();
-    let (ranked, ties) = read(&settings.data, &tokenizer, common.max_length, &mut truncation)?;
+    let (ranked, ties) = reader.rankings(&settings.data, &mut truncation)?;
     if let Some(count) = settings.examples.inspect {
         for ranked in ranked.iter().take(count) {
-            println!("{}", inspect::inspect(&ranked.tree, &tokenizer)?);
+            println!("{}", inspect::inspect(&ranked.tree, tokenizer)?);
         }
         return Ok(None);
     }
     let (training, evaluation) = match &settings.examples.evaluation_data {
-        Some(pattern) => (ranked, read(pattern, &tokenizer, common.max_length, &mut Truncation::default())?.0),
+        Some(pattern) => (ranked, reader.rankings(pattern, &mut Truncation::default())?.0),
         None => order::split(ranked, settings.examples.evaluation_share, common.seed),
     };
     let role = Role {
@@ -106,11 +107,15 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
         plan = plan.line("left out", format!("{ties} prompts whose answers are one tie"));
     }
     // Read before the training, which a fault in them would make useless.
-    let zero_point = zero_point(settings, &training, &tokenizer)?;
+    let zero_point = zero_point(settings, &training, &reader)?;
     let mut run = Run::start(settings, common, &plan, total_steps)?;
-    let mut report = train(settings, &model, &training, &evaluation, &mut order, &mut run)?;
+    let mut optimizer = Optimizer::of(&model, &settings.training, &settings.model)?;
+    let mut report = train(settings, &model, &training, &evaluation, &mut order, &mut optimizer, &mut run)?;
     let mean = shift(&mut model, &zero_point, common.tokens_per_batch)?;
-    run.keep(total_steps, None, |folder| model.save(folder))?;
+    run.keep(total_steps, None, |folder| {
+        model.save(folder)?;
+        if model.adapters().is_empty() { Ok(()) } else { optimizer.save(folder) }
+    })?;
     if let Some(evaluation) = &mut report {
         evaluation.mean_reward -= mean;
         run.note(&evaluation.table());
@@ -120,13 +125,45 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     Ok(report)
 }
 
-/// Reads rankings as token trees, and says how many were left out because all their answers are one tie.
-fn read(
-    pattern: &str,
-    tokenizer: &Tokenizer,
+/// Reads examples in the way that the model wants them.
+struct Reader {
+    tokenizer: Tokenizer,
+    /// An encoder reads prompt and answer as a pair of texts.
+    is_encoder: bool,
     max_length: usize,
-    truncation: &mut Truncation,
-) -> Result<(Vec<RankedTree>, usize)> {
+}
+
+impl Reader {
+    fn new(settings: &RewardSettings) -> Result<Self> {
+        let tokenizer = Tokenizer::load(adapt::tokenizer_folder(&settings.model.model)?)?;
+        let is_encoder = !adapt::architecture(&settings.model.model)?.causal;
+        Ok(Reader { tokenizer, is_encoder, max_length: settings.common.max_length })
+    }
+
+    fn ranking(&self, ranking: &Ranking, truncation: &mut Truncation) -> Result<TokenTree> {
+        if !self.is_encoder {
+            return self.tokenizer.ranking(ranking, self.max_length, truncation);
+        }
+        let Ranking { prompt, responses, origin, .. } = ranking;
+        self.tokenizer.answer_pairs(Some(prompt), responses, origin, self.max_length, truncation)
+    }
+
+    fn demonstration(&self, demonstration: &Demonstration, truncation: &mut Truncation) -> Result<TokenTree> {
+        if !self.is_encoder {
+            return self.tokenizer.demonstration(demonstration, self.max_length, truncation);
+        }
+        let Demonstration { prompt, completion, origin } = demonstration;
+        let answers = std::slice::from_ref(completion);
+        self.tokenizer.answer_pairs(prompt.as_ref(), answers, origin, self.max_length, truncation)
+    }
+
+    /// Reads rankings as token trees, and says how many were left out because all their answers are one tie.
+    fn rankings(&self, pattern: &str, truncation: &mut Truncation) -> Result<(Vec<RankedTree>, usize)> {
+        read(pattern, |ranking| self.ranking(ranking, truncation))
+    }
+}
+
+fn read(pattern: &str, mut tree: impl FnMut(&Ranking) -> Result<TokenTree>) -> Result<(Vec<RankedTree>, usize)> {
     let (mut ranked, mut ties) = (Vec::new(), 0);
     for ranking in schema::rankings(pattern)? {
         let ranking = ranking?;
@@ -134,7 +171,7 @@ fn read(
             ties += 1;
             continue;
         }
-        let tree = tokenizer.ranking(&ranking, max_length, truncation)?;
+        let tree = tree(&ranking)?;
         ranked.push(RankedTree { tree, ranks: ranking.ranks, margin: ranking.margin.unwrap_or(0.0) });
     }
     if ranked.is_empty() {
@@ -151,17 +188,17 @@ fn train(
     ranked: &[RankedTree],
     evaluation: &[RankedTree],
     order: &mut Order,
+    optimizer: &mut Optimizer,
     run: &mut Run,
 ) -> Result<Option<RewardEvaluation>> {
     let (common, training) = (&settings.common, &settings.training);
     let total_steps = order.total_steps(settings.examples.epochs as f64, training.max_steps);
     let schedule = Schedule::new(&training.optimizer, training.learning_rate(LEARNING_RATE), total_steps);
-    let mut optimizer = Optimizer::new(model.trainable_parameters(), &training.optimizer)?;
     let evaluate_every = settings.examples.evaluate_every.unwrap_or(order.steps_per_epoch());
     let mut latest = None;
     for step in 0..total_steps {
         let chosen: Vec<&RankedTree> = order.step(step).iter().map(|&index| &ranked[index]).collect();
-        let (loss, agreement) = accumulate(model, &mut optimizer, &chosen, common, step as u64)?;
+        let (loss, agreement) = accumulate(model, optimizer, &chosen, common, step as u64)?;
         let learning_rate = schedule.learning_rate(step);
         let done = optimizer.step(learning_rate)?;
         let tokens = chosen.iter().map(|ranked| ranked.tree.tokens()).sum();
@@ -205,13 +242,13 @@ fn accumulate(
 }
 
 /// The trees whose mean reward becomes 0: the demonstrations, or the prompts with their best-ranked answers.
-fn zero_point(settings: &RewardSettings, ranked: &[RankedTree], tokenizer: &Tokenizer) -> Result<Vec<TokenTree>> {
+fn zero_point(settings: &RewardSettings, ranked: &[RankedTree], reader: &Reader) -> Result<Vec<TokenTree>> {
     let Some(pattern) = &settings.demonstrations else {
         return Ok(ranked.iter().map(best_answers).collect());
     };
     let mut truncation = Truncation::default();
     schema::demonstrations(pattern)?
-        .map(|demonstration| tokenizer.demonstration(&demonstration?, settings.common.max_length, &mut truncation))
+        .map(|demonstration| reader.demonstration(&demonstration?, &mut truncation))
         .collect()
 }
 

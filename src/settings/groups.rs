@@ -82,6 +82,10 @@ pub struct TrainingSettings {
     /// prompt-tuning, p-tuning, prefix-tuning, p-tuning-v2, adapters, ia3
     #[arg(long, help_heading = TRAINING, default_value = "full")]
     pub method: Methods,
+    /// Go on with the optimizer's moments that lie beside the adapter that is trained further
+    #[arg(long, help_heading = TRAINING)]
+    #[serde(default)]
+    pub resume_optimizer: bool,
     /// Stop after this many optimizer steps
     #[arg(long, help_heading = TRAINING, value_parser = at_least_one)]
     pub max_steps: Option<usize>,

@@ -9,7 +9,8 @@ use std::collections::HashMap;
 use candle_core::Tensor;
 use rand::Rng;
 
-use super::classification::{Example, Predictions, accumulate_pooled, log_softmax};
+use super::classification::{Example, accumulate_pooled, log_softmax};
+use super::confusion::Predictions;
 use super::{LEARNING_RATE, SftSettings};
 use crate::error::Result;
 use crate::model::Model;

@@ -26,6 +26,7 @@ use crate::train::run::Run;
 
 pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let common = &settings.common;
+    adapt::refuse_encoder(&adapt::architecture(&settings.model.model)?, &settings.model.model)?;
     let tokenizer = tokenizer(settings)?;
     let (trees, truncation) = read(&settings.data, &tokenizer, common.max_length)?;
     if let Some(count) = settings.examples.inspect {

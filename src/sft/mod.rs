@@ -1,6 +1,7 @@
 //! Supervised fine-tuning: demonstrations to cross-entropy over tokens, or labelled texts to cross-entropy over classes.
 
 pub mod classification;
+mod confusion;
 mod control_task;
 pub mod language_modelling;
 
@@ -118,7 +119,7 @@ fn train(
     let training = &settings.training;
     let total_steps = order.total_steps(settings.examples.epochs as f64, training.max_steps);
     let schedule = Schedule::new(&training.optimizer, training.learning_rate(LEARNING_RATE), total_steps);
-    let mut optimizer = Optimizer::new(model.trainable_parameters(), &training.optimizer)?;
+    let mut optimizer = Optimizer::of(model, training, &settings.model)?;
     let evaluate_every = settings.examples.evaluate_every.unwrap_or(order.steps_per_epoch());
     let mut report = SftReport { steps: total_steps, ..SftReport::NOTHING };
     for step in 0..total_steps {
@@ -141,7 +142,11 @@ fn train(
             run.evaluation(step + 1, &evaluation)?;
             report.evaluation_loss = Some(*loss);
         }
-        run.keep(step + 1, report.evaluation_loss, &save)?;
+        run.keep(step + 1, report.evaluation_loss, |folder| {
+            save(folder)?;
+            // What an adapter needs to train on; of full weights it would be twice the model.
+            if model.adapters().is_empty() { Ok(()) } else { optimizer.save(folder) }
+        })?;
     }
     Ok(report)
 }

@@ -1,14 +1,16 @@
 //! AdamW over a model's trainable parameters, with gradients summed over micro-batches and clipped by their global norm.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
 use crate::error::Result;
-use crate::model::adapter;
+use crate::model::{Model, adapter, weight_files};
 use crate::ops::adamw::{AdamwState, AdamwStep, adamw, add_in_place, squared_norm};
-use crate::settings::OptimizerSettings;
+use crate::settings::{ModelSettings, OptimizerSettings, TrainingSettings};
 
 /// The optimizer of one model: its parameters, the sum of their gradients, and AdamW's moments.
 ///
@@ -31,6 +33,12 @@ struct Parameter {
     /// The steps that changed it, which AdamW's correction of its moments counts.
     updates: u64,
 }
+
+/// The file of an optimizer's moments, beside the adapter that they are of.
+const FILE: &str = "optimizer.safetensors";
+const FIRST: &str = "first_moment";
+const SECOND: &str = "second_moment";
+const UPDATES: &str = "updates";
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -65,6 +73,65 @@ impl Optimizer {
             crate::bail!("two parameters to train have the name {}", pair[0].name);
         }
         Ok(Optimizer { parameters, settings: settings.clone(), skipped_steps: 0 })
+    }
+
+    /// The optimizer of what trains in a model; with `--resume-optimizer` it goes on from the moments beside the adapter that was given.
+    pub fn of(model: &Model, training: &TrainingSettings, given: &ModelSettings) -> Result<Self> {
+        let mut optimizer = Self::new(model.trainable_parameters(), &training.optimizer)?;
+        if training.resume_optimizer {
+            optimizer.restore(given.adapter.last().unwrap_or(&given.model))?;
+        }
+        Ok(optimizer)
+    }
+
+    /// Writes the moments into a folder.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        let mut tensors = BTreeMap::new();
+        for Parameter { name, variable, moments, updates, .. } in &self.parameters {
+            let device = variable.device();
+            for (part, values) in [(FIRST, &moments.first_moment), (SECOND, &moments.second_moment)] {
+                // A parameter that no gradient has reached has none.
+                if !values.is_empty() {
+                    let tensor = Tensor::from_slice(values, variable.shape(), device)?;
+                    tensors.insert(format!("{name}.{part}"), tensor);
+                }
+            }
+            tensors.insert(format!("{name}.{UPDATES}"), Tensor::new(&[*updates as f32], device)?);
+        }
+        weight_files::write_file(&folder.join(FILE), &tensors, DType::F32)
+    }
+
+    fn restore(&mut self, folder: &Path) -> Result<()> {
+        let path = folder.join(FILE);
+        if !path.is_file() {
+            crate::bail!(
+                "{}: there is no such file, so --resume-optimizer has nothing to go on from; leave the flag out",
+                path.display()
+            );
+        }
+        let mut tensors = weight_files::read_file(&path, &Device::Cpu)?;
+        for Parameter { name, variable, moments, updates, .. } in &mut self.parameters {
+            let Some(count) = tensors.remove(&format!("{name}.{UPDATES}")) else {
+                crate::bail!(
+                    "{}: holds nothing of \"{name}\", which trains now; leave --resume-optimizer out",
+                    path.display()
+                );
+            };
+            *updates = count.to_vec1::<f32>()?[0] as u64;
+            for (part, values) in [(FIRST, &mut moments.first_moment), (SECOND, &mut moments.second_moment)] {
+                let Some(tensor) = tensors.remove(&format!("{name}.{part}")) else { continue };
+                if tensor.dims() != variable.dims() {
+                    crate::bail!(
+                        "{}: tensor \"{name}.{part}\" has shape {:?}, expected {:?}; leave --resume-optimizer out",
+                        path.display(),
+                        tensor.dims(),
+                        variable.dims()
+                    );
+                }
+                *values = tensor.flatten_all()?.to_vec1()?;
+            }
+        }
+        Ok(())
     }
 
     /// Adds a micro-batch's gradients to those of the step. Its loss is to be weighted by the caller, as the sum over the step's
@@ -137,7 +204,6 @@ impl fmt::Debug for Optimizer {
 mod tests {
     use super::*;
     use crate::settings::ScheduleShape;
-    use candle_core::Device;
 
     fn settings() -> OptimizerSettings {
         OptimizerSettings {
@@ -293,6 +359,29 @@ mod tests {
         both.accumulate(&gradients(&[(&plain, &[0.5]), (&scaled, &[0.5])])).unwrap();
         both.step(0.1).unwrap();
         assert!((3.0 * (1.0 - values(&plain)[0]) - (1.0 - values(&scaled)[0])).abs() < 1e-6);
+    }
+
+    #[test]
+    fn moments_that_are_saved_and_restored_go_on_as_if_nothing_had_been() {
+        let folder = tempfile::tempdir().unwrap();
+        let steps = |restored: bool| {
+            let weight = variable(&[0.5, -1.0], &[1, 2]);
+            let mut optimizer = optimizer(&[("weight", &weight)]);
+            for (step, gradient) in [[0.1f32, 0.2], [-0.3, 0.1], [0.2, 0.2]].iter().enumerate() {
+                if restored && step == 2 {
+                    optimizer.save(folder.path()).unwrap();
+                    optimizer = super::tests::optimizer(&[("weight", &weight)]);
+                    optimizer.restore(folder.path()).unwrap();
+                }
+                optimizer.accumulate(&gradients(&[(&weight, gradient)])).unwrap();
+                optimizer.step(0.1).unwrap();
+            }
+            values(&weight)
+        };
+        assert_eq!(steps(true), steps(false));
+        let other = variable(&[1.0], &[1]);
+        let error = optimizer(&[("other", &other)]).restore(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("holds nothing of \"other\""), "{error}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod chat_templates;
+mod classification;
 mod common;
 mod data;
 mod golden;

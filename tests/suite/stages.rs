@@ -35,11 +35,13 @@ fn stages(bench: &Workbench, method: &str, rate: f64, ppo_rate: f64) {
     assert!(end < start, "{method}, sft: the loss went from {start} to {end}");
 
     bench.succeed(&format!(
-        "sft --model {} --data demonstrations.parquet --output {} --evaluation-share 0 --epochs 4 --batch-size 4 {}",
+        "sft --model {} --data demonstrations.parquet --output {} --evaluation-share 0 --epochs 4 --batch-size 4 {} {}",
         run("sft"),
         run("again"),
-        more(0.3 * rate)
+        more(0.3 * rate),
+        if name == "full" { "" } else { "--resume-optimizer" }
     ));
+    assert!(name == "full" || bench.path(&run("sft")).join("optimizer.safetensors").is_file());
     let resumed = first(bench, &run("again"), "loss");
     assert!(resumed < 0.5 * (start + end), "{method}, sft again: starts at {resumed}, had come from {start} to {end}");
     let tensors = |run: &str| -> Vec<String> {
