@@ -284,7 +284,15 @@ impl Model {
 
     /// The reward of every answer of a batch, `[answers]`.
     pub fn rewards(&self, hidden: &Tensor, batch: &Batch) -> Result<Tensor> {
-        Ok(self.classes(hidden, batch)?.squeeze(1)?)
+        let rewards = self.classes(hidden, batch)?; // [answers, 1]
+        if rewards.dim(1)? != 1 {
+            bail!(
+                "{}: its head says {} numbers of a text, a reward is one; give a reward model",
+                self.folder.path.display(),
+                rewards.dim(1)?
+            );
+        }
+        Ok(rewards.squeeze(1)?)
     }
 
     /// The head's numbers for every answer of a batch, `[answers, labels]`; each by the head of its own stack, where that has one.

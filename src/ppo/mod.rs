@@ -22,6 +22,7 @@ use crate::error::Result;
 use crate::files::replace_folder_atomically;
 use crate::generate::{MOST_ACTIVE, PromptTokens, generate};
 use crate::model::Model;
+use crate::settings::Pooling;
 use crate::train::optimizer::Optimizer;
 use crate::train::order::Order;
 use crate::train::plan::{Examples, training_plan};
@@ -62,6 +63,7 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
         return Ok(());
     }
     let mut roles = Roles::load(settings)?;
+    roles.check(settings)?;
     let longest = prompts.iter().map(|prompt| prompt.len() + settings.sampling.response_length).max();
     for model in [&roles.policy.model, &roles.reward] {
         tokenizer.fits(model.architecture().vocabulary)?;
@@ -78,7 +80,7 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
     let plan = training_plan("ppo", &models, common, training, &examples, cached_tokens)
         .line("reward model", settings.reward_model.display())
         .line("updates", format!("{total_steps} of {} episodes", training.batch_size));
-    let mut run = Run::start(settings, common, &plan, total_steps)?;
+    let mut run = Run::start(&settings.resolved(), common, &plan, total_steps)?;
     let peak = training.learning_rate(LEARNING_RATE);
     let schedule = Schedule::new(&training.optimizer, peak, total_steps);
     let value_peak = settings.value_learning_rate.unwrap_or(peak);
@@ -147,6 +149,18 @@ impl Roles {
             reference: bases.load(&Role { training: Training::Frozen, ..policy })?,
             reward: bases.load(&reward)?,
         })
+    }
+
+    /// Refuses a reward model from which no value model can start: that has to say something after every token.
+    fn check(&self, settings: &PpoSettings) -> Result<()> {
+        let reads_last = self.reward.head().is_some_and(|head| head.form.pooling == Pooling::Last);
+        if !self.reward.architecture().causal || !reads_last {
+            bail!(
+                "{}: this reward model reads a text as a whole (an encoder, or a head on its first token or mean), and ppo's value model, which starts from it, has to read token by token; train one from a language model without --pooling",
+                settings.reward_model.display()
+            );
+        }
+        Ok(())
     }
 
     /// Samples an answer to each prompt and finds out everything about it that an update needs.

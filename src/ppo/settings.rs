@@ -81,6 +81,11 @@ pub struct PpoSettings {
 }
 
 impl PpoSettings {
+    /// With everything that is left to a default, as it is recorded.
+    pub fn resolved(&self) -> Self {
+        PpoSettings { training: self.training.resolved(LEARNING_RATE), ..self.clone() }
+    }
+
     /// Refuses settings that do not fit each other.
     pub fn check(&self) -> Result<()> {
         self.sampling.check()?;

@@ -58,6 +58,13 @@ pub struct RewardSettings {
     pub training: TrainingSettings,
 }
 
+impl RewardSettings {
+    /// With everything that is left to a default, as it is recorded.
+    fn resolved(&self) -> Self {
+        RewardSettings { training: self.training.resolved(LEARNING_RATE), ..self.clone() }
+    }
+}
+
 /// A prompt with its ranked answers, as tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RankedTree {
@@ -108,7 +115,7 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     }
     // Read before the training, which a fault in them would make useless.
     let zero_point = zero_point(settings, &training, &reader)?;
-    let mut run = Run::start(settings, common, &plan, total_steps)?;
+    let mut run = Run::start(&settings.resolved(), common, &plan, total_steps)?;
     let mut optimizer = Optimizer::of(&model, &settings.training, &settings.model)?;
     let mut report = train(settings, &model, &training, &evaluation, &mut order, &mut optimizer, &mut run)?;
     let mean = shift(&mut model, &zero_point, common.tokens_per_batch)?;

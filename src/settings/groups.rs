@@ -154,6 +154,11 @@ impl TrainingSettings {
     pub fn learning_rate(&self, full: f64) -> f64 {
         self.learning_rate.unwrap_or_else(|| self.method.learning_rate(full))
     }
+
+    /// The same with the learning rate that they stand for, as it is recorded.
+    pub fn resolved(&self, full: f64) -> Self {
+        TrainingSettings { learning_rate: Some(self.learning_rate(full)), ..self.clone() }
+    }
 }
 
 /// The help of a program's `--learning-rate`, for its `#[command(mut_arg("learning_rate", learning_rate_help(full)))]`.

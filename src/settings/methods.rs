@@ -92,7 +92,9 @@ impl Methods {
 
     /// The default learning rate of a program whose default for full weights is `full`: that of the first method.
     pub fn learning_rate(&self, full: f64) -> f64 {
-        full * self.0[0].learning_rate_factor()
+        let rate = full * self.0[0].learning_rate_factor();
+        // As people write it: 0.003 and not 0.0030000000000000005.
+        format!("{rate:.5e}").parse().unwrap_or(rate)
     }
 
     /// What the learning rate of one of several methods is multiplied with, so that each has its own.

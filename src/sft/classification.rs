@@ -73,7 +73,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let plan = training_plan("sft", &[&model], common, &settings.training, &examples, 0)
         .line("classes", format!("{}: {}", data.labels.len(), data.labels.join(", ")));
     let total_steps = order.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
-    let mut run = Run::start(settings, common, &plan, total_steps)?;
+    let mut run = Run::start(&settings.resolved(), common, &plan, total_steps)?;
     let save = |folder: &Path| {
         model.save(folder)?;
         tokenizer.save(folder)
@@ -163,7 +163,8 @@ fn with_words(
     record: &Labelled,
     truncation: &mut Truncation,
 ) -> Result<TokenTree> {
-    let Some((before, after)) = settings.label_template.split_once("{label}") else {
+    let template = settings.label_template.replace("\\n", "\n");
+    let Some((before, after)) = template.split_once("{label}") else {
         bail!("--label-template \"{}\": there is no {{label}} in it", settings.label_template);
     };
     let text = match &record.pair {

@@ -56,7 +56,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let examples = Examples { what, training: count, evaluation: evaluation.len(), tokens, truncation };
     let plan = training_plan("sft", &[&model], common, &settings.training, &examples, 0);
     let total_steps = order.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
-    let mut run = Run::start(settings, common, &plan, total_steps)?;
+    let mut run = Run::start(&settings.resolved(), common, &plan, total_steps)?;
     let save = |folder: &Path| {
         model.save(folder)?;
         // In the folder already, unless it was made for this run.

@@ -46,8 +46,8 @@ pub struct SftSettings {
     #[arg(long, value_name = "WORD", value_delimiter = ',')]
     #[serde(default)]
     pub label_words: Vec<String>,
-    /// How a text and its label's word make a text for the language model
-    #[arg(long, value_name = "TEXT", default_value = "{text}\nLabel: {label}")]
+    /// How a text and its label's word make a text for the language model; \n stands for a line break
+    #[arg(long, value_name = "TEXT", default_value = "{text}\\nLabel: {label}")]
     pub label_template: String,
     /// How it goes through them.
     #[command(flatten)]
@@ -61,6 +61,13 @@ pub struct SftSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub training: TrainingSettings,
+}
+
+impl SftSettings {
+    /// With everything that is left to a default, as it is recorded.
+    fn resolved(&self) -> Self {
+        SftSettings { training: self.training.resolved(LEARNING_RATE), ..self.clone() }
+    }
 }
 
 /// What is learned.

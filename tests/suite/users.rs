@@ -99,6 +99,25 @@ fn each_row_is_scored_and_answered_with_its_own_users_adapter() {
 }
 
 #[test]
+fn adapters_named_on_the_command_line_stand_on_top_of_each_other() {
+    let (bench, _) = workbench();
+    let score = |model: &str, output: &str| {
+        bench.succeed(&format!("score --model {model} --data mine.parquet --output {output}.parquet --quiet"));
+        numbers(&bench, &format!("{output}.parquet"), "log_prob")
+    };
+    let (ann, bob) = (score("ann", "a"), score("bob", "b"));
+    let both = score("base --adapter ann,bob", "ab");
+    // An adapter on top of an adapter's folder is the same; a prefix and an update of linears do not mind their order.
+    assert_eq!(both, score("ann --adapter bob", "a-b"));
+    let reversed = score("base --adapter bob --adapter ann", "ba");
+    assert!(both.iter().zip(&reversed).all(|(a, b)| (a - b).abs() < 1e-4));
+    assert!((0..12).any(|row| (both[row] - ann[row]).abs() > 0.01 && (both[row] - bob[row]).abs() > 0.01));
+    // A stack's folder is made of its adapters' folders.
+    let parts = score("base --adapter eve/1-adapters,eve/2-prompt-tuning", "parts");
+    assert_eq!(parts, score("eve", "eve"));
+}
+
+#[test]
 fn an_exported_model_answers_as_the_model_with_its_adapters() {
     let (bench, _) = workbench();
     let printed = bench.succeed("export --model ann --output plain --quiet");
