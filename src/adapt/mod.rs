@@ -161,7 +161,10 @@ impl Bases {
         let found = match in_adapters {
             Some(head) => Some(head),
             None => {
-                head::Head::find(architecture, Form::read(&base.folder.path)?, |name| base.weights.find(name).cloned())
+                let found = head::Head::find(architecture, Form::read(&base.folder.path)?, |name| {
+                    base.weights.find(name).cloned()
+                });
+                found.map(|head| head.with_labels_of(&base.folder.config))
             }
         };
         let labels = match role.head {
@@ -171,6 +174,9 @@ impl Bases {
         };
         if let Some(head) = found {
             head.check(architecture, labels, source)?;
+            if let Head::Classes(labels) = role.head {
+                head.check_labels(labels, source)?;
+            }
             return Ok(Some(head));
         }
         let names = match role.head {

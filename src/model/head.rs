@@ -6,6 +6,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::adapter::Parameter;
 use super::architecture::{Architecture, HeadForm, Pooling};
@@ -171,6 +172,34 @@ impl Head {
                 source.display(),
                 self.out.name,
                 self.labels()
+            );
+        }
+        Ok(())
+    }
+
+    /// The head with the labels' names that a `config.json` of `transformers` gives them, where it has none of its own.
+    pub fn with_labels_of(mut self, config: &Value) -> Self {
+        let names = config.get("id2label").and_then(Value::as_object);
+        let name = |index: usize| names?.get(&index.to_string())?.as_str().map(String::from);
+        let names: Option<Vec<String>> = (0..self.labels()).map(name).collect();
+        // `LABEL_0` is what `transformers` calls a label without a name.
+        if let Some(names) = names.filter(|names| names.iter().any(|name| !name.starts_with("LABEL_")))
+            && self.form.labels.is_empty()
+        {
+            self.form.labels = names;
+        }
+        self
+    }
+
+    /// Refuses classes that are not those of the head, in its order.
+    pub fn check_labels(&self, labels: &[String], source: &Path) -> Result<()> {
+        if !self.form.labels.is_empty() && self.form.labels != labels {
+            bail!(
+                "{}: its head tells the classes {} apart, in this order; the run has {}; give --labels {}, or a model without a head",
+                source.display(),
+                self.form.labels.join(", "),
+                labels.join(", "),
+                self.form.labels.join(",")
             );
         }
         Ok(())

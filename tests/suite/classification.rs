@@ -103,6 +103,14 @@ fn classes_are_learned_by_a_head_and_by_words_with_full_weights_and_lightweight_
     // What was saved goes on with the same head: hardly any step is needed.
     let again = classify(&bench, "again", &format!("--model lora {lora} --max-steps 1"));
     assert_eq!(again["accuracy"], evaluation(&bench, "lora")["accuracy"]);
+    for model in ["lora", "full"] {
+        let line = "sft --objective classification --data train.parquet --output out --labels warm,cold --model";
+        let error = String::from_utf8(bench.run(&format!("{line} {model}")).stderr).unwrap();
+        assert!(
+            error.contains("the classes cold, warm apart, in this order") && error.contains("--labels cold,warm"),
+            "{error}"
+        );
+    }
     bench.succeed("sft --objective classification --model bert --data train-pairs.parquet --evaluation-data test-pairs.parquet --output pairs --learning-rate 3e-3 --epochs 30 --batch-size 8 --quiet");
     assert!(evaluation(&bench, "pairs")["accuracy"].as_f64() >= Some(0.9));
 }

@@ -99,6 +99,46 @@ fn each_row_is_scored_and_answered_with_its_own_users_adapter() {
 }
 
 #[test]
+fn evaluation_prompts_are_answered_with_their_own_users_adapter() {
+    let bench = Workbench::new();
+    let world = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
+    let base = world.join("base").display().to_string();
+    let demonstrations = world.join("demonstrations-test.parquet").display().to_string();
+    bench.succeed(&format!(
+        "sft --model {base} --data {demonstrations} --output ann --method lora --learning-rate 5e-3 --max-steps 10 --evaluation-share 0 --quiet"
+    ));
+    let file = world.join("evaluation.parquet").display().to_string();
+    let batch = ParquetRows::open(&file).unwrap().next().unwrap().unwrap().batch.slice(0, 16);
+    let who: ArrayRef =
+        Arc::new(StringArray::from((0..16).map(|row| (row % 2 == 0).then_some("ann")).collect::<Vec<_>>()));
+    let mut columns: Vec<(&str, ArrayRef)> = vec![("who", who)];
+    let schema = batch.schema();
+    columns.extend(
+        schema.fields().iter().zip(batch.columns()).map(|(field, column)| (field.name().as_str(), column.clone())),
+    );
+    parquet::write(bench.path("cases.parquet"), &table(columns)).unwrap();
+    let evaluate = |model: &str, output: &str, more: &str| -> Vec<String> {
+        bench.succeed(&format!(
+            "evaluate --models m={model} --data cases.parquet --output {output} --response-length 16 --quiet {more}"
+        ));
+        let path = bench.path(&format!("{output}/answers.parquet")).display().to_string();
+        let batches = ParquetRows::open(&path).unwrap().map(|rows| rows.unwrap().batch);
+        let texts = |batch: arrow::array::RecordBatch| -> Vec<String> {
+            let column = batch.column_by_name("response").unwrap().clone();
+            let column = arrow::compute::cast(&column, &arrow::datatypes::DataType::Utf8).unwrap();
+            column.as_string::<i32>().iter().map(|text| text.unwrap().to_string()).collect()
+        };
+        batches.flat_map(texts).collect()
+    };
+    let (plain, adapted) = (evaluate(&base, "plain", ""), evaluate("ann", "adapted", ""));
+    let mixed = evaluate(&base, "mixed", "--adapters ann=ann --adapter-column who");
+    assert_ne!(plain, adapted);
+    for row in 0..16 {
+        assert_eq!(mixed[row], if row % 2 == 0 { &adapted } else { &plain }[row], "row {row}");
+    }
+}
+
+#[test]
 fn adapters_named_on_the_command_line_stand_on_top_of_each_other() {
     let (bench, _) = workbench();
     let score = |model: &str, output: &str| {
