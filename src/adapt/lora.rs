@@ -105,7 +105,7 @@ impl Lora {
 
     fn add(&mut self, linear: &targets::TargetLinear, base: &Base) -> Result<()> {
         let name = &linear.name;
-        let rank = targets::patterned(&self.settings.rank_pattern, name, self.settings.lora_r as f64)? as usize;
+        let rank = self.rank(name)?;
         let scale = self.scale(name, rank)?;
         let weight = base.model.weights().get(&format!("{name}.weight"))?; // [d_out, d_in]
         let (down, up) = initial::update(self.settings.init_lora_weights, &weight, name, rank, scale, base.seed)?;
@@ -123,6 +123,14 @@ impl Lora {
         Ok(())
     }
 
+    fn rank(&self, name: &str) -> Result<usize> {
+        let rank = targets::patterned(&self.settings.rank_pattern, name, self.settings.lora_r as f64)?;
+        if rank.fract() != 0.0 || rank > 1e6 {
+            bail!("--rank-pattern: the rank of \"{name}\" is {rank}, expected a whole number, 1 or more");
+        }
+        Ok(rank as usize)
+    }
+
     /// `s`: `alpha / r`, or `alpha / sqrt(r)` with rsLoRA.
     fn scale(&self, name: &str, rank: usize) -> Result<f64> {
         let alpha = targets::patterned(&self.settings.alpha_pattern, name, self.settings.lora_alpha)?;
@@ -134,7 +142,7 @@ impl Lora {
     fn add_embedding(&mut self, base: &Base) -> Result<()> {
         let architecture = base.architecture();
         let name = self.embedding.clone();
-        let rank = targets::patterned(&self.settings.rank_pattern, &name, self.settings.lora_r as f64)? as usize;
+        let rank = self.rank(&name)?;
         let down = Tensor::zeros((rank, architecture.vocabulary), DType::F32, base.device())?;
         let mut stream = base.stream(&format!("{name}.lora_embedding_B"));
         let up = crate::random::normal(&mut stream, &[architecture.d_model, rank], 1.0, base.device())?;

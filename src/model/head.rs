@@ -153,16 +153,17 @@ impl Head {
 
     /// Refuses a head that does not fit the model, or has not this many labels where a number is asked for.
     pub fn check(&self, architecture: &Architecture, labels: Option<usize>, source: &Path) -> Result<()> {
-        let d_model = architecture.d_model;
-        let inner = self.dense.as_ref().map_or(d_model, |dense| dense.weight.dims()[0]);
-        let first = self.dense.as_ref().unwrap_or(&self.out);
-        if first.weight.rank() != 2 || first.weight.dims()[1] != d_model || self.out.weight.dims()[1] != inner {
-            bail!(
-                "{}: tensor \"{}.weight\" has shape {:?}, expected hidden states of width {d_model}; this head belongs to another base model",
-                source.display(),
-                first.name,
-                first.weight.dims()
-            );
+        let mut width = architecture.d_model;
+        for Layer { name, weight, bias, .. } in self.layers() {
+            let fits = weight.rank() == 2 && weight.dims()[1] == width;
+            if !fits || bias.as_ref().is_some_and(|bias| bias.dims() != &weight.dims()[..1]) {
+                bail!(
+                    "{}: tensor \"{name}.weight\" has shape {:?}, expected [.., {width}] and a bias that fits it; this head belongs to another base model",
+                    source.display(),
+                    weight.dims()
+                );
+            }
+            width = weight.dims()[0];
         }
         if let Some(labels) = labels
             && self.labels() != labels

@@ -133,8 +133,8 @@ fn evaluation_prompts_are_answered_with_their_own_users_adapter() {
     let (plain, adapted) = (evaluate(&base, "plain", ""), evaluate("ann", "adapted", ""));
     let mixed = evaluate(&base, "mixed", "--adapters ann=ann --adapter-column who");
     assert_ne!(plain, adapted);
-    for row in 0..16 {
-        assert_eq!(mixed[row], if row % 2 == 0 { &adapted } else { &plain }[row], "row {row}");
+    for (row, found) in mixed.iter().enumerate() {
+        assert_eq!(*found, if row % 2 == 0 { &adapted } else { &plain }[row], "row {row}");
     }
 }
 
