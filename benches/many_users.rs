@@ -9,7 +9,7 @@ use clap::Parser;
 use mimalloc::MiMalloc;
 use rlhf::adapt::{Bases, Head, Role, Training};
 use rlhf::data::batch::{Batch, Continuation, TokenTree};
-use rlhf::generate::{PromptTokens, SamplingSettings, generate};
+use rlhf::generate::{PromptTokens, SamplingSettings, Stop, generate};
 use rlhf::model::Model;
 use rlhf::model::adapter::Pass;
 use rlhf::random;
@@ -75,7 +75,7 @@ fn seconds(model: &Model, stack: impl Fn(usize) -> usize) -> rlhf::Result<[f64; 
         (0..USERS).map(|row| PromptTokens { tokens: tokens(row, PROMPT), stack: stack(row) }).collect();
     let settings = SamplingSettings { response_length: RESPONSE, ..SamplingSettings::default() };
     let started = Instant::now();
-    generate(model, &prompts, 1, &settings, &[], 1, 0)?;
+    generate(model, &prompts, 1, &settings, Stop::default(), 1, 0)?;
     Ok([scored, started.elapsed().as_secs_f64()])
 }
 

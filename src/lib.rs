@@ -65,6 +65,7 @@ pub mod ops;
 pub mod ppo;
 pub mod random;
 pub mod reward;
+pub mod rewards;
 pub mod sample;
 pub mod score;
 pub mod settings;

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, ListBuilder, RecordBatch, StringArray, StringBuilder, StructBuilder};
-use arrow::datatypes::{DataType, Field, Fields};
+use arrow::array::{ArrayRef, ListBuilder, RecordBatch, StringBuilder};
 use candle_core::Device;
 use clap::{Arg, Parser};
 use serde::{Deserialize, Serialize};
@@ -12,10 +11,11 @@ use crate::adapt::{self, Bases, Head, Role, Training, users};
 use crate::bail;
 use crate::data::parquet::{ParquetRows, ParquetWriter};
 use crate::data::schema::{self, Prompt, Text};
+use crate::data::text_column::text_column;
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::error::{Error, Result};
-use crate::generate::{PromptTokens, SamplingSettings, generate};
+use crate::generate::{PromptTokens, SamplingSettings, Stop, generate};
 use crate::model::Model;
 use crate::settings::{CommonSettings, ModelSettings, NamedFolder, UserSettings, at_least_one};
 use crate::train::plan::Plan;
@@ -214,7 +214,7 @@ impl<'a> Sampler<'a> {
         let mut all = Vec::with_capacity(prompts.len());
         for group in prompts.chunks(self.prompts_a_call(prompts)) {
             let first = ((first + all.len()) * self.answers) as u64;
-            let stop = self.tokenizer.stop_tokens();
+            let stop = Stop::at(self.tokenizer.stop_tokens());
             let answers = generate(self.model, group, self.answers, &self.settings, stop, self.seed, first)?;
             for (prompt, answers) in group.iter().zip(answers) {
                 let tokens: usize = answers.iter().map(|answer| answer.tokens.len()).sum();
@@ -247,7 +247,7 @@ struct Output<'a> {
 impl Output<'_> {
     fn write(&mut self, prompts: &[Prompt], answers: &[Vec<Sampled>]) -> Result<()> {
         let texts: Vec<&Text> = prompts.iter().map(|prompt| &prompt.prompt).collect();
-        let Some(column) = prompt_column(&texts) else { return Err(self.mixed()) };
+        let Some(column) = text_column(&texts) else { return Err(self.mixed()) };
         let mut responses = ListBuilder::new(StringBuilder::new());
         for answers in answers {
             responses.append_value(answers.iter().map(|answer| Some(&answer.text)));
@@ -277,32 +277,6 @@ impl Output<'_> {
     fn finish(self) -> Result<()> {
         self.writer.map_or(Ok(()), |(writer, _)| writer.finish())
     }
-}
-
-/// A column of prompts in the form in which they were read: strings or lists of messages. `None` where the two are mixed.
-fn prompt_column(prompts: &[&Text]) -> Option<ArrayRef> {
-    if let [Text::Plain(_), ..] = prompts {
-        let plain = |text: &&Text| match text {
-            Text::Plain(text) => Some(text.clone()),
-            Text::Messages(_) => None,
-        };
-        let texts: Vec<String> = prompts.iter().map(plain).collect::<Option<_>>()?;
-        return Some(Arc::new(StringArray::from(texts)));
-    }
-    let field = |name: &str| Field::new(name, DataType::Utf8, true);
-    let fields = Fields::from(vec![field("role"), field("content")]);
-    let mut column = ListBuilder::new(StructBuilder::from_fields(fields, 0));
-    for prompt in prompts {
-        let Text::Messages(messages) = prompt else { return None };
-        for message in messages {
-            for (index, text) in [&message.role, &message.content].into_iter().enumerate() {
-                column.values().field_builder::<StringBuilder>(index)?.append_value(text);
-            }
-            column.values().append(true);
-        }
-        column.append(true);
-    }
-    Some(Arc::new(column.finish()))
 }
 
 #[cfg(test)]

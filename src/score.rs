@@ -221,21 +221,6 @@ pub fn scores(
     })
 }
 
-/// The reward of every answer of every tree, under a model with a scalar head.
-pub fn reward_scores(model: &Model, trees: &[TokenTree], tokens_per_batch: usize) -> Result<Vec<Vec<f64>>> {
-    over_batches(
-        model,
-        (trees, &vec![0; trees.len()]),
-        tokens_per_batch,
-        |_| {},
-        |batch| {
-            let hidden = model.hidden(batch, &Pass::default())?; // [tokens, d_model]
-            let rewards: Vec<f32> = model.rewards(&hidden, batch)?.to_vec1()?; // [answers]
-            Ok(rewards.into_iter().map(f64::from).collect())
-        },
-    )
-}
-
 /// Packs the trees into batches, reads one value an answer from each, and gives each tree its own.
 fn over_batches<T>(
     model: &Model,

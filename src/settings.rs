@@ -45,8 +45,8 @@ use crate::error::{Error, Result};
 use crate::files::write_atomically;
 
 pub use groups::{
-    CommonSettings, ExampleSettings, ModelSettings, OptimizerSettings, ScheduleShape, TrainingSettings, at_least_one,
-    below_one, learning_rate_help, not_negative, ratio,
+    CommonSettings, EpsilonPlace, ExampleSettings, ModelSettings, OptimizerSettings, ScheduleShape, TrainingSettings,
+    at_least_one, below_one, learning_rate_help, not_negative, ratio,
 };
 pub use methods::{
     BiasGroup, BottleneckSettings, LoraBias, LoraInit, LoraSettings, Method, MethodSettings, Methods, Pattern,

@@ -9,6 +9,7 @@ pub mod parquet;
 pub mod schema;
 pub mod scores;
 pub mod template;
+pub mod text_column;
 pub mod tokenize;
 pub mod tokenize_records;
 mod tokenizer_files;

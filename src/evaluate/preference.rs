@@ -5,13 +5,12 @@ use std::cmp::Ordering;
 use candle_core::Device;
 
 use super::{EvaluateSettings, origin};
-use crate::adapt::{self, Bases, Head, Role, Training};
-use crate::data::schema::{Answered, Text};
-use crate::data::tokenize::Tokenizer;
-use crate::data::tokenize_records::{Ending, Truncation};
+use crate::adapt::Bases;
+use crate::data::schema::{Prompt, Text};
 use crate::error::Result;
+use crate::rewards::{Asked, Reply, RewardModel};
 use crate::sample::Sampled;
-use crate::score::reward_scores;
+use crate::settings::CommonSettings;
 use crate::world::rule::{Case, preference};
 
 /// How much `first` is preferred to `second`: 1 if it is, 1/2 for a tie, 0 if `second` is; the mean over both orders in which
@@ -44,39 +43,28 @@ pub(super) fn rewards(
     cases: &[Case],
     answers: &[Vec<Vec<Sampled>>],
 ) -> Result<Vec<Vec<Vec<f64>>>> {
-    let tokenizer = Tokenizer::load(adapt::tokenizer_folder(folder)?)?;
-    let role =
-        Role { folder, adapters: &[], training: Training::Frozen, head: Head::Scalar, seed: settings.common.seed };
-    let model = Bases::new(Device::Cpu).load(&role)?;
-    tokenizer.fits(model.architecture().vocabulary)?;
-    let mut rewards: Vec<Vec<Vec<f64>>> =
-        answers.iter().map(|of_model| of_model.iter().map(|samples| vec![0.0; samples.len()]).collect()).collect();
-    for ending in [Ending::Eos, Ending::AsIs] {
-        let (mut trees, mut places) = (Vec::new(), Vec::new());
-        for (index, case) in cases.iter().enumerate() {
-            let of_case = answers.iter().enumerate().flat_map(|(model, of_model)| {
-                of_model[index].iter().enumerate().map(move |(sample, answer)| ((model, sample), answer))
-            });
-            let (found, texts): (Vec<_>, Vec<_>) = of_case
-                .filter(|(_, answer)| answer.ended == (ending == Ending::Eos))
-                .map(|(place, answer)| (place, Text::Plain(answer.text.clone())))
-                .unzip();
-            if found.is_empty() {
-                continue;
-            }
-            let prompt = Text::Plain(case.prompt.clone());
-            let record = Answered { prompt, answers: texts, origin: origin(settings, index) };
-            trees.push(tokenizer.answered(&record, ending, settings.common.max_length, &mut Truncation::default())?);
-            places.push((index, found));
-        }
-        let scores = reward_scores(&model, &trees, settings.common.tokens_per_batch)?;
-        for ((case, places), scores) in places.into_iter().zip(scores) {
-            for ((model, sample), score) in places.into_iter().zip(scores) {
-                rewards[model][case][sample] = score;
-            }
-        }
-    }
-    Ok(rewards)
+    let CommonSettings { max_length, tokens_per_batch, seed, .. } = settings.common;
+    let model = RewardModel::load(folder, &mut Bases::new(Device::Cpu), max_length, seed)?;
+    let prompt = |(index, case): (usize, &Case)| Prompt {
+        prompt: Text::Plain(case.prompt.clone()),
+        origin: origin(settings, index),
+    };
+    let prompts: Vec<Prompt> = cases.iter().enumerate().map(prompt).collect();
+    let reply = |answer: &Sampled| Reply { text: answer.text.clone(), ended: answer.ended };
+    let replies: Vec<Vec<Reply>> = (0..cases.len())
+        .map(|index| answers.iter().flat_map(|of_model| of_model[index].iter().map(reply)).collect())
+        .collect();
+    let asked: Vec<Asked> =
+        prompts.iter().zip(&replies).map(|(prompt, replies)| Asked { prompt, tree: None, replies }).collect();
+    let scores = model.score(&asked, tokens_per_batch)?;
+    let of_model = |(model, of_model): (usize, &Vec<Vec<Sampled>>)| {
+        let of_case = |(case, samples): (usize, &Vec<Sampled>)| -> Vec<f64> {
+            let before: usize = answers[..model].iter().map(|other| other[case].len()).sum();
+            scores[case][before..before + samples.len()].iter().map(|&score| f64::from(score)).collect()
+        };
+        of_model.iter().enumerate().map(of_case).collect()
+    };
+    Ok(answers.iter().enumerate().map(of_model).collect())
 }
 
 #[cfg(test)]

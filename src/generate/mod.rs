@@ -19,12 +19,34 @@ use kv_cache::KeyValueCache;
 pub use sampler::SamplingSettings;
 
 /// A sampled answer.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Answer {
     /// Its tokens, the stop token last where there is one.
     pub tokens: Vec<u32>,
     /// Whether it ended with a stop token before `response_length` was reached.
     pub ended: bool,
+    /// The log-probability of each token as it was drawn, at the temperature.
+    pub log_probs: Vec<f32>,
+}
+
+/// What ends an answer.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Stop<'a> {
+    /// Tokens that end it.
+    pub tokens: &'a [u32],
+    /// They do so only after this many tokens.
+    pub after: usize,
+}
+
+impl<'a> Stop<'a> {
+    /// These tokens end an answer wherever they stand.
+    pub fn at(tokens: &'a [u32]) -> Self {
+        Stop { tokens, after: 0 }
+    }
+
+    fn ends(self, answer: &[u32]) -> bool {
+        answer.len() > self.after && answer.last().is_some_and(|token| self.tokens.contains(token))
+    }
 }
 
 /// Answers that are computed at the same time, at most.
@@ -45,7 +67,7 @@ impl From<Vec<u32>> for PromptTokens {
     }
 }
 
-/// Samples `answers` answers to each prompt; `stop` holds the tokens that end one.
+/// Samples `answers` answers to each prompt; `stop` says what ends one.
 ///
 /// The stream of answer `j` to prompt `i` is (`seed`, "sampling", `first + i * answers + j`).
 pub fn generate(
@@ -53,7 +75,7 @@ pub fn generate(
     prompts: &[PromptTokens],
     answers: usize,
     settings: &SamplingSettings,
-    stop: &[u32],
+    stop: Stop,
     seed: u64,
     first: u64,
 ) -> Result<Vec<Vec<Answer>>> {
@@ -85,6 +107,7 @@ struct Active {
     stack: usize,
     answer: usize,
     tokens: Vec<u32>,
+    log_probs: Vec<f32>,
     stream: Stream,
     /// Keys of prefix and prompt, in order.
     context: Vec<Span>,
@@ -99,7 +122,7 @@ struct ContinuousBatch<'a> {
     prompts: &'a [PromptTokens],
     answers: usize,
     settings: &'a SamplingSettings,
-    stop: &'a [u32],
+    stop: Stop<'a>,
     cache: KeyValueCache,
     /// The rows that each stack places before its prompts.
     own_rows: Vec<OwnRows>,
@@ -115,7 +138,7 @@ impl<'a> ContinuousBatch<'a> {
         prompts: &'a [PromptTokens],
         answers: usize,
         settings: &'a SamplingSettings,
-        stop: &'a [u32],
+        stop: Stop<'a>,
     ) -> Result<Self> {
         if let Some(index) = prompts.iter().position(|prompt| prompt.tokens.is_empty()) {
             bail!("prompt {index} has no token, so there is nothing to continue; remove it from the prompts");
@@ -176,13 +199,23 @@ impl<'a> ContinuousBatch<'a> {
             self.borrowed[prompt] = Some((rows, self.answers));
             for answer in 0..self.answers {
                 let mut stream = stream((prompt * self.answers + answer) as u64);
-                let token = self.settings.draw(logits, &mut stream);
+                let (token, log_prob) = self.settings.draw(logits, &mut stream);
                 let own = Span { start: next_row, len: self.settings.response_length };
                 next_row += own.len;
                 let context = query.keys.clone();
                 let (first_position, stack) = (context_rows, self.prompts[prompt].stack);
-                let tokens = vec![token];
-                self.active.push(Active { prompt, stack, answer, tokens, stream, context, first_position, own });
+                let (tokens, log_probs) = (vec![token], vec![log_prob]);
+                self.active.push(Active {
+                    prompt,
+                    stack,
+                    answer,
+                    tokens,
+                    log_probs,
+                    stream,
+                    context,
+                    first_position,
+                    own,
+                });
             }
         }
         self.retire();
@@ -218,8 +251,9 @@ impl<'a> ContinuousBatch<'a> {
         let logits: Vec<f32> = logits.flatten_all()?.to_vec1()?;
         let settings = self.settings;
         self.active.par_iter_mut().zip(logits.par_chunks(vocabulary)).for_each(|(answer, logits)| {
-            let token = settings.draw(logits, &mut answer.stream);
+            let (token, log_prob) = settings.draw(logits, &mut answer.stream);
             answer.tokens.push(token);
+            answer.log_probs.push(log_prob);
         });
         self.retire();
         Ok(())
@@ -229,12 +263,13 @@ impl<'a> ContinuousBatch<'a> {
     fn retire(&mut self) {
         let mut kept = Vec::with_capacity(self.active.len());
         for answer in self.active.drain(..) {
-            let ended = answer.tokens.last().is_some_and(|token| self.stop.contains(token));
+            let ended = self.stop.ends(&answer.tokens);
             if !ended && answer.tokens.len() < self.settings.response_length {
                 kept.push(answer);
                 continue;
             }
-            self.finished[answer.prompt][answer.answer] = Answer { tokens: answer.tokens, ended };
+            let Active { tokens, log_probs, .. } = answer;
+            self.finished[answer.prompt][answer.answer] = Answer { tokens, ended, log_probs };
             let borrowed = &mut self.borrowed[answer.prompt];
             if let Some((rows, users)) = borrowed {
                 *users -= 1;

@@ -45,18 +45,21 @@ impl SamplingSettings {
         Ok(())
     }
 
-    /// The next token, given the logits `[vocabulary]` and the answer's own stream.
-    pub fn draw(&self, logits: &[f32], stream: &mut Stream) -> u32 {
+    /// The next token, given the logits `[vocabulary]` and the answer's own stream, and its log-probability at the temperature among all tokens,
+    /// those that are not sampled from included.
+    pub fn draw(&self, logits: &[f32], stream: &mut Stream) -> (u32, f32) {
         if self.temperature == 0.0 {
-            return most_probable(logits);
+            return (most_probable(logits), 0.0);
         }
         let maximum = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let inverse = (1.0 / self.temperature) as f32;
         let mut weights: Vec<f32> = logits.iter().map(|&logit| ((logit - maximum) * inverse).exp()).collect();
+        let whole: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
+        let mut total = whole;
         if self.top_k > 0 || self.top_p < 1.0 {
             self.truncate(&mut weights);
+            total = weights.iter().map(|&weight| f64::from(weight)).sum();
         }
-        let total: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
         let mut left = stream.random::<f64>() * total;
         let mut last = 0;
         for (token, &weight) in weights.iter().enumerate() {
@@ -68,7 +71,7 @@ impl SamplingSettings {
                 }
             }
         }
-        last as u32
+        (last as u32, (f64::from(weights[last]) / whole).ln() as f32)
     }
 
     /// Sets the weights of all tokens outside the top k and the nucleus to 0.
@@ -108,7 +111,7 @@ mod tests {
         let mut stream = random::stream(3, "test", 0);
         let mut counts = vec![0; logits.len()];
         const DRAWS: usize = 40_000;
-        (0..DRAWS).for_each(|_| counts[settings.draw(logits, &mut stream) as usize] += 1);
+        (0..DRAWS).for_each(|_| counts[settings.draw(logits, &mut stream).0 as usize] += 1);
         counts.into_iter().map(|count| f64::from(count) / DRAWS as f64).collect()
     }
 
@@ -122,6 +125,16 @@ mod tests {
                 assert!((found - (f64::from(logit) / temperature).exp() / total).abs() < 0.01);
             }
         }
+    }
+
+    #[test]
+    fn the_log_probability_is_that_of_the_whole_softmax() {
+        let logits = [0.0, 1.0, 2.0, -1.0];
+        let total: f64 = logits.iter().map(|&logit| (f64::from(logit) / 0.5).exp()).sum();
+        let settings = SamplingSettings { temperature: 0.5, top_k: 2, ..Default::default() };
+        let (token, log_prob) = settings.draw(&logits, &mut random::stream(3, "test", 1));
+        let expected = f64::from(logits[token as usize]) / 0.5 - total.ln();
+        assert!((f64::from(log_prob) - expected).abs() < 1e-6);
     }
 
     #[test]

@@ -225,6 +225,14 @@ impl Head {
         })
     }
 
+    /// Makes every number of the trained last layer 0.
+    pub fn set_to_zero(&mut self) -> Result<()> {
+        for Parameter { variable, .. } in &self.out.variables {
+            variable.set(&variable.as_tensor().zeros_like()?)?;
+        }
+        Ok(())
+    }
+
     /// The same storage seen as frozen.
     pub fn frozen(&self) -> Self {
         Head { form: self.form.clone(), dense: self.dense.as_ref().map(Layer::frozen), out: self.out.frozen() }

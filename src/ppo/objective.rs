@@ -1,102 +1,280 @@
-//! The clipped losses of PPO (Schulman et al. 2017), summed over the tokens of a micro-batch.
+//! The losses of an update, over the tokens of a micro-batch: clipped policy loss (Schulman et al. 2017), KL penalty, entropy, clipped value loss.
 
-use candle_core::Tensor;
+use std::ops::Range;
 
+use candle_core::{Device, Tensor};
+
+use super::kl;
+use super::settings::{Aggregation, KlEstimator, KlSettings, PolicySettings};
 use crate::error::Result;
+
+/// Everything about the answers of a micro-batch that an update learns from; every vector has one number a token.
+#[derive(Debug, Clone, Default)]
+pub struct Tokens {
+    /// The range of each answer.
+    pub answers: Vec<Range<usize>>,
+    /// `log π_old`.
+    pub old_log_probs: Vec<f32>,
+    /// `log π_ref`.
+    pub reference_log_probs: Vec<f32>,
+    /// `log π` of the sampler.
+    pub sampler_log_probs: Vec<f32>,
+    /// Advantages, whitened where they are to be.
+    pub advantages: Vec<f32>,
+}
+
+/// What a loss is divided by, so that the losses of a minibatch's micro-batches add up to a mean.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Minibatch {
+    /// Its tokens.
+    pub tokens: usize,
+    /// Its answers.
+    pub answers: usize,
+}
+
+/// How the policy's loss is made.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Objective {
+    clip_low: f64,
+    clip_high: f64,
+    dual_clip: f64,
+    log_ratio_clip: f64,
+    sampler_correction: f64,
+    aggregation: Aggregation,
+    entropy_coefficient: f64,
+    kl_coefficient: f64,
+    kl_estimator: KlEstimator,
+    kl_clip: f64,
+}
 
 /// The policy's loss on one micro-batch.
 pub struct PolicyLoss {
-    /// `Σ max(-A r, -A clip(r, 1 - ε, 1 + ε))` with `r = exp(log π - log π_old)`; a scalar to call `backward` on after division by
-    /// the number of tokens of the whole minibatch.
-    pub sum: Tensor,
-    /// Sums over tokens.
+    /// The micro-batch's share of the minibatch's loss, to call `backward` on.
+    pub total: Tensor,
+    /// Sums.
     pub statistics: PolicyStatistics,
 }
 
-/// Sums over tokens; divide by their number.
+/// What an update did to the policy.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct PolicyStatistics {
     /// Tokens summed over.
     pub tokens: f64,
-    /// The loss.
+    /// The clipped loss, already a share of the minibatch's mean.
     pub loss: f64,
-    /// `r`.
+    /// The KL penalty of the loss before its weight, already a share of the mean.
+    pub kl: f64,
+    /// Sum of the ratios `r = exp(log π - log π_old)`.
     pub ratio: f64,
-    /// `(log π - log π_old)² / 2`, an estimate of the divergence since the rollout.
+    /// Sum of `(log π - log π_old)² / 2`, an estimate of the divergence since the rollout.
     pub approximate_kl: f64,
-    /// Tokens at which the clipped term was the larger.
+    /// Number of tokens at which the clipped term was the larger.
     pub clipped: f64,
-    /// Entropy of the policy.
+    /// Sum of the policy's entropies.
     pub entropy: f64,
 }
 
 impl PolicyStatistics {
-    /// Adds the sums of another micro-batch.
+    /// Adds another micro-batch of the same minibatch, or the means of another minibatch.
     pub fn add(&mut self, other: &Self) {
         self.tokens += other.tokens;
         self.loss += other.loss;
+        self.kl += other.kl;
         self.ratio += other.ratio;
         self.approximate_kl += other.approximate_kl;
         self.clipped += other.clipped;
         self.entropy += other.entropy;
     }
 
-    /// The sums divided by the number of tokens, which stays as it is.
+    /// With sums over tokens divided by their number, which stays as it is.
     pub fn means(&self) -> Self {
         let mean = |sum: f64| sum / self.tokens.max(1.0);
         PolicyStatistics {
-            tokens: self.tokens,
-            loss: mean(self.loss),
             ratio: mean(self.ratio),
             approximate_kl: mean(self.approximate_kl),
             clipped: mean(self.clipped),
             entropy: mean(self.entropy),
+            ..*self
+        }
+    }
+
+    /// All numbers but the tokens divided by this.
+    pub fn divided_by(&self, count: f64) -> Self {
+        PolicyStatistics {
+            tokens: self.tokens,
+            loss: self.loss / count,
+            kl: self.kl / count,
+            ratio: self.ratio / count,
+            approximate_kl: self.approximate_kl / count,
+            clipped: self.clipped / count,
+            entropy: self.entropy / count,
         }
     }
 }
 
-/// The policy's loss: all arguments have one number a token.
-pub fn policy_loss(
-    log_probs: &Tensor,
-    old_log_probs: &[f32],
-    advantages: &[f32],
-    clip_range: f64,
-) -> Result<PolicyLoss> {
-    let device = log_probs.device();
-    let old = Tensor::from_slice(old_log_probs, old_log_probs.len(), device)?;
-    let negative: Vec<f32> = advantages.iter().map(|advantage| -advantage).collect();
-    let negative = Tensor::from_vec(negative, advantages.len(), device)?;
-    let difference = (log_probs - old)?;
-    let ratio = difference.exp()?;
-    let plain = (&ratio * &negative)?;
-    let clipped = (ratio.clamp(1.0 - clip_range, 1.0 + clip_range)? * &negative)?;
-    let sum = maximum(&plain, &clipped)?.sum_all()?;
-    let differences: Vec<f32> = difference.detach().to_vec1()?;
-    let (plain, clipped): (Vec<f32>, Vec<f32>) = (plain.detach().to_vec1()?, clipped.detach().to_vec1()?);
-    let statistics = PolicyStatistics {
-        tokens: differences.len() as f64,
-        loss: f64::from(sum.detach().to_scalar::<f32>()?),
-        ratio: differences.iter().map(|&d| f64::from(d).exp()).sum(),
-        approximate_kl: differences.iter().map(|&d| 0.5 * f64::from(d).powi(2)).sum(),
-        clipped: plain.iter().zip(&clipped).filter(|(plain, clipped)| clipped > plain).count() as f64,
-        entropy: 0.0,
-    };
-    Ok(PolicyLoss { sum, statistics })
+impl Objective {
+    /// The objective that the settings describe; `kl_coefficient` is the weight of the KL penalty in the loss now.
+    pub fn new(policy: &PolicySettings, kl: &KlSettings, kl_coefficient: f64) -> Self {
+        Objective {
+            clip_low: policy.clip_range,
+            clip_high: policy.clip_range_high.unwrap_or(policy.clip_range),
+            dual_clip: policy.dual_clip,
+            log_ratio_clip: policy.log_ratio_clip,
+            sampler_correction: policy.sampler_correction,
+            aggregation: policy.loss_aggregation,
+            entropy_coefficient: policy.entropy_coefficient,
+            kl_coefficient,
+            kl_estimator: kl.kl_estimator,
+            kl_clip: kl.kl_clip,
+        }
+    }
+
+    /// `Σ w (c L + β KL - c_e H)` over tokens, `log_probs` and `entropy` being `[tokens]`, with
+    /// `L = max(-A r, -A clip(r, 1 - ε, 1 + ε_high))` (for `A < 0` at most `-A c_dual`), `c = min(exp(log π_old - log π_sampler), C)` and `w` the
+    /// token's share of the minibatch's mean. With [`Aggregation::Sequence`] `r`, `c` and `L` are those of whole answers.
+    pub fn policy_loss(
+        &self,
+        log_probs: &Tensor,
+        entropy: &Tensor,
+        tokens: &Tokens,
+        minibatch: Minibatch,
+    ) -> Result<PolicyLoss> {
+        let device = log_probs.device();
+        let difference = (log_probs - vector(&tokens.old_log_probs, device)?)?; // [tokens]
+        let shares = vector(&self.shares(&tokens.answers, minibatch), device)?; // [tokens]
+        let (losses, clipped) = if self.aggregation == Aggregation::Sequence {
+            let difference = sums_over_answers(&difference, &tokens.answers)?; // [answers]
+            let corrections: Vec<f32> = (tokens.answers.iter())
+                .map(|answer| {
+                    self.correction(&tokens.sampler_log_probs[answer.clone()], &tokens.old_log_probs[answer.clone()])
+                })
+                .collect();
+            let advantages: Vec<f32> = tokens.answers.iter().map(|answer| tokens.advantages[answer.start]).collect();
+            let (losses, clipped) = self.clipped_losses(&difference, &advantages, &corrections)?; // [answers]
+            let lengths = tokens
+                .answers
+                .iter()
+                .zip(clipped)
+                .map(|(answer, is_clipped)| if is_clipped { answer.len() } else { 0 });
+            (losses.affine(1.0 / minibatch.answers as f64, 0.0)?.sum_all()?, lengths.sum())
+        } else {
+            let pairs = tokens.sampler_log_probs.chunks(1).zip(tokens.old_log_probs.chunks(1));
+            let corrections: Vec<f32> = pairs.map(|(sampler, old)| self.correction(sampler, old)).collect();
+            let (losses, clipped) = self.clipped_losses(&difference, &tokens.advantages, &corrections)?; // [tokens]
+            ((losses * &shares)?.sum_all()?, clipped.into_iter().filter(|&is_clipped| is_clipped).count())
+        };
+        let mut total = losses.clone();
+        let mut penalty = 0.0;
+        if self.kl_coefficient > 0.0 {
+            let reference = vector(&tokens.reference_log_probs, device)?;
+            let estimates = kl::estimates(log_probs, &reference, self.kl_estimator, self.kl_clip)?;
+            let mean = (estimates * &shares)?.sum_all()?;
+            penalty = f64::from(mean.detach().to_scalar::<f32>()?);
+            total = (total + mean.affine(self.kl_coefficient, 0.0)?)?;
+        }
+        if self.entropy_coefficient > 0.0 {
+            total = (total - (entropy * &shares)?.sum_all()?.affine(self.entropy_coefficient, 0.0)?)?;
+        }
+        let differences: Vec<f32> = difference.detach().to_vec1()?;
+        let entropies: Vec<f32> = entropy.detach().to_vec1()?;
+        let statistics = PolicyStatistics {
+            tokens: differences.len() as f64,
+            loss: f64::from(losses.detach().to_scalar::<f32>()?),
+            kl: penalty,
+            ratio: differences.iter().map(|&d| f64::from(d).exp()).sum(),
+            approximate_kl: differences.iter().map(|&d| 0.5 * f64::from(d).powi(2)).sum(),
+            clipped: clipped as f64,
+            entropy: entropies.iter().map(|&entropy| f64::from(entropy)).sum(),
+        };
+        Ok(PolicyLoss { total, statistics })
+    }
+
+    /// The clipped loss of each item, and whether its clipped term was the larger.
+    fn clipped_losses(
+        &self,
+        difference: &Tensor,
+        advantages: &[f32],
+        corrections: &[f32],
+    ) -> Result<(Tensor, Vec<bool>)> {
+        let device = difference.device();
+        let bound = self.log_ratio_clip;
+        let ratio = if bound > 0.0 { difference.clamp(-bound, bound)?.exp()? } else { difference.exp()? };
+        let negative: Vec<f32> = advantages.iter().map(|advantage| -advantage).collect();
+        let negative = vector(&negative, device)?;
+        let plain = (&ratio * &negative)?;
+        let clipped = (ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high)? * &negative)?;
+        let mut losses = maximum(&plain, &clipped)?;
+        if self.dual_clip > 0.0 {
+            // Only where the advantage is negative; elsewhere the bound is out of reach.
+            let bounds: Vec<f32> = (advantages.iter())
+                .map(|&advantage| if advantage < 0.0 { -advantage * self.dual_clip as f32 } else { f32::MAX })
+                .collect();
+            losses = maximum(&losses.neg()?, &vector(&bounds, device)?.neg()?)?.neg()?;
+        }
+        let (plain, clipped): (Vec<f32>, Vec<f32>) = (plain.detach().to_vec1()?, clipped.detach().to_vec1()?);
+        let is_clipped = plain.iter().zip(&clipped).map(|(plain, clipped)| clipped > plain).collect();
+        Ok(((losses * vector(corrections, device)?)?, is_clipped))
+    }
+
+    /// `min(exp(Σ (log π_old - log π_sampler)), C)`: truncated importance sampling (Yao et al. 2025), 1 where nothing is to be corrected.
+    fn correction(&self, sampler: &[f32], old: &[f32]) -> f32 {
+        if self.sampler_correction == 0.0 {
+            return 1.0;
+        }
+        let difference: f64 = old.iter().zip(sampler).map(|(old, sampler)| f64::from(old - sampler)).sum();
+        difference.exp().min(self.sampler_correction) as f32
+    }
+
+    /// Each token's share of the mean over the minibatch.
+    pub fn shares(&self, answers: &[Range<usize>], minibatch: Minibatch) -> Vec<f32> {
+        let of_answer = |answer: &Range<usize>| {
+            let share = match self.aggregation {
+                Aggregation::Token => 1.0 / minibatch.tokens as f32,
+                Aggregation::Answer | Aggregation::Sequence => 1.0 / (minibatch.answers * answer.len()) as f32,
+            };
+            std::iter::repeat_n(share, answer.len())
+        };
+        answers.iter().flat_map(of_answer).collect()
+    }
 }
 
-/// The value model's loss on one micro-batch: `Σ ½ max((V - R)², (clip(V, V_old ± ε) - R)²)`, and the number of tokens at which the
-/// clipped term was the larger. Its caller divides by the tokens of the minibatch and multiplies with the value coefficient.
-pub fn value_loss(values: &Tensor, old_values: &[f32], returns: &[f32], clip_range: f64) -> Result<(Tensor, f64)> {
+/// The value model's loss on one micro-batch: `Σ w ½ max((V - R)², (clip(V, V_old ± ε) - R)²)` with `w` each token's share of the mean, and
+/// the number of tokens at which the clipped term was the larger. Without a clip range the loss is `Σ w ½ (V - R)²`.
+pub fn value_loss(
+    values: &Tensor,
+    old_values: &[f32],
+    returns: &[f32],
+    clip_range: f64,
+    shares: &[f32],
+) -> Result<(Tensor, f64)> {
     let device = values.device();
-    let old = Tensor::from_slice(old_values, old_values.len(), device)?;
-    let returns = Tensor::from_slice(returns, returns.len(), device)?;
+    let (old, returns) = (vector(old_values, device)?, vector(returns, device)?);
+    let plain = (values - &returns)?.sqr()?; // [tokens]
+    let shares = vector(shares, device)?;
+    if clip_range == 0.0 {
+        return Ok(((plain * shares)?.sum_all()?.affine(0.5, 0.0)?, 0.0));
+    }
     let clipped = (&old + (values - &old)?.clamp(-clip_range, clip_range)?)?;
-    let plain = (values - &returns)?.sqr()?;
     let clipped = (clipped - &returns)?.sqr()?;
-    let sum = maximum(&plain, &clipped)?.sum_all()?.affine(0.5, 0.0)?;
+    let loss = (maximum(&plain, &clipped)? * shares)?.sum_all()?.affine(0.5, 0.0)?;
     let (plain, clipped): (Vec<f32>, Vec<f32>) = (plain.detach().to_vec1()?, clipped.detach().to_vec1()?);
     let count = plain.iter().zip(&clipped).filter(|(plain, clipped)| clipped > plain).count();
-    Ok((sum, count as f64))
+    Ok((loss, count as f64))
+}
+
+fn vector(numbers: &[f32], device: &Device) -> Result<Tensor> {
+    Ok(Tensor::from_slice(numbers, numbers.len(), device)?)
+}
+
+/// The sum over each answer's tokens, `[answers]`.
+fn sums_over_answers(tokens: &Tensor, answers: &[Range<usize>]) -> Result<Tensor> {
+    let count = tokens.elem_count();
+    let mut members = vec![0f32; answers.len() * count];
+    for (index, answer) in answers.iter().enumerate() {
+        members[index * count..][answer.clone()].fill(1.0);
+    }
+    let members = Tensor::from_vec(members, (answers.len(), count), tokens.device())?; // [answers, tokens]
+    Ok(members.matmul(&tokens.unsqueeze(1)?)?.squeeze(1)?)
 }
 
 /// The larger of two tensors, element by element. Where they are equal the gradient is halved between them, as PyTorch's
@@ -113,12 +291,34 @@ fn maximum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Var};
+    use candle_core::Var;
 
     fn gradient(log_prob: f32, advantage: f32) -> Result<f32> {
         let log_probs = Var::new(&[log_prob], &Device::Cpu)?;
-        let loss = policy_loss(log_probs.as_tensor(), &[0.0], &[advantage], 0.2)?;
-        Ok(loss.sum.backward()?.get(&log_probs).unwrap().to_vec1::<f32>()?[0])
+        let objective = Objective {
+            clip_low: 0.2,
+            clip_high: 0.2,
+            dual_clip: 0.0,
+            log_ratio_clip: 0.0,
+            sampler_correction: 0.0,
+            aggregation: Aggregation::Token,
+            entropy_coefficient: 0.0,
+            kl_coefficient: 0.0,
+            kl_estimator: KlEstimator::K1,
+            kl_clip: 0.0,
+        };
+        let one = std::iter::once(0..1).collect();
+        let tokens = Tokens {
+            answers: one,
+            old_log_probs: vec![0.0],
+            sampler_log_probs: vec![0.0],
+            advantages: vec![advantage],
+            ..Default::default()
+        };
+        let entropy = Tensor::new(&[0f32], &Device::Cpu)?;
+        let minibatch = Minibatch { tokens: 1, answers: 1 };
+        let loss = objective.policy_loss(log_probs.as_tensor(), &entropy, &tokens, minibatch)?;
+        Ok(loss.total.backward()?.get(&log_probs).unwrap().to_vec1::<f32>()?[0])
     }
 
     #[test]

@@ -1,32 +1,52 @@
 //! Settings of `ppo`.
 
-use std::path::PathBuf;
+mod groups;
+pub mod presets;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::bail;
 use crate::error::Result;
 use crate::generate::SamplingSettings;
+use crate::rewards::RewardSourceSettings;
 use crate::settings::{CommonSettings, ModelSettings, TrainingSettings, at_least_one, learning_rate_help};
+pub use groups::{
+    AdvantageSettings, Aggregation, EpisodeSettings, KlController, KlEstimator, KlPlace, KlSettings,
+    ObservationSettings, PolicySettings, PtxSettings, ValueHead, ValueSettings, ValueSource, Variance, WatchSettings,
+    Whitening,
+};
+pub use presets::Preset;
 
 /// The default peak learning rate of full weights.
 pub const LEARNING_RATE: f64 = 3e-6;
 
-/// Optimises a policy against a reward model with PPO (Schulman et al. 2017; Ouyang et al. 2022)
+/// Optimises a policy against a reward with PPO (Schulman et al. 2017; Ouyang et al. 2022), RLOO or GRPO
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
-#[command(name = "ppo", version, mut_arg("learning_rate", learning_rate_help(LEARNING_RATE)))]
+#[command(
+    name = "ppo",
+    version,
+    mut_arg("learning_rate", learning_rate_help(LEARNING_RATE)),
+    mut_args(presets::conditional_defaults)
+)]
 pub struct PpoSettings {
     /// The policy's model; the reference is the same model, as it is at the start.
     #[command(flatten)]
     #[serde(flatten)]
     pub model: ModelSettings,
-    /// Folder of the reward model; the value model starts from it
-    #[arg(long, value_name = "FOLDER")]
-    pub reward_model: PathBuf,
     /// Parquet file, folder or glob of prompts (columns prompt or messages)
     #[arg(long, value_name = "FILES")]
     pub data: String,
+    /// What judges answers.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub rewards: RewardSourceSettings,
+    /// Where advantages come from; rloo and grpo have no value model, sample several answers to each prompt, and change some defaults
+    #[arg(long, value_enum, default_value_t = Algorithm::Ppo)]
+    pub algorithm: Algorithm,
+    /// Sets every detail as in a publication or program, and prints what it set; flags and settings file win over it
+    #[arg(long, value_enum)]
+    pub preset: Option<Preset>,
     /// Print this many prompts as the model will see them, and stop
     #[arg(long, value_name = "N")]
     pub inspect: Option<usize>,
@@ -45,45 +65,78 @@ pub struct PpoSettings {
     /// Passes over the prompts
     #[arg(long, default_value_t = 1, value_parser = at_least_one)]
     pub epochs: usize,
-    /// Passes over the episodes of a rollout
-    #[arg(long, default_value_t = 4, value_parser = at_least_one)]
-    pub ppo_epochs: usize,
-    /// Minibatches into which a rollout is divided
-    #[arg(long, default_value_t = 1, value_parser = at_least_one)]
-    pub minibatches: usize,
-    /// Weight of the per-token KL penalty in the reward
-    #[arg(long, default_value_t = 0.05)]
-    pub kl_coefficient: f64,
-    /// Discount of later rewards
-    #[arg(long, default_value_t = 1.0)]
-    pub gamma: f64,
-    /// Trade-off of bias and variance in the advantages
-    #[arg(long, default_value_t = 0.95)]
-    pub lambda: f64,
-    /// How far the policy's ratio counts from 1
-    #[arg(long, default_value_t = 0.2)]
-    pub clip_range: f64,
-    /// How far a value counts from the rollout's
-    #[arg(long, default_value_t = 0.2)]
-    pub value_clip_range: f64,
-    /// Weight of the value loss
-    #[arg(long, default_value_t = 0.1)]
-    pub value_coefficient: f64,
-    /// The value model's learning rate [default: the policy's]
-    #[arg(long)]
-    pub value_learning_rate: Option<f64>,
-    /// Whether advantages are whitened over each minibatch
-    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
-    pub whiten_advantages: bool,
-    /// Subtracted from the score of an answer that does not end by itself
-    #[arg(long, default_value_t = 1.0)]
-    pub missing_eos_penalty: f64,
+    /// What becomes of an answer's score.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub episode: EpisodeSettings,
+    /// The penalty for leaving the reference.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub kl: KlSettings,
+    /// From rewards to advantages.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub advantage: AdvantageSettings,
+    /// The policy's updates.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub policy: PolicySettings,
+    /// The value model.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub value: ValueSettings,
+    /// Pretraining mixed in.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub ptx: PtxSettings,
+    /// What is looked at and kept during the run.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub observation: ObservationSettings,
+    /// When the run warns.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub watch: WatchSettings,
+}
+
+/// Where advantages come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Algorithm {
+    /// A value model and generalised advantage estimation (Schulman et al. 2017)
+    Ppo,
+    /// The mean reward of the other answers to the prompt as baseline (Ahmadian et al. 2024)
+    Rloo,
+    /// The rewards of a prompt's answers, standardised (Shao et al. 2024)
+    Grpo,
+}
+
+impl Algorithm {
+    /// Whether it needs a value model.
+    pub fn has_values(self) -> bool {
+        self == Algorithm::Ppo
+    }
 }
 
 impl PpoSettings {
     /// With everything that is left to a default, as it is recorded.
     pub fn resolved(&self) -> Self {
         PpoSettings { training: self.training.resolved(LEARNING_RATE), ..self.clone() }
+    }
+
+    /// The weight of the KL penalty in the reward at this value of the controller.
+    pub fn reward_kl(&self, coefficient: f64) -> f64 {
+        if self.kl.kl_in == KlPlace::Reward { coefficient } else { 0.0 }
+    }
+
+    /// The weight of the KL penalty in the loss at this value of the controller.
+    pub fn loss_kl(&self, coefficient: f64) -> f64 {
+        if self.kl.kl_in == KlPlace::Loss { coefficient } else { 0.0 }
+    }
+
+    /// Prompts of an update.
+    pub fn prompts_an_update(&self) -> usize {
+        (self.training.batch_size / self.episode.answers).max(1)
     }
 
     /// Refuses settings that do not fit each other.
@@ -101,6 +154,24 @@ impl PpoSettings {
                 self.sampling.response_length
             );
         }
-        Ok(())
+        let (batch, answers) = (self.training.batch_size, self.episode.answers);
+        if !batch.is_multiple_of(answers) {
+            bail!(
+                "--batch-size {batch} counts answers, of which each prompt has --answers {answers}; give a multiple of {answers}"
+            );
+        }
+        if !self.algorithm.has_values() && answers < 2 {
+            bail!("--answers is 1, and rloo and grpo compare the answers to a prompt with each other; give 2 or more");
+        }
+        if self.kl.kl_controller == KlController::Adaptive && self.kl.kl_coefficient == 0.0 {
+            bail!(
+                "--kl-coefficient is 0, which the adaptive controller multiplies; give a number above 0, or --kl-controller fixed"
+            );
+        }
+        self.rewards.check()?;
+        self.observation.check()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,151 +1,221 @@
-//! One update: epochs of minibatches over the episodes of a rollout.
+//! One update: epochs of minibatches over the groups of a rollout.
 
 use rand::seq::SliceRandom;
 
-use super::advantage::whiten;
-use super::objective::{PolicyStatistics, policy_loss, value_loss};
-use super::rollout::Episode;
-use super::settings::PpoSettings;
+use super::advantage::{Shift, whiten};
+use super::objective::{Minibatch, Objective, PolicyStatistics, Tokens, value_loss};
+use super::ptx::PretrainingMix;
+use super::roles::{Learner, Roles};
+use super::rollout::{Episode, Group, episodes};
+use super::settings::{PpoSettings, Whitening};
 use crate::data::batch::{Batch, split_by_budget};
 use crate::error::Result;
-use crate::model::Model;
 use crate::model::adapter::Pass;
 use crate::random;
-use crate::train::optimizer::Optimizer;
 
-/// A model that trains, with its optimizer.
-pub struct Learner {
-    /// The model.
-    pub model: Model,
-    /// Its optimizer.
-    pub optimizer: Optimizer,
+/// What an update is made with, apart from the settings.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    /// Its number, from 0 on.
+    pub number: usize,
+    /// The policy's learning rate.
+    pub learning_rate: f64,
+    /// The value model's learning rate.
+    pub value_learning_rate: f64,
+    /// The weight of the KL penalty now.
+    pub kl_coefficient: f64,
 }
 
-/// What happened in an update.
+/// What happened in an update: means over its minibatches, but for counts.
 #[derive(Debug, Clone, Default)]
 pub struct UpdateReport {
-    /// Means over all minibatches of all epochs.
+    /// The policy.
     pub policy: PolicyStatistics,
     /// The first minibatch of the first epoch, at which the ratio is 1.
     pub first: PolicyStatistics,
-    /// Mean value loss.
+    /// Value loss.
     pub value_loss: f64,
     /// Share of tokens at which the clipped value loss was the larger.
-    pub value_clip_fraction: f64,
-    /// Norm of the policy's gradient, mean over minibatches.
+    pub value_clipped: f64,
+    /// Loss of a token of the pretraining mix.
+    pub ptx_loss: f64,
+    /// Norm of the policy's gradient.
     pub policy_gradient_norm: f64,
-    /// Norm of the value model's gradient, mean over minibatches.
+    /// Norm of the value model's gradient.
     pub value_gradient_norm: f64,
-    /// Optimizer steps that were skipped because a gradient was not finite.
+    /// Minibatches seen.
+    pub minibatches: usize,
+    /// Optimizer steps that were left out because a gradient was not finite.
     pub skipped: usize,
+    /// Minibatches that changed nothing because their ratio was too large.
+    pub over_ratio: usize,
+    /// Whether the passes ended early because the policy had gone far enough.
+    pub stopped_early: bool,
 }
 
-/// Improves policy and value model on the episodes.
+/// Improves policy and value model on the groups.
 pub fn update(
-    policy: &mut Learner,
-    value: &mut Learner,
-    episodes: &[Episode],
+    roles: &mut Roles,
+    mix: Option<&mut PretrainingMix>,
+    groups: &[Group],
     settings: &PpoSettings,
-    learning_rates: (f64, f64),
-    step: u64,
+    step: Step,
 ) -> Result<UpdateReport> {
+    let objective = Objective::new(&settings.policy, &settings.kl, settings.loss_kl(step.kl_coefficient));
     let mut report = UpdateReport::default();
-    let mut minibatches = 0.0;
-    for epoch in 0..settings.ppo_epochs {
-        let mut order: Vec<usize> = (0..episodes.len()).collect();
-        let purpose = format!("minibatches of epoch {epoch}");
-        order.shuffle(&mut random::stream(settings.common.seed, &purpose, step));
-        for minibatch in order.chunks(episodes.len().div_ceil(settings.minibatches)) {
-            let minibatch: Vec<&Episode> = minibatch.iter().map(|&index| &episodes[index]).collect();
-            let statistics = accumulate_minibatch(policy, value, &minibatch, settings, &mut report)?;
-            if minibatches == 0.0 {
-                report.first = statistics;
+    let mut learning = Learning { roles, mix, objective, settings, step };
+    for epoch in 0..settings.policy.ppo_epochs {
+        let mut order: Vec<usize> = (0..groups.len()).collect();
+        let shuffled_as = if settings.policy.reshuffle { epoch } else { 0 };
+        let purpose = format!("minibatches of epoch {shuffled_as}");
+        order.shuffle(&mut random::stream(settings.common.seed, &purpose, step.number as u64));
+        for minibatch in order.chunks(groups.len().div_ceil(settings.policy.minibatches)) {
+            let minibatch: Vec<&Group> = minibatch.iter().map(|&index| &groups[index]).collect();
+            learning.minibatch(&minibatch, &mut report)?;
+            if report.stopped_early {
+                return Ok(report.means());
             }
-            minibatches += 1.0;
-            let policy_step = policy.optimizer.step(learning_rates.0)?;
-            let value_step = value.optimizer.step(learning_rates.1)?;
-            report.skipped += usize::from(policy_step.skipped) + usize::from(value_step.skipped);
-            report.policy_gradient_norm += policy_step.gradient_norm;
-            report.value_gradient_norm += value_step.gradient_norm;
         }
     }
-    report.policy_gradient_norm /= minibatches;
-    report.value_gradient_norm /= minibatches;
-    let tokens = report.policy.tokens;
-    report.policy = report.policy.means();
-    report.value_loss /= tokens;
-    report.value_clip_fraction /= tokens;
-    Ok(report)
+    Ok(report.means())
 }
 
-/// Adds one minibatch's gradients to both optimizers and its sums to the report; gives the means of the policy's statistics.
-fn accumulate_minibatch(
-    policy: &mut Learner,
-    value: &mut Learner,
-    minibatch: &[&Episode],
-    settings: &PpoSettings,
-    report: &mut UpdateReport,
-) -> Result<PolicyStatistics> {
-    let mut advantages: Vec<Vec<f32>> = minibatch.iter().map(|episode| episode.advantages.clone()).collect();
-    if settings.whiten_advantages {
-        whiten(&mut advantages.iter_mut().map(Vec::as_mut_slice).collect::<Vec<_>>());
+impl UpdateReport {
+    /// Sums over minibatches as means.
+    fn means(mut self) -> Self {
+        let count = self.minibatches.max(1) as f64;
+        self.policy = self.policy.divided_by(count);
+        let means = [&mut self.value_loss, &mut self.value_clipped, &mut self.ptx_loss];
+        means.into_iter().for_each(|sum| *sum /= count);
+        [&mut self.policy_gradient_norm, &mut self.value_gradient_norm].into_iter().for_each(|sum| *sum /= count);
+        self
     }
-    let tokens: usize = minibatch.iter().map(|episode| episode.len()).sum();
-    let sizes: Vec<usize> = minibatch.iter().map(|episode| episode.tree.tokens()).collect();
-    let mut sums = PolicyStatistics::default();
-    for range in split_by_budget(&sizes, settings.common.tokens_per_batch) {
-        let episodes = &minibatch[range.clone()];
-        let batch = Batch::pack(episodes.iter().map(|episode| &episode.tree));
-        // In turn, so that what one model keeps for its backward pass is free again before the other's pass.
-        sums.add(&learn_policy(policy, &batch, episodes, &advantages[range].concat(), settings, tokens)?);
-        let (loss, clipped) = learn_values(value, &batch, episodes, settings, tokens)?;
-        report.value_loss += loss;
-        report.value_clip_fraction += clipped;
+}
+
+/// An update under way.
+struct Learning<'a> {
+    roles: &'a mut Roles,
+    mix: Option<&'a mut PretrainingMix>,
+    objective: Objective,
+    settings: &'a PpoSettings,
+    step: Step,
+}
+
+impl Learning<'_> {
+    /// Accumulates one minibatch's gradients and steps both optimizers, unless the policy has gone too far.
+    fn minibatch(&mut self, groups: &[&Group], report: &mut UpdateReport) -> Result<()> {
+        let trains_policy = self.step.number >= self.settings.value.critic_warmup;
+        let statistics = self.accumulate(groups, trains_policy, report)?;
+        if report.minibatches == 0 {
+            report.first = statistics;
+        }
+        report.policy.add(&statistics);
+        report.minibatches += 1;
+        let limits = &self.settings.policy;
+        let too_large = limits.ratio_threshold > 0.0 && statistics.ratio > limits.ratio_threshold;
+        report.stopped_early = limits.early_stop_kl > 0.0 && statistics.approximate_kl > limits.early_stop_kl;
+        if too_large || report.stopped_early {
+            report.over_ratio += usize::from(too_large);
+            self.roles.policy.optimizer.discard();
+            self.roles.value.iter_mut().for_each(|value| value.optimizer.discard());
+            return Ok(());
+        }
+        if trains_policy {
+            if let Some(mix) = self.mix.as_deref_mut() {
+                report.ptx_loss += mix.accumulate(&mut self.roles.policy)?;
+            }
+            let done = self.roles.policy.optimizer.step(self.step.learning_rate)?;
+            report.skipped += usize::from(done.skipped);
+            report.policy_gradient_norm += done.gradient_norm;
+        }
+        if let Some(value) = &mut self.roles.value {
+            let done = value.optimizer.step(self.step.value_learning_rate)?;
+            report.skipped += usize::from(done.skipped);
+            report.value_gradient_norm += done.gradient_norm;
+        }
+        Ok(())
     }
-    report.policy.add(&sums);
-    Ok(sums.means())
+
+    /// Adds one minibatch's gradients to both optimizers; gives the policy's statistics.
+    fn accumulate(
+        &mut self,
+        groups: &[&Group],
+        trains_policy: bool,
+        report: &mut UpdateReport,
+    ) -> Result<PolicyStatistics> {
+        let mut advantages: Vec<Vec<f32>> =
+            episodes(groups.iter().copied()).map(|episode| episode.advantages.clone()).collect();
+        if self.settings.advantage.whiten_advantages == Whitening::Minibatch {
+            let mut slices: Vec<&mut [f32]> = advantages.iter_mut().map(Vec::as_mut_slice).collect();
+            whiten(&mut slices, self.settings.advantage.whitening_variance, Shift::ToZero);
+        }
+        let minibatch = Minibatch { tokens: advantages.iter().map(Vec::len).sum(), answers: advantages.len() };
+        let sizes: Vec<usize> = groups.iter().map(|group| group.tree.tokens()).collect();
+        let mut advantages = advantages.into_iter();
+        let mut sums = PolicyStatistics::default();
+        for range in split_by_budget(&sizes, self.settings.common.tokens_per_batch) {
+            let groups = &groups[range];
+            let batch = Batch::pack(groups.iter().map(|group| &group.tree));
+            let answers = batch.answer_targets.len();
+            let tokens = Tokens {
+                answers: batch.answer_targets.clone(),
+                old_log_probs: gather(groups, |episode| &episode.log_probs),
+                reference_log_probs: gather(groups, |episode| &episode.reference_log_probs),
+                sampler_log_probs: gather(groups, |episode| &episode.sampler_log_probs),
+                advantages: advantages.by_ref().take(answers).flatten().collect(),
+            };
+            // In turn, so that what one model keeps for its backward pass is free again before the other's pass.
+            sums.add(&self.learn_policy(&batch, &tokens, minibatch, trains_policy)?);
+            let shares = self.objective.shares(&tokens.answers, minibatch);
+            if let Some(value) = &mut self.roles.value {
+                let (loss, clipped) = learn_values(value, &batch, groups, self.settings, &shares)?;
+                report.value_loss += loss;
+                report.value_clipped += clipped / minibatch.tokens as f64;
+            }
+        }
+        Ok(sums.means())
+    }
+
+    /// Adds one micro-batch's gradient of the policy; gives the sums of its statistics.
+    fn learn_policy(
+        &mut self,
+        batch: &Batch,
+        tokens: &Tokens,
+        minibatch: Minibatch,
+        trains: bool,
+    ) -> Result<PolicyStatistics> {
+        let policy = &mut self.roles.policy;
+        let frozen = if trains { None } else { Some(policy.model.frozen()?) };
+        let model = frozen.as_ref().unwrap_or(&policy.model);
+        let hidden = model.hidden(batch, &Pass::default())?; // [tokens, d_model]
+        let found = model.log_probs(&hidden, batch, self.settings.sampling.temperature)?; // [targets]
+        let loss = self.objective.policy_loss(&found.log_probs, &found.entropy, tokens, minibatch)?;
+        if trains {
+            policy.optimizer.accumulate(&loss.total.backward()?)?;
+        }
+        Ok(loss.statistics)
+    }
 }
 
-/// Adds one micro-batch's gradient of the policy, as its share of a minibatch of `tokens` tokens; gives the sums of its statistics.
-fn learn_policy(
-    policy: &mut Learner,
-    batch: &Batch,
-    episodes: &[&Episode],
-    advantages: &[f32],
-    settings: &PpoSettings,
-    tokens: usize,
-) -> Result<PolicyStatistics> {
-    let hidden = policy.model.hidden(batch, &Pass::default())?; // [tokens, d_model]
-    let log_probs = policy.model.log_probs(&hidden, batch, settings.sampling.temperature)?; // [targets]
-    let old_log_probs = gather(episodes, |episode| &episode.log_probs);
-    let loss = policy_loss(&log_probs.log_probs, &old_log_probs, advantages, settings.clip_range)?;
-    let entropy: Vec<f32> = log_probs.entropy.detach().to_vec1()?;
-    policy.optimizer.accumulate(&(loss.sum / tokens as f64)?.backward()?)?;
-    let mut statistics = loss.statistics;
-    statistics.entropy += entropy.iter().map(|&entropy| f64::from(entropy)).sum::<f64>();
-    Ok(statistics)
-}
-
-/// The same for the value model; gives the sum of its losses and the number of tokens at which the clipped one was the larger.
+/// Adds one micro-batch's gradient of the value model; gives its share of the loss and the number of tokens at which the clipped loss was the larger.
 fn learn_values(
     value: &mut Learner,
     batch: &Batch,
-    episodes: &[&Episode],
+    groups: &[&Group],
     settings: &PpoSettings,
-    tokens: usize,
+    shares: &[f32],
 ) -> Result<(f64, f64)> {
     let hidden = value.model.hidden(batch, &Pass::default())?; // [tokens, d_model]
     let rows: Vec<usize> = batch.targets.iter().map(|target| target.row).collect();
     let values = value.model.values(&hidden, &rows)?; // [targets]
-    let (old_values, returns) =
-        (gather(episodes, |episode| &episode.values), gather(episodes, |episode| &episode.returns));
-    let (sum, clipped) = value_loss(&values, &old_values, &returns, settings.value_clip_range)?;
-    let coefficient = settings.value_coefficient / tokens as f64;
-    value.optimizer.accumulate(&sum.affine(coefficient, 0.0)?.backward()?)?;
-    Ok((f64::from(sum.to_scalar::<f32>()?), clipped))
+    let old_values = gather(groups, |episode| &episode.values);
+    let returns = gather(groups, |episode| &episode.returns);
+    let (loss, clipped) = value_loss(&values, &old_values, &returns, settings.value.value_clip_range, shares)?;
+    value.optimizer.accumulate(&loss.affine(settings.value.value_coefficient, 0.0)?.backward()?)?;
+    Ok((f64::from(loss.to_scalar::<f32>()?), clipped))
 }
 
-/// One number a token of the episodes, end to end.
-fn gather(episodes: &[&Episode], of: fn(&Episode) -> &Vec<f32>) -> Vec<f32> {
-    episodes.iter().flat_map(|episode| of(episode).iter().copied()).collect()
+/// One number a token of the answers, end to end.
+fn gather(groups: &[&Group], of: fn(&Episode) -> &Vec<f32>) -> Vec<f32> {
+    episodes(groups.iter().copied()).flat_map(|episode| of(episode).iter().copied()).collect()
 }

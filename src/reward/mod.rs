@@ -20,7 +20,7 @@ use crate::model::{Model, dropout_seed};
 use crate::settings::{CommonSettings, ExampleSettings, ModelSettings, TrainingSettings, learning_rate_help};
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
-use crate::train::plan::{Examples, training_plan};
+use crate::train::plan::{Examples, InMemory, training_plan};
 use crate::train::run::Run;
 use crate::train::schedule::Schedule;
 use evaluation::score;
@@ -109,7 +109,8 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     let tokens = training.iter().map(|ranked| ranked.tree.tokens()).sum();
     let (what, count) = ("rankings", training.len());
     let examples = Examples { what, training: count, evaluation: evaluation.len(), tokens, truncation };
-    let mut plan = training_plan("reward", &[&model], common, &settings.training, &examples, 0);
+    let mut plan =
+        training_plan("reward", &[InMemory { role: "model", model: &model }], common, &settings.training, &examples, 0);
     if ties > 0 {
         plan = plan.line("left out", format!("{ties} prompts whose answers are one tie"));
     }

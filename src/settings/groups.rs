@@ -120,21 +120,37 @@ pub struct OptimizerSettings {
     /// Added to the root of the mean squared gradient
     #[arg(long, help_heading = OPTIMIZER, default_value = "1e-8", value_parser = not_negative)]
     pub epsilon: f64,
+    /// Whether epsilon is added after the correction of the squared gradients' mean (PyTorch) or before it (TensorFlow)
+    #[arg(long, help_heading = OPTIMIZER, value_enum, default_value_t = EpsilonPlace::AfterCorrection)]
+    pub epsilon_place: EpsilonPlace,
     /// Gradients are scaled down to this global norm; 0 leaves them as they are
     #[arg(long, help_heading = OPTIMIZER, default_value_t = 1.0, value_parser = not_negative)]
     pub max_gradient_norm: f64,
     /// Course of the learning rate after the warm-up
     #[arg(long, help_heading = OPTIMIZER, value_enum, default_value_t = ScheduleShape::Cosine)]
     pub schedule: ScheduleShape,
-    /// Steps in which the learning rate rises from 0 [default: by --warmup-ratio]
+    /// Steps in which the learning rate rises to its peak [default: by --warmup-ratio]
     #[arg(long, help_heading = OPTIMIZER)]
     pub warmup_steps: Option<usize>,
-    /// Share of all steps in which the learning rate rises from 0
+    /// Share of all steps in which the learning rate rises to its peak
     #[arg(long, help_heading = OPTIMIZER, default_value_t = 0.03, value_parser = ratio)]
     pub warmup_ratio: f64,
+    /// Where the rise begins, as a share of the peak
+    #[arg(long, help_heading = OPTIMIZER, default_value_t = 0.0, value_parser = ratio)]
+    pub warmup_start_ratio: f64,
     /// Where the cosine or linear schedule ends, as a share of the peak
     #[arg(long, help_heading = OPTIMIZER, default_value_t = 0.1, value_parser = ratio)]
     pub minimum_learning_rate_ratio: f64,
+}
+
+/// Where AdamW adds epsilon, which matters in the first steps (Huang et al. 2024).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EpsilonPlace {
+    /// √(v / (1 - β₂ᵗ)) + ε, as PyTorch
+    AfterCorrection,
+    /// (√v + ε) / √(1 - β₂ᵗ), as TensorFlow
+    BeforeCorrection,
 }
 
 /// The course of the learning rate after the warm-up.

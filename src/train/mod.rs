@@ -2,6 +2,7 @@
 //! into its folder, and what it tells the user meanwhile.
 
 pub mod checkpoint;
+pub mod ema;
 pub mod metrics;
 pub mod optimizer;
 pub mod order;

@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use crate::error::Result;
 use crate::model::{Model, adapter, weight_files};
 use crate::ops::adamw::{AdamwState, AdamwStep, adamw, add_in_place, squared_norm};
-use crate::settings::{ModelSettings, OptimizerSettings, TrainingSettings};
+use crate::settings::{EpsilonPlace, ModelSettings, OptimizerSettings, TrainingSettings};
 
 /// The optimizer of one model: its parameters, the sum of their gradients, and AdamW's moments.
 ///
@@ -158,18 +158,23 @@ impl Optimizer {
         let max_norm = self.settings.max_gradient_norm;
         let gradient_scale = if max_norm > 0.0 { (max_norm / (gradient_norm + 1e-6)).min(1.0) } else { 1.0 };
         if !gradient_norm.is_finite() {
-            self.parameters.iter_mut().for_each(|parameter| parameter.gradient = None);
+            self.discard();
             self.skipped_steps += 1;
             return Ok(StepReport { gradient_norm, gradient_scale: 0.0, skipped: true });
         }
         for parameter in &mut self.parameters {
             let Some(gradient) = parameter.gradient.take() else { continue };
             parameter.updates += 1;
+            let OptimizerSettings { beta1, beta2, epsilon, epsilon_place, .. } = self.settings;
             let step = AdamwStep {
                 learning_rate: learning_rate * parameter.learning_rate_scale,
-                beta1: self.settings.beta1,
-                beta2: self.settings.beta2,
-                epsilon: self.settings.epsilon,
+                beta1,
+                beta2,
+                epsilon: match epsilon_place {
+                    EpsilonPlace::AfterCorrection => epsilon,
+                    // The same as adding it to √v, before both are divided.
+                    EpsilonPlace::BeforeCorrection => epsilon / (1.0 - beta2.powf(parameter.updates as f64)).sqrt(),
+                },
                 weight_decay: parameter.weight_decay,
                 step: parameter.updates,
                 gradient_scale: gradient_scale as f32,
@@ -177,6 +182,16 @@ impl Optimizer {
             adamw(&parameter.variable, &gradient.contiguous()?, &mut parameter.moments, &step)?;
         }
         Ok(StepReport { gradient_norm, gradient_scale, skipped: false })
+    }
+
+    /// Forgets the gradients since the last step.
+    pub fn discard(&mut self) {
+        self.parameters.iter_mut().for_each(|parameter| parameter.gradient = None);
+    }
+
+    /// What it trains.
+    pub fn variables(&self) -> impl Iterator<Item = &Var> {
+        self.parameters.iter().map(|parameter| &parameter.variable)
     }
 
     /// The number of steps so far that were skipped because their gradients were not finite.
@@ -211,10 +226,12 @@ mod tests {
             beta1: 0.9,
             beta2: 0.95,
             epsilon: 1e-8,
+            epsilon_place: EpsilonPlace::AfterCorrection,
             max_gradient_norm: 1.0,
             schedule: ScheduleShape::Constant,
             warmup_steps: None,
             warmup_ratio: 0.0,
+            warmup_start_ratio: 0.0,
             minimum_learning_rate_ratio: 0.0,
         }
     }

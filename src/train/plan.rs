@@ -16,12 +16,13 @@ use crate::settings::{CommonSettings, TrainingSettings};
 pub struct Plan {
     title: String,
     lines: Table,
+    memory: Option<u64>,
 }
 
 impl Plan {
     /// A plan under this title, such as the program's name and model.
     pub fn new(title: impl Into<String>) -> Self {
-        Plan { title: title.into(), lines: Table::without_header() }
+        Plan { title: title.into(), lines: Table::without_header(), memory: None }
     }
 
     /// What the plan is of.
@@ -49,7 +50,12 @@ impl Plan {
 
     /// Adds the memory that the run is expected to need at its peak, in bytes.
     pub fn memory(self, bytes: u64) -> Self {
-        self.line("memory expected", DecimalBytes(bytes))
+        Plan { memory: Some(bytes), ..self }.line("memory expected", DecimalBytes(bytes))
+    }
+
+    /// The memory that the run is expected to need, in bytes.
+    pub fn expected_memory(&self) -> Option<u64> {
+        self.memory
     }
 
     /// Prints the plan to the standard error stream, unless `quiet`.
@@ -82,17 +88,26 @@ pub struct Examples<'a> {
     pub truncation: Truncation,
 }
 
+/// A model in its role, as it stands in memory.
+#[derive(Clone, Copy)]
+pub struct InMemory<'a> {
+    /// What it is there for.
+    pub role: &'a str,
+    /// The model.
+    pub model: &'a Model,
+}
+
 /// The plan of a training program. The first of the models is what the user asked to have trained; the others stand beside it in memory, with
-/// `cached_tokens` whose keys and values are held.
+/// `cached_tokens` whose keys and values are held. Where there are several, each one's share of the memory has a line.
 pub fn training_plan(
     program: &str,
-    models: &[&Model],
+    models: &[InMemory],
     common: &CommonSettings,
     training: &TrainingSettings,
     examples: &Examples,
     cached_tokens: usize,
 ) -> Plan {
-    let model = models[0];
+    let model = models[0].model;
     let trainable = model.trainable_count();
     let count = |number: usize| HumanCount(number as u64);
     let evaluated = match examples.evaluation {
@@ -108,7 +123,12 @@ pub fn training_plan(
         .parameters(model.base_parameters() + model.added_parameters(), trainable)
         .line(examples.what, format!("{} to train on{evaluated}", count(examples.training)))
         .tokens("tokens an epoch", examples.tokens)
-        .memory(memory);
+        .memory(memory.iter().map(|(_, bytes)| bytes).sum());
+    if models.len() > 1 {
+        for (what, bytes) in &memory {
+            plan = plan.line(&format!("  {what}"), DecimalBytes(*bytes));
+        }
+    }
     for note in model.adapters().iter().filter_map(|adapter| adapter.note()) {
         plan = plan.line("note", note);
     }
@@ -125,19 +145,28 @@ pub fn training_plan(
 /// The process itself: program, tokenizer, examples, buffers of the matrix products.
 const BESIDES: u64 = 100_000_000;
 
-/// The bytes held at the peak of a training step, all numbers being `f32`: each base model once, for each trained parameter its gradient, the sum of
-/// the gradients of earlier micro-batches and AdamW's two moments, and what one micro-batch keeps for its backward pass.
-fn expected_memory(models: &[&Model], micro_batch_tokens: usize, cached_tokens: usize) -> u64 {
-    let mut numbers = 0;
-    for (index, model) in models.iter().enumerate() {
-        let is_shared = models[..index].iter().any(|other| Arc::ptr_eq(other.weights(), model.weights()));
-        numbers += if is_shared { 0 } else { model.base_parameters() };
-        numbers += model.added_parameters() + 4 * model.trainable_count();
+/// The bytes held at the peak of a training step by what holds them, all numbers being `f32`: each base model once, for each trained parameter its
+/// gradient, the sum of the gradients of earlier micro-batches and AdamW's two moments, and what one micro-batch keeps for its backward pass.
+fn expected_memory(models: &[InMemory], micro_batch_tokens: usize, cached_tokens: usize) -> Vec<(String, u64)> {
+    let bytes = |numbers: usize| 4 * numbers as u64;
+    let mut parts = Vec::new();
+    for (index, InMemory { role, model }) in models.iter().enumerate() {
+        let sharer = models[..index].iter().find(|other| Arc::ptr_eq(other.model.weights(), model.weights()));
+        let (own, note) = match sharer {
+            Some(other) => (0, format!(" (on the weights of {})", other.role)),
+            None => (model.base_parameters(), String::new()),
+        };
+        let numbers = own + model.added_parameters() + 4 * model.trainable_count();
+        parts.push((format!("{role}{note}"), bytes(numbers)));
     }
-    let architecture = models[0].architecture();
-    numbers += kept_numbers(architecture) * micro_batch_tokens;
-    numbers += 2 * architecture.layers * architecture.kv_width() * cached_tokens;
-    4 * numbers as u64 + BESIDES
+    let architecture = models[0].model.architecture();
+    parts.push(("kept for the backward pass".to_string(), bytes(kept_numbers(architecture) * micro_batch_tokens)));
+    if cached_tokens > 0 {
+        let cache = 2 * architecture.layers * architecture.kv_width() * cached_tokens;
+        parts.push(("keys and values of the sampler".to_string(), bytes(cache)));
+    }
+    parts.push(("program and buffers".to_string(), BESIDES));
+    parts
 }
 
 /// The numbers a token that a pass keeps for its backward pass. Of each block: what enters it, both norms' output, both sub-layers' output and

@@ -9,7 +9,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::checkpoint::{BestAndLast, Kept};
-use super::metrics::Metrics;
+use super::metrics::{Metrics, peak_rss_mb};
 use super::plan::Plan;
 use super::progress::Progress;
 use crate::error::Result;
@@ -24,6 +24,8 @@ pub struct Run {
     progress: Progress,
     kept: BestAndLast,
     step_started: Instant,
+    expected_memory: Option<u64>,
+    last_kept: Option<usize>,
 }
 
 impl Run {
@@ -39,6 +41,8 @@ impl Run {
             progress: Progress::new(plan.title(), total_steps, common.quiet),
             kept: BestAndLast::new(&folder),
             step_started: Instant::now(),
+            expected_memory: plan.expected_memory(),
+            last_kept: None,
             folder,
         })
     }
@@ -77,8 +81,14 @@ impl Run {
         save: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<()> {
         self.kept.keep(Kept { step, evaluation_loss }, save)?;
+        self.last_kept = Some(step);
         self.step_started = Instant::now();
         Ok(())
+    }
+
+    /// The step after which a model was last kept.
+    pub fn last_kept(&self) -> Option<usize> {
+        self.last_kept
     }
 
     /// Prints text above the progress bar.
@@ -91,7 +101,10 @@ impl Run {
         let best = self.kept.publish_best()?;
         self.progress.finish();
         if !self.quiet {
-            eprintln!("model of step {} in {}\n", best.step, self.folder.display());
+            eprintln!("model of step {} in {}", best.step, self.folder.display());
+            if let (Some(measured), Some(expected)) = (peak_rss_mb(), self.expected_memory) {
+                eprintln!("memory at its peak {measured:.0} MB, expected {:.0} MB\n", expected as f64 / 1e6);
+            }
         }
         Ok(())
     }

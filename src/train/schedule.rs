@@ -14,8 +14,10 @@ pub struct Schedule {
     pub peak: f64,
     /// Where a cosine or linear schedule ends, as a share of the peak.
     pub minimum_ratio: f64,
-    /// The number of steps in which the rate rises linearly from 0.
+    /// The number of steps in which the rate rises linearly to the peak.
     pub warmup_steps: usize,
+    /// Where it begins to rise, as a share of the peak.
+    pub start_ratio: f64,
     /// The number of steps of the whole run; later steps keep the minimum.
     pub total_steps: usize,
 }
@@ -29,18 +31,20 @@ impl Schedule {
             peak,
             minimum_ratio: settings.minimum_learning_rate_ratio,
             warmup_steps: settings.warmup_steps.unwrap_or(by_ratio),
+            start_ratio: settings.warmup_start_ratio,
             total_steps,
         }
     }
 
     /// The learning rate of optimizer step `step`, the first being 0.
     ///
-    /// In the warm-up it is `peak * step / warmup_steps`. After it, with `progress` the share done of the remaining steps and
+    /// In the warm-up it is `peak * (s + (1 - s) * step / warmup_steps)` with `s` the start ratio. After it, with `progress` the share done of the remaining steps and
     /// `m` the minimum ratio: `peak * ((1 - m) * (1 + cos(pi * progress)) / 2 + m)` (cosine),
     /// `peak * ((1 - m) * (1 - progress) + m)` (linear).
     pub fn learning_rate(&self, step: usize) -> f64 {
         if step < self.warmup_steps {
-            return self.peak * step as f64 / self.warmup_steps as f64;
+            let risen = step as f64 / self.warmup_steps as f64;
+            return self.peak * (self.start_ratio + (1.0 - self.start_ratio) * risen);
         }
         let remaining_steps = self.total_steps.saturating_sub(self.warmup_steps).max(1);
         let progress = ((step - self.warmup_steps) as f64 / remaining_steps as f64).min(1.0);
@@ -58,7 +62,7 @@ mod tests {
     use super::*;
 
     fn rates(shape: ScheduleShape, minimum_ratio: f64, steps: &[usize]) -> Vec<f64> {
-        let schedule = Schedule { shape, peak: 2.0, minimum_ratio, warmup_steps: 4, total_steps: 12 };
+        let schedule = Schedule { shape, peak: 2.0, minimum_ratio, warmup_steps: 4, start_ratio: 0.0, total_steps: 12 };
         steps.iter().map(|&step| schedule.learning_rate(step)).collect()
     }
 
@@ -85,9 +89,26 @@ mod tests {
     #[test]
     fn a_run_without_warm_up_starts_at_the_peak_even_if_it_has_no_steps() {
         for total_steps in [0, 1, 5] {
-            let schedule =
-                Schedule { shape: ScheduleShape::Cosine, peak: 3.0, minimum_ratio: 0.0, warmup_steps: 0, total_steps };
+            let schedule = Schedule {
+                shape: ScheduleShape::Cosine,
+                peak: 3.0,
+                minimum_ratio: 0.0,
+                warmup_steps: 0,
+                start_ratio: 0.0,
+                total_steps,
+            };
             assert_eq!(schedule.learning_rate(0), 3.0);
+        }
+    }
+
+    #[test]
+    fn a_warm_up_may_begin_above_zero() {
+        let shape = ScheduleShape::Constant;
+        let schedule =
+            Schedule { shape, peak: 2.0, minimum_ratio: 0.0, warmup_steps: 4, start_ratio: 0.1, total_steps: 12 };
+        let rates: Vec<f64> = (0..6).map(|step| schedule.learning_rate(step)).collect();
+        for (rate, expected) in rates.iter().zip([0.2, 0.65, 1.1, 1.55, 2.0, 2.0]) {
+            assert!((rate - expected).abs() < 1e-12, "{rate} is not {expected}");
         }
     }
 }

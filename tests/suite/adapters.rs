@@ -4,12 +4,12 @@ use candle_core::{Device, Tensor};
 use rlhf::Result;
 use rlhf::adapt::{Bases, Head, Role, Training};
 use rlhf::data::batch::{Batch, Continuation, TokenTree};
-use rlhf::generate::{PromptTokens, SamplingSettings, generate};
+use rlhf::generate::{PromptTokens, SamplingSettings, Stop, generate};
 use rlhf::model::Model;
 use rlhf::model::adapter::Pass;
 use rlhf::random;
 
-use crate::common::{Shape, training_settings, write_config};
+use crate::common::{Shape, assert_same_answers, training_settings, write_config};
 use crate::oracle::assert_close;
 
 /// Arguments of every method, and of some that stand on top of each other.
@@ -172,12 +172,13 @@ fn sampling_with_all_methods_in_one_batch_gives_what_each_gives_alone() -> Resul
         let prompts: Vec<PromptTokens> = (trees(40).into_iter().enumerate())
             .map(|(index, tree)| PromptTokens { tokens: tree.prompt, stack: stack(index) })
             .collect();
-        let together = generate(&mixed, &prompts, 2, &settings, &[3], 5, 0)?;
+        let together = generate(&mixed, &prompts, 2, &settings, Stop::at(&[3]), 5, 0)?;
         for (index, prompt) in prompts.iter().enumerate() {
             let model = prompt.stack.checked_sub(1).map_or(&base, |index| &models[index]);
             let alone = [PromptTokens::from(prompt.tokens.clone())];
-            let alone = generate(model, &alone, 2, &settings, &[3], 5, 2 * index as u64)?;
-            assert_eq!(together[index], alone[0], "{shape:?}, prompt {index} with stack {}", prompt.stack);
+            let alone = generate(model, &alone, 2, &settings, Stop::at(&[3]), 5, 2 * index as u64)?;
+            let what = format!("{shape:?}, prompt {index} with stack {}", prompt.stack);
+            assert_same_answers(&together[index], &alone[0], &what);
         }
     }
     Ok(())

@@ -9,6 +9,7 @@ use arrow::datatypes::Field;
 use candle_core::Device;
 use rlhf::Result;
 use rlhf::adapt::{Bases, Head, Role, Training};
+use rlhf::generate::Answer;
 use rlhf::model::Model;
 use rlhf::settings::{TrainingSettings, from_arguments};
 
@@ -92,4 +93,15 @@ pub fn lists(items: ArrayRef, ends: &[i32]) -> ArrayRef {
     let offsets = OffsetBuffer::new(ScalarBuffer::from_iter(std::iter::once(0).chain(ends.iter().copied())));
     let field = Arc::new(Field::new("element", items.data_type().clone(), true));
     Arc::new(ListArray::new(field, offsets, items, None))
+}
+
+/// Fails unless both are the same answers, but for rounding in their log-probabilities.
+pub fn assert_same_answers(found: &[Answer], expected: &[Answer], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert_eq!((&found.tokens, found.ended), (&expected.tokens, expected.ended), "{what}");
+        for (found, expected) in found.log_probs.iter().zip(&expected.log_probs) {
+            assert!((found - expected).abs() < 2e-5, "{what}: {found} is not {expected}");
+        }
+    }
 }

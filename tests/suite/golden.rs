@@ -12,8 +12,6 @@ use rlhf::Result;
 use rlhf::adapt::Head;
 use rlhf::data::batch::{Batch, Continuation, Target, TokenTree};
 use rlhf::model::adapter::{Parameter, Pass};
-use rlhf::ppo::advantage;
-use rlhf::ppo::objective::{policy_loss, value_loss};
 use rlhf::reward::loss::kwise_loss;
 use rlhf::settings::OptimizerSettings;
 use rlhf::train::optimizer::Optimizer;
@@ -137,62 +135,6 @@ fn scores_and_the_kwise_loss_equal_pytorch() -> Result<()> {
     let gradients = loss.backward()?;
     for Parameter { name, variable, .. } in model.trainable_parameters() {
         assert_gradient(&name, gradients.get(&variable).expect("a gradient"), &tensors[&format!("grad.{name}")])?;
-    }
-    Ok(())
-}
-
-#[test]
-fn ppo_equals_the_formulas_of_trl() -> Result<()> {
-    let tensors = expected("ppo")?;
-    let lengths = integers(&tensors, "lengths")?;
-    let width = *lengths.iter().max().expect("rows") as usize;
-    let rows = |name: &str| -> Result<Vec<Vec<f32>>> {
-        let all = floats(&tensors, name)?;
-        Ok(lengths
-            .iter()
-            .enumerate()
-            .map(|(row, &len)| all[row * width..row * width + len as usize].to_vec())
-            .collect())
-    };
-    let (log_probs, reference, values) = (rows("logprobs")?, rows("ref_logprobs")?, rows("values")?);
-    let scores = floats(&tensors, "scores")?;
-    let (mut advantages, mut returns) = (Vec::new(), Vec::new());
-    for row in 0..lengths.len() {
-        let rewards = advantage::token_rewards(&log_probs[row], &reference[row], scores[row], 0.05);
-        assert_close("rewards", &rewards, &rows("rewards")?[row], 1e-5);
-        advantages.push(advantage::generalized_advantages(&rewards, &values[row], 0.99, 0.95));
-        assert_close("advantages", &advantages[row], &rows("advantages")?[row], 1e-5);
-        returns.push(advantage::returns(&advantages[row], &values[row]));
-        assert_close("returns", &returns[row], &rows("returns")?[row], 1e-5);
-    }
-    advantage::whiten(&mut advantages.iter_mut().map(Vec::as_mut_slice).collect::<Vec<_>>());
-    assert_close("whitened", &advantages.concat(), &rows("whitened")?.concat(), 1e-5);
-
-    let variable = |name: &str| -> Result<Var> {
-        let values = rows(name)?.concat();
-        Ok(Var::from_slice(&values, values.len(), &Device::Cpu)?)
-    };
-    let (new_log_probs, new_values) = (variable("new_logprobs")?, variable("new_values")?);
-    let policy = policy_loss(new_log_probs.as_tensor(), &log_probs.concat(), &advantages.concat(), 0.2)?;
-    let (value_sum, value_clipped) = value_loss(new_values.as_tensor(), &values.concat(), &returns.concat(), 0.2)?;
-    let tokens = lengths.iter().sum::<i64>() as f64;
-    let (policy_mean, value_mean) = ((policy.sum / tokens)?, (value_sum / tokens)?);
-    let means = policy.statistics.means();
-    let pairs = [
-        ("policy_loss", policy_mean.to_scalar::<f32>()?),
-        ("value_loss", value_mean.to_scalar::<f32>()?),
-        ("clip_fraction", means.clipped as f32),
-        ("value_clip_fraction", (value_clipped / tokens) as f32),
-        ("approximate_kl", means.approximate_kl as f32),
-        ("ratio", means.ratio as f32),
-    ];
-    for (name, found) in pairs {
-        assert_close(name, &[found], &floats(&tensors, name)?, 1e-5);
-    }
-    let gradients = (policy_mean + value_mean.affine(0.1, 0.0)?)?.backward()?;
-    for (name, variable) in [("new_logprobs", &new_log_probs), ("new_values", &new_values)] {
-        let found: Vec<f32> = gradients.get(variable).expect("a gradient").to_vec1()?;
-        assert_close(name, &found, &rows(&format!("grad.{name}"))?.concat(), 1e-5);
     }
     Ok(())
 }

@@ -9,6 +9,8 @@ mod golden;
 mod methods;
 mod oracle;
 mod packing;
+mod ppo;
+mod ppo_runs;
 mod programs;
 mod stages;
 mod tokens;

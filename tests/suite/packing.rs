@@ -1,10 +1,10 @@
 //! A packed batch gives, sequence by sequence, what each sequence gives alone; answers that share a prompt's segment give what
 //! separate sequences give.
 
-use crate::common::{Shape, tiny_model};
+use crate::common::{Shape, assert_same_answers, tiny_model};
 use rlhf::Result;
 use rlhf::data::batch::{Batch, Continuation, TokenTree};
-use rlhf::generate::{PromptTokens, SamplingSettings, generate};
+use rlhf::generate::{PromptTokens, SamplingSettings, Stop, generate};
 use rlhf::model::Model;
 use rlhf::model::adapter::{Parameter, Pass};
 use rlhf::random;
@@ -98,7 +98,7 @@ fn generation_with_the_cache_equals_passes_without_it() -> Result<()> {
         let model = tiny_model(shape, false)?;
         let prompts = [7usize, 2, 13].map(|len| PromptTokens::from(tree(len as u64, len, &[]).prompt));
         let settings = SamplingSettings { temperature: 0.0, response_length: 9, ..Default::default() };
-        let answers = generate(&model, &prompts, 2, &settings, &[3], 0, 0)?;
+        let answers = generate(&model, &prompts, 2, &settings, Stop::at(&[3]), 0, 0)?;
         for (prompt, answers) in prompts.iter().zip(&answers) {
             assert_eq!(answers[0], answers[1]);
             let mut so_far = prompt.tokens.clone();
@@ -125,10 +125,10 @@ fn what_an_answer_becomes_does_not_depend_on_its_company() -> Result<()> {
     let prompts: Vec<PromptTokens> =
         (0..150).map(|index| tree(index, 1 + index as usize % 9, &[]).prompt.into()).collect();
     let settings = SamplingSettings { response_length: 6, ..Default::default() };
-    let together = generate(&model, &prompts, 2, &settings, &[3, 5, 8], 4, 0)?;
+    let together = generate(&model, &prompts, 2, &settings, Stop::at(&[3, 5, 8]), 4, 0)?;
     for index in [0usize, 70, 149] {
-        let alone = generate(&model, &prompts[index..=index], 2, &settings, &[3, 5, 8], 4, 2 * index as u64)?;
-        assert_eq!(alone[0], together[index]);
+        let alone = generate(&model, &prompts[index..=index], 2, &settings, Stop::at(&[3, 5, 8]), 4, 2 * index as u64)?;
+        assert_same_answers(&alone[0], &together[index], "alone and together");
     }
     Ok(())
 }

@@ -73,7 +73,7 @@ impl Workbench {
         std::fs::read(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
-    /// Runs `program arguments` in this folder.
+    /// Runs `program arguments` in this folder; a no-break space within an argument becomes a space.
     pub fn run(&self, line: &str) -> Output {
         let (program, arguments) = line.split_once(' ').unwrap();
         let executable = match program {
@@ -86,7 +86,8 @@ impl Workbench {
             "export" => env!("CARGO_BIN_EXE_export"),
             _ => panic!("no program {program}"),
         };
-        Command::new(executable).args(arguments.split_whitespace()).current_dir(self.folder.path()).output().unwrap()
+        let arguments = arguments.split_ascii_whitespace().map(|argument| argument.replace('\u{a0}', " "));
+        Command::new(executable).args(arguments).current_dir(self.folder.path()).output().unwrap()
     }
 
     /// Runs it, expects that it succeeds, and gives what it printed on the standard output stream.

@@ -1,0 +1,114 @@
+//! Answers to held-out prompts, and a judge that nothing is trained against: what tells a better policy from one that exploits the reward.
+
+use super::roles::Roles;
+use super::rollout::{self, Group, PromptExample, episodes};
+use super::settings::PpoSettings;
+use crate::bail;
+use crate::data::parquet::ParquetRows;
+use crate::data::tokenize::Tokenizer;
+use crate::error::Result;
+use crate::random;
+use crate::rewards::{Asked, Rewards};
+use crate::world::files::read_cases;
+use crate::world::rule::{Case, judge};
+
+/// Held-out prompts and who judges the answers to them.
+pub struct HeldOut {
+    prompts: Vec<PromptExample>,
+    judge: Judge,
+    settings: PpoSettings,
+}
+
+enum Judge {
+    /// The rule of the world that ships with the project.
+    Rule(Vec<Case>),
+    /// Reward models or a command.
+    Rewards(Rewards),
+}
+
+/// What an evaluation found: means over the answers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HeldOutReport {
+    /// What the held-out judge says.
+    pub judge: f64,
+    /// What the sources of rewards say, which the policy is trained against.
+    pub reward: f64,
+    /// Divergence from the reference, in nats.
+    pub kl: f64,
+    /// Tokens.
+    pub length: f64,
+}
+
+impl HeldOut {
+    /// Reads `--evaluation-data` and the judge; `None` without such data.
+    pub fn read(settings: &PpoSettings, tokenizer: &Tokenizer) -> Result<Option<Self>> {
+        let Some(pattern) = &settings.observation.evaluation_data else { return Ok(None) };
+        let prompts = super::read_prompts(pattern, settings, tokenizer)?.0;
+        let limit = settings.rewards.reward_timeout;
+        let (max_length, seed) = (settings.common.max_length, settings.common.seed);
+        let judge = match Rewards::judge(&settings.observation.judge, limit, tokenizer, max_length, seed)? {
+            Some(rewards) => Judge::Rewards(rewards),
+            None if is_of_the_world(pattern)? => Judge::Rule(read_cases(pattern)?),
+            None => bail!(
+                "{pattern}: these prompts are judged by nothing: give --judge-model or --judge-command (data of the world, with the columns kind, \
+                 facts and expected, is judged by its own rule)"
+            ),
+        };
+        // The same random numbers each time, other ones than the rollouts'.
+        let mut settings = settings.clone();
+        settings.common.seed = random::named_seed(settings.common.seed, "evaluation");
+        settings.episode.answers = 1;
+        Ok(Some(HeldOut { prompts, judge, settings }))
+    }
+
+    /// Number of prompts.
+    pub fn len(&self) -> usize {
+        self.prompts.len()
+    }
+
+    /// Whether there is no prompt, which data that was read never has.
+    pub fn is_empty(&self) -> bool {
+        self.prompts.is_empty()
+    }
+
+    /// Lets the policy that would be saved now answer, and everyone judge.
+    pub fn evaluate(&mut self, roles: &mut Roles, tokenizer: &Tokenizer, stop: &[u32]) -> Result<HeldOutReport> {
+        let settings = &self.settings;
+        let (temperature, budget) = (settings.sampling.temperature, settings.common.tokens_per_batch);
+        let prompts: Vec<&PromptExample> = self.prompts.iter().collect();
+        let mut groups = roles.with_saved_policy(|policy| {
+            let policy = policy.model.frozen()?;
+            let mut groups = rollout::sample(&policy, &prompts, settings, tokenizer, stop, 0)?;
+            let log_probs = rollout::log_probs(&policy, &groups, temperature, budget)?;
+            groups.iter_mut().zip(log_probs).for_each(|(group, found)| group.episodes[0].log_probs = found);
+            Ok(groups)
+        })?;
+        let reference = rollout::log_probs(&roles.reference, &groups, temperature, budget)?;
+        groups.iter_mut().zip(reference).for_each(|(group, found)| group.episodes[0].reference_log_probs = found);
+        let asked: Vec<Asked> = groups.iter().map(Group::asked).collect();
+        let rewards = roles.rewards.score(&asked, budget)?.concat();
+        let judged: Vec<f32> = match &mut self.judge {
+            Judge::Rewards(judge) => judge.score(&asked, budget)?.concat(),
+            Judge::Rule(cases) => {
+                cases.iter().zip(&groups).map(|(case, group)| judge(case, &group.replies[0].text).utility).collect()
+            }
+        };
+        let count = groups.len() as f64;
+        let mean = |numbers: &[f32]| numbers.iter().map(|&number| f64::from(number)).sum::<f64>() / count;
+        Ok(HeldOutReport {
+            judge: mean(&judged),
+            reward: mean(&rewards),
+            kl: episodes(&groups).map(|episode| episode.kl()).sum::<f64>() / count,
+            length: episodes(&groups).map(|episode| episode.len() as f64).sum::<f64>() / count,
+        })
+    }
+}
+
+/// Whether the rule of the world can judge the answers to these prompts.
+fn is_of_the_world(pattern: &str) -> Result<bool> {
+    let rows = ParquetRows::open(pattern)?;
+    let has_columns = |names: [&str; 3]| {
+        rows.schemas().iter().all(|(_, schema)| names.iter().all(|name| schema.field_with_name(name).is_ok()))
+    };
+    Ok(has_columns(["kind", "facts", "expected"]))
+}

@@ -1,0 +1,80 @@
+//! PPO-ptx: pretraining mixed into the policy's updates, so that it forgets less (Ouyang et al. 2022, equation 2).
+
+use candle_core::Tensor;
+
+use super::roles::Learner;
+use super::settings::PpoSettings;
+use crate::bail;
+use crate::data::batch::{Batch, TokenTree, split_by_budget};
+use crate::data::schema;
+use crate::data::tokenize::Tokenizer;
+use crate::data::tokenize_records::Truncation;
+use crate::error::Result;
+use crate::model::Model;
+use crate::model::adapter::Pass;
+use crate::random;
+use crate::train::order::Order;
+
+/// The texts that are mixed in, and how far the run has come in them.
+pub struct PretrainingMix {
+    texts: Vec<TokenTree>,
+    order: Order,
+    /// Minibatches that have had their texts.
+    taken: usize,
+    coefficient: f64,
+    tokens_per_batch: usize,
+}
+
+impl PretrainingMix {
+    /// Reads the texts of `--ptx-data`; `None` where there are none to be mixed in.
+    pub fn read(settings: &PpoSettings, tokenizer: &Tokenizer) -> Result<Option<Self>> {
+        let Some(pattern) = &settings.ptx.ptx_data else { return Ok(None) };
+        let mut truncation = Truncation::default();
+        let mut texts = Vec::new();
+        for record in schema::demonstrations(pattern)? {
+            texts.push(tokenizer.demonstration(&record?, settings.common.max_length, &mut truncation)?);
+        }
+        texts.retain(|text| text.learned_tokens() > 0);
+        if texts.is_empty() {
+            bail!("{pattern}: no text is left after reading; --ptx-data needs texts or demonstrations");
+        }
+        let episodes = settings.training.batch_size.div_ceil(settings.policy.minibatches);
+        let a_minibatch = ((settings.ptx.ptx_ratio * episodes as f64).round() as usize).max(1);
+        let seed = random::named_seed(settings.common.seed, "ptx");
+        let order = Order::new((0..texts.len()).collect(), a_minibatch, seed);
+        let (coefficient, tokens_per_batch) = (settings.ptx.ptx_coefficient, settings.common.tokens_per_batch);
+        Ok(Some(PretrainingMix { texts, order, taken: 0, coefficient, tokens_per_batch }))
+    }
+
+    /// Number of texts.
+    pub fn len(&self) -> usize {
+        self.texts.len()
+    }
+
+    /// Whether there is no text, which a mix that was read never is.
+    pub fn is_empty(&self) -> bool {
+        self.texts.is_empty()
+    }
+
+    /// Adds the gradient of `γ` times the mean loss of a token of the next texts to the policy's, and gives that mean loss.
+    pub fn accumulate(&mut self, policy: &mut Learner) -> Result<f64> {
+        let texts: Vec<&TokenTree> = self.order.step(self.taken).iter().map(|&index| &self.texts[index]).collect();
+        self.taken += 1;
+        let tokens: usize = texts.iter().map(|text| text.learned_tokens()).sum();
+        let sizes: Vec<usize> = texts.iter().map(|text| text.tokens()).collect();
+        let mut mean = 0.0;
+        for range in split_by_budget(&sizes, self.tokens_per_batch) {
+            let loss = loss(&policy.model, &Batch::pack(texts[range].iter().copied()), tokens)?;
+            mean += f64::from(loss.to_scalar::<f32>()?);
+            policy.optimizer.accumulate(&loss.affine(self.coefficient, 0.0)?.backward()?)?;
+        }
+        Ok(mean)
+    }
+}
+
+/// `-Σ log π(token | what stands before it) / tokens` over a micro-batch's share of `tokens` tokens.
+pub fn loss(model: &Model, batch: &Batch, tokens: usize) -> Result<Tensor> {
+    let hidden = model.hidden(batch, &Pass::default())?; // [tokens, d_model]
+    let log_probs = model.log_probs(&hidden, batch, 1.0)?.log_probs; // [targets]
+    Ok(log_probs.sum_all()?.affine(-1.0 / tokens as f64, 0.0)?)
+}

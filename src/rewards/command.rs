@@ -1,0 +1,287 @@
+//! A program of the user's that judges answers.
+//!
+//! It is started once, with a shell. For each answer it reads a line, `{"prompt": ..., "response": ..., "ended": ...}` (a prompt of several
+//! turns is a list of `{"role", "content"}`), and writes a line: a number, or an object with a number called `reward`.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{Asked, Reply};
+use crate::bail;
+use crate::data::schema::{Prompt, Text};
+use crate::error::{Error, Result};
+
+/// A running reward command.
+pub struct RewardCommand {
+    command: String,
+    child: Child,
+    /// What is to be written to it; a thread of its own writes, so that neither waits for the other.
+    questions: Option<Sender<String>>,
+    /// The lines that it writes.
+    lines: Receiver<String>,
+    /// The last lines of its standard error stream.
+    complaints: Arc<Mutex<VecDeque<String>>>,
+    /// The longest that it may take for an answer.
+    limit: Duration,
+}
+
+/// Lines of the standard error stream that an error repeats.
+const COMPLAINTS: usize = 3;
+
+impl RewardCommand {
+    /// Starts the command with `sh`.
+    pub fn start(command: &str, limit: Duration) -> Result<Self> {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", command]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A group of its own, so that what the shell starts can be ended with it.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut shell, 0);
+        let mut child = shell
+            .spawn()
+            .map_err(|error| Error::input(format!("--reward-command `{command}` cannot be started: {error}")))?;
+        let (questions, to_write) = channel();
+        let (to_read, lines) = channel();
+        let complaints = Arc::new(Mutex::new(VecDeque::new()));
+        if let (Some(stdin), Some(stdout), Some(stderr)) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        {
+            thread::spawn(move || write_lines(stdin, &to_write));
+            thread::spawn(move || read_lines(stdout, &to_read));
+            let complaints = complaints.clone();
+            thread::spawn(move || read_complaints(stderr, &complaints));
+        }
+        Ok(RewardCommand { command: command.to_string(), child, questions: Some(questions), lines, complaints, limit })
+    }
+
+    /// The reward of every answer of every prompt.
+    pub fn score(&mut self, asked: &[Asked]) -> Result<Vec<Vec<f32>>> {
+        // Every later number would belong to another answer.
+        if let Ok(line) = self.lines.try_recv() {
+            bail!(
+                "--reward-command `{}`: wrote {:?} when it was asked nothing; expected one line for each line that it reads{}",
+                self.command,
+                shortened(&line),
+                self.last_words()
+            );
+        }
+        for (prompt, reply) in asked.iter().flat_map(|asked| asked.replies.iter().map(|reply| (asked.prompt, reply))) {
+            // A command that has ended reads nothing, which is noticed when it writes nothing.
+            let _ = self.questions.as_ref().map(|questions| questions.send(question(prompt, reply)));
+        }
+        let mut rewards = Vec::with_capacity(asked.len());
+        for asked in asked {
+            let of_prompt = asked.replies.iter().map(|reply| self.answer(asked.prompt, reply));
+            rewards.push(of_prompt.collect::<Result<_>>()?);
+        }
+        Ok(rewards)
+    }
+
+    /// The next number that the command writes, which belongs to this answer.
+    fn answer(&mut self, prompt: &Prompt, reply: &Reply) -> Result<f32> {
+        let asked = format!("the answer {:?} to {}", shortened(&reply.text), prompt.origin);
+        let line = match self.lines.recv_timeout(self.limit) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Timeout) => bail!(
+                "--reward-command `{}`: gave no number within {} seconds for {asked}; it has to write a line for each line that it reads, at once \
+                 (flush its output), or needs a longer --reward-timeout{}",
+                self.command,
+                self.limit.as_secs_f64(),
+                self.last_words()
+            ),
+            Err(RecvTimeoutError::Disconnected) => {
+                let status = self.status();
+                bail!(
+                    "--reward-command `{}`: ended ({status}) without a number for {asked}{}",
+                    self.command,
+                    self.last_words()
+                )
+            }
+        };
+        match number(&line) {
+            Some(reward) => Ok(reward),
+            None => bail!(
+                "--reward-command `{}`: wrote {:?} for {asked}; expected a finite number, or {{\"reward\": number}}, on a line of its own{}",
+                self.command,
+                shortened(&line),
+                self.last_words()
+            ),
+        }
+    }
+
+    /// How the command ended, which its output's end announces.
+    fn status(&mut self) -> String {
+        let until = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < until {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return status.to_string(),
+                Ok(None) => thread::sleep(Duration::from_millis(10)),
+                Err(error) => return error.to_string(),
+            }
+        }
+        "it closed its output".to_string()
+    }
+
+    fn last_words(&self) -> String {
+        // What it wrote last may still be on its way.
+        thread::sleep(Duration::from_millis(50));
+        match self.complaints.lock() {
+            Ok(lines) if !lines.is_empty() => {
+                format!("; its last words: {}", lines.iter().map(String::as_str).collect::<Vec<_>>().join(" | "))
+            }
+            _ => String::new(),
+        }
+    }
+}
+
+impl Drop for RewardCommand {
+    fn drop(&mut self) {
+        // The end of its input tells it to end; if it does not, it is ended.
+        self.questions = None;
+        let until = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < until {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        #[cfg(unix)]
+        let _ =
+            Command::new("kill").args(["-KILL", "--", &format!("-{}", self.child.id())]).stderr(Stdio::null()).status();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn write_lines(mut stdin: ChildStdin, questions: &Receiver<String>) {
+    for question in questions {
+        if stdin.write_all(question.as_bytes()).and_then(|()| stdin.flush()).is_err() {
+            return;
+        }
+    }
+}
+
+fn read_lines(stdout: ChildStdout, lines: &Sender<String>) {
+    let mut reader = BufReader::new(stdout);
+    let mut line = Vec::new();
+    while matches!(reader.read_until(b'\n', &mut line), Ok(read) if read > 0) {
+        if lines.send(String::from_utf8_lossy(&line).trim().to_string()).is_err() {
+            return;
+        }
+        line.clear();
+    }
+}
+
+fn read_complaints(stderr: ChildStderr, complaints: &Mutex<VecDeque<String>>) {
+    for line in BufReader::new(stderr).split(b'\n').map_while(std::io::Result::ok) {
+        let Ok(mut lines) = complaints.lock() else { return };
+        if lines.len() == COMPLAINTS {
+            lines.pop_front();
+        }
+        lines.push_back(shortened(String::from_utf8_lossy(&line).trim()).to_string());
+    }
+}
+
+/// The line that the command reads for an answer.
+fn question(prompt: &Prompt, reply: &Reply) -> String {
+    let prompt = match &prompt.prompt {
+        Text::Plain(text) => json!(text),
+        Text::Messages(messages) => {
+            messages.iter().map(|message| json!({ "role": message.role, "content": message.content })).collect()
+        }
+    };
+    format!("{}\n", json!({ "prompt": prompt, "response": reply.text, "ended": reply.ended }))
+}
+
+/// The finite number that a line holds.
+fn number(line: &str) -> Option<f32> {
+    let value: Value = serde_json::from_str(line).ok()?;
+    let number = value.as_f64().or_else(|| value.get("reward")?.as_f64())? as f32;
+    number.is_finite().then_some(number)
+}
+
+fn shortened(text: &str) -> &str {
+    text.char_indices().nth(200).map_or(text, |(end, _)| &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::data::schema::{Message, Origin};
+
+    fn prompt(text: Text) -> Prompt {
+        Prompt { prompt: text, origin: Origin { file: Arc::from(Path::new("prompts.parquet")), row: 3 } }
+    }
+
+    fn score(command: &str, replies: &[&str]) -> Result<Vec<Vec<f32>>> {
+        let prompt = prompt(Text::Plain("Say \"so\".\n".into()));
+        let replies: Vec<Reply> = replies.iter().map(|text| Reply { text: (*text).to_string(), ended: true }).collect();
+        let mut command = RewardCommand::start(command, Duration::from_millis(600))?;
+        command.score(&[Asked { prompt: &prompt, tree: None, replies: &replies }])
+    }
+
+    #[test]
+    fn one_number_a_line_in_either_form() {
+        assert_eq!(score("while read -r line; do echo 0.5; done", &["a", "b"]).unwrap(), [[0.5, 0.5]]);
+        let object = r#"while read -r line; do echo '{"reward": -2}'; done"#;
+        assert_eq!(score(object, &["a"]).unwrap(), [[-2.0]]);
+        // More than a pipe holds, in both directions.
+        let long = "x".repeat(3000);
+        let many = vec![long.as_str(); 100];
+        assert_eq!(score("while read -r line; do echo ${#line}; done", &many).unwrap()[0].len(), 100);
+    }
+
+    #[test]
+    fn the_command_reads_prompt_and_answer() {
+        let messages = prompt(Text::Messages(vec![Message::user("Hi")]));
+        let reply = Reply { text: "Ho\n".into(), ended: false };
+        let line = question(&messages, &reply);
+        assert_eq!(
+            line,
+            "{\"prompt\":[{\"role\":\"user\",\"content\":\"Hi\"}],\"response\":\"Ho\\n\",\"ended\":false}\n"
+        );
+    }
+
+    #[test]
+    fn every_failure_names_the_command_and_is_no_number() {
+        for (command, reason) in [
+            ("sleep 30", "gave no number within 0.6 seconds for the answer \"b\" to prompts.parquet: row 3"),
+            ("cat > /dev/null; sleep 30", "gave no number within"),
+            ("read -r line; echo cannot >&2; exit 3", "ended (exit status: 3) without a number"),
+            ("read -r line; echo cannot >&2; exit 3", "its last words: cannot"),
+            ("no-such-program-here", "ended (exit status: 127)"),
+            ("while read -r line; do echo good; done", "wrote \"good\""),
+            ("while read -r line; do echo NaN; done", "wrote \"NaN\""),
+            ("while read -r line; do echo 1e999; done", "wrote \"1e999\""),
+            ("while read -r line; do echo; done", "wrote \"\""),
+        ] {
+            let error = score(command, &["b", "c"]).unwrap_err().to_string();
+            assert!(error.contains(reason) && error.contains(&format!("`{command}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_command_that_writes_more_than_it_is_asked_is_noticed() {
+        let mut command =
+            RewardCommand::start("while read -r line; do echo 1; echo 2; done", Duration::from_secs(5)).unwrap();
+        let (prompt, replies) = (prompt(Text::Plain("a".into())), [Reply { text: "b".into(), ended: true }]);
+        let asked = [Asked { prompt: &prompt, tree: None, replies: &replies }];
+        assert_eq!(command.score(&asked).unwrap(), [[1.0]]);
+        thread::sleep(Duration::from_millis(100));
+        assert!(command.score(&asked).unwrap_err().to_string().contains("when it was asked nothing"));
+    }
+
+    #[test]
+    fn a_command_that_gives_too_few_numbers_is_noticed() {
+        assert!(score("read -r line; echo 1", &["b"]).is_ok());
+        assert!(score("read -r line; echo 1", &["b", "c"]).unwrap_err().to_string().contains("the answer \"c\""));
+    }
+}

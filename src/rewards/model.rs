@@ -1,0 +1,121 @@
+//! A reward model that judges the answers of any policy.
+
+use std::path::{Path, PathBuf};
+
+use super::{Asked, Reply};
+use crate::adapt::{self, Bases, Head, Role, Training};
+use crate::bail;
+use crate::data::batch::{TokenTree, split_by_budget};
+use crate::data::schema::{Answered, Message, Text};
+use crate::data::tokenize::Tokenizer;
+use crate::data::tokenize_records::{Ending, Truncation};
+use crate::error::Result;
+use crate::model::Model;
+use crate::model::adapter::Pass;
+
+/// A frozen model with a head of one label, and how it reads answers.
+pub struct RewardModel {
+    folder: PathBuf,
+    model: Model,
+    tokenizer: Tokenizer,
+    max_length: usize,
+    /// Its vocabulary is the policy's, whose tokens it reads as they are; otherwise it reads their text.
+    reads_tokens: bool,
+}
+
+impl RewardModel {
+    /// Reads a reward model, which shares its base with others of `bases`.
+    ///
+    /// # Errors
+    /// Where the folder holds no head of one label: there is nothing that could be trusted in its place.
+    pub fn load(folder: &Path, bases: &mut Bases, max_length: usize, seed: u64) -> Result<Self> {
+        let tokenizer = Tokenizer::load(adapt::tokenizer_folder(folder)?)?;
+        let role = Role { folder, adapters: &[], training: Training::Frozen, head: Head::Scalar, seed };
+        let model = bases.load(&role)?;
+        tokenizer.fits(model.architecture().vocabulary)?;
+        Ok(RewardModel { folder: folder.to_path_buf(), model, tokenizer, max_length, reads_tokens: false })
+    }
+
+    /// The same model, reading the policy's tokens without making text of them where their vocabularies are one.
+    pub fn reading_tokens_of(self, policy: &Tokenizer) -> Self {
+        let reads_tokens = self.model.architecture().causal && self.tokenizer.vocabulary() == policy.vocabulary();
+        RewardModel { reads_tokens, ..self }
+    }
+
+    /// Whether it reads the policy's tokens as they are.
+    pub fn reads_tokens(&self) -> bool {
+        self.reads_tokens
+    }
+
+    /// The folder that it was read from.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The model itself.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The reward of every answer of every prompt.
+    pub fn score(&self, asked: &[Asked], tokens_per_batch: usize) -> Result<Vec<Vec<f32>>> {
+        let mut rewards: Vec<Vec<f32>> = asked.iter().map(|asked| vec![0.0; asked.replies.len()]).collect();
+        // Where text is read, answers that ended and those that were cut off end differently, and stand in trees of their own.
+        let (mut trees, mut places) = (Vec::new(), Vec::new());
+        for (prompt, asked) in asked.iter().enumerate() {
+            if let (true, Some(tree)) = (self.reads_tokens, asked.tree) {
+                trees.push(tree.clone());
+                places.extend((0..asked.replies.len()).map(|answer| (prompt, answer)));
+                continue;
+            }
+            for ended in [true, false] {
+                let chosen = asked.replies.iter().enumerate().filter(|(_, reply)| reply.ended == ended);
+                let (indices, replies): (Vec<usize>, Vec<&Reply>) = chosen.unzip();
+                if !indices.is_empty() {
+                    trees.push(self.read(asked, &replies, if ended { Ending::Eos } else { Ending::AsIs })?);
+                    places.extend(indices.into_iter().map(|answer| (prompt, answer)));
+                }
+            }
+        }
+        for ((prompt, answer), reward) in places.into_iter().zip(self.score_trees(&trees, tokens_per_batch)?) {
+            if !reward.is_finite() {
+                bail!(
+                    "{}: gives {reward} for the answer {:?} to {}; a reward is a finite number",
+                    self.folder.display(),
+                    asked[prompt].replies[answer].text,
+                    asked[prompt].prompt.origin
+                );
+            }
+            rewards[prompt][answer] = reward;
+        }
+        Ok(rewards)
+    }
+
+    /// A prompt with some of its answers, as the model's own tokens.
+    fn read(&self, asked: &Asked, replies: &[&Reply], ending: Ending) -> Result<TokenTree> {
+        let answer = |reply: &&Reply| match &asked.prompt.prompt {
+            Text::Plain(_) => Text::Plain(reply.text.clone()),
+            Text::Messages(_) => Text::Messages(vec![Message::assistant(reply.text.clone())]),
+        };
+        let answers: Vec<Text> = replies.iter().map(answer).collect();
+        let (prompt, origin) = (&asked.prompt.prompt, &asked.prompt.origin);
+        let mut truncation = Truncation::default();
+        if !self.model.architecture().causal {
+            return self.tokenizer.answer_pairs(Some(prompt), &answers, origin, self.max_length, &mut truncation);
+        }
+        let record = Answered { prompt: prompt.clone(), answers, origin: origin.clone() };
+        self.tokenizer.answered(&record, ending, self.max_length, &mut truncation)
+    }
+
+    /// One reward an answer, tree after tree.
+    fn score_trees(&self, trees: &[TokenTree], tokens_per_batch: usize) -> Result<Vec<f32>> {
+        let sizes: Vec<usize> = trees.iter().map(TokenTree::tokens).collect();
+        let mut rewards = Vec::new();
+        for range in split_by_budget(&sizes, tokens_per_batch) {
+            let batch = self.model.pack(&trees[range]);
+            let hidden = self.model.hidden(&batch, &Pass::default())?; // [tokens, d_model]
+            rewards.extend(self.model.rewards(&hidden, &batch)?.to_vec1::<f32>()?);
+        }
+        Ok(rewards)
+    }
+}
