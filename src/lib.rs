@@ -58,6 +58,7 @@ pub mod data;
 pub mod error;
 pub mod evaluate;
 pub mod export;
+pub mod figure;
 pub mod files;
 pub mod generate;
 pub mod model;

@@ -179,6 +179,9 @@ impl Bases {
             }
             return Ok(Some(head));
         }
+        if role.head != Head::AsFound {
+            check_no_head_is_missing(base, source)?;
+        }
         let names = match role.head {
             Head::ScalarOrNew => Vec::new(),
             Head::Classes(labels) => labels.to_vec(),
@@ -211,6 +214,24 @@ fn check_language_model(base: &BaseModel, source: &Path) -> Result<()> {
         bail!(
             "{}: tensor \"{name}\" is missing, so this is a classifier, which cannot write answers; give a language model",
             source.display()
+        );
+    }
+    Ok(())
+}
+
+/// Refuses a folder that says that it is a classifier and holds no head: a new one in its place would say nothing of what was learned.
+fn check_no_head_is_missing(base: &BaseModel, source: &Path) -> Result<()> {
+    let names = base.folder.config.get("architectures").and_then(|names| names.as_array());
+    let is_classifier =
+        |name: &serde_json::Value| name.as_str().is_some_and(|name| name.ends_with("ForSequenceClassification"));
+    let promised = names.is_some_and(|names| names.iter().any(is_classifier));
+    if promised || Form::read(source)?.is_some() {
+        bail!(
+            "{}: {} says that this model has a head, but tensor \"{}.weight\" is missing; give the folder it was saved in, or a language model to \
+             start a new head on",
+            source.display(),
+            if promised { "config.json" } else { "head.json" },
+            base.architecture.names.head.out
         );
     }
     Ok(())

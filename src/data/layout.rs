@@ -4,6 +4,7 @@ use arrow::array::Array;
 
 use super::column::{Lists, TextColumn};
 use super::parquet::Rows;
+use super::remarks::Remarks;
 use super::schema::{AnswerLayout, Answered, Demonstration, Message, Origin, Prompt, Ranking, Text};
 use crate::bail;
 use crate::error::{Error, Result};
@@ -22,7 +23,8 @@ pub(super) const DEMONSTRATION_COLUMNS: &[&str] = &[
     "text",
 ];
 /// The columns that a layout of rankings may use.
-pub(super) const RANKING_COLUMNS: &[&str] = &["prompt", "responses", "ranks", "scores", "chosen", "rejected", "margin"];
+pub(super) const RANKING_COLUMNS: &[&str] =
+    &["prompt", "responses", "ranks", "scores", "chosen", "rejected", "margin", "weight", "agreement"];
 /// The columns that a layout of prompts may use.
 pub(super) const PROMPT_COLUMNS: &[&str] = &["prompt", "messages", "conversations", "instruction", "input", "context"];
 
@@ -76,20 +78,16 @@ pub(super) fn rankings(rows: &Rows) -> Result<Vec<Ranking>> {
         ));
     }
     let pairs = Pairs::new(rows)?;
-    let margins = rows.has("margin").then(|| rows.floats("margin")).transpose()?;
+    let remarks = Remarks::new(rows)?;
     rows.map(|row| {
         let (prompt, responses) = pairs.get(row)?;
-        let margin = margins.as_ref().filter(|margins| margins.is_valid(row)).map(|margins| margins.value(row) as f32);
-        if margin.is_some_and(|margin| !margin.is_finite()) {
-            return Err(rows.fault(row, "margin", "is not a finite number"));
-        }
-        Ok(Ranking { prompt, responses, ranks: vec![0, 1], margin, origin: rows.origin(row) })
+        remarks.ranking(row, prompt, responses, vec![0, 1])
     })
 }
 
 fn listed_rankings(rows: &Rows) -> Result<Vec<Ranking>> {
     let (prompts, responses) = (Column::texts(rows, "prompt")?, ListColumn::new(rows, "responses")?);
-    let ranks = Ranks::new(rows)?;
+    let (ranks, remarks) = (Ranks::new(rows)?, Remarks::new(rows)?);
     rows.map(|row| {
         let (prompt, responses) = one_form(prompts.get(row)?, responses.get(row)?);
         let ranks = ranks.get(row)?;
@@ -98,7 +96,7 @@ fn listed_rankings(rows: &Rows) -> Result<Vec<Ranking>> {
             let fault = format!("has {} items, but `responses` has {}", ranks.len(), responses.len());
             return Err(rows.fault(row, name, fault));
         }
-        Ok(Ranking { prompt, responses, ranks, margin: None, origin: rows.origin(row) })
+        remarks.ranking(row, prompt, responses, ranks)
     })
 }
 

@@ -6,6 +6,7 @@ pub mod inspect;
 mod labels;
 mod layout;
 pub mod parquet;
+mod remarks;
 pub mod schema;
 pub mod scores;
 pub mod template;

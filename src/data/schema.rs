@@ -3,7 +3,7 @@
 //! | record | columns (others are ignored) |
 //! | --- | --- |
 //! | [`Demonstration`] | `prompt` + `completion` (or `response`); `messages`; `conversations` (ShareGPT); `instruction` + `input` + `output` (Alpaca; Dolly's `context` and `response`); `text` |
-//! | [`Ranking`] | `prompt` + `responses` + `ranks` or `scores`; `prompt` + `chosen` + `rejected`; `chosen` + `rejected`, whose common start is the prompt; each pair with an optional `margin` |
+//! | [`Ranking`] | `prompt` + `responses` + `ranks` or `scores`; `prompt` + `chosen` + `rejected`; `chosen` + `rejected`, whose common start is the prompt; each with an optional `margin`, `weight` and `agreement` |
 //! | [`Labelled`] | `text` + `label`; `text` + `text_pair` + `label`; `sentence1` + `sentence2` + `label` |
 //! | [`Prompt`] | `prompt`; `messages` or `conversations` (without the last answer); `instruction` + `input` |
 //!
@@ -92,8 +92,12 @@ pub struct Ranking {
     pub responses: Vec<Text>,
     /// One rank an answer: lower is better, equal ranks are ties.
     pub ranks: Vec<i64>,
-    /// By how much the first is better than the second, for pairs that say so.
+    /// By how much a better answer is better, where the data says so.
     pub margin: Option<f32>,
+    /// How much the prompt counts beside others; 1 where the data does not say.
+    pub weight: f32,
+    /// The share of labellers who agree with the order, where the data says so.
+    pub agreement: Option<f32>,
     /// Where it was read.
     pub origin: Origin,
 }

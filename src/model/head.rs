@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::ops::Activation;
 use crate::{ops, random};
 
-/// `y = W h + b - shift`, or `y = W tanh(V h + a) + b - shift`: one number a label for the hidden state `h` that stands for a sequence.
+/// `y = (W h + b - shift) / divisor`, or the same of `tanh(V h + a)` in place of `h`: one number a label for the hidden state `h` that stands for a sequence.
 /// A reward or value model has one label.
 #[derive(Debug, Clone)]
 pub struct Head {
@@ -39,6 +39,13 @@ pub struct Form {
     /// Subtracted from every score, so that demonstrations have mean 0.
     #[serde(default)]
     pub shift: f32,
+    /// Every score is divided by it after that, so that demonstrations have variance 1.
+    #[serde(default = "one")]
+    pub divisor: f32,
+}
+
+fn one() -> f32 {
+    1.0
 }
 
 /// One linear of a head.
@@ -106,7 +113,7 @@ impl Head {
             let weight = find(&format!("{name}.weight"))?;
             Some(Layer { name: name.to_string(), weight, bias: find(&format!("{name}.bias")), variables: Vec::new() })
         };
-        let form = form.unwrap_or(Form { pooling, labels: Vec::new(), shift: 0.0 });
+        let form = form.unwrap_or(Form { pooling, labels: Vec::new(), shift: 0.0, divisor: 1.0 });
         if let Some(out) = layer(OWN_OUT) {
             return Some(Head { form, dense: layer(OWN_DENSE), out });
         }
@@ -147,7 +154,7 @@ impl Head {
         let deviation = 1.0 / (width as f64 + 1.0).sqrt();
         let labels = new.labels.len().max(1);
         let out = Layer::random(name, [labels, width], bias, deviation, new.seed, device)?;
-        let form = Form { pooling, labels: new.labels.clone(), shift: 0.0 };
+        let form = Form { pooling, labels: new.labels.clone(), shift: 0.0, divisor: 1.0 };
         Ok(Head { form, dense, out })
     }
 
@@ -272,7 +279,9 @@ impl Head {
             Some(dense) => self.out.forward(&ops::activate(&dense.forward(hidden)?, Activation::Tanh)?)?,
             None => self.out.forward(hidden)?,
         }; // [n, labels]
-        Ok(if self.form.shift == 0.0 { out } else { (out - f64::from(self.form.shift))? })
+        let Form { shift, divisor, .. } = self.form;
+        let out = if shift == 0.0 { out } else { (out - f64::from(shift))? };
+        Ok(if divisor == 1.0 { out } else { (out / f64::from(divisor))? })
     }
 
     /// The hidden states that stand for sequences, `[sequences, d_model]`: `rows` are those of each sequence's parts.
@@ -298,8 +307,13 @@ impl Form {
         }
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         match serde_json::from_str::<Form>(&text) {
-            Ok(form) if form.shift.is_finite() => Ok(Some(form)),
-            Ok(_) => Err(Error::input(format!("{}: \"shift\" is not a finite number", path.display()))),
+            Ok(form) if form.shift.is_finite() && form.divisor.is_finite() && form.divisor > 0.0 => Ok(Some(form)),
+            Ok(form) => Err(Error::input(format!(
+                "{}: \"shift\" is {} and \"divisor\" {}; expected finite numbers, the second above 0",
+                path.display(),
+                form.shift,
+                form.divisor
+            ))),
             Err(error) => Err(Error::input(format!("{}: not the description of a head: {error}", path.display()))),
         }
     }

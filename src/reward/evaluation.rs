@@ -1,29 +1,41 @@
-//! How well a reward model agrees with rankings.
+//! How well a reward model agrees with rankings it was not trained on.
 
 use std::ops::Range;
 
 use candle_core::Tensor;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::RankedTree;
-use super::loss::{Agreement, kwise_loss};
+use super::agreement::{
+    Accuracy, CalibrationBin, JudgedPair, accuracy, accuracy_by, accuracy_by_margin, calibration, calibration_error,
+    correlation, judged_pairs,
+};
+use super::loss::{LossSettings, RankedAnswers};
 use crate::data::batch::split_by_budget;
 use crate::error::Result;
+use crate::figure::{Figure, Panel, Series};
 use crate::model::Model;
 use crate::model::adapter::Pass;
+use crate::random;
+use crate::settings::CommonSettings;
+use crate::train::order::shuffle;
 use crate::train::table::Table;
 
 /// How well a reward model agrees with rankings.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RewardEvaluation {
-    /// Mean k-wise loss a prompt.
+    /// Mean loss a prompt, by weight.
     pub loss: f64,
-    /// The model's agreement.
-    pub agreement: Agreement,
-    /// The agreement of "the longer answer (in tokens) wins", the baseline to beat.
-    pub longer_wins: Agreement,
-    /// Mean reward of all answers.
+    /// Every pair of answers that is no tie.
+    pub pairs: Vec<JudgedPair>,
+    /// The accuracy of the same scores where each prompt's labels are put in random order: what chance gives on this data.
+    pub shuffled_labels: f64,
+    /// Mean score of all answers.
     pub mean_reward: f64,
+    /// Correlation of an answer's score with its length in tokens.
+    pub length_correlation: f64,
+    /// The same among the answers to one prompt: of what both differ by from the prompt's mean.
+    pub length_correlation_within: f64,
 }
 
 /// A micro-batch as the model sees it.
@@ -32,90 +44,191 @@ pub(super) struct Scored {
     pub scores: Vec<f32>,
     /// Each prompt's range of answers.
     pub trees: Vec<Range<usize>>,
-    /// The sum of the prompts' losses.
+    /// The sum of the prompts' losses, by weight.
     pub loss: Tensor,
 }
 
+impl Scored {
+    /// All pairs of the micro-batch.
+    pub fn pairs(&self, ranked: &[&RankedTree]) -> Vec<JudgedPair> {
+        let of_prompt = |(answers, ranked): (&Range<usize>, &&RankedTree)| {
+            judged_pairs(&self.scores[answers.clone()], &lengths(ranked), &ranked.ranks, ranked.agreement)
+                .collect::<Vec<_>>()
+        };
+        self.trees.iter().zip(ranked).flat_map(of_prompt).collect()
+    }
+}
+
+fn lengths(ranked: &RankedTree) -> Vec<usize> {
+    ranked.tree.answers.iter().map(|answer| answer.tokens.len()).collect()
+}
+
 /// Scores the answers of a micro-batch.
-pub(super) fn score(model: &Model, ranked: &[&RankedTree], pass: &Pass) -> Result<Scored> {
+pub(super) fn score<'a>(
+    model: &Model,
+    ranked: &[&'a RankedTree],
+    settings: &LossSettings,
+    pass: &Pass,
+) -> Result<Scored> {
     let batch = model.pack(ranked.iter().map(|ranked| &ranked.tree));
     let hidden = model.hidden(&batch, pass)?; // [tokens, d_model]
     let scores = model.rewards(&hidden, &batch)?; // [answers]
-    let prompts: Vec<_> = (batch.trees.iter().zip(ranked))
-        .map(|(answers, ranked)| (answers.clone(), ranked.ranks.as_slice(), ranked.margin))
-        .collect();
-    let loss = kwise_loss(&scores, &prompts)?;
+    let prompt = |(answers, ranked): (&Range<usize>, &&'a RankedTree)| RankedAnswers {
+        answers: answers.clone(),
+        ranks: &ranked.ranks,
+        margin: ranked.margin.unwrap_or(settings.margin as f32),
+        weight: ranked.weight,
+    };
+    let prompts: Vec<RankedAnswers> = batch.trees.iter().zip(ranked).map(prompt).collect();
+    let loss = settings.loss(&scores, &prompts)?;
     Ok(Scored { scores: scores.detach().to_vec1()?, trees: batch.trees, loss })
 }
 
 /// Loss and agreement of a frozen model.
-pub fn evaluate(model: &Model, ranked: &[RankedTree], tokens_per_batch: usize) -> Result<RewardEvaluation> {
+pub fn evaluate(
+    model: &Model,
+    ranked: &[RankedTree],
+    settings: &LossSettings,
+    common: &CommonSettings,
+) -> Result<RewardEvaluation> {
     let ranked: Vec<&RankedTree> = ranked.iter().collect();
     let sizes: Vec<usize> = ranked.iter().map(|ranked| ranked.tree.tokens()).collect();
+    let weight: f64 = ranked.iter().map(|ranked| f64::from(ranked.weight)).sum();
     let mut evaluation = RewardEvaluation::default();
-    let mut answers = 0;
-    for range in split_by_budget(&sizes, tokens_per_batch) {
+    let (mut points, mut within, mut shuffled) = (Vec::new(), Vec::new(), Vec::new());
+    let mut random = random::stream(common.seed, "shuffled labels", 0);
+    for range in split_by_budget(&sizes, common.tokens_per_batch) {
         let ranked = &ranked[range];
-        let scored = score(model, ranked, &Pass::default())?;
+        let scored = score(model, ranked, settings, &Pass::default())?;
+        evaluation.pairs.extend(scored.pairs(ranked));
+        evaluation.loss += f64::from(scored.loss.to_scalar::<f32>()?) / weight.max(f64::MIN_POSITIVE);
         for (answers, ranked) in scored.trees.iter().zip(ranked) {
-            evaluation.agreement.add(&scored.scores[answers.clone()], &ranked.ranks);
-            let lengths: Vec<f32> = ranked.tree.answers.iter().map(|answer| answer.tokens.len() as f32).collect();
-            evaluation.longer_wins.add(&lengths, &ranked.ranks);
+            let (scores, lengths) = (&scored.scores[answers.clone()], lengths(ranked));
+            let of_prompt: Vec<(f64, f64)> =
+                scores.iter().zip(&lengths).map(|(&score, &length)| (f64::from(score), length as f64)).collect();
+            within.extend(less_their_means(&of_prompt));
+            points.extend(of_prompt);
+            let mut ranks = ranked.ranks.clone();
+            shuffle(&mut ranks, &mut random);
+            shuffled.extend(judged_pairs(scores, &lengths, &ranks, None));
         }
-        evaluation.loss += f64::from(scored.loss.to_scalar::<f32>()?);
-        evaluation.mean_reward += scored.scores.iter().map(|&score| f64::from(score)).sum::<f64>();
-        answers += scored.scores.len();
     }
-    evaluation.loss /= ranked.len() as f64;
-    evaluation.mean_reward /= answers as f64;
+    evaluation.shuffled_labels = accuracy(&shuffled).accuracy;
+    evaluation.mean_reward = points.iter().map(|(score, _)| score).sum::<f64>() / points.len().max(1) as f64;
+    evaluation.length_correlation = correlation(&points);
+    evaluation.length_correlation_within = correlation(&within);
     Ok(evaluation)
 }
 
+fn less_their_means(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let count = points.len() as f64;
+    let (x, y) = points.iter().fold((0.0, 0.0), |(x, y), point| (x + point.0 / count, y + point.1 / count));
+    points.iter().map(|point| (point.0 - x, point.1 - y)).collect()
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1}%", 100.0 * share)
+}
+
 impl RewardEvaluation {
+    /// The accuracy over all pairs.
+    pub fn accuracy(&self) -> Accuracy {
+        accuracy(&self.pairs)
+    }
+
     /// By the names under which they are recorded.
     pub fn metrics(&self) -> Vec<(&'static str, f64)> {
+        let all = self.accuracy();
         vec![
             ("evaluation_loss", self.loss),
-            ("evaluation_accuracy", self.agreement.accuracy()),
-            ("evaluation_accuracy_longer_wins", self.longer_wins.accuracy()),
+            ("evaluation_accuracy", all.accuracy),
+            ("evaluation_accuracy_longer_wins", all.longer_wins),
+            ("evaluation_calibration_error", calibration_error(&calibration(&self.pairs))),
             ("evaluation_mean_reward", self.mean_reward),
         ]
     }
 
-    /// Pairs, accuracy and the baseline's accuracy at each rank distance.
-    fn by_distance(&self) -> impl Iterator<Item = (i64, usize, f64, f64)> {
-        let both = self.agreement.by_distance.iter().zip(self.longer_wins.by_distance.values());
-        both.map(|((&distance, &(pairs, right)), &(_, longer))| {
-            (distance, pairs, right / pairs as f64, longer / pairs as f64)
-        })
+    /// Groups of pairs with their names: by rank distance, by how far apart the scores are, and, where the data tells, by the labellers' agreement.
+    fn groups(&self) -> [(&'static str, Vec<(String, Accuracy)>); 3] {
+        let named = |groups: Vec<(i64, Accuracy)>, name: fn(i64) -> String| {
+            groups.into_iter().map(|(key, of)| (name(key), of)).collect::<Vec<_>>()
+        };
+        // In steps of a tenth.
+        let tenth = |pair: &JudgedPair| pair.agreement.map(|share| (share * 10.0 + 1e-4).floor() as i64);
+        let by_margin = accuracy_by_margin(&self.pairs);
+        [
+            (
+                "rank distance",
+                named(accuracy_by(&self.pairs, |pair| Some(pair.distance)), |distance| distance.to_string()),
+            ),
+            ("score difference", by_margin.into_iter().map(|(bound, of)| (format!("up to {bound:.2}"), of)).collect()),
+            ("labellers who agree", named(accuracy_by(&self.pairs, tenth), |tenth| format!("from {}%", 10 * tenth))),
+        ]
     }
 
-    /// Accuracy by rank distance, beside the baseline's, for the terminal.
-    pub fn table(&self) -> String {
-        let percent = |share: f64| format!("{:.1}%", 100.0 * share);
-        let mut table = Table::new(["rank distance", "pairs", "accuracy", "the longer wins"]);
-        for (distance, pairs, accuracy, longer) in self.by_distance() {
-            table.row([distance.to_string(), pairs.to_string(), percent(accuracy), percent(longer)]);
+    /// Accuracy by kinds of pairs, beside the baselines', for the terminal.
+    pub fn tables(&self) -> String {
+        let mut text = String::new();
+        for (name, groups) in self.groups().into_iter().filter(|(_, groups)| !groups.is_empty()) {
+            let mut table = Table::new([name, "pairs", "accuracy", "the longer wins"]);
+            let all = std::iter::once(("all".to_string(), self.accuracy()));
+            for (key, Accuracy { pairs, accuracy, longer_wins }) in groups.into_iter().chain(all) {
+                table.row([key, pairs.to_string(), percent(accuracy), percent(longer_wins)]);
+            }
+            text += &format!("{table}\n");
         }
-        let (accuracy, longer) = (percent(self.agreement.accuracy()), percent(self.longer_wins.accuracy()));
-        table.row(["all".to_string(), self.agreement.pairs.to_string(), accuracy, longer]);
-        table.to_string()
+        text + &format!(
+            "shuffled labels {}  calibration error {:.3}  correlation with length {:.2} (within prompts {:.2})",
+            percent(self.shuffled_labels),
+            calibration_error(&calibration(&self.pairs)),
+            self.length_correlation,
+            self.length_correlation_within
+        )
     }
 
     /// Everything, as it is written into the run's folder.
     pub fn json(&self) -> Value {
-        let by_distance: Map<String, Value> = (self.by_distance())
-            .map(|(distance, pairs, accuracy, longer)| {
-                (distance.to_string(), json!({ "pairs": pairs, "accuracy": accuracy, "accuracy_longer_wins": longer }))
-            })
-            .collect();
+        let numbers = |of: &Accuracy| json!({ "pairs": of.pairs, "accuracy": of.accuracy, "accuracy_longer_wins": of.longer_wins });
+        let group = |groups: &[(String, Accuracy)]| -> Value {
+            groups.iter().map(|(key, of)| (key.clone(), numbers(of))).collect::<serde_json::Map<_, _>>().into()
+        };
+        let bin =
+            |bin: &CalibrationBin| json!({ "pairs": bin.pairs, "predicted": bin.predicted, "observed": bin.observed });
+        let [distance, margin, agreement] = self.groups().map(|(_, groups)| group(&groups));
+        let (all, bins) = (self.accuracy(), calibration(&self.pairs));
         json!({
             "loss": self.loss,
-            "pairs": self.agreement.pairs,
-            "accuracy": self.agreement.accuracy(),
-            "accuracy_longer_wins": self.longer_wins.accuracy(),
-            "accuracy_by_rank_distance": by_distance,
+            "pairs": all.pairs,
+            "accuracy": all.accuracy,
+            "accuracy_longer_wins": all.longer_wins,
+            "accuracy_shuffled_labels": self.shuffled_labels,
+            "accuracy_by_rank_distance": distance,
+            "accuracy_by_score_difference": margin,
+            "accuracy_by_labeller_agreement": agreement,
+            "calibration_error": calibration_error(&bins),
+            "calibration": bins.iter().map(bin).collect::<Vec<_>>(),
             "mean_reward": self.mean_reward,
+            "length_correlation": self.length_correlation,
+            "length_correlation_within_prompts": self.length_correlation_within,
         })
+    }
+
+    /// Predicted against observed win rate.
+    pub fn figure(&self) -> Figure {
+        let bins = calibration(&self.pairs);
+        let points = bins.iter().map(|bin| (bin.predicted, bin.observed)).collect();
+        Figure {
+            title: format!(
+                "Calibration over {} pairs, expected error {:.3}",
+                self.pairs.len(),
+                calibration_error(&bins)
+            ),
+            panels: vec![Panel {
+                x: "predicted win rate of the preferred answer".to_string(),
+                y: "observed win rate".to_string(),
+                series: vec![Series { name: "reward model".to_string(), points }],
+                is_calibration: true,
+            }],
+        }
     }
 }

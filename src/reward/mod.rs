@@ -1,7 +1,9 @@
 //! Reward modelling: k ranked answers to a prompt, to a scalar head that scores them.
 
+pub mod agreement;
 mod evaluation;
 pub mod loss;
+mod normalization;
 
 use candle_core::Device;
 use clap::Parser;
@@ -25,7 +27,8 @@ use crate::train::run::Run;
 use crate::train::schedule::Schedule;
 use evaluation::score;
 pub use evaluation::{RewardEvaluation, evaluate};
-use loss::{Agreement, pairs};
+use loss::{LossSettings, pairs};
+pub use normalization::Normalization;
 
 /// The default peak learning rate of full weights.
 const LEARNING_RATE: f64 = 9e-6;
@@ -44,6 +47,17 @@ pub struct RewardSettings {
     /// Demonstrations whose mean reward becomes 0 [default: the best-ranked answers]
     #[arg(long, value_name = "FILES")]
     pub demonstrations: Option<String>,
+    /// What becomes of the scores of the demonstrations: mean 0, or mean 0 and variance 1
+    #[arg(long, value_enum, default_value_t = Normalization::Mean)]
+    pub normalize: Normalization,
+    /// Normalise before training too, as Ziegler et al. 2019
+    #[arg(long)]
+    #[serde(default)]
+    pub normalize_first: bool,
+    /// What it is trained by.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub loss: LossSettings,
     /// How it goes through them.
     #[command(flatten)]
     #[serde(flatten)]
@@ -72,8 +86,12 @@ pub struct RankedTree {
     pub tree: TokenTree,
     /// The rank of each answer, lower is better.
     pub ranks: Vec<i64>,
-    /// By how much a better answer's score has to be higher.
-    pub margin: f32,
+    /// By how much a better answer's score has to be higher, where the data says so.
+    pub margin: Option<f32>,
+    /// How much the prompt counts.
+    pub weight: f32,
+    /// The share of labellers who agree with the order, where the data says so.
+    pub agreement: Option<f32>,
 }
 
 /// Runs the whole stage: reads, trains, evaluates, shifts, saves.
@@ -117,17 +135,21 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     // Read before the training, which a fault in them would make useless.
     let zero_point = zero_point(settings, &training, &reader)?;
     let mut run = Run::start(&settings.resolved(), common, &plan, total_steps)?;
+    if settings.normalize_first {
+        normalization::normalize(&mut model, &zero_point, settings.normalize, common.tokens_per_batch)?;
+    }
     let mut optimizer = Optimizer::of(&model, &settings.training, &settings.model)?;
     let mut report = train(settings, &model, &training, &evaluation, &mut order, &mut optimizer, &mut run)?;
-    let mean = shift(&mut model, &zero_point, common.tokens_per_batch)?;
+    let before = normalization::normalize(&mut model, &zero_point, settings.normalize, common.tokens_per_batch)?;
     run.keep(total_steps, None, |folder| {
         model.save(folder)?;
         if model.adapters().is_empty() { Ok(()) } else { optimizer.save(folder) }
     })?;
     if let Some(evaluation) = &mut report {
-        evaluation.mean_reward -= mean;
-        run.note(&evaluation.table());
+        evaluation.mean_reward = (evaluation.mean_reward - before.mean) / before.deviation;
+        run.note(&evaluation.tables());
         run.write("evaluation.json", &format!("{:#}\n", evaluation.json()))?;
+        evaluation.figure().write(run.folder().join("calibration.svg"))?;
     }
     run.finish()?;
     Ok(report)
@@ -180,7 +202,8 @@ fn read(pattern: &str, mut tree: impl FnMut(&Ranking) -> Result<TokenTree>) -> R
             continue;
         }
         let tree = tree(&ranking)?;
-        ranked.push(RankedTree { tree, ranks: ranking.ranks, margin: ranking.margin.unwrap_or(0.0) });
+        let Ranking { ranks, margin, weight, agreement, .. } = ranking;
+        ranked.push(RankedTree { tree, ranks, margin, weight, agreement });
     }
     if ranked.is_empty() {
         bail!(
@@ -206,19 +229,19 @@ fn train(
     let mut latest = None;
     for step in 0..total_steps {
         let chosen: Vec<&RankedTree> = order.step(step).iter().map(|&index| &ranked[index]).collect();
-        let (loss, agreement) = accumulate(model, optimizer, &chosen, common, step as u64)?;
+        let (loss, accuracy) = accumulate(model, optimizer, &chosen, settings, step as u64)?;
         let learning_rate = schedule.learning_rate(step);
         let done = optimizer.step(learning_rate)?;
         let tokens = chosen.iter().map(|ranked| ranked.tree.tokens()).sum();
         let metrics = [
-            ("accuracy", agreement.accuracy()),
+            ("accuracy", accuracy),
             ("learning_rate", learning_rate),
             ("gradient_norm", done.gradient_norm),
             ("skipped_steps", optimizer.skipped_steps() as f64),
         ];
         run.step(step + 1, loss, tokens, &metrics)?;
         if !evaluation.is_empty() && (step + 1 == total_steps || (step + 1) % evaluate_every == 0) {
-            let evaluation = evaluate(&model.frozen()?, evaluation, common.tokens_per_batch)?;
+            let evaluation = evaluate(&model.frozen()?, evaluation, &settings.loss, common)?;
             run.evaluation(step + 1, &evaluation.metrics())?;
             latest = Some(evaluation);
         }
@@ -226,27 +249,26 @@ fn train(
     Ok(latest)
 }
 
-/// Adds the gradient of one optimizer step's mean loss a prompt, and gives the loss and the agreement before the step.
+/// Adds the gradient of one optimizer step's mean loss a prompt, and gives the loss and the accuracy before the step.
 fn accumulate(
     model: &Model,
     optimizer: &mut Optimizer,
     ranked: &[&RankedTree],
-    common: &CommonSettings,
+    settings: &RewardSettings,
     step: u64,
-) -> Result<(f64, Agreement)> {
+) -> Result<(f64, f64)> {
     let sizes: Vec<usize> = ranked.iter().map(|ranked| ranked.tree.tokens()).collect();
-    let (mut total, mut agreement) = (0.0, Agreement::default());
-    for (index, range) in split_by_budget(&sizes, common.tokens_per_batch).into_iter().enumerate() {
-        let pass = Pass { dropout_seed: Some(dropout_seed(common.seed, step, index as u64)) };
-        let scored = score(model, &ranked[range.clone()], &pass)?;
-        for (answers, ranked) in scored.trees.iter().zip(&ranked[range]) {
-            agreement.add(&scored.scores[answers.clone()], &ranked.ranks);
-        }
-        let loss = scored.loss.affine(1.0 / ranked.len() as f64, 0.0)?;
+    let weight: f64 = ranked.iter().map(|ranked| f64::from(ranked.weight)).sum();
+    let (mut total, mut judged) = (0.0, Vec::new());
+    for (index, range) in split_by_budget(&sizes, settings.common.tokens_per_batch).into_iter().enumerate() {
+        let pass = Pass { dropout_seed: Some(dropout_seed(settings.common.seed, step, index as u64)) };
+        let scored = score(model, &ranked[range.clone()], &settings.loss, &pass)?;
+        judged.extend(scored.pairs(&ranked[range]));
+        let loss = scored.loss.affine(1.0 / weight.max(f64::MIN_POSITIVE), 0.0)?;
         optimizer.accumulate(&loss.backward()?)?;
         total += f64::from(loss.to_scalar::<f32>()?);
     }
-    Ok((total, agreement))
+    Ok((total, agreement::accuracy(&judged).accuracy))
 }
 
 /// The trees whose mean reward becomes 0: the demonstrations, or the prompts with their best-ranked answers.
@@ -258,24 +280,6 @@ fn zero_point(settings: &RewardSettings, ranked: &[RankedTree], reader: &Reader)
     schema::demonstrations(pattern)?
         .map(|demonstration| reader.demonstration(&demonstration?, &mut truncation))
         .collect()
-}
-
-/// Shifts the head so that these trees have a mean reward of 0; gives what they had before.
-fn shift(model: &mut Model, trees: &[TokenTree], tokens_per_batch: usize) -> Result<f64> {
-    let frozen = model.frozen()?;
-    let sizes: Vec<usize> = trees.iter().map(TokenTree::tokens).collect();
-    let (mut sum, mut count) = (0.0, 0);
-    for range in split_by_budget(&sizes, tokens_per_batch) {
-        let batch = frozen.pack(&trees[range]);
-        let scores = frozen.rewards(&frozen.hidden(&batch, &Pass::default())?, &batch)?; // [answers]
-        sum += scores.to_vec1::<f32>()?.iter().map(|&score| f64::from(score)).sum::<f64>();
-        count += batch.last_rows.len();
-    }
-    let mean = sum / count.max(1) as f64;
-    if let Some(head) = model.head_mut() {
-        head.form.shift += mean as f32;
-    }
-    Ok(mean)
 }
 
 /// The prompt with its best-ranked answers only.

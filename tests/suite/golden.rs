@@ -12,8 +12,9 @@ use rlhf::Result;
 use rlhf::adapt::Head;
 use rlhf::data::batch::{Batch, Continuation, Target, TokenTree};
 use rlhf::model::adapter::{Parameter, Pass};
-use rlhf::reward::loss::kwise_loss;
-use rlhf::settings::OptimizerSettings;
+use rlhf::reward::RewardSettings;
+use rlhf::reward::loss::{LossSettings, RankedAnswers};
+use rlhf::settings::{OptimizerSettings, from_arguments};
 use rlhf::train::optimizer::Optimizer;
 use rlhf::train::schedule::Schedule;
 
@@ -114,6 +115,33 @@ fn a_sharded_half_precision_folder_is_read_and_written_in_the_same_form() -> Res
     Ok(())
 }
 
+fn reward_loss(flags: &[&str]) -> LossSettings {
+    let needed = ["--model", "m", "--data", "d", "--output", "o"];
+    from_arguments::<RewardSettings>(needed.iter().chain(flags)).expect("valid arguments").loss
+}
+
+#[test]
+fn every_loss_of_a_reward_model_and_its_gradient_equal_openrlhf_trl_and_pytorch() -> Result<()> {
+    let tensors = expected("ppo-variants")?;
+    let rewards = floats(&tensors, "reward.rewards")?;
+    let ranks = integers(&tensors, "reward.ranks")?;
+    for (name, flags, margin) in [
+        ("pairwise", &[][..], 0.4),
+        ("smoothed", &["--label-smoothing", "0.1"], 0.4),
+        ("centred", &["--centring-coefficient", "0.01"], 0.4),
+        ("plackett_luce", &["--loss", "plackett-luce"], 0.0),
+        ("plackett_luce_margin", &["--loss", "plackett-luce"], 0.4),
+    ] {
+        let scores = Var::from_slice(&rewards, rewards.len(), &Device::Cpu)?;
+        let prompt = RankedAnswers { answers: 0..rewards.len(), ranks: &ranks, margin, weight: 1.0 };
+        let loss = reward_loss(flags).loss(scores.as_tensor(), &[prompt])?;
+        assert_close(name, &[loss.to_scalar()?], &floats(&tensors, &format!("reward.{name}.loss"))?, 1e-5);
+        let gradient: Vec<f32> = loss.backward()?.get(&scores).expect("a gradient").to_vec1()?;
+        assert_close(name, &gradient, &floats(&tensors, &format!("reward.{name}.grad.rewards"))?, 1e-5);
+    }
+    Ok(())
+}
+
 #[test]
 fn scores_and_the_kwise_loss_equal_pytorch() -> Result<()> {
     let tensors = expected("llama-reward")?;
@@ -130,7 +158,9 @@ fn scores_and_the_kwise_loss_equal_pytorch() -> Result<()> {
     let hidden = model.hidden(&batch, &Pass::default())?;
     let scores = model.rewards(&hidden, &batch)?;
     assert_close("scores", &scores.to_vec1::<f32>()?, &floats(&tensors, "scores")?, 1e-4);
-    let loss = kwise_loss(&scores, &[(0..4, &integers(&tensors, "ranks")?, 0.0)])?;
+    let ranks = integers(&tensors, "ranks")?;
+    let prompt = RankedAnswers { answers: 0..4, ranks: &ranks, margin: 0.0, weight: 1.0 };
+    let loss = reward_loss(&[]).loss(&scores, &[prompt])?;
     assert_close("loss", &[loss.to_scalar()?], &floats(&tensors, "loss")?, 1e-5);
     let gradients = loss.backward()?;
     for Parameter { name, variable, .. } in model.trainable_parameters() {

@@ -12,6 +12,7 @@ mod packing;
 mod ppo;
 mod ppo_runs;
 mod programs;
+mod reward;
 mod stages;
 mod tokens;
 mod users;

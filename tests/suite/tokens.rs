@@ -126,6 +126,8 @@ fn answers_share_the_tokens_that_all_prompts_have_in_common() {
         responses: responses.map(plain).to_vec(),
         ranks: vec![0, 1, 2, 3],
         margin: None,
+        weight: 1.0,
+        agreement: None,
         origin: origin(),
     };
     let tree = tokenizer.ranking(&ranking, 100, &mut Truncation::default()).unwrap();
