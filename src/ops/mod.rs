@@ -32,7 +32,7 @@ pub use linear::linear;
 pub use logprob::{LogProbs, log_probs};
 pub use low_rank::{LowRank, low_rank_linear};
 pub use norm::{layer_norm, rms_norm};
-pub use pooling::mean_rows;
+pub use pooling::{mean_rows, sum_ranges};
 pub use rotary::rotary;
 pub use row_updates::{RowUpdate, add_low_rank_to_rows};
 pub use rows::write_rows;

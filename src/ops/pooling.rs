@@ -1,4 +1,4 @@
-//! The mean of groups of rows.
+//! Means and sums over groups of rows.
 
 use std::ops::Range;
 
@@ -24,7 +24,18 @@ pub fn mean_rows<const PARTS: usize>(x: &Tensor, groups: &[[Range<usize>; PARTS]
     Ok(with_contiguous_rows(x)?.apply_op1(MeanRows { groups })?)
 }
 
-/// The same in candle's own operations.
+/// The sum over each range of a vector: `x` is `[n]`, the result `[ranges]`.
+pub fn sum_ranges(x: &Tensor, ranges: &[Range<usize>]) -> Result<Tensor> {
+    let count = x.dim(0)?;
+    let mut members = vec![0f32; ranges.len() * count];
+    for (index, range) in ranges.iter().enumerate() {
+        members[index * count..][range.clone()].fill(1.0);
+    }
+    let members = Tensor::from_vec(members, (ranges.len(), count), x.device())?; // [ranges, n]
+    Ok(members.matmul(&x.unsqueeze(1)?)?.squeeze(1)?)
+}
+
+/// [`mean_rows`] in candle's own operations.
 pub fn reference<const PARTS: usize>(x: &Tensor, groups: &[[Range<usize>; PARTS]]) -> Result<Tensor> {
     let mean = |group: &[Range<usize>; PARTS]| -> Result<Tensor> {
         let rows: Vec<u32> = group.iter().cloned().flatten().map(|row| row as u32).collect();

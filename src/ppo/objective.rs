@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 use super::kl;
 use super::settings::{Aggregation, KlEstimator, KlSettings, PolicySettings};
 use crate::error::Result;
+use crate::ops;
 
 /// Everything about the answers of a micro-batch that an update learns from; every vector has one number a token.
 #[derive(Debug, Clone, Default)]
@@ -143,7 +144,7 @@ impl Objective {
         let difference = (log_probs - vector(&tokens.old_log_probs, device)?)?; // [tokens]
         let shares = vector(&self.shares(&tokens.answers, minibatch), device)?; // [tokens]
         let (losses, clipped) = if self.aggregation == Aggregation::Sequence {
-            let difference = sums_over_answers(&difference, &tokens.answers)?; // [answers]
+            let difference = ops::sum_ranges(&difference, &tokens.answers)?; // [answers]
             let corrections: Vec<f32> = (tokens.answers.iter())
                 .map(|answer| {
                     self.correction(&tokens.sampler_log_probs[answer.clone()], &tokens.old_log_probs[answer.clone()])
@@ -264,17 +265,6 @@ pub fn value_loss(
 
 fn vector(numbers: &[f32], device: &Device) -> Result<Tensor> {
     Ok(Tensor::from_slice(numbers, numbers.len(), device)?)
-}
-
-/// The sum over each answer's tokens, `[answers]`.
-fn sums_over_answers(tokens: &Tensor, answers: &[Range<usize>]) -> Result<Tensor> {
-    let count = tokens.elem_count();
-    let mut members = vec![0f32; answers.len() * count];
-    for (index, answer) in answers.iter().enumerate() {
-        members[index * count..][answer.clone()].fill(1.0);
-    }
-    let members = Tensor::from_vec(members, (answers.len(), count), tokens.device())?; // [answers, tokens]
-    Ok(members.matmul(&tokens.unsqueeze(1)?)?.squeeze(1)?)
 }
 
 /// The larger of two tensors, element by element. Where they are equal the gradient is halved between them, as PyTorch's

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::confusion::Predictions;
 use super::control_task::{self, ControlTask};
-use super::{SftReport, SftSettings, Task, language_modelling, train};
+use super::{Accumulated, SftReport, SftSettings, Task, language_modelling, train};
 use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
 use crate::data::batch::{Batch, TokenTree, split_by_budget};
@@ -244,13 +244,14 @@ impl<'a> ByHead<'a> {
 }
 
 impl Task for ByHead<'_> {
-    fn accumulate(&self, optimizer: &mut Optimizer, chosen: &[usize], step: u64) -> Result<(f64, usize)> {
+    fn accumulate(&self, optimizer: &mut Optimizer, chosen: &[usize], step: u64) -> Result<Accumulated> {
         let examples: Vec<&Example> = chosen.iter().map(|&index| &self.data.training[index]).collect();
         let sizes: Vec<usize> = examples.iter().map(|example| example.tree.tokens()).collect();
         let tokens = sizes.iter().sum();
         if let Input::Pooled { training, .. } = &self.input {
             let labels: Vec<usize> = examples.iter().map(|example| example.label).collect();
-            return Ok((accumulate_pooled(self.model, optimizer, training, chosen, &labels)?, tokens));
+            let loss = accumulate_pooled(self.model, optimizer, training, chosen, &labels)?;
+            return Ok(Accumulated { loss, tokens, metrics: Vec::new() });
         }
         let mut total = 0.0;
         for (index, range) in split_by_budget(&sizes, self.common.tokens_per_batch).into_iter().enumerate() {
@@ -261,7 +262,7 @@ impl Task for ByHead<'_> {
             optimizer.accumulate(&loss.backward()?)?;
             total += f64::from(loss.to_scalar::<f32>()?);
         }
-        Ok((total, tokens))
+        Ok(Accumulated { loss: total, tokens, metrics: Vec::new() })
     }
 
     fn evaluate(&self) -> Result<Vec<(&'static str, f64)>> {
@@ -326,7 +327,7 @@ impl ByWords<'_> {
 }
 
 impl Task for ByWords<'_> {
-    fn accumulate(&self, optimizer: &mut Optimizer, chosen: &[usize], step: u64) -> Result<(f64, usize)> {
+    fn accumulate(&self, optimizer: &mut Optimizer, chosen: &[usize], step: u64) -> Result<Accumulated> {
         // The right word alone is learned.
         let right = |&index: &usize| {
             let Example { tree, label } = &self.data.training[index];
@@ -340,7 +341,8 @@ impl Task for ByWords<'_> {
             self.common,
             step,
         )?;
-        Ok((loss, trees.iter().map(TokenTree::tokens).sum()))
+        let tokens = trees.iter().map(TokenTree::tokens).sum();
+        Ok(Accumulated { loss, tokens, metrics: Vec::new() })
     }
 
     fn evaluate(&self) -> Result<Vec<(&'static str, f64)>> {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::Device;
 
-use super::{SftReport, SftSettings, Task, train};
+use super::{Accumulated, SftReport, SftSettings, Task, train};
 use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
 use crate::data::batch::{Batch, TokenTree, split_by_budget};
@@ -106,10 +106,11 @@ struct LanguageModelling<'a> {
 }
 
 impl Task for LanguageModelling<'_> {
-    fn accumulate(&self, optimizer: &mut Optimizer, chosen: &[usize], step: u64) -> Result<(f64, usize)> {
+    fn accumulate(&self, optimizer: &mut Optimizer, chosen: &[usize], step: u64) -> Result<Accumulated> {
         let trees: Vec<&TokenTree> = chosen.iter().map(|&index| &self.trees[index]).collect();
         let loss = accumulate(self.model, optimizer, &trees, self.common, step)?;
-        Ok((loss, trees.iter().map(|tree| tree.tokens()).sum()))
+        let tokens = trees.iter().map(|tree| tree.tokens()).sum();
+        Ok(Accumulated { loss, tokens, metrics: Vec::new() })
     }
 
     fn evaluate(&self) -> Result<Vec<(&'static str, f64)>> {

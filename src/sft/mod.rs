@@ -1,8 +1,9 @@
-//! Supervised fine-tuning: demonstrations to cross-entropy over tokens, or labelled texts to cross-entropy over classes.
+//! Supervised fine-tuning: demonstrations to cross-entropy over tokens, labelled texts to cross-entropy over classes, preferences to DPO's loss.
 
 pub mod classification;
 mod confusion;
 mod control_task;
+pub mod dpo;
 pub mod language_modelling;
 
 use std::path::Path;
@@ -17,12 +18,15 @@ use crate::train::optimizer::Optimizer;
 use crate::train::order::Order;
 use crate::train::run::Run;
 use crate::train::schedule::Schedule;
+pub use dpo::DpoSettings;
 pub use language_modelling::evaluation_loss;
 
 /// The default peak learning rate of full weights.
 const LEARNING_RATE: f64 = 1e-5;
+/// The same for DPO.
+const DPO_LEARNING_RATE: f64 = 1e-6;
 
-/// Fine-tunes a model on demonstrations, or on labelled texts
+/// Fine-tunes a model on demonstrations, labelled texts or preferences
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
 #[command(name = "sft", version, mut_arg("learning_rate", learning_rate_help(LEARNING_RATE)))]
 pub struct SftSettings {
@@ -31,10 +35,11 @@ pub struct SftSettings {
     #[serde(flatten)]
     pub model: ModelSettings,
     /// Parquet file, folder or glob of demonstrations (columns prompt and completion, messages, instruction and output, or text), or, to
-    /// classify, of labelled texts (columns text and label, with text_pair for pairs)
+    /// classify, of labelled texts (columns text and label, with text_pair for pairs), or, for dpo, of rankings (columns prompt, chosen and rejected,
+    /// or prompt, responses and ranks)
     #[arg(long, value_name = "FILES")]
     pub data: String,
-    /// What is learned
+    /// What is learned; dpo's default learning rates are a tenth of the others'
     #[arg(long, value_enum, default_value_t = Objective::LanguageModelling)]
     #[serde(default)]
     pub objective: Objective,
@@ -49,6 +54,10 @@ pub struct SftSettings {
     /// How a text and its label's word make a text for the language model; \n stands for a line break
     #[arg(long, value_name = "TEXT", default_value = "{text}\\nLabel: {label}")]
     pub label_template: String,
+    /// Direct preference optimisation.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub dpo: DpoSettings,
     /// How it goes through them.
     #[command(flatten)]
     #[serde(flatten)]
@@ -66,7 +75,12 @@ pub struct SftSettings {
 impl SftSettings {
     /// With everything that is left to a default, as it is recorded.
     fn resolved(&self) -> Self {
-        SftSettings { training: self.training.resolved(LEARNING_RATE), ..self.clone() }
+        SftSettings { training: self.training.resolved(self.full_learning_rate()), ..self.clone() }
+    }
+
+    /// The default peak learning rate of full weights.
+    fn full_learning_rate(&self) -> f64 {
+        if self.objective == Objective::Dpo { DPO_LEARNING_RATE } else { LEARNING_RATE }
     }
 }
 
@@ -79,6 +93,8 @@ pub enum Objective {
     LanguageModelling,
     /// The texts' classes
     Classification,
+    /// Which answers are preferred, without a reward model (Rafailov et al. 2023)
+    Dpo,
 }
 
 /// What came out.
@@ -102,13 +118,24 @@ pub fn run(settings: &SftSettings) -> Result<SftReport> {
     match settings.objective {
         Objective::LanguageModelling => language_modelling::run(settings),
         Objective::Classification => classification::run(settings),
+        Objective::Dpo => dpo::run(settings),
     }
+}
+
+/// What a task found out in one optimizer step.
+struct Accumulated {
+    /// The mean loss.
+    loss: f64,
+    /// Tokens read.
+    tokens: usize,
+    /// What else is recorded.
+    metrics: Vec<(&'static str, f64)>,
 }
 
 /// What the objectives differ in.
 trait Task {
-    /// Adds the gradient of one optimizer step's mean loss over the chosen examples, and gives the loss and the tokens read.
-    fn accumulate(&self, optimizer: &mut Optimizer, chosen: &[usize], step: u64) -> Result<(f64, usize)>;
+    /// Adds the gradient of one optimizer step's mean loss over the chosen examples.
+    fn accumulate(&self, optimizer: &mut Optimizer, chosen: &[usize], step: u64) -> Result<Accumulated>;
 
     /// Evaluates the model as it is: the loss first, under the name `evaluation_loss`; nothing where there are no evaluation examples.
     fn evaluate(&self) -> Result<Vec<(&'static str, f64)>>;
@@ -125,20 +152,22 @@ fn train(
 ) -> Result<SftReport> {
     let training = &settings.training;
     let total_steps = order.total_steps(settings.examples.epochs as f64, training.max_steps);
-    let schedule = Schedule::new(&training.optimizer, training.learning_rate(LEARNING_RATE), total_steps);
+    let peak = training.learning_rate(settings.full_learning_rate());
+    let schedule = Schedule::new(&training.optimizer, peak, total_steps);
     let mut optimizer = Optimizer::of(model, training, &settings.model)?;
     let evaluate_every = settings.examples.evaluate_every.unwrap_or(order.steps_per_epoch());
     let mut report = SftReport { steps: total_steps, ..SftReport::NOTHING };
     for step in 0..total_steps {
-        let tokens;
-        (report.training_loss, tokens) = task.accumulate(&mut optimizer, order.step(step), step as u64)?;
+        let Accumulated { loss, tokens, mut metrics } =
+            task.accumulate(&mut optimizer, order.step(step), step as u64)?;
+        report.training_loss = loss;
         let learning_rate = schedule.learning_rate(step);
         let done = optimizer.step(learning_rate)?;
-        let metrics = [
+        metrics.extend([
             ("learning_rate", learning_rate),
             ("gradient_norm", done.gradient_norm),
             ("skipped_steps", optimizer.skipped_steps() as f64),
-        ];
+        ]);
         run.step(step + 1, report.training_loss, tokens, &metrics)?;
         let last = step + 1 == total_steps;
         if !last && (step + 1) % evaluate_every != 0 {

@@ -15,6 +15,7 @@ use rlhf::model::adapter::{Parameter, Pass};
 use rlhf::reward::RewardSettings;
 use rlhf::reward::loss::{LossSettings, RankedAnswers};
 use rlhf::settings::{OptimizerSettings, from_arguments};
+use rlhf::sft::dpo::{self, DpoSettings, PreferenceLoss, PreferencePairs};
 use rlhf::train::optimizer::Optimizer;
 use rlhf::train::schedule::Schedule;
 
@@ -138,6 +139,39 @@ fn every_loss_of_a_reward_model_and_its_gradient_equal_openrlhf_trl_and_pytorch(
         assert_close(name, &[loss.to_scalar()?], &floats(&tensors, &format!("reward.{name}.loss"))?, 1e-5);
         let gradient: Vec<f32> = loss.backward()?.get(&scores).expect("a gradient").to_vec1()?;
         assert_close(name, &gradient, &floats(&tensors, &format!("reward.{name}.grad.rewards"))?, 1e-5);
+    }
+    Ok(())
+}
+
+#[test]
+fn dpo_and_its_gradient_equal_openrlhf() -> Result<()> {
+    let tensors = expected("ppo-variants")?;
+    let both = |prefix: &str| -> Result<Vec<f32>> {
+        Ok([floats(&tensors, &format!("dpo.{prefix}chosen"))?, floats(&tensors, &format!("dpo.{prefix}rejected"))?]
+            .concat())
+    };
+    let (log_probs, reference) = (both("")?, both("ref_")?);
+    let half = log_probs.len() as u32 / 2;
+    let pairs = PreferencePairs {
+        better: (0..half).collect(),
+        worse: (half..2 * half).collect(),
+        weights: vec![1.0 / half as f32; half as usize],
+    };
+    for (name, preference_loss, label_smoothing) in [
+        ("sigmoid", PreferenceLoss::Sigmoid, 0.0),
+        ("smoothed", PreferenceLoss::Sigmoid, 0.1),
+        ("ipo", PreferenceLoss::Ipo, 0.0),
+    ] {
+        let settings = DpoSettings { beta: 0.2, preference_loss, label_smoothing };
+        let variable = Var::from_slice(&log_probs, log_probs.len(), &Device::Cpu)?;
+        let (loss, rewards) = dpo::loss(&settings, variable.as_tensor(), &reference, &pairs)?;
+        assert_close(name, &[loss.to_scalar()?], &floats(&tensors, &format!("dpo.{name}.loss"))?, 1e-5);
+        let wanted = [floats(&tensors, "dpo.chosen_rewards")?, floats(&tensors, "dpo.rejected_rewards")?].concat();
+        assert_close(name, &rewards, &wanted, 1e-5);
+        let gradient: Vec<f32> = loss.backward()?.get(&variable).expect("a gradient").to_vec1()?;
+        let wanted = ["chosen", "rejected"].map(|answer| floats(&tensors, &format!("dpo.{name}.grad.{answer}")));
+        let [chosen, rejected] = wanted;
+        assert_close(name, &gradient, &[chosen?, rejected?].concat(), 1e-5);
     }
     Ok(())
 }

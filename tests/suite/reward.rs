@@ -8,7 +8,7 @@ use rlhf::data::parquet::{self, ParquetRows};
 use serde_json::Value;
 
 use crate::common::table;
-use crate::workbench::Workbench;
+use crate::workbench::{Workbench, number};
 
 /// With a model that has seen the demonstrations.
 fn workbench() -> Workbench {
@@ -99,4 +99,26 @@ fn a_model_whose_head_is_missing_is_refused_and_gets_no_new_one() {
             "{line}: {error}"
         );
     }
+}
+
+#[test]
+fn dpo_learns_rankings_without_a_reward_model_and_starts_at_the_reference() {
+    let bench = workbench();
+    for method in ["full", "lora"] {
+        let rate = if method == "full" { "1e-3" } else { "1e-2" };
+        bench.succeed(&format!(
+            "sft --objective dpo --method {method} --model sft --data rankings.parquet --output dpo --evaluation-share 0.2 --epochs 8 --batch-size 4 \
+             --learning-rate {rate} --warmup-steps 0 --quiet"
+        ));
+        let lines = bench.metrics("dpo");
+        let steps: Vec<_> = lines.iter().filter(|line| line.contains_key("rewards/margins")).collect();
+        let (first, last) = (steps.first().unwrap(), steps.last().unwrap());
+        // The policy is the reference, so both rewards are 0 and the loss is log 2.
+        assert!(
+            (number(first, "loss") - 2f64.ln()).abs() < 1e-5 && number(first, "rewards/accuracies") == 0.5,
+            "{first:?}"
+        );
+        assert!(number(last, "loss") < 0.5 && number(last, "rewards/margins") > 0.3, "{last:?}");
+    }
+    bench.succeed("sample --model dpo --data prompts.parquet --output answers.parquet --quiet");
 }
