@@ -151,7 +151,7 @@ impl Panel {
 
 /// The marker of a curve: circle, triangle, cross or square, filled or not.
 fn marker<'a>(index: usize, at: (i32, i32), colour: RGBColor) -> DynElement<'static, SVGBackend<'a>, (i32, i32)> {
-    let style = if index / 4 % 2 == 0 { colour.filled() } else { colour.stroke_width(1) };
+    let style = if (index / 4).is_multiple_of(2) { colour.filled() } else { colour.stroke_width(1) };
     match index % 4 {
         0 => Circle::new(at, 4, style).into_dyn(),
         1 => TriangleMarker::new(at, 5, style).into_dyn(),

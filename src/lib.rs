@@ -20,6 +20,7 @@
 //! * [`adapt`]: what trains: full weights, or lightweight methods in the forms of PEFT and AdapterHub. The only place that knows methods by name.
 //! * [`generate`]: sampling with a key-value cache and continuous batching.
 //! * [`train`]: what the stages share: optimizer, schedule, order of examples, metrics, progress, the run's folder.
+//! * [`rewards`]: what says how good an answer is: reward models of any tokenizer, several together, or a command. [`figure`]: curves as SVG.
 //! * [`sft`], [`reward`], [`ppo`]: the three stages; [`sample`], [`score`], [`evaluate`], [`export`]: what is done with a model afterwards.
 //! * [`world`]: the generator of the data that ships with the project, and the rule by which its answers are judged.
 //!
@@ -30,7 +31,8 @@
 //! `[tokens, d_model]` ([`model::Model::hidden`]), the log-probabilities of the targets alone ([`model::Model::log_probs`]), their gradient
 //! (`backward`), and steps ([`train::optimizer::Optimizer`]). [`reward::run`] does the same with scores at each answer's last token and
 //! the k-wise loss ([`reward::loss`]). [`ppo::run`] samples answers ([`generate::generate`]), looks at them with policy, reference, reward and value model
-//! ([`ppo::rollout`]), estimates advantages ([`ppo::advantage`]), and updates ([`ppo::update`]).
+//! ([`ppo::rollout`]), estimates advantages ([`ppo::advantage`]), and updates
+//! ([`ppo::update`], by the losses of [`ppo::objective`]).
 //!
 //! # Decisions
 //!

@@ -27,17 +27,25 @@ fn pairs(bench: &Workbench) {
     let colours = ["red", "green", "blue", "white"];
     let right: Vec<String> = (0..rows).map(|row| format!(" {}.", colours[row % 4])).collect();
     let wrong: Vec<String> = (0..rows).map(|row| format!(" {}, or so.", colours[(row + 1) % 4])).collect();
-    let either =
-        |row: usize, wanted: bool| if (row % 3 == 0) == wanted { wrong[row].clone() } else { right[row].clone() };
+    let either = |row: usize, wanted: bool| {
+        if (row.is_multiple_of(3)) == wanted { wrong[row].clone() } else { right[row].clone() }
+    };
     let prompts = (0..rows).map(|row| format!("The thing number {row} is of the colour"));
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("prompt", Arc::new(StringArray::from_iter_values(prompts))),
         ("chosen", Arc::new(StringArray::from_iter_values((0..rows).map(|row| either(row, true))))),
         ("rejected", Arc::new(StringArray::from_iter_values((0..rows).map(|row| either(row, false))))),
-        ("weight", Arc::new(Float64Array::from_iter_values((0..rows).map(|row| if row % 3 == 0 { 0.0 } else { 2.0 })))),
+        (
+            "weight",
+            Arc::new(Float64Array::from_iter_values(
+                (0..rows).map(|row| if row.is_multiple_of(3) { 0.0 } else { 2.0 }),
+            )),
+        ),
         (
             "agreement",
-            Arc::new(Float64Array::from_iter_values((0..rows).map(|row| if row % 3 == 0 { 0.55 } else { 0.95 }))),
+            Arc::new(Float64Array::from_iter_values(
+                (0..rows).map(|row| if row.is_multiple_of(3) { 0.55 } else { 0.95 }),
+            )),
         ),
     ];
     parquet::write(bench.path("pairs.parquet"), &table(columns)).unwrap();
