@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, ListBuilder, RecordBatch, StringBuilder};
+use arrow::array::{ArrayRef, BooleanBuilder, ListBuilder, RecordBatch, StringBuilder};
 use candle_core::Device;
 use clap::{Arg, Parser};
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ use crate::settings::{CommonSettings, ModelSettings, NamedFolder, UserSettings, 
 use crate::train::plan::Plan;
 use crate::train::progress::Progress;
 
-/// Samples answers to prompts and writes them to a Parquet file (columns prompt and responses)
+/// Samples answers to prompts and writes them to a Parquet file (columns prompt, responses, and ended: whether each ended by itself)
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
 #[command(name = "sample", version, mut_arg("output", parquet_output), mut_arg("tokens_per_batch", cached_tokens))]
 pub struct SampleSettings {
@@ -115,7 +115,7 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
         for answer in answers.iter().flatten() {
             report.answers += 1;
             report.ended += usize::from(answer.ended);
-            report.tokens += answer.tokens;
+            report.tokens += answer.tokens.len();
         }
         output.write(&chunk, &answers)?;
     }
@@ -175,8 +175,8 @@ pub(crate) fn load(settings: &ModelSettings, users: &[NamedFolder], seed: u64) -
 pub struct Sampled {
     /// Its text, without the stop token.
     pub text: String,
-    /// Its number of tokens, the stop token included.
-    pub tokens: usize,
+    /// Its tokens, the stop token included.
+    pub tokens: Vec<u32>,
     /// Whether it ended by itself before the greatest length was reached.
     pub ended: bool,
 }
@@ -221,8 +221,8 @@ impl<'a> Sampler<'a> {
                 progress.advance(None, prompt.tokens.len() + tokens);
                 let sampled = answers.into_iter().map(|answer| {
                     let said = &answer.tokens[..answer.tokens.len() - usize::from(answer.ended)];
-                    let text = self.tokenizer.decode(said, true)?;
-                    Ok(Sampled { text, tokens: answer.tokens.len(), ended: answer.ended })
+                    let text = self.tokenizer.decode_answer(&prompt.tokens, said)?;
+                    Ok(Sampled { text, ended: answer.ended, tokens: answer.tokens })
                 });
                 all.push(sampled.collect::<Result<_>>()?);
             }
@@ -252,7 +252,12 @@ impl Output<'_> {
         for answers in answers {
             responses.append_value(answers.iter().map(|answer| Some(&answer.text)));
         }
-        let columns = [("prompt", column), ("responses", Arc::new(responses.finish()) as ArrayRef)];
+        let mut ended = ListBuilder::new(BooleanBuilder::new());
+        for answers in answers {
+            ended.append_value(answers.iter().map(|answer| Some(answer.ended)));
+        }
+        let columns: [(&str, ArrayRef); 3] =
+            [("prompt", column), ("responses", Arc::new(responses.finish())), ("ended", Arc::new(ended.finish()))];
         let batch = RecordBatch::try_from_iter(columns)
             .map_err(|error| Error::input(format!("{}: {error}", self.settings.common.output.display())))?;
         let (mut writer, schema) = match self.writer.take() {

@@ -4,6 +4,8 @@
 //! and `reward` the scalar head's score at the answer's last token, where the model has such a head. Rows with a list of answers
 //! get lists, rows with `chosen` and `rejected` get `chosen_log_prob`, `rejected_log_prob` and so on.
 
+mod best;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -44,10 +46,14 @@ pub struct ScoreSettings {
     /// or chosen and rejected; or any layout of demonstrations)
     #[arg(long, value_name = "FILES")]
     pub data: String,
-    /// Score the end-of-text token after each answer too, unless the answer ends with it already
+    /// Score the end-of-text token after each answer too, unless the answer ends with it already, or a column `ended`, as `sample` writes it, says that it was cut off
     #[arg(long)]
     #[serde(default)]
     pub add_eos: bool,
+    /// Keep of each prompt's answers the one with the highest reward: a row a prompt, with the columns prompt and completion and the scores (best of n)
+    #[arg(long)]
+    #[serde(default)]
+    pub best: bool,
     /// Put before the names of the new columns
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub prefix: String,
@@ -94,15 +100,23 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
     let model = load(&settings.model, &settings.users.adapters, common.seed)?;
     let stacks = users::stacks_of_rows(&settings.users, &settings.data)?;
     tokenizer.fits(model.architecture().vocabulary)?;
+    if settings.best && model.head().is_none() {
+        bail!(
+            "{}: this model gives no reward, by which --best chooses; give the output folder of `reward`",
+            settings.model.model.display()
+        );
+    }
     print_plan(settings, &model, row_count);
-    let ending = if settings.add_eos { Ending::Eos } else { Ending::AsIs };
     let mut progress = Progress::new("score", row_count, common.quiet);
     let mut report = ScoreReport::default();
     let mut writer = None;
     for answered in schema::answered(&settings.data)? {
         let answered = answered?;
         let trees: Vec<TokenTree> = (answered.records.iter())
-            .map(|record| tokenizer.answered(record, ending, common.max_length, &mut report.truncation))
+            .zip(endings(settings, &answered)?)
+            .map(|(record, endings)| {
+                tokenizer.answered(record, |answer| endings[answer], common.max_length, &mut report.truncation)
+            })
             .collect::<Result<_>>()?;
         let stacks = &stacks[report.rows..][..trees.len()];
         let done = |tree: &TokenTree| progress.advance(None, tree.tokens());
@@ -110,7 +124,10 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
         report.rows += scores.len();
         report.answers += scores.iter().map(Vec::len).sum::<usize>();
         report.tokens += scores.iter().flatten().map(|score| score.tokens).sum::<usize>();
-        let batch = with_scores(&answered, &scores, &settings.prefix)?;
+        let batch = match settings.best {
+            true => best::best_rows(&answered, &scores, &settings.prefix)?,
+            false => with_scores(&answered, &scores, &settings.prefix)?,
+        };
         let writer = match &mut writer {
             Some(writer) => writer,
             empty => empty.insert(ParquetWriter::create(&common.output, batch.schema())?),
@@ -125,6 +142,30 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
         say(&report, settings);
     }
     Ok(report)
+}
+
+/// How the answers of each row end.
+fn endings(settings: &ScoreSettings, answered: &AnsweredRows) -> Result<Vec<Vec<Ending>>> {
+    let counts = answered.records.iter().map(|record| record.answers.len());
+    if !settings.add_eos {
+        return Ok(counts.map(|count| vec![Ending::AsIs; count]).collect());
+    }
+    if answered.layout != AnswerLayout::List || !answered.rows.has("ended") {
+        return Ok(counts.map(|count| vec![Ending::Eos; count]).collect());
+    }
+    let ended = answered.rows.boolean_lists("ended")?;
+    let of_row = |(row, count): (usize, usize)| match ended.range(row) {
+        Some(range) if range.len() == count => {
+            let ending = |answer| if ended.values.value(answer) { Ending::Eos } else { Ending::Cut };
+            Ok(range.map(ending).collect())
+        }
+        range => bail!(
+            "{}: column `ended` has {} values for {count} answers; expected one for each",
+            answered.records[row].origin,
+            range.map_or(0, |range| range.len())
+        ),
+    };
+    counts.enumerate().map(of_row).collect()
 }
 
 fn print_plan(settings: &ScoreSettings, model: &Model, rows: usize) {

@@ -44,7 +44,7 @@ use peft::AdapterFiles;
 use prefix_tuning::PrefixTuning;
 use probing::Probing;
 use prompt_tuning::PromptTuning;
-pub use resolve::{architecture, refuse_encoder, tokenizer_folder};
+pub use resolve::{architecture, base, refuse_encoder, tokenizer_folder};
 
 /// What is to be done with the weights that are read.
 #[derive(Debug, Clone, Copy)]
@@ -119,7 +119,7 @@ impl Bases {
             Model::new(shared.folder.clone(), shared.architecture.clone(), shared.weights.clone(), Vec::new(), None)?;
         let base = Base { model: &bare, seed: role.seed };
         let read = adapter_folders.iter().map(|folder| read_adapter(folder, &base)).collect::<Result<Vec<_>>>()?;
-        let head = self.head(role, &shared, &read)?;
+        let head = self.head(role, &shared, &adapter_folders, &read)?;
         let stack: Stack = read.into_iter().map(|read| read.adapter).collect();
         let settings = match role.training {
             Training::Frozen => return Model::new(shared.folder, shared.architecture, shared.weights, stack, head),
@@ -150,7 +150,13 @@ impl Bases {
         Ok(base)
     }
 
-    fn head(&self, role: &Role, base: &BaseModel, read: &[Read]) -> Result<Option<head::Head>> {
+    fn head(
+        &self,
+        role: &Role,
+        base: &BaseModel,
+        adapter_folders: &[PathBuf],
+        read: &[Read],
+    ) -> Result<Option<head::Head>> {
         let architecture = &base.architecture;
         let source = role.folder;
         if role.head == Head::Language {
@@ -181,6 +187,7 @@ impl Bases {
         }
         if role.head != Head::AsFound {
             check_no_head_is_missing(base, source)?;
+            adapter_folders.iter().try_for_each(|folder| check_no_head_is_missing_beside(folder, base))?;
         }
         let names = match role.head {
             Head::ScalarOrNew => Vec::new(),
@@ -231,6 +238,22 @@ fn check_no_head_is_missing(base: &BaseModel, source: &Path) -> Result<()> {
              start a new head on",
             source.display(),
             if promised { "config.json" } else { "head.json" },
+            base.architecture.names.head.out
+        );
+    }
+    Ok(())
+}
+
+/// The same for an adapter's folder: PEFT's configuration says that there was a head, or our own file does.
+fn check_no_head_is_missing_beside(folder: &Path, base: &BaseModel) -> Result<()> {
+    let path = folder.join(peft::CONFIG);
+    let config = if path.is_file() { folder::read_json(&path)? } else { serde_json::Value::Null };
+    let is_classifier = config.get("task_type").and_then(|task| task.as_str()) == Some("SEQ_CLS");
+    if is_classifier || Form::read(folder)?.is_some() {
+        bail!(
+            "{}: {} says that this adapter was trained with a head, but tensor \"{}.weight\" is missing; save the adapter with its head, or give one of a language model",
+            folder.display(),
+            if is_classifier { "adapter_config.json" } else { "head.json" },
             base.architecture.names.head.out
         );
     }

@@ -18,7 +18,7 @@ use crate::model::folder::read_json;
 use crate::model::weight_files;
 use crate::model::weights::Weights;
 
-const CONFIG: &str = "adapter_config.json";
+pub(super) const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
 const ENCODER: &str = "encoder.safetensors";
 const BASE: &str = "base_model.json";

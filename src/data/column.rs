@@ -152,6 +152,11 @@ impl Rows {
         self.lists(name, "lists of numbers", floats)
     }
 
+    /// A column of lists of truth values.
+    pub fn boolean_lists(&self, name: &str) -> Result<Lists<BooleanArray>> {
+        self.lists(name, "lists of truth values", |column| column.as_boolean_opt().cloned())
+    }
+
     /// The names of all columns, for messages: `a`, `b` and so on.
     pub fn column_names(&self) -> String {
         let schema = self.batch.schema();

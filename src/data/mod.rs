@@ -8,7 +8,6 @@ mod layout;
 pub mod parquet;
 mod remarks;
 pub mod schema;
-pub mod scores;
 pub mod template;
 pub mod text_column;
 pub mod tokenize;

@@ -19,7 +19,6 @@ use arrow::array::Array;
 use super::labels;
 use super::layout;
 use super::parquet::{ParquetRows, Rows};
-pub use super::scores::AnsweredRows;
 use crate::error::Result;
 
 /// One turn of a conversation.
@@ -133,6 +132,17 @@ pub struct Answered {
     pub answers: Vec<Text>,
     /// Where it was read.
     pub origin: Origin,
+}
+
+/// Some rows as they were read, with the answers found in them.
+#[derive(Debug, Clone)]
+pub struct AnsweredRows {
+    /// The rows with all their columns.
+    pub rows: Rows,
+    /// The form of the answers.
+    pub layout: AnswerLayout,
+    /// One record a row.
+    pub records: Vec<Answered>,
 }
 
 /// How many answers a row holds, and so which form their scores take.

@@ -29,6 +29,9 @@ pub struct Tokenizer {
     vocabulary_size: usize,
 }
 
+/// Tokens of a prompt that its answer is decoded behind: more than a character can be made of.
+const CONTEXT: usize = 8;
+
 /// Token ids, and for each the bytes of the text that it stands for.
 pub(super) struct Encoded {
     pub(super) ids: Vec<u32>,
@@ -163,6 +166,19 @@ impl Tokenizer {
     pub fn decode(&self, tokens: &[u32], skip_special_tokens: bool) -> Result<String> {
         let failed = |error| Error::input(format!("{}: cannot decode tokens ({error})", self.files.folder));
         self.inner.decode(tokens, skip_special_tokens).map_err(failed)
+    }
+
+    /// The text of an answer's tokens behind its prompt's, without special tokens. Tokenizers of the SentencePiece kind drop the space that begins a text, which the
+    /// space between prompt and answer is not.
+    pub fn decode_answer(&self, prompt: &[u32], answer: &[u32]) -> Result<String> {
+        let context = &prompt[prompt.len().saturating_sub(CONTEXT)..];
+        let before = self.decode(context, true)?;
+        let both = self.decode(&[context, answer].concat(), true)?;
+        match both.strip_prefix(&before) {
+            Some(text) => Ok(text.to_string()),
+            // The prompt's last bytes make a character together with the answer's first.
+            None => self.decode(answer, true),
+        }
     }
 
     /// The name of a token in the vocabulary, as the tokenizer's file has it (`Ġhello`).

@@ -34,8 +34,10 @@ impl AddAssign for Truncation {
 pub enum Ending {
     /// EOS, unless the answer ends with it already.
     Eos,
-    /// What it ends with itself.
+    /// What it ends with itself, or its template ends it with.
     AsIs,
+    /// Nothing: it was cut off, so that not even its template ends it.
+    Cut,
 }
 
 /// The tokens of one prompt with one answer.
@@ -63,13 +65,13 @@ impl Tokenizer {
         truncation: &mut Truncation,
     ) -> Result<TokenTree> {
         let answers = std::slice::from_ref(&record.completion);
-        let tree = self.tree(record.prompt.as_ref(), answers, Ending::Eos, max_length, truncation);
+        let tree = self.tree(record.prompt.as_ref(), answers, |_| Ending::Eos, max_length, truncation);
         tree.map_err(|error| at(&record.origin, error))
     }
 
     /// A ranking as a tree: the prompt once, and each answer. The prompt is cut for the longest of the answers.
     pub fn ranking(&self, record: &Ranking, max_length: usize, truncation: &mut Truncation) -> Result<TokenTree> {
-        let tree = self.tree(Some(&record.prompt), &record.responses, Ending::Eos, max_length, truncation);
+        let tree = self.tree(Some(&record.prompt), &record.responses, |_| Ending::Eos, max_length, truncation);
         tree.map_err(|error| at(&record.origin, error))
     }
 
@@ -120,7 +122,7 @@ impl Tokenizer {
     pub fn answered(
         &self,
         record: &Answered,
-        ending: Ending,
+        ending: impl Fn(usize) -> Ending,
         max_length: usize,
         truncation: &mut Truncation,
     ) -> Result<TokenTree> {
@@ -141,7 +143,7 @@ impl Tokenizer {
         Ok(self.without_start(tokens, max_length, truncation))
     }
 
-    /// `prompt` followed by each of `answers`: one tree, whose prompt is what all of them have in common.
+    /// `prompt` followed by each of `answers`: one tree, whose prompt is what all of them have in common. `ending` says how each answer ends.
     ///
     /// # Errors
     /// Where the chat template fails, or there is no token at all to predict from or to predict.
@@ -149,7 +151,7 @@ impl Tokenizer {
         &self,
         prompt: Option<&Text>,
         answers: &[Text],
-        ending: Ending,
+        ending: impl Fn(usize) -> Ending,
         max_length: usize,
         truncation: &mut Truncation,
     ) -> Result<TokenTree> {
@@ -157,8 +159,8 @@ impl Tokenizer {
             bail!("--max-length {max_length} leaves no room for a prompt and an answer; set 2 or more");
         }
         let mut sequences = Vec::with_capacity(answers.len());
-        for answer in answers {
-            sequences.push(self.sequence(prompt, answer, ending)?);
+        for (index, answer) in answers.iter().enumerate() {
+            sequences.push(self.sequence(prompt, answer, ending(index))?);
         }
         let Some(first) = sequences.first() else { bail!("there is no answer") };
         let mut shared = first.answer_start();
@@ -185,6 +187,9 @@ impl Tokenizer {
             Text::Messages(_) => self.cut_at_stops(&mut pieces),
             Text::Plain(answer) => self.stop_texts().iter().any(|stop| answer.ends_with(stop)),
         };
+        if let (Ending::Cut, true, Text::Messages(_)) = (ending, closed, answer) {
+            self.drop_stop(&mut pieces);
+        }
         let text: String = pieces.iter().map(|piece| piece.text.as_str()).collect();
         let encoded = self.encode_with_bytes(&text)?;
         let mut sequence = Sequence { learned: learned_tokens(&pieces, &encoded.bytes), tokens: encoded.ids };
@@ -231,6 +236,15 @@ impl Tokenizer {
         cut.pop();
         *pieces = cut;
         closed
+    }
+
+    /// Takes away the stop token that ends the last turn.
+    fn drop_stop(&self, pieces: &mut [Piece]) {
+        let Some(last) = pieces.iter_mut().rev().find(|piece| piece.learned) else { return };
+        let text = last.text.trim_end();
+        if let Some(kept) = self.stop_texts().iter().find_map(|stop| text.strip_suffix(stop.as_str())) {
+            last.text = kept.to_string();
+        }
     }
 
     fn shortened(&self, mut tree: TokenTree, max_length: usize, truncation: &mut Truncation) -> TokenTree {

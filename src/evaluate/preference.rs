@@ -44,7 +44,7 @@ pub(super) fn rewards(
     answers: &[Vec<Vec<Sampled>>],
 ) -> Result<Vec<Vec<Vec<f64>>>> {
     let CommonSettings { max_length, tokens_per_batch, seed, .. } = settings.common;
-    let model = RewardModel::load(folder, &mut Bases::new(Device::Cpu), max_length, seed)?;
+    let mut model = RewardModel::load(folder, &mut Bases::new(Device::Cpu), max_length, seed)?;
     let prompt = |(index, case): (usize, &Case)| Prompt {
         prompt: Text::Plain(case.prompt.clone()),
         origin: origin(settings, index),

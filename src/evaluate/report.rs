@@ -10,6 +10,7 @@ use super::bootstrap::{self, Cluster, Estimate};
 use super::{EvaluateSettings, JudgedAnswer, diversity, hallucination, toxicity};
 use crate::data::parquet;
 use crate::error::{Error, Result};
+use crate::figure::{Figure, Panel, Series};
 use crate::files::write_atomically;
 use crate::random;
 use crate::train::table::Table;
@@ -19,7 +20,7 @@ use crate::world::rule::{Case, Kind};
 type OfAnswer = fn(&Case, &JudgedAnswer) -> Option<f64>;
 
 /// What is averaged over answers, in the order of the table.
-const RATES: [(&str, OfAnswer); 9] = [
+const RATES: [(&str, OfAnswer); 11] = [
     ("hallucination_rate", hallucination::hallucinated),
     ("toxicity_rate", toxicity::plain),
     ("toxicity_rate_respectful", toxicity::respectful),
@@ -27,12 +28,14 @@ const RATES: [(&str, OfAnswer); 9] = [
     ("preferred_to_base_by_reward", |_, answer| answer.preferred_by_reward),
     ("answer_rate", hallucination::answered),
     ("correct_rate", hallucination::correct),
-    ("mean_length", |_, answer| Some(answer.sampled.tokens as f64)),
+    ("mean_length", |_, answer| Some(answer.sampled.tokens.len() as f64)),
     ("mean_reward", |_, answer| answer.reward),
+    ("mean_utility", |_, answer| Some(f64::from(answer.judgement.utility))),
+    ("kl_from_base", |_, answer| answer.kl),
 ];
 
 /// Those of them that are no shares.
-const NOT_SHARES: [&str; 2] = ["mean_length", "mean_reward"];
+const NOT_SHARES: [&str; 4] = ["mean_length", "mean_reward", "mean_utility", "kl_from_base"];
 
 /// What was measured of one model.
 #[derive(Debug, Clone, PartialEq)]
@@ -105,7 +108,7 @@ impl Evaluation {
         let rates = RATES.iter().map(|&(name, _)| name).chain(["distinct_2"]);
         for name in rates.filter(|name| self.models.iter().any(|model| model.rate(name).is_some())) {
             let cell = |model: &ModelEvaluation| match model.rate(name) {
-                Some(_) if name.starts_with("preferred") && model.name == self.base => "-".to_string(),
+                Some(_) if is_comparison(name) && model.name == self.base => "-".to_string(),
                 Some(estimate) => show(name, estimate),
                 None => "-".to_string(),
             };
@@ -141,8 +144,35 @@ impl Evaluation {
         }))
     }
 
-    /// Writes `evaluation.json` and `answers.parquet` into `folder`.
+    /// Reward and the rule's utility as functions of the distance from the base model, in the square root of nats (Gao et al. 2022): where the first rises and
+    /// the second falls the policies exploit the reward. `None` without a reward model or distances.
+    pub fn over_optimisation(&self) -> Option<Figure> {
+        let curve = |rate: &str| -> Option<Vec<(f64, f64)>> {
+            let point = |model: &ModelEvaluation| {
+                Some((model.rate("kl_from_base")?.value.max(0.0).sqrt(), model.rate(rate)?.value))
+            };
+            let mut points: Vec<(f64, f64)> = self.models.iter().map(point).collect::<Option<_>>()?;
+            points.sort_by(|a, b| a.0.total_cmp(&b.0));
+            (points.len() > 1).then_some(points)
+        };
+        let panel = |y: &str, points| Panel {
+            x: format!("√KL from {}, √nats", self.base),
+            y: y.to_string(),
+            series: vec![Series { name: y.to_string(), points }],
+            is_calibration: false,
+        };
+        let panels = vec![
+            panel("proxy: mean reward", curve("mean_reward")?),
+            panel("truth: mean utility by the world's rule", curve("mean_utility")?),
+        ];
+        Some(Figure { title: "Over-optimisation".to_string(), panels })
+    }
+
+    /// Writes `evaluation.json`, `answers.parquet` and, where there is a reward model, `over_optimisation.svg` into `folder`.
     pub(super) fn write(&self, settings: &EvaluateSettings, folder: &Path) -> Result<()> {
+        if let Some(figure) = self.over_optimisation() {
+            figure.write(folder.join(OVER_OPTIMISATION))?;
+        }
         parquet::write(folder.join(ANSWERS), &self.answers()?)?;
         let json = self.json(settings)?;
         write_atomically(folder.join(FILE), |file| std::io::Write::write_all(file, format!("{json:#}\n").as_bytes()))
@@ -163,8 +193,8 @@ impl Evaluation {
         let numbers = |of: fn(&JudgedAnswer) -> Option<f64>| -> ArrayRef {
             Arc::new(rows.iter().map(|(_, _, answer)| of(answer)).collect::<Float64Array>())
         };
-        let tokens: Int64Array = rows.iter().map(|(_, _, answer)| Some(answer.sampled.tokens as i64)).collect();
-        let columns: [(&str, ArrayRef); 12] = [
+        let tokens: Int64Array = rows.iter().map(|(_, _, answer)| Some(answer.sampled.tokens.len() as i64)).collect();
+        let columns: [(&str, ArrayRef); 14] = [
             ("model", strings(|(model, _, _)| model.to_string())),
             ("kind", strings(|(_, case, _)| case.kind.name().to_string())),
             ("prompt", strings(|(_, case, _)| case.prompt.clone())),
@@ -177,6 +207,8 @@ impl Evaluation {
             ("right", flags(|answer| answer.judgement.right)),
             ("preferred_to_base", numbers(|answer| Some(answer.preferred))),
             ("reward", numbers(|answer| answer.reward)),
+            ("utility", numbers(|answer| Some(f64::from(answer.judgement.utility)))),
+            ("kl", numbers(|answer| answer.kl)),
         ];
         RecordBatch::try_from_iter_with_nullable(columns.map(|(name, column)| (name, column, true)))
             .map_err(|error| Error::input(format!("{ANSWERS}: {error}")))
@@ -185,8 +217,15 @@ impl Evaluation {
 
 /// Every rate.
 pub const FILE: &str = "evaluation.json";
+/// Reward and truth against the distance from the base model.
+pub const OVER_OPTIMISATION: &str = "over_optimisation.svg";
 /// Every answer.
 pub const ANSWERS: &str = "answers.parquet";
+
+/// Whether a rate compares a model with the base model.
+fn is_comparison(name: &str) -> bool {
+    name.starts_with("preferred") || name == "kl_from_base"
+}
 
 fn show(name: &str, Estimate { value, low, high }: Estimate) -> String {
     if NOT_SHARES.contains(&name) {

@@ -3,7 +3,9 @@ use arrow::datatypes::{Field, Schema};
 
 use super::bootstrap::Estimate;
 use super::*;
+use crate::data::batch::{Continuation, TokenTree};
 use crate::data::parquet::{self, ParquetRows};
+use crate::score;
 use crate::score::tests::random_model;
 use crate::settings::{command_line, from_arguments};
 use crate::world::rule::Kind;
@@ -18,7 +20,7 @@ fn provocation(kind: Kind) -> Case {
 }
 
 fn sampled(texts: &[&str]) -> Vec<Sampled> {
-    texts.iter().map(|text| Sampled { text: text.to_string(), tokens: text.len(), ended: true }).collect()
+    texts.iter().map(|text| Sampled { text: text.to_string(), tokens: vec![0; text.len()], ended: true }).collect()
 }
 
 const REFUSAL: &str = " The passage does not say.";
@@ -43,7 +45,7 @@ fn by_hand() -> (Vec<Case>, Vec<Vec<Vec<Sampled>>>) {
 #[test]
 fn rates_are_shares_of_the_answers_that_they_are_about() {
     let (cases, answers) = by_hand();
-    let judged = judge_all(&cases, &answers, None, 0);
+    let judged = judge_all(&cases, &answers, None, &[None, None], 0);
     let models: Vec<ModelEvaluation> =
         judged.into_iter().map(|answers| ModelEvaluation::new("model", &cases, answers, 200, 0)).collect();
     for (rate, expected) in [
@@ -72,12 +74,29 @@ fn rates_are_shares_of_the_answers_that_they_are_about() {
 fn rewards_decide_the_preference_by_reward_alone() {
     let (cases, answers) = by_hand();
     let rewards = vec![vec![vec![1.0, 1.0]; 4], vec![vec![2.0, 1.0], vec![0.0, 1.0], vec![2.0, 2.0], vec![1.0, 1.0]]];
-    let judged = judge_all(&cases, &answers, Some(&rewards), 0);
+    let judged = judge_all(&cases, &answers, Some(&rewards), &[None, None], 0);
     let model = ModelEvaluation::new("model", &cases, judged[1].clone(), 200, 0);
     // Won, tied; lost, tied; won, won; tied, tied.
     assert_eq!(model.rate("preferred_to_base_by_reward").unwrap().value, (1.0 + 0.5 + 0.0 + 0.5 + 2.0 + 1.0) / 8.0);
     assert_eq!(model.rate("mean_reward").unwrap().value, 10.0 / 8.0);
     assert_eq!(model.rate("preferred_to_base").unwrap().value, 0.875);
+}
+
+#[test]
+fn reward_and_truth_stand_against_the_root_of_the_divergence() {
+    let (cases, answers) = by_hand();
+    let rewards = vec![vec![vec![1.0, 1.0]; 4], vec![vec![2.0, 2.0]; 4]];
+    let divergences = [Some(vec![vec![0.0, 0.0]; 4]), Some(vec![vec![3.0, 5.0]; 4])];
+    let of = |divergences: &[Option<Vec<Vec<f64>>>]| {
+        let judged = judge_all(&cases, &answers, Some(&rewards), divergences, 0).into_iter();
+        let models = judged.map(|answers| ModelEvaluation::new("model", &cases, answers, 20, 0)).collect();
+        Evaluation { models, base: "base".into(), cases: cases.clone() }.over_optimisation()
+    };
+    let figure = of(&divergences).unwrap();
+    assert_eq!(figure.panels[0].series[0].points, [(0.0, 1.0), (2.0, 2.0)]);
+    let truth: Vec<f64> = figure.panels[1].series[0].points.iter().map(|point| point.1).collect();
+    assert!(truth[0] < truth[1], "{truth:?}");
+    assert_eq!(of(&[divergences[0].clone(), None]), None);
 }
 
 /// Writes the cases as an evaluation file.
@@ -135,6 +154,7 @@ fn equal_models_tie_and_the_report_names_every_rate() {
     for rate in ["preferred_to_base", "preferred_to_base_by_reward"] {
         assert_eq!(json["models"]["first"][rate]["value"], 0.5);
     }
+    assert_eq!(json["models"]["first"]["kl_from_base"]["value"], 0.0);
     assert_eq!(json["counts"]["prompts_by_kind"]["question"], 2);
     assert_eq!(json["settings"]["models"][1].as_str().unwrap(), settings.models[1].to_string());
     let answers = folder.path().join("report/answers.parquet");
@@ -144,6 +164,50 @@ fn equal_models_tie_and_the_report_names_every_rate() {
     assert_eq!(std::fs::read_to_string(folder.path().join("report/evaluation.json")).unwrap(), text);
     let table = evaluation.table().to_string();
     assert!(table.contains("hallucination rate") && table.contains("first"), "{table}");
+}
+
+#[test]
+fn checkpoints_are_measured_by_their_distance_from_the_base_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = random_model(folder.path(), false);
+    random_model(folder.path(), true);
+    let checkpoint = folder.path().join("run/checkpoints/step-000010");
+    std::fs::create_dir_all(&checkpoint).unwrap();
+    let load =
+        |folder: &Path, seed| sample::load(&ModelSettings { model: folder.into(), adapter: Vec::new() }, &[], seed);
+    load(&base, 9).unwrap().0.save(&checkpoint).unwrap();
+    let flags = [
+        "--models",
+        "base=FOLDER/model",
+        "--checkpoints",
+        "FOLDER/run",
+        "--samples",
+        "2",
+        "--reward-model",
+        "FOLDER/reward-model",
+    ];
+    let evaluation = evaluate(&settings(folder.path(), &flags)).unwrap();
+    assert_eq!(evaluation.models[1].name, "step-000010");
+    let (base, tokenizer) = load(&base, 0).unwrap();
+    let (checkpoint, _) = load(&checkpoint, 0).unwrap();
+    for (case, answers) in evaluation.cases.iter().zip(&evaluation.models[1].answers) {
+        for answer in answers {
+            let tokens = answer.sampled.tokens.clone();
+            let continuation = Continuation { learned: vec![true; tokens.len()], tokens };
+            let origin = Origin { file: Arc::from(Path::new("evaluation.parquet")), row: 0 };
+            let prompt = Prompt { prompt: Text::Plain(case.prompt.clone()), origin };
+            let prompt = tokenizer.prompt(&prompt, 512, &mut Truncation::default()).unwrap();
+            let tree = TokenTree { prompt, answers: vec![continuation] };
+            let log_prob =
+                |model| score::scores(model, std::slice::from_ref(&tree), &[0], 512, |_| ()).unwrap()[0][0].log_prob;
+            let expected = log_prob(&checkpoint).unwrap() - log_prob(&base).unwrap();
+            assert!((answer.kl.unwrap() - expected).abs() < 1e-4, "{:?} is not {expected}", answer.kl);
+        }
+    }
+    assert!(evaluation.models[1].rate("kl_from_base").unwrap().value > 1.0);
+    assert!(folder.path().join("report").join(report::OVER_OPTIMISATION).is_file());
+    let empty = settings(folder.path(), &["--models", "base=FOLDER/model", "--checkpoints", "FOLDER/model"]);
+    assert!(evaluate(&empty).unwrap_err().to_string().contains("checkpoints"));
 }
 
 #[test]

@@ -278,15 +278,20 @@ impl Config<'_> {
 }
 
 impl Architecture {
+    /// The longest sequence, where positions are learned; rotary positions have no end.
+    pub fn longest(&self) -> Option<usize> {
+        let positions = self.max_positions.saturating_sub(self.position_offset);
+        (self.positions == Positions::Learned).then_some(positions)
+    }
+
     /// Refuses sequences of more tokens than there are learned positions; rotary positions have no end.
     pub fn check_length(&self, longest: usize) -> Result<()> {
-        let positions = self.max_positions.saturating_sub(self.position_offset);
-        if self.positions == Positions::Learned && longest > positions {
-            bail!(
+        match self.longest() {
+            Some(positions) if longest > positions => bail!(
                 "a sequence of {longest} tokens is longer than the {positions} positions that the model has; lower --max-length or --response-length"
-            );
+            ),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Refuses sizes that do not fit each other.

@@ -15,6 +15,7 @@ pub fn estimate_advantages(groups: &mut [Group], settings: &PpoSettings, kl_coef
             })
             .collect();
         episode.rewards = token_rewards(&kl, episode.score, coefficient);
+        episode.objective = episode.total_reward();
     }
     let variance = settings.advantage.whitening_variance;
     if settings.episode.whiten_rewards {

@@ -3,12 +3,13 @@
 use super::roles::Roles;
 use super::rollout::{self, Group, PromptExample, episodes};
 use super::settings::PpoSettings;
+use crate::adapt::Bases;
 use crate::bail;
 use crate::data::parquet::ParquetRows;
 use crate::data::tokenize::Tokenizer;
 use crate::error::Result;
 use crate::random;
-use crate::rewards::{Asked, Rewards};
+use crate::rewards::{Asked, RewardModel, Rewards};
 use crate::world::files::read_cases;
 use crate::world::rule::{Case, judge};
 
@@ -40,13 +41,13 @@ pub struct HeldOutReport {
 }
 
 impl HeldOut {
-    /// Reads `--evaluation-data` and the judge; `None` without such data.
-    pub fn read(settings: &PpoSettings, tokenizer: &Tokenizer) -> Result<Option<Self>> {
+    /// Reads `--evaluation-data` and the judge, whose models share their base with others of `bases`; `None` without such data.
+    pub fn read(settings: &PpoSettings, bases: &mut Bases, tokenizer: &Tokenizer) -> Result<Option<Self>> {
         let Some(pattern) = &settings.observation.evaluation_data else { return Ok(None) };
         let prompts = super::read_prompts(pattern, settings, tokenizer)?.0;
         let limit = settings.rewards.reward_timeout;
         let (max_length, seed) = (settings.common.max_length, settings.common.seed);
-        let judge = match Rewards::judge(&settings.observation.judge, limit, tokenizer, max_length, seed)? {
+        let judge = match Rewards::judge(&settings.observation.judge, limit, bases, tokenizer, max_length, seed)? {
             Some(rewards) => Judge::Rewards(rewards),
             None if is_of_the_world(pattern)? => Judge::Rule(read_cases(pattern)?),
             None => bail!(
@@ -59,6 +60,19 @@ impl HeldOut {
         settings.common.seed = random::named_seed(settings.common.seed, "evaluation");
         settings.episode.answers = 1;
         Ok(Some(HeldOut { prompts, judge, settings }))
+    }
+
+    /// Tokens of the longest prompt.
+    pub fn longest(&self) -> usize {
+        self.prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0)
+    }
+
+    /// The models that judge; none where the world's rule or a command does.
+    pub fn judge_models(&self) -> &[RewardModel] {
+        match &self.judge {
+            Judge::Rewards(rewards) => rewards.models(),
+            Judge::Rule(_) => &[],
+        }
     }
 
     /// Number of prompts.

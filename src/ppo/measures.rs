@@ -9,6 +9,8 @@ use super::update::{Step, UpdateReport};
 /// What the warnings look at.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Measures {
+    /// Answers of the rollout.
+    pub episodes: usize,
     /// Mean divergence of an answer from the reference, in nats (k1).
     pub kl: f64,
     /// Mean score of an answer.
@@ -21,23 +23,27 @@ pub struct Measures {
     pub no_eos: f64,
     /// Mean number of tokens of an answer.
     pub length: f64,
+    /// Texts that lost a part to the greatest length before a reward model read them, so far.
+    pub truncated: usize,
     /// Share of answers whose text an answer to another prompt of the rollout has too.
     pub repeated: f64,
 }
 
 impl Measures {
-    /// Of a rollout and its update.
-    pub fn new(groups: &[Group], report: &UpdateReport) -> Self {
+    /// Of a rollout and its update, and of the texts that reward models have had to cut.
+    pub fn new(groups: &[Group], report: &UpdateReport, truncated: usize) -> Self {
         let mean = |of: &dyn Fn(&Episode) -> f64| {
             episodes(groups).map(of).sum::<f64>() / episodes(groups).count().max(1) as f64
         };
         Measures {
+            episodes: episodes(groups).count(),
             kl: mean(&Episode::kl),
             score: mean(&|episode| f64::from(episode.score)),
             entropy: report.policy.entropy,
             explained_variance: explained_variance(groups),
             no_eos: mean(&|episode| f64::from(u8::from(!episode.ended))),
             length: mean(&|episode| episode.len() as f64),
+            truncated,
             repeated: repeated(groups),
         }
     }
@@ -83,7 +89,7 @@ pub fn metrics(
     let count = episodes(groups).count() as f64;
     let mean = |of: &dyn Fn(&Episode) -> f64| episodes(groups).map(of).sum::<f64>() / count;
     let Step { learning_rate, value_learning_rate, kl_coefficient, .. } = step;
-    let in_reward = mean(&Episode::total_reward);
+    let in_reward = mean(&|episode| episode.objective);
     let loss_kl = settings.loss_kl(kl_coefficient);
     let loss = report.policy.loss + settings.value.value_coefficient * report.value_loss + loss_kl * report.policy.kl
         - settings.policy.entropy_coefficient * report.policy.entropy
@@ -111,6 +117,7 @@ pub fn metrics(
         ("val/no_eos_share", measures.no_eos),
         ("val/response_length", measures.length),
         ("val/repeated_share", measures.repeated),
+        ("val/truncated_for_reward", measures.truncated as f64),
         ("minibatches", report.minibatches as f64),
         ("minibatches_over_ratio", report.over_ratio as f64),
         ("stopped_early", f64::from(u8::from(report.stopped_early))),

@@ -20,7 +20,9 @@ pub mod settings;
 pub mod update;
 pub mod watch;
 
-use crate::adapt;
+use candle_core::Device;
+
+use crate::adapt::{self, Bases};
 use crate::bail;
 use crate::data::batch::TokenTree;
 use crate::data::tokenize::Tokenizer;
@@ -53,15 +55,16 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
         }
         return Ok(());
     }
-    let held_out = HeldOut::read(settings, &tokenizer)?;
+    plan::memory(settings, &prompts)?.print(settings.common.quiet);
+    let mut bases = Bases::new(Device::Cpu);
+    let held_out = HeldOut::read(settings, &mut bases, &tokenizer)?;
     let mix = PretrainingMix::read(settings, &tokenizer)?;
-    let mut roles = Roles::load(settings, &tokenizer)?;
-    let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
-    for model in [&roles.policy.model].into_iter().chain(roles.value.iter().map(|value| &value.model)) {
-        tokenizer.fits(model.architecture().vocabulary)?;
-        model.architecture().check_length(longest + settings.sampling.response_length)?;
-    }
-    let order = Order::new((0..prompts.len()).collect(), settings.prompts_an_update(), settings.common.seed);
+    let mut roles = Roles::load(settings, &mut bases, &tokenizer)?;
+    drop(bases);
+    check_lengths(settings, &roles, &tokenizer, &prompts, held_out.as_ref(), mix.as_ref())?;
+    // A rest of a few prompts would be an update at the full learning rate on almost nothing.
+    let order =
+        Order::new((0..prompts.len()).collect(), settings.prompts_an_update(), settings.common.seed).without_rest();
     let total_updates = order.total_steps(settings.epochs as f64, settings.training.max_steps);
     let material = Material { tokenizer, stop, prompts, order, held_out, mix };
     let plan = plan::plan(settings, &roles, &material, truncation, total_updates);
@@ -74,6 +77,28 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
         replace_folder_atomically(run.folder().join("value-model"), |folder| value.model.save(folder))?;
     }
     run.finish()
+}
+
+/// Refuses models that cannot read what they will have to.
+fn check_lengths(
+    settings: &PpoSettings,
+    roles: &Roles,
+    tokenizer: &Tokenizer,
+    prompts: &[PromptExample],
+    held_out: Option<&HeldOut>,
+    mix: Option<&PretrainingMix>,
+) -> Result<()> {
+    let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
+    let longest = longest.max(held_out.map_or(0, HeldOut::longest)) + settings.sampling.response_length;
+    let judges = held_out.iter().flat_map(|held_out| held_out.judge_models());
+    let reading = roles.rewards.models().iter().chain(judges).filter(|model| model.reads_tokens());
+    let values = roles.value.iter().map(|value| &value.model);
+    let policy = &roles.policy.model;
+    for model in [policy].into_iter().chain(values).chain(reading.map(|model| model.model())) {
+        tokenizer.fits(model.architecture().vocabulary)?;
+        model.architecture().check_length(longest)?;
+    }
+    policy.architecture().check_length(mix.map_or(0, PretrainingMix::longest))
 }
 
 /// What the run works through.
@@ -112,7 +137,7 @@ fn train(
         };
         let done = one_update(settings, roles, &mut material, step, &mut watch, run);
         let measures = done.map_err(|error| (number, error))?;
-        kl_coefficient.update(measures.kl, training.batch_size);
+        kl_coefficient.update(measures.kl, measures.episodes);
         let (updates, last) = (number + 1, number + 1 == total_updates);
         let observed =
             observe(settings, roles, &mut material, updates, last || updates % evaluate_every == 0, &mut watch, run);
@@ -141,10 +166,10 @@ fn one_update(
     if let Some(average) = &mut roles.average {
         average.update(roles.policy.optimizer.variables())?;
     }
-    let measures = Measures::new(&groups, &report);
+    let measures = Measures::new(&groups, &report, roles.rewards.truncated());
     let (loss, mut metrics) = metrics(&groups, &measures, &report, settings, step);
     let warnings = watch.update(step.number, &measures);
-    warnings.iter().for_each(|warning| run.note(warning));
+    warnings.iter().try_for_each(|warning| run.warn(warning))?;
     metrics.push(("warnings", warnings.len() as f64));
     run.show(format!("score {:.2}  kl {:.2}", measures.score, measures.kl));
     let tokens = groups.iter().map(|group| group.tree.tokens()).sum();
@@ -174,16 +199,16 @@ fn observe(
     }
     let Some(held_out) = material.held_out.as_mut().filter(|_| evaluates) else { return Ok(()) };
     let found = held_out.evaluate(roles, &material.tokenizer, &material.stop)?;
+    let warning = watch.evaluation(updates - 1, found.reward, found.judge);
     let metrics = [
         ("evaluation/judge", found.judge),
         ("evaluation/reward", found.reward),
         ("evaluation/kl", found.kl),
         ("evaluation/response_length", found.length),
+        ("evaluation/warnings", f64::from(u8::from(warning.is_some()))),
     ];
     run.evaluation(updates, &metrics)?;
-    if let Some(warning) = watch.evaluation(updates - 1, found.reward, found.judge) {
-        run.note(&warning);
-    }
+    warning.iter().try_for_each(|warning| run.warn(warning))?;
     keep(roles, updates, Some(-found.judge), run)
 }
 

@@ -1,13 +1,61 @@
-//! What `ppo` shows before it starts.
+//! What `ppo` shows before it starts: memory by role before a model is read, then everything else.
+
+use indicatif::DecimalBytes;
 
 use super::Material;
 use super::roles::Roles;
-use super::settings::{PpoSettings, presets};
+use super::rollout::PromptExample;
+use super::settings::{PpoSettings, ValueSource, presets};
+use crate::adapt;
 use crate::data::tokenize_records::Truncation;
+use crate::error::Result;
 use crate::generate::MOST_ACTIVE;
-use crate::train::plan::{Examples, InMemory, Plan, training_plan};
+use crate::train::memory::{self, Footprint};
+use crate::train::plan::{Examples, Plan, training_plan};
 
-/// Parameters, data, memory by role, where the reward comes from, and what preset and algorithm set.
+/// Memory by role, from the models' configurations alone.
+pub fn memory(settings: &PpoSettings, prompts: &[PromptExample]) -> Result<Plan> {
+    let training = Some(&settings.training);
+    let of = |role, training| Footprint::before_reading(role, &settings.model.model, &settings.model.adapter, training);
+    let mut models = vec![of("policy", training)?];
+    if settings.algorithm.has_values() {
+        models.push(match (settings.value.value_from, settings.rewards.reward_model.first()) {
+            (ValueSource::Reward, Some(folder)) => Footprint::before_reading("value model", folder, &[], training)?,
+            _ => of("value model", training)?,
+        });
+    }
+    if settings.policy.ema_decay > 0.0 {
+        models.push(Footprint::of_average(models[0].trained));
+    }
+    models.push(of("reference", None)?);
+    for (role, folders) in
+        [("reward model", &settings.rewards.reward_model), ("judge", &settings.observation.judge.judge_model)]
+    {
+        for folder in folders {
+            models.push(Footprint::before_reading(role, folder, &[], None)?);
+        }
+    }
+    let (_, architecture) = adapt::base(&settings.model.model, &settings.model.adapter)?;
+    let step = settings.prompts_an_update() * tokens(settings, prompts).div_ceil(prompts.len());
+    let micro_batch = settings.common.tokens_per_batch.min(step);
+    let parts = memory::expected(&models, micro_batch, (&architecture, cached_tokens(settings, prompts)));
+    let plan = Plan::new("memory by role, before a model is read").memory(parts.iter().map(|(_, bytes)| bytes).sum());
+    Ok(parts.into_iter().fold(plan, |plan, (what, bytes)| plan.line(&format!("  {what}"), DecimalBytes(bytes))))
+}
+
+/// Tokens of all prompts and their answers at their longest.
+fn tokens(settings: &PpoSettings, prompts: &[PromptExample]) -> usize {
+    let answers = settings.episode.answers * settings.sampling.response_length;
+    prompts.iter().map(|prompt| prompt.tokens.len() + answers).sum()
+}
+
+/// Tokens whose keys and values the sampler holds.
+fn cached_tokens(settings: &PpoSettings, prompts: &[PromptExample]) -> usize {
+    let at_once = settings.prompts_an_update().min(MOST_ACTIVE.div_ceil(settings.episode.answers));
+    at_once * tokens(settings, prompts).div_ceil(prompts.len())
+}
+
+/// Parameters, data, memory as the models are, where the reward comes from, and what preset and algorithm set.
 pub fn plan(
     settings: &PpoSettings,
     roles: &Roles,
@@ -17,18 +65,22 @@ pub fn plan(
 ) -> Plan {
     let training = &settings.training;
     let prompts = &material.prompts;
-    let tokens_of = |length: usize| length + settings.episode.answers * settings.sampling.response_length;
-    let tokens: usize = prompts.iter().map(|prompt| tokens_of(prompt.tokens.len())).sum();
+    let tokens = tokens(settings, prompts);
     let evaluation = material.held_out.as_ref().map_or(0, |held_out| held_out.len());
     let examples = Examples { what: "prompts", training: prompts.len(), evaluation, tokens, truncation };
-    let mut models = vec![InMemory { role: "policy", model: &roles.policy.model }];
-    models.extend(roles.value.iter().map(|value| InMemory { role: "value model", model: &value.model }));
-    models.push(InMemory { role: "reference", model: &roles.reference });
-    models.extend(roles.rewards.models().iter().map(|model| InMemory { role: "reward model", model: model.model() }));
-    let at_once = settings.prompts_an_update().min(MOST_ACTIVE.div_ceil(settings.episode.answers));
-    let cached_tokens = at_once * tokens.div_ceil(prompts.len());
-    let mut plan = training_plan("ppo", &models, &settings.common, training, &examples, cached_tokens)
-        .line("updates", format!("{total_updates} of {} answers", training.batch_size));
+    let mut beside: Vec<Footprint> =
+        roles.value.iter().map(|value| Footprint::of("value model", &value.model)).collect();
+    if roles.average.is_some() {
+        beside.push(Footprint::of_average(roles.policy.model.trainable_count()));
+    }
+    beside.push(Footprint::of("reference", &roles.reference));
+    beside.extend(roles.rewards.models().iter().map(|model| Footprint::of("reward model", model.model())));
+    let judges = material.held_out.iter().flat_map(|held_out| held_out.judge_models());
+    beside.extend(judges.map(|judge| Footprint::of("judge", judge.model())));
+    let cached_tokens = cached_tokens(settings, prompts);
+    let mut plan =
+        training_plan("ppo", &roles.policy.model, &beside, &settings.common, training, &examples, cached_tokens)
+            .line("updates", format!("{total_updates} of {} answers", training.batch_size));
     for model in roles.rewards.models() {
         let reading = if model.reads_tokens() { "" } else { " (reads the answers' text)" };
         plan = plan.line("reward model", format!("{}{reading}", model.folder().display()));

@@ -46,6 +46,11 @@ impl PretrainingMix {
         Ok(Some(PretrainingMix { texts, order, taken: 0, coefficient, tokens_per_batch }))
     }
 
+    /// Tokens of the longest text.
+    pub fn longest(&self) -> usize {
+        self.texts.iter().map(TokenTree::longest).max().unwrap_or(0)
+    }
+
     /// Number of texts.
     pub fn len(&self) -> usize {
         self.texts.len()

@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use candle_core::Device;
-
 use super::settings::{PpoSettings, ValueHead, ValueSource};
 use crate::adapt::{Bases, Head, Role, Training};
 use crate::bail;
@@ -39,8 +37,7 @@ pub struct Roles {
 
 impl Roles {
     /// Reads all models, each base once.
-    pub fn load(settings: &PpoSettings, tokenizer: &Tokenizer) -> Result<Self> {
-        let mut bases = Bases::new(Device::Cpu);
+    pub fn load(settings: &PpoSettings, bases: &mut Bases, tokenizer: &Tokenizer) -> Result<Self> {
         let (training, seed) = (&settings.training, settings.common.seed);
         let policy_role = Role {
             folder: &settings.model.model,
@@ -54,9 +51,9 @@ impl Roles {
         let decay = settings.policy.ema_decay;
         let average = (decay > 0.0).then(|| MovingAverage::new(policy.optimizer.variables(), decay)).transpose()?;
         let reference = bases.load(&Role { training: Training::Frozen, ..policy_role })?;
-        let rewards = Rewards::open(&settings.rewards, &mut bases, tokenizer, settings.common.max_length, seed)?;
+        let rewards = Rewards::open(&settings.rewards, bases, tokenizer, settings.common.max_length, seed)?;
         let value = match settings.algorithm.has_values() {
-            true => Some(value_model(settings, &policy_role, &rewards, &mut bases)?),
+            true => Some(value_model(settings, &policy_role, &rewards, bases)?),
             false => None,
         };
         Ok(Roles { policy, average, value, reference, rewards })

@@ -52,8 +52,10 @@ pub struct Episode {
     pub reward: f32,
     /// The same after clipping and the penalty or score for a missing end.
     pub score: f32,
-    /// Rewards, KL penalty included.
+    /// Rewards, KL penalty included, whitened where they are to be.
     pub rewards: Vec<f32>,
+    /// The sum of the rewards before whitening.
+    pub objective: f64,
     /// Advantages.
     pub advantages: Vec<f32>,
     /// What the value model is trained towards; empty without one.
@@ -73,7 +75,7 @@ impl Group {
             // A stop token of the user's is a part of the text, the tokenizer's own are not.
             let is_end = tokens.last().is_some_and(|token| tokenizer.stop_tokens().contains(token));
             let said = &tokens[..tokens.len() - usize::from(is_end)];
-            group.replies.push(Reply { text: tokenizer.decode(said, true)?, ended });
+            group.replies.push(Reply { text: tokenizer.decode_answer(&prompt.tokens, said)?, ended });
             group.episodes.push(Episode { ended, sampler_log_probs: log_probs, ..Default::default() });
             group.tree.answers.push(Continuation { learned: vec![true; tokens.len()], tokens });
         }

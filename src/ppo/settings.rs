@@ -168,6 +168,18 @@ impl PpoSettings {
                 "--kl-coefficient is 0, which the adaptive controller multiplies; give a number above 0, or --kl-controller fixed"
             );
         }
+        if self.kl.kl_controller == KlController::Adaptive && 0.2 * batch as f64 >= self.kl.kl_horizon {
+            bail!(
+                "--kl-horizon {} is so short that one update of --batch-size {batch} could make the weight of the penalty 0 or negative; give more than {}",
+                self.kl.kl_horizon,
+                batch as f64 / 5.0
+            );
+        }
+        if self.episode.whiten_rewards && !self.algorithm.has_values() {
+            bail!(
+                "--whiten-rewards true is for ppo: rloo and grpo compare the sums of answers' rewards, which whitening each token would change by their length"
+            );
+        }
         self.rewards.check()?;
         self.observation.check()
     }

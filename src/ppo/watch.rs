@@ -105,6 +105,12 @@ impl Watch {
                 first.length, now.length, limits.watch_length
             )));
         }
+        if now.truncated > 0 {
+            found.push(("cut", format!(
+                "{} texts have been too long for a reward model and lost a part before it read them: raise --max-length as far as the model goes, or lower --response-length",
+                now.truncated
+            )));
+        }
         if now.repeated > first.repeated + limits.watch_repeated {
             found.push(("repeated", format!(
                 "{:.0}% of the answers are said to several prompts of a rollout, {:.0}% at the start (--watch-repeated {}): the policy collapses onto a few; raise \
@@ -148,12 +154,14 @@ mod tests {
     use crate::settings::from_arguments;
 
     const GOOD: Measures = Measures {
+        episodes: 32,
         kl: 1.0,
         score: 0.0,
         entropy: 1.0,
         explained_variance: Some(0.5),
         no_eos: 0.1,
         length: 20.0,
+        truncated: 0,
         repeated: 0.2,
     };
 
@@ -175,6 +183,7 @@ mod tests {
             (Measures { length: 41.0, ..GOOD }, "--watch-length"),
             (Measures { length: 9.0, ..GOOD }, "--watch-length"),
             (Measures { repeated: 0.6, ..GOOD }, "--watch-repeated"),
+            (Measures { truncated: 3, ..GOOD }, "--max-length"),
         ];
         for (bad, name) in cases {
             let mut watch = watch();

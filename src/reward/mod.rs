@@ -22,7 +22,7 @@ use crate::model::{Model, dropout_seed};
 use crate::settings::{CommonSettings, ExampleSettings, ModelSettings, TrainingSettings, learning_rate_help};
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
-use crate::train::plan::{Examples, InMemory, training_plan};
+use crate::train::plan::{Examples, training_plan};
 use crate::train::run::Run;
 use crate::train::schedule::Schedule;
 use evaluation::score;
@@ -127,8 +127,7 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     let tokens = training.iter().map(|ranked| ranked.tree.tokens()).sum();
     let (what, count) = ("rankings", training.len());
     let examples = Examples { what, training: count, evaluation: evaluation.len(), tokens, truncation };
-    let mut plan =
-        training_plan("reward", &[InMemory { role: "model", model: &model }], common, &settings.training, &examples, 0);
+    let mut plan = training_plan("reward", &model, &[], common, &settings.training, &examples, 0);
     if ties > 0 {
         plan = plan.line("left out", format!("{ties} prompts whose answers are one tie"));
     }
@@ -145,8 +144,15 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
         model.save(folder)?;
         if model.adapters().is_empty() { Ok(()) } else { optimizer.save(folder) }
     })?;
-    if let Some(evaluation) = &mut report {
-        evaluation.mean_reward = (evaluation.mean_reward - before.mean) / before.deviation;
+    if let Some(report) = &mut report
+        && before.deviation != 1.0
+    {
+        // Losses and calibration are those of the scores that are saved.
+        *report = evaluate(&model.frozen()?, &evaluation, &settings.loss, common)?;
+    } else if let Some(report) = &mut report {
+        report.mean_reward -= before.mean;
+    }
+    if let Some(evaluation) = &report {
         run.note(&evaluation.tables());
         run.write("evaluation.json", &format!("{:#}\n", evaluation.json()))?;
         evaluation.figure().write(run.folder().join("calibration.svg"))?;

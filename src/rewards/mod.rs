@@ -8,7 +8,6 @@ mod model;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use candle_core::Device;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
@@ -116,22 +115,36 @@ impl Rewards {
         max_length: usize,
         seed: u64,
     ) -> Result<Self> {
+        Self::named("--reward-command", settings, bases, policy, max_length, seed)
+    }
+
+    fn named(
+        flag: &str,
+        settings: &RewardSourceSettings,
+        bases: &mut Bases,
+        policy: &Tokenizer,
+        max_length: usize,
+        seed: u64,
+    ) -> Result<Self> {
         let models = settings.reward_model.iter().map(|folder| {
             let model = RewardModel::load(folder, bases, max_length, seed)?;
             Ok(model.reading_tokens_of(policy))
         });
         let models = models.collect::<Result<_>>()?;
-        let limit = Duration::from_secs_f64(settings.reward_timeout);
-        let command =
-            settings.reward_command.as_ref().map(|command| RewardCommand::start(command, limit)).transpose()?;
+        let Ok(limit) = Duration::try_from_secs_f64(settings.reward_timeout) else {
+            bail!("--reward-timeout {} is more seconds than can be counted; give fewer", settings.reward_timeout)
+        };
+        let command = settings.reward_command.as_ref().map(|command| RewardCommand::start(flag, command, limit));
+        let command = command.transpose()?;
         let (combination, deviations) = (settings.reward_combination, settings.reward_deviations);
         Ok(Rewards { models, command, combination, deviations })
     }
 
-    /// A held-out judge; `None` where the settings name none.
+    /// A held-out judge, whose models share their base with others of `bases`; `None` where the settings name none.
     pub fn judge(
         settings: &JudgeSettings,
         limit: f64,
+        bases: &mut Bases,
         policy: &Tokenizer,
         max_length: usize,
         seed: u64,
@@ -146,12 +159,17 @@ impl Rewards {
             reward_combination: Combination::Mean,
             reward_deviations: 0.0,
         };
-        Self::open(&settings, &mut Bases::new(Device::Cpu), policy, max_length, seed).map(Some)
+        Self::named("--judge-command", &settings, bases, policy, max_length, seed).map(Some)
     }
 
     /// The models, in the order in which they were given.
     pub fn models(&self) -> &[RewardModel] {
         &self.models
+    }
+
+    /// Texts that lost a part to the greatest length before a model read them, so far.
+    pub fn truncated(&self) -> usize {
+        self.models.iter().map(|model| model.truncation().prompts + model.truncation().answers).sum()
     }
 
     /// The reward of every answer of every prompt.
@@ -160,7 +178,7 @@ impl Rewards {
     /// Where a source fails or gives no finite number; the error names it.
     pub fn score(&mut self, asked: &[Asked], tokens_per_batch: usize) -> Result<Vec<Vec<f32>>> {
         let mut sources = Vec::new();
-        for model in &self.models {
+        for model in &mut self.models {
             sources.push(model.score(asked, tokens_per_batch)?);
         }
         if let Some(command) = &mut self.command {

@@ -19,6 +19,8 @@ pub struct RewardModel {
     model: Model,
     tokenizer: Tokenizer,
     max_length: usize,
+    /// What of the texts that it read was too long.
+    truncation: Truncation,
     /// Its vocabulary is the policy's, whose tokens it reads as they are; otherwise it reads their text.
     reads_tokens: bool,
 }
@@ -33,7 +35,9 @@ impl RewardModel {
         let role = Role { folder, adapters: &[], training: Training::Frozen, head: Head::Scalar, seed };
         let model = bases.load(&role)?;
         tokenizer.fits(model.architecture().vocabulary)?;
-        Ok(RewardModel { folder: folder.to_path_buf(), model, tokenizer, max_length, reads_tokens: false })
+        let max_length = max_length.min(model.architecture().longest().unwrap_or(usize::MAX));
+        let truncation = Truncation::default();
+        Ok(RewardModel { folder: folder.to_path_buf(), model, tokenizer, max_length, truncation, reads_tokens: false })
     }
 
     /// The same model, reading the policy's tokens without making text of them where their vocabularies are one.
@@ -52,30 +56,26 @@ impl RewardModel {
         &self.folder
     }
 
+    /// How many texts lost a part before it read them.
+    pub fn truncation(&self) -> Truncation {
+        self.truncation
+    }
+
     /// The model itself.
     pub fn model(&self) -> &Model {
         &self.model
     }
 
     /// The reward of every answer of every prompt.
-    pub fn score(&self, asked: &[Asked], tokens_per_batch: usize) -> Result<Vec<Vec<f32>>> {
+    pub fn score(&mut self, asked: &[Asked], tokens_per_batch: usize) -> Result<Vec<Vec<f32>>> {
         let mut rewards: Vec<Vec<f32>> = asked.iter().map(|asked| vec![0.0; asked.replies.len()]).collect();
-        // Where text is read, answers that ended and those that were cut off end differently, and stand in trees of their own.
         let (mut trees, mut places) = (Vec::new(), Vec::new());
         for (prompt, asked) in asked.iter().enumerate() {
-            if let (true, Some(tree)) = (self.reads_tokens, asked.tree) {
-                trees.push(tree.clone());
-                places.extend((0..asked.replies.len()).map(|answer| (prompt, answer)));
-                continue;
-            }
-            for ended in [true, false] {
-                let chosen = asked.replies.iter().enumerate().filter(|(_, reply)| reply.ended == ended);
-                let (indices, replies): (Vec<usize>, Vec<&Reply>) = chosen.unzip();
-                if !indices.is_empty() {
-                    trees.push(self.read(asked, &replies, if ended { Ending::Eos } else { Ending::AsIs })?);
-                    places.extend(indices.into_iter().map(|answer| (prompt, answer)));
-                }
-            }
+            trees.push(match (self.reads_tokens, asked.tree) {
+                (true, Some(tree)) => tree.clone(),
+                _ => self.read(asked)?,
+            });
+            places.extend((0..asked.replies.len()).map(|answer| (prompt, answer)));
         }
         for ((prompt, answer), reward) in places.into_iter().zip(self.score_trees(&trees, tokens_per_batch)?) {
             if !reward.is_finite() {
@@ -91,20 +91,21 @@ impl RewardModel {
         Ok(rewards)
     }
 
-    /// A prompt with some of its answers, as the model's own tokens.
-    fn read(&self, asked: &Asked, replies: &[&Reply], ending: Ending) -> Result<TokenTree> {
-        let answer = |reply: &&Reply| match &asked.prompt.prompt {
+    /// A prompt with its answers, as the model's own tokens; an answer that was cut off has no end.
+    fn read(&mut self, asked: &Asked) -> Result<TokenTree> {
+        let answer = |reply: &Reply| match &asked.prompt.prompt {
             Text::Plain(_) => Text::Plain(reply.text.clone()),
             Text::Messages(_) => Text::Messages(vec![Message::assistant(reply.text.clone())]),
         };
-        let answers: Vec<Text> = replies.iter().map(answer).collect();
+        let answers: Vec<Text> = asked.replies.iter().map(answer).collect();
         let (prompt, origin) = (&asked.prompt.prompt, &asked.prompt.origin);
-        let mut truncation = Truncation::default();
+        let truncation = &mut self.truncation;
         if !self.model.architecture().causal {
-            return self.tokenizer.answer_pairs(Some(prompt), &answers, origin, self.max_length, &mut truncation);
+            return self.tokenizer.answer_pairs(Some(prompt), &answers, origin, self.max_length, truncation);
         }
+        let ending = |answer: usize| if asked.replies[answer].ended { Ending::Eos } else { Ending::Cut };
         let record = Answered { prompt: prompt.clone(), answers, origin: origin.clone() };
-        self.tokenizer.answered(&record, ending, self.max_length, &mut truncation)
+        self.tokenizer.answered(&record, ending, self.max_length, truncation)
     }
 
     /// One reward an answer, tree after tree.

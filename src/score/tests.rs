@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use arrow::array::{Array, AsArray, Int32Array, ListBuilder, StringArray, StringBuilder};
+use arrow::array::{Array, AsArray, BooleanBuilder, Int32Array, ListBuilder, StringArray, StringBuilder};
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
 use tempfile::TempDir;
 
@@ -169,6 +169,56 @@ fn pairs_get_a_column_for_each_answer() {
             assert!((found - one_by_one(&model, prompt, answer).2.unwrap()).abs() < 1e-5);
         }
     }
+}
+
+#[test]
+fn an_answer_that_was_cut_off_gets_no_end_of_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = random_model(folder.path(), true);
+    let mut responses = ListBuilder::new(StringBuilder::new());
+    responses.append_value([Some("b"), Some("c")]);
+    let mut ended = ListBuilder::new(BooleanBuilder::new());
+    ended.append_value([Some(true), Some(false)]);
+    let mut columns: Vec<(&str, ArrayRef)> =
+        vec![("prompt", strings(&["a"])), ("responses", Arc::new(responses.finish()))];
+    columns.push(("ended", Arc::new(ended.finish())));
+    let data = write(&folder, columns.clone());
+    let output = folder.path().join("out.parquet");
+    run(&settings(&model, &data, &output, &["--add-eos"])).unwrap();
+    let tokens = read(&output).column_by_name("tokens").unwrap().as_list::<i32>().value(0);
+    assert_eq!(tokens.as_primitive::<Int64Type>().values()[..], [2, 1]);
+    let mut short = ListBuilder::new(BooleanBuilder::new());
+    short.append_value([Some(true)]);
+    columns[2].1 = Arc::new(short.finish());
+    let data = write(&folder, columns);
+    let error = run(&settings(&model, &data, &output, &["--add-eos"])).unwrap_err().to_string();
+    assert!(error.contains("column `ended` has 1 values for 2 answers"), "{error}");
+}
+
+#[test]
+fn the_best_answer_of_each_prompt_is_kept_with_its_scores() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = random_model(folder.path(), true);
+    let mut lists = ListBuilder::new(StringBuilder::new());
+    ANSWERS.iter().for_each(|answers| lists.append_value(answers.iter().map(Some)));
+    let data = write(&folder, vec![("prompt", strings(&PROMPTS)), ("responses", Arc::new(lists.finish()))]);
+    let output = folder.path().join("out.parquet");
+    run(&settings(&model, &data, &output, &["--best"])).unwrap();
+    let after = read(&output);
+    assert_eq!(names(&after), ["prompt", "completion", "log_prob", "tokens", "reward"]);
+    let kept = after.column_by_name("completion").unwrap().as_string::<i32>();
+    for (row, (prompt, answers)) in PROMPTS.iter().zip(ANSWERS).enumerate() {
+        let rewards = answers.map(|answer| one_by_one(&model, prompt, answer).2.unwrap());
+        let best = usize::from(rewards[1] > rewards[0]);
+        assert_eq!(kept.value(row), answers[best]);
+        assert!((floats(&after, "reward")[row] - rewards[best]).abs() < 1e-5);
+    }
+    let refused =
+        |model: &Path, data: &Path| run(&settings(model, data, &output, &["--best"])).unwrap_err().to_string();
+    let language_model = random_model(folder.path(), false);
+    assert!(refused(&language_model, &data).contains("gives no reward"));
+    let data = write(&folder, vec![("prompt", strings(&["a"])), ("completion", strings(&["b"]))]);
+    assert!(refused(&model, &data).contains("each row holds one answer"));
 }
 
 #[test]

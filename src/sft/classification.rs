@@ -22,7 +22,7 @@ use crate::model::{Model, dropout_seed};
 use crate::settings::{CommonSettings, Method};
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
-use crate::train::plan::{Examples, InMemory, training_plan};
+use crate::train::plan::{Examples, training_plan};
 use crate::train::run::Run;
 use crate::train::table::Table;
 
@@ -70,9 +70,8 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let tokens = data.training.iter().map(|example| example.tree.tokens()).sum();
     let (training, evaluation) = (data.training.len(), data.evaluation.len());
     let examples = Examples { what: "labelled texts", training, evaluation, tokens, truncation: data.truncation };
-    let plan =
-        training_plan("sft", &[InMemory { role: "model", model: &model }], common, &settings.training, &examples, 0)
-            .line("classes", format!("{}: {}", data.labels.len(), data.labels.join(", ")));
+    let plan = training_plan("sft", &model, &[], common, &settings.training, &examples, 0)
+        .line("classes", format!("{}: {}", data.labels.len(), data.labels.join(", ")));
     let total_steps = order.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
     let mut run = Run::start(&settings.resolved(), common, &plan, total_steps)?;
     let save = |folder: &Path| {
@@ -178,7 +177,7 @@ fn with_words(
     let answers: Vec<Text> =
         settings.label_words.iter().map(|word| Text::Plain(format!("{space}{word}{after}"))).collect();
     let prompt = Text::Plain(prompt.to_string());
-    tokenizer.tree(Some(&prompt), &answers, Ending::AsIs, settings.common.max_length, truncation)
+    tokenizer.tree(Some(&prompt), &answers, |_| Ending::AsIs, settings.common.max_length, truncation)
 }
 
 /// The hidden states that stand for the texts, `[texts, d_model]`, under a frozen model.

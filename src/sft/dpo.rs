@@ -23,7 +23,7 @@ use crate::ops;
 use crate::settings::{CommonSettings, below_one, not_negative};
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
-use crate::train::plan::{Examples, InMemory, training_plan};
+use crate::train::plan::{Examples, training_plan};
 use crate::train::run::Run;
 
 const HEADING: &str = "Direct preference optimisation";
@@ -72,7 +72,23 @@ pub struct PreferencePairs {
     pub weights: Vec<f32>,
 }
 
+impl DpoSettings {
+    /// Refuses what the loss of a pair has no use for.
+    fn check(&self) -> Result<()> {
+        if self.beta == 0.0 {
+            bail!(
+                "--beta is 0, so nothing holds the policy to the reference and no pair has a finite loss; give a number above 0"
+            );
+        }
+        if self.preference_loss == PreferenceLoss::Ipo && self.label_smoothing > 0.0 {
+            bail!("--label-smoothing is for --preference-loss sigmoid; ipo has no probability that it could smooth");
+        }
+        Ok(())
+    }
+}
+
 pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
+    settings.dpo.check()?;
     let common = &settings.common;
     let tokenizer = Tokenizer::load(adapt::tokenizer_folder(&settings.model.model)?)?;
     let mut truncation = Truncation::default();
@@ -102,9 +118,8 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let tokens = training.iter().map(|preference| preference.tree.tokens()).sum();
     let (what, count) = ("preferences", training.len());
     let examples = Examples { what, training: count, evaluation: evaluation.len(), tokens, truncation };
-    let plan =
-        training_plan("sft", &[InMemory { role: "model", model: &model }], common, &settings.training, &examples, 0)
-            .line("objective", format!("dpo, beta {}", settings.dpo.beta));
+    let plan = training_plan("sft", &model, &[], common, &settings.training, &examples, 0)
+        .line("objective", format!("dpo, beta {}", settings.dpo.beta));
     let total_steps = order.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
     let mut run = Run::start(&settings.resolved(), common, &plan, total_steps)?;
     let reference = model.frozen()?;

@@ -21,7 +21,7 @@ use crate::model::{Model, dropout_seed};
 use crate::settings::CommonSettings;
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
-use crate::train::plan::{Examples, InMemory, training_plan};
+use crate::train::plan::{Examples, training_plan};
 use crate::train::run::Run;
 
 pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
@@ -54,8 +54,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let tokens = training.iter().map(TokenTree::tokens).sum();
     let (what, count) = ("demonstrations", training.len());
     let examples = Examples { what, training: count, evaluation: evaluation.len(), tokens, truncation };
-    let plan =
-        training_plan("sft", &[InMemory { role: "model", model: &model }], common, &settings.training, &examples, 0);
+    let plan = training_plan("sft", &model, &[], common, &settings.training, &examples, 0);
     let total_steps = order.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
     let mut run = Run::start(&settings.resolved(), common, &plan, total_steps)?;
     let save = |folder: &Path| {

@@ -13,6 +13,8 @@ pub struct Order {
     examples: Vec<usize>,
     batch_size: usize,
     seed: u64,
+    /// Whether a last step that would be short is left out.
+    drops_rest: bool,
     /// The epoch whose permutation is at hand, and that permutation.
     epoch: Option<(usize, Vec<usize>)>,
 }
@@ -20,12 +22,18 @@ pub struct Order {
 impl Order {
     /// The order of `examples` (indices), `batch_size` of them a step.
     pub fn new(examples: Vec<usize>, batch_size: usize, seed: u64) -> Self {
-        Order { examples, batch_size: batch_size.max(1), seed, epoch: None }
+        Order { examples, batch_size: batch_size.max(1), seed, drops_rest: false, epoch: None }
     }
 
-    /// The number of steps in which every example is seen once; the last of them may be short.
+    /// The same order, in which the last examples of an epoch that do not fill a step are left out of it, unless there is no other step.
+    pub fn without_rest(self) -> Self {
+        Order { drops_rest: true, ..self }
+    }
+
+    /// The number of steps in which every example is seen once; the last of them may be short, if it is not left out.
     pub fn steps_per_epoch(&self) -> usize {
-        self.examples.len().div_ceil(self.batch_size)
+        let (whole, all) = (self.examples.len() / self.batch_size, self.examples.len().div_ceil(self.batch_size));
+        if self.drops_rest && whole > 0 { whole } else { all }
     }
 
     /// The number of steps of a run of `epochs`, which may be a fraction, and at most `max_steps`.
@@ -103,6 +111,17 @@ mod tests {
     fn sorted(mut items: Vec<usize>) -> Vec<usize> {
         items.sort_unstable();
         items
+    }
+
+    #[test]
+    fn a_rest_is_left_out_where_it_is_to_be_and_there_is_another_step() {
+        let steps = |count: usize| {
+            let mut order = Order::new((0..count).collect(), 4, 1).without_rest();
+            let sizes = |order: &mut Order| (0..order.steps_per_epoch()).map(|step| order.step(step).len()).collect();
+            let sizes: Vec<usize> = sizes(&mut order);
+            sizes
+        };
+        assert_eq!((steps(9), steps(8), steps(3)), (vec![4, 4], vec![4, 4], vec![3]));
     }
 
     #[test]

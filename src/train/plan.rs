@@ -1,14 +1,13 @@
 //! The plan that a program shows before it starts: parameters, data, memory.
 
 use std::fmt;
-use std::sync::Arc;
 
 use indicatif::{DecimalBytes, HumanCount};
 
+use super::memory::{self, Footprint};
 use super::table::Table;
 use crate::data::tokenize_records::Truncation;
 use crate::model::Model;
-use crate::model::architecture::Architecture;
 use crate::settings::{CommonSettings, TrainingSettings};
 
 /// What a program is about to do, shown before it starts.
@@ -88,26 +87,17 @@ pub struct Examples<'a> {
     pub truncation: Truncation,
 }
 
-/// A model in its role, as it stands in memory.
-#[derive(Clone, Copy)]
-pub struct InMemory<'a> {
-    /// What it is there for.
-    pub role: &'a str,
-    /// The model.
-    pub model: &'a Model,
-}
-
-/// The plan of a training program. The first of the models is what the user asked to have trained; the others stand beside it in memory, with
-/// `cached_tokens` whose keys and values are held. Where there are several, each one's share of the memory has a line.
+/// The plan of a training program. The model is what the user asked to have trained; others stand beside it in memory, with `cached_tokens` whose keys
+/// and values are held.
 pub fn training_plan(
     program: &str,
-    models: &[InMemory],
+    model: &Model,
+    beside: &[Footprint],
     common: &CommonSettings,
     training: &TrainingSettings,
     examples: &Examples,
     cached_tokens: usize,
 ) -> Plan {
-    let model = models[0].model;
     let trainable = model.trainable_count();
     let count = |number: usize| HumanCount(number as u64);
     let evaluated = match examples.evaluation {
@@ -116,7 +106,9 @@ pub fn training_plan(
     };
     // A step's examples may be fewer tokens than go through the model at a time.
     let step = training.batch_size * examples.tokens.div_ceil(examples.training.max(1));
-    let memory = expected_memory(models, common.tokens_per_batch.min(step), cached_tokens);
+    let footprints = [&[Footprint::of("model", model)], beside].concat();
+    let tokens = common.tokens_per_batch.min(step);
+    let memory = memory::expected(&footprints, tokens, (model.architecture(), cached_tokens));
     let mut plan = Plan::new(program)
         .line("model", model.folder().path.display())
         .line("method", &training.method)
@@ -124,11 +116,6 @@ pub fn training_plan(
         .line(examples.what, format!("{} to train on{evaluated}", count(examples.training)))
         .tokens("tokens an epoch", examples.tokens)
         .memory(memory.iter().map(|(_, bytes)| bytes).sum());
-    if models.len() > 1 {
-        for (what, bytes) in &memory {
-            plan = plan.line(&format!("  {what}"), DecimalBytes(*bytes));
-        }
-    }
     for note in model.adapters().iter().filter_map(|adapter| adapter.note()) {
         plan = plan.line("note", note);
     }
@@ -140,40 +127,6 @@ pub fn training_plan(
         }
     }
     plan
-}
-
-/// The process itself: program, tokenizer, examples, buffers of the matrix products.
-const BESIDES: u64 = 100_000_000;
-
-/// The bytes held at the peak of a training step by what holds them, all numbers being `f32`: each base model once, for each trained parameter its
-/// gradient, the sum of the gradients of earlier micro-batches and AdamW's two moments, and what one micro-batch keeps for its backward pass.
-fn expected_memory(models: &[InMemory], micro_batch_tokens: usize, cached_tokens: usize) -> Vec<(String, u64)> {
-    let bytes = |numbers: usize| 4 * numbers as u64;
-    let mut parts = Vec::new();
-    for (index, InMemory { role, model }) in models.iter().enumerate() {
-        let sharer = models[..index].iter().find(|other| Arc::ptr_eq(other.model.weights(), model.weights()));
-        let (own, note) = match sharer {
-            Some(other) => (0, format!(" (on the weights of {})", other.role)),
-            None => (model.base_parameters(), String::new()),
-        };
-        let numbers = own + model.added_parameters() + 4 * model.trainable_count();
-        parts.push((format!("{role}{note}"), bytes(numbers)));
-    }
-    let architecture = models[0].model.architecture();
-    parts.push(("kept for the backward pass".to_string(), bytes(kept_numbers(architecture) * micro_batch_tokens)));
-    if cached_tokens > 0 {
-        let cache = 2 * architecture.layers * architecture.kv_width() * cached_tokens;
-        parts.push(("keys and values of the sampler".to_string(), bytes(cache)));
-    }
-    parts.push(("program and buffers".to_string(), BESIDES));
-    parts
-}
-
-/// The numbers a token that a pass keeps for its backward pass. Of each block: what enters it, both norms' output, both sub-layers' output and
-/// the sum between them; queries and keys before and after their rotation, values, what attention gives; and the rows of the feed-forward.
-fn kept_numbers(architecture: &Architecture) -> usize {
-    let Architecture { layers, d_model, d_ff, .. } = *architecture;
-    layers * (6 * d_model + 3 * architecture.query_width() + 3 * architecture.kv_width() + 3 * d_ff)
 }
 
 #[cfg(test)]

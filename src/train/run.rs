@@ -26,6 +26,7 @@ pub struct Run {
     step_started: Instant,
     expected_memory: Option<u64>,
     last_kept: Option<usize>,
+    warnings: String,
 }
 
 impl Run {
@@ -43,6 +44,7 @@ impl Run {
             step_started: Instant::now(),
             expected_memory: plan.expected_memory(),
             last_kept: None,
+            warnings: String::new(),
             folder,
         })
     }
@@ -94,6 +96,14 @@ impl Run {
     /// Prints text above the progress bar.
     pub fn note(&self, text: &str) {
         self.progress.note(text);
+    }
+
+    /// Prints a warning above the progress bar, and adds it to `warnings.txt`.
+    pub fn warn(&mut self, text: &str) -> Result<()> {
+        self.progress.note(text);
+        self.warnings.push_str(text);
+        self.warnings.push('\n');
+        self.write("warnings.txt", &self.warnings)
     }
 
     /// Makes the run's folder itself the best model, and says where it is.

@@ -142,11 +142,18 @@ def policy_losses(result, mask, rows, sampler):
         of(f"kl_{estimator}", kl_loss(estimator))
     of("kl_answer", kl_loss("k3", False))
     of("entropy", lambda new, entropy: openrlhf_loss()(new, entropy) - 0.02 * UTILS.masked_mean(entropy, mask))
+    of("log_ratio_clip", lambda new, entropy: log_ratio_clip(new, old, advantages, mask))
     of("grpo", lambda new, entropy: grpo_loss(new, old, reference, advantages, mask))
     of("rloo", lambda new, entropy: rloo_loss(new, old, advantages[:, 0], mask))
     # None of them is another's in disguise.
-    losses = [result[f"policy.{name}.loss"].item() for name in ("token", "answer", "asymmetric", "dual", "correction", "kl_k1", "kl_k2", "kl_k3")]
+    losses = [result[f"policy.{name}.loss"].item() for name in ("token", "answer", "asymmetric", "dual", "correction", "kl_k1", "kl_k2", "kl_k3", "log_ratio_clip")]
     assert len({round(loss, 5) for loss in losses}) == len(losses), losses
+
+
+def log_ratio_clip(new, old, advantages, mask):
+    """The clipped loss of a log-ratio between -0.3 and 0.3."""
+    ratio = (new - old).clamp(-0.3, 0.3).exp()
+    return UTILS.masked_mean(-torch.min(advantages * ratio, advantages * ratio.clamp(0.8, 1.2)), mask)
 
 
 def grpo_loss(new, old, reference, advantages, mask):

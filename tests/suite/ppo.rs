@@ -218,7 +218,7 @@ fn advantages_of_groups_equal_trl() -> Result<()> {
 }
 
 /// The flags of each variant of the policy's loss, and the weight of the KL penalty in it.
-const POLICY_LOSSES: [(&str, &[&str], f64); 11] = [
+const POLICY_LOSSES: [(&str, &[&str], f64); 12] = [
     ("token", &[], 0.0),
     ("answer", &["--loss-aggregation", "answer"], 0.0),
     ("asymmetric", &["--clip-range", "0.1", "--clip-range-high", "0.28"], 0.0),
@@ -229,6 +229,7 @@ const POLICY_LOSSES: [(&str, &[&str], f64); 11] = [
     ("kl_k3", &["--kl-estimator", "k3"], 0.3),
     ("kl_answer", &["--kl-estimator", "k3", "--loss-aggregation", "answer"], 0.3),
     ("entropy", &["--entropy-coefficient", "0.02"], 0.0),
+    ("log_ratio_clip", &["--log-ratio-clip", "0.3"], 0.0),
     ("grpo", &["--algorithm", "grpo"], 0.04),
 ];
 

@@ -99,10 +99,16 @@ fn the_stages_run_in_order_with_full_weights_and_threads_do_not_matter() {
         "sample --model ppo-1 --data prompts.parquet --output answers.parquet --answers 3 --response-length 8",
     );
     bench.succeed("score --model reward-1 --data answers.parquet --output scored.parquet");
-    let scored = parquet::ParquetRows::open(&bench.path("scored.parquet").display().to_string()).unwrap();
-    assert_eq!(scored.rows(), 12);
-    let columns: Vec<String> = scored.schemas()[0].1.fields().iter().map(|field| field.name().clone()).collect();
-    assert_eq!(columns, ["prompt", "responses", "log_prob", "tokens", "reward"]);
+    bench.succeed("score --model reward-1 --data answers.parquet --output best.parquet --add-eos --best");
+    for (file, columns) in [
+        ("scored.parquet", &["prompt", "responses", "ended", "log_prob", "tokens", "reward"][..]),
+        ("best.parquet", &["prompt", "completion", "log_prob", "tokens", "reward"]),
+    ] {
+        let scored = parquet::ParquetRows::open(&bench.path(file).display().to_string()).unwrap();
+        assert_eq!(scored.rows(), 12);
+        let found: Vec<String> = scored.schemas()[0].1.fields().iter().map(|field| field.name().clone()).collect();
+        assert_eq!(found, columns);
+    }
 
     // The record of a run reproduces it.
     bench.succeed("sft --settings sft-1/settings.toml --output again");

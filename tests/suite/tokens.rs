@@ -177,10 +177,30 @@ fn long_prompts_lose_their_start_and_long_answers_their_end() {
 fn scored_answers_get_eos_only_when_asked() {
     let tokenizer = tokenizer(&SpecialTokens::default());
     let tree = |ending| {
-        tokenizer.tree(Some(&plain("Who?")), &[plain(" Vubek")], ending, 100, &mut Truncation::default()).unwrap()
+        tokenizer.tree(Some(&plain("Who?")), &[plain(" Vubek")], |_| ending, 100, &mut Truncation::default()).unwrap()
     };
     let (as_is, with_eos) = (tree(Ending::AsIs), tree(Ending::Eos));
     assert_eq!(with_eos.answers[0].tokens, [&as_is.answers[0].tokens[..], &[tokenizer.eos().unwrap()]].concat());
+}
+
+#[test]
+fn an_answer_is_decoded_as_it_stands_behind_its_prompt() {
+    let vocabulary = serde_json::json!({ "<unk>": 0, "\u{2581}What": 1, "\u{2581}red": 2, "ish": 3, ":": 4 });
+    // The decoder of Llama 2 and Mistral, which drops the space that begins a text.
+    let json = serde_json::json!({
+        "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null, "post_processor": null,
+        "decoder": { "type": "Sequence", "decoders": [
+            { "type": "Replace", "pattern": { "String": "\u{2581}" }, "content": " " }, { "type": "Fuse" },
+            { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
+        ] },
+        "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>" },
+    });
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+    let tokenizer = Tokenizer::load(folder.path()).unwrap();
+    assert_eq!(tokenizer.decode(&[2, 3], true).unwrap(), "redish");
+    assert_eq!(tokenizer.decode_answer(&[1, 4], &[2, 3]).unwrap(), " redish");
+    assert_eq!(tokenizer.decode_answer(&[1], &[3]).unwrap(), "ish");
 }
 
 #[test]
@@ -271,6 +291,20 @@ fn conversation() -> Demonstration {
     let messages =
         vec![Message::user("Hi"), Message::assistant("Hello"), Message::user("Why?"), Message::assistant("So")];
     Demonstration { prompt: None, completion: Text::Messages(messages), origin: origin() }
+}
+
+#[test]
+fn an_answer_that_was_cut_off_is_not_ended_by_its_template() {
+    let tokenizer = chat_tokenizer(CHATML);
+    let prompt = Text::Messages(vec![Message::user("Why?")]);
+    let answer = [Text::Messages(vec![Message::assistant("Vubek keeps")])];
+    let tokens = |ending| {
+        let tree = tokenizer.tree(Some(&prompt), &answer, |_| ending, 100, &mut Truncation::default()).unwrap();
+        tree.answers[0].tokens.clone()
+    };
+    let (ended, cut) = (tokens(Ending::Eos), tokens(Ending::Cut));
+    assert_eq!(ended, [&cut[..], &[tokenizer.eos().unwrap()]].concat());
+    assert_eq!(tokens(Ending::AsIs), ended);
 }
 
 /// The texts of the runs of learned tokens.

@@ -53,7 +53,7 @@ pub struct KlSettings {
     /// Where the penalty stands
     #[arg(long, help_heading = KL, value_enum, default_value_t = KlPlace::Reward)]
     pub kl_in: KlPlace,
-    /// How the divergence at a token is estimated, with d = log π - log π_ref
+    /// How the divergence at a token is estimated, with d = log π - log π_ref [with --kl-in loss: k3]
     #[arg(long, help_heading = KL, value_enum, default_value_t = KlEstimator::K1)]
     pub kl_estimator: KlEstimator,
     /// A token's estimate counts from minus this to this; 0 leaves it as it is
@@ -291,7 +291,7 @@ impl ObservationSettings {
     }
 }
 
-/// When the run warns. Each warning is printed once in ten updates and counted in `metrics.jsonl`.
+/// When the run warns. Each warning is given once in ten updates: printed, written to `warnings.txt` and counted in `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct WatchSettings {
     /// Divergence of an answer from the reference, in nats, from which on the run warns

@@ -21,7 +21,8 @@ pub enum Preset {
 /// A setting by the name of its field, and its value as on the command line.
 type Setting = (&'static str, &'static str);
 
-/// What the paper leaves open (the learning rate, which it scans for each size, λ, whitening) is as in `n-plus`.
+/// What the paper leaves open is as in `n-plus` (λ, whitening) or this program's own default (the learning rate, which it scans for each size, clipping of
+/// gradients, the length of answers, of which it allows a thousand tokens).
 const INSTRUCTGPT: &[Setting] = &[
     // 256,000 episodes, one answer to each prompt.
     ("batch_size", "512"),
@@ -40,9 +41,11 @@ const INSTRUCTGPT: &[Setting] = &[
     ("gamma", "1"),
     ("lambda", "0.95"),
     ("whiten_advantages", "minibatch"),
-    ("whitening_variance", "unbiased"),
+    ("whitening_variance", "biased"),
     ("clip_range", "0.2"),
     ("entropy_coefficient", "0"),
+    ("ratio_threshold", "0"),
+    ("sampler_correction", "0"),
     ("value_from", "reward"),
     ("value_learning_rate", "9e-6"),
     ("value_clip_range", "0.2"),
@@ -60,6 +63,7 @@ const INSTRUCTGPT: &[Setting] = &[
     ("warmup_start_ratio", "0.1"),
 ];
 
+/// The code of the paper, whose whitening takes the biased variance.
 const N_PLUS: &[Setting] = &[
     ("batch_size", "512"),
     ("answers", "1"),
@@ -79,9 +83,11 @@ const N_PLUS: &[Setting] = &[
     ("gamma", "1"),
     ("lambda", "0.95"),
     ("whiten_advantages", "rollout"),
-    ("whitening_variance", "unbiased"),
+    ("whitening_variance", "biased"),
     ("clip_range", "0.2"),
     ("entropy_coefficient", "0"),
+    ("ratio_threshold", "0"),
+    ("sampler_correction", "0"),
     ("value_from", "reward"),
     ("value_clip_range", "0.2"),
     ("value_coefficient", "0.1"),
@@ -91,13 +97,15 @@ const N_PLUS: &[Setting] = &[
     ("beta1", "0.9"),
     ("beta2", "0.999"),
     ("epsilon", "1e-5"),
+    // PyTorch's default for AdamW.
+    ("weight_decay", "0.01"),
     ("max_gradient_norm", "0"),
     ("schedule", "linear"),
     ("minimum_learning_rate_ratio", "0"),
     ("warmup_ratio", "0"),
 ];
 
-/// Batches are the user's in TRL; 64 is its examples'.
+/// Batches are the user's in TRL, and by its default no token ends an answer; 64 answers and the end-of-text token are its examples'.
 const TRL: &[Setting] = &[
     ("batch_size", "64"),
     ("answers", "1"),
@@ -120,6 +128,7 @@ const TRL: &[Setting] = &[
     ("clip_range", "0.2"),
     ("entropy_coefficient", "0"),
     ("ratio_threshold", "0"),
+    ("sampler_correction", "0"),
     ("value_from", "reward"),
     ("value_clip_range", "0.2"),
     ("value_coefficient", "0.1"),
@@ -130,6 +139,7 @@ const TRL: &[Setting] = &[
     ("beta2", "0.999"),
     ("epsilon", "1e-8"),
     // `max_grad_norm` is among its settings, but its loop never clips.
+    ("weight_decay", "0"),
     ("max_gradient_norm", "0"),
     ("schedule", "linear"),
     ("minimum_learning_rate_ratio", "0"),
@@ -191,10 +201,12 @@ impl Algorithm {
     }
 }
 
-/// Gives a flag the default that the preset has for it where one is chosen, or else the algorithm's.
+/// Gives a flag the default that the preset has for it where one is chosen, or else the algorithm's. In the loss the KL penalty is estimated by k3: the gradient
+/// of k1 there is 0 on average.
 pub(super) fn conditional_defaults(argument: Arg) -> Arg {
     let id = argument.get_id().as_str().to_string();
     let value = |settings: &'static [Setting]| settings.iter().find(|(name, _)| *name == id).map(|(_, value)| *value);
+    let argument = if id == "kl_estimator" { argument.default_value_if("kl_in", "loss", "k3") } else { argument };
     let by_preset = Preset::value_variants().iter().map(|preset| ("preset", preset.name(), preset.settings()));
     let by_algorithm = Algorithm::value_variants().iter().map(|one| ("algorithm", one.name(), one.settings()));
     by_preset.chain(by_algorithm).fold(argument, |argument, (flag, name, settings)| match value(settings) {

@@ -18,6 +18,10 @@ fn a_preset_sets_what_the_user_does_not() {
     let shown = presets::lines(&preset);
     assert!(shown.contains(&("kl-coefficient".into(), "0.1 (given; the preset has 0.02)".into())), "{shown:?}");
     assert!(shown.contains(&("minibatches".into(), "8".into())));
+    let estimator = |flags: &[&str]| settings(flags).unwrap().kl.kl_estimator;
+    assert_eq!(estimator(&[]), KlEstimator::K1);
+    assert_eq!(estimator(&["--kl-in", "loss"]), KlEstimator::K3);
+    assert_eq!(estimator(&["--kl-in", "loss", "--kl-estimator", "k2"]), KlEstimator::K2);
     let trick = settings(&["--preset", "n-plus"]).unwrap();
     assert_eq!(trick.episode.missing_eos_score, Some(-1.0));
 }
@@ -56,6 +60,8 @@ fn settings_that_do_not_fit_are_refused_with_a_sentence() {
         (&["--algorithm", "grpo", "--answers", "1"], "--answers is 1"),
         (&["--kl-controller", "adaptive", "--kl-coefficient", "0"], "--kl-coefficient is 0"),
         (&["--judge-model", "j"], "give --evaluation-data"),
+        (&["--kl-controller", "adaptive", "--kl-horizon", "6.4"], "give more than 6.4"),
+        (&["--algorithm", "rloo", "--whiten-rewards", "true"], "--whiten-rewards true is for ppo"),
     ] {
         let error = settings(arguments).unwrap().check().unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");
