@@ -251,15 +251,40 @@ pub fn scores(
 ) -> Result<Vec<Vec<Score>>> {
     over_batches(model, (trees, stacks), tokens_per_batch, done, |batch| {
         let hidden = model.hidden(batch, &Pass::default())?; // [tokens, d_model]
-        let log_probs = log_probs(model, &hidden, batch)?;
+        let log_probs = log_probs(model, &hidden, batch, 1.0)?;
         let rewards = rewards(model, &hidden, batch)?;
         let score = |(answer, targets): (usize, &Range<usize>)| Score {
-            log_prob: log_probs.as_ref().map(|all| all[targets.clone()].iter().map(|&x| f64::from(x)).sum()),
+            log_prob: log_probs.as_ref().map(|all| sum(&all[targets.clone()])),
             tokens: targets.len(),
             reward: rewards.as_ref().map(|all| f64::from(all[answer])),
         };
         Ok(batch.answer_targets.iter().enumerate().map(score).collect())
     })
+}
+
+/// The log-probability of every answer of every tree at a temperature, each with the stack of its own, under a model with an output matrix.
+pub(crate) fn answer_log_probs(
+    model: &Model,
+    trees: &[TokenTree],
+    stacks: &[usize],
+    temperature: f64,
+    tokens_per_batch: usize,
+) -> Result<Vec<Vec<f64>>> {
+    over_batches(
+        model,
+        (trees, stacks),
+        tokens_per_batch,
+        |_| (),
+        |batch| {
+            let hidden = model.hidden(batch, &Pass::default())?; // [tokens, d_model]
+            let all = log_probs(model, &hidden, batch, temperature)?.unwrap_or_default();
+            Ok(batch.answer_targets.iter().map(|targets| sum(&all[targets.clone()])).collect())
+        },
+    )
+}
+
+fn sum(log_probs: &[f32]) -> f64 {
+    log_probs.iter().map(|&x| f64::from(x)).sum()
 }
 
 /// Packs the trees into batches, reads one value an answer from each, and gives each tree its own.
@@ -283,14 +308,14 @@ fn over_batches<T>(
 }
 
 /// One log-probability a target, `[targets]`.
-fn log_probs(model: &Model, hidden: &Tensor, batch: &Batch) -> Result<Option<Vec<f32>>> {
+fn log_probs(model: &Model, hidden: &Tensor, batch: &Batch, temperature: f64) -> Result<Option<Vec<f32>>> {
     if !model.has_output_matrix() {
         return Ok(None);
     }
     if batch.targets.is_empty() {
         return Ok(Some(Vec::new()));
     }
-    Ok(Some(model.log_probs(hidden, batch, 1.0)?.log_probs.to_vec1()?))
+    Ok(Some(model.log_probs(hidden, batch, temperature)?.log_probs.to_vec1()?))
 }
 
 /// One reward an answer, `[answers]`.

@@ -17,15 +17,14 @@ pub fn tokenizer_folder(folder: &Path) -> Result<PathBuf> {
 
 /// What the base model of a model argument is.
 pub fn architecture(folder: &Path) -> Result<Architecture> {
-    Ok(read_architecture(&resolve(folder, &[])?.0)?.1)
+    Ok(base(folder, &[])?.1)
 }
 
 /// The folder of the base model that a model argument and the adapters on top of it stand on, and what that model is.
 pub fn base(folder: &Path, adapters: &[PathBuf]) -> Result<(PathBuf, Architecture)> {
     let folder = resolve(folder, adapters)?.0;
-    let folder = folder.canonicalize().map_err(Error::io(&folder))?;
     let architecture = read_architecture(&folder)?.1;
-    Ok((folder, architecture))
+    Ok((folder.canonicalize().map_err(Error::io(&folder))?, architecture))
 }
 
 /// Refuses an encoder where a language model is needed.

@@ -138,8 +138,8 @@ const TRL: &[Setting] = &[
     ("beta1", "0.9"),
     ("beta2", "0.999"),
     ("epsilon", "1e-8"),
-    // `max_grad_norm` is among its settings, but its loop never clips.
     ("weight_decay", "0"),
+    // `max_grad_norm` is among its settings, but its loop never clips.
     ("max_gradient_norm", "0"),
     ("schedule", "linear"),
     ("minimum_learning_rate_ratio", "0"),
