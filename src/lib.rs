@@ -20,6 +20,7 @@
 //! * [`adapt`]: what trains: full weights, or lightweight methods in the forms of PEFT and AdapterHub. The only place that knows methods by name.
 //! * [`generate`]: sampling with a key-value cache and continuous batching.
 //! * [`train`]: what the stages share: optimizer, schedule, order of examples, metrics, progress, the run's folder.
+//! * [`classifier`]: sequence classifiers of others (toxicity, inference), on the core or, for DeBERTa, beside it: texts to probabilities of labels.
 //! * [`rewards`]: what says how good an answer is: reward models of any tokenizer, several together, or a command. [`figure`]: curves as SVG.
 //! * [`sft`], [`reward`], [`ppo`]: the three stages; [`sample`], [`score`], [`evaluate`], [`export`]: what is done with a model afterwards.
 //! * [`world`]: the generator of the data that ships with the project, and the rule by which its answers are judged.
@@ -51,11 +52,12 @@
 //!
 //! **Bit for bit.** Reductions run over fixed chunks, so that the same seed gives the same bytes on any number of threads.
 //!
-//! candle-transformers is not used: none of its models can be trained (gradients stop at its fused norms and rotations), and there is no GPT-2
-//! in it. Of candle-nn, the differentiable functions of the reference implementations and the benchmark's baseline are used.
+//! candle-transformers is not used: none of its models can be trained (gradients stop at its fused norms and rotations), there is no GPT-2
+//! in it, and its DeBERTa panics on the convolution of DeBERTa-v2's larger models. Of candle-nn, the differentiable functions of the reference implementations and the benchmark's baseline are used.
 #![warn(missing_docs)]
 
 pub mod adapt;
+pub mod classifier;
 pub mod data;
 pub mod error;
 pub mod evaluate;

@@ -44,7 +44,7 @@ use peft::AdapterFiles;
 use prefix_tuning::PrefixTuning;
 use probing::Probing;
 use prompt_tuning::PromptTuning;
-pub use resolve::{architecture, base, refuse_encoder, tokenizer_folder};
+pub use resolve::{architecture, base, refuse_encoder, resolve, tokenizer_folder};
 
 /// What is to be done with the weights that are read.
 #[derive(Debug, Clone, Copy)]
@@ -165,7 +165,7 @@ impl Bases {
         }
         let in_adapters = read.iter().rev().find_map(|read| read.head.clone());
         let found = match in_adapters {
-            Some(head) => Some(head),
+            Some(head) => Some(head.completed_by(architecture, |name| base.weights.find(name).cloned())),
             None => {
                 let found = head::Head::find(architecture, Form::read(&base.folder.path)?, |name| {
                     base.weights.find(name).cloned()

@@ -67,7 +67,7 @@ pub struct Batch {
     /// All tokens, segment after segment.
     pub tokens: Vec<u32>,
     /// For every token, 1 if it belongs to an answer that follows a prompt and 0 otherwise: the second text of a pair, as encoders are told
-    /// it. Empty where prompts are shared, which no encoder's are.
+    /// it. Where texts are classified, what the tokenizer says in its place. Empty where prompts are shared, which no encoder's are.
     pub types: Vec<u32>,
     /// The segments, parents before children.
     pub segments: Vec<Segment>,

@@ -6,6 +6,9 @@
 
 use std::path::Path;
 
+use tokenizers::utils::truncation::{TruncationDirection, TruncationParams, truncate_encodings};
+use tokenizers::{Encoding, PostProcessor};
+
 use super::template::ChatTemplate;
 use super::tokenizer_files::TokenizerFiles;
 use crate::bail;
@@ -16,6 +19,8 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// What the file would have put around a text, or between two.
     around: Option<tokenizers::PostProcessorWrapper>,
+    /// On which side a text that is to be classified is cut.
+    truncation_direction: TruncationDirection,
     files: TokenizerFiles,
     template: ChatTemplate,
     has_template: bool,
@@ -31,6 +36,19 @@ pub struct Tokenizer {
 
 /// Tokens of a prompt that its answer is decoded behind: more than a character can be made of.
 const CONTEXT: usize = 8;
+
+/// A text, or a pair of texts, as a classifier reads it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EncodedTexts {
+    /// Token ids, those around and between the texts among them.
+    pub tokens: Vec<u32>,
+    /// For every token its type, by which encoders tell the texts of a pair apart (all 0 where the tokenizer's file does not).
+    pub types: Vec<u32>,
+    /// Where the second text begins; the number of tokens where there is none.
+    pub second: usize,
+    /// Whether a text was too long and lost its end.
+    pub was_cut: bool,
+}
 
 /// Token ids, and for each the bytes of the text that it stands for.
 pub(super) struct Encoded {
@@ -54,6 +72,7 @@ impl Tokenizer {
         };
         let invalid = |error: tokenizers::Error| Error::input(format!("{path}: not a valid tokenizer ({error})"));
         let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(invalid)?;
+        let truncation_direction = truncation_direction(&files, inner.get_truncation())?;
         // Lengths are ours to handle: a limit or padding kept in the file would act unseen.
         inner.with_truncation(None).map_err(invalid)?.with_padding(None);
         let mut prefix = added_in_front(&inner).map_err(invalid)?;
@@ -88,6 +107,7 @@ impl Tokenizer {
         Ok(Self {
             inner,
             around,
+            truncation_direction,
             files,
             template,
             has_template,
@@ -121,31 +141,36 @@ impl Tokenizer {
         Ok(Encoded { ids, bytes })
     }
 
-    /// The token ids of a text, or of a pair of texts, with what the tokenizer's file puts around and between them (BERT's `[CLS] a [SEP] b [SEP]`):
-    /// those before the second text, and those from it on. Of more than `max_length` tokens the longer text loses its end, which is
-    /// said by the last value.
-    pub fn encode_pair(&self, text: &str, pair: Option<&str>, max_length: usize) -> Result<(Vec<u32>, Vec<u32>, bool)> {
-        use tokenizers::PostProcessor;
+    /// A text, or a pair of texts, with what the tokenizer's file puts around and between them (BERT's `[CLS] a [SEP] b [SEP]`, RoBERTa's
+    /// `<s> a </s></s> b </s>`). Of more than `max_length` tokens a single text loses its end, and of a pair the longer one first, as with
+    /// `transformers`' `truncation=True` (or the start, where the tokenizer's files say that it is the left side that is cut).
+    pub fn encode_texts(&self, text: &str, pair: Option<&str>, max_length: usize) -> Result<EncodedTexts> {
         let failed = |error| Error::input(format!("{}: cannot encode a text ({error})", self.files.folder));
-        let mut first = self.inner.encode(text, false).map_err(failed)?;
-        let mut second = pair.map(|pair| self.inner.encode(pair, false)).transpose().map_err(failed)?;
+        let first = self.inner.encode(text, false).map_err(failed)?;
+        let second = pair.map(|pair| self.inner.encode(pair, false)).transpose().map_err(failed)?;
+        let length =
+            |first: &Encoding, second: &Option<Encoding>| first.len() + second.as_ref().map_or(0, Encoding::len);
+        let whole = length(&first, &second);
         let added = self.around.as_ref().map_or(self.prefix.len(), |around| around.added_tokens(pair.is_some()));
-        let room = max_length.saturating_sub(added);
-        let lengths = [first.len(), second.as_ref().map_or(0, |second| second.len())];
-        let [first_length, second_length] = longest_first(lengths, room);
-        first.truncate(first_length, 0, tokenizers::TruncationDirection::Right);
-        if let Some(second) = &mut second {
-            second.truncate(second_length, 0, tokenizers::TruncationDirection::Right);
-        }
-        let was_cut = lengths != [first_length, second_length];
+        let longest_first = TruncationParams {
+            max_length: max_length.saturating_sub(added),
+            direction: self.truncation_direction,
+            ..TruncationParams::default()
+        };
+        let (first, second) = truncate_encodings(first, second, &longest_first).map_err(failed)?;
+        let was_cut = length(&first, &second) < whole;
         let Some(around) = &self.around else {
-            let first = [&self.prefix, first.get_ids()].concat();
-            return Ok((first, second.map_or(Vec::new(), |second| second.get_ids().to_vec()), was_cut));
+            let start = self.prefix.len() + first.len();
+            let tokens = [&self.prefix[..], first.get_ids(), second.as_ref().map_or(&[], Encoding::get_ids)].concat();
+            let types = (0..tokens.len()).map(|token| u32::from(token >= start)).collect();
+            return Ok(EncodedTexts { tokens, types, second: start, was_cut });
         };
         let both = around.process(first, second, true).map_err(failed)?;
-        let ids = both.get_ids();
-        let split = both.get_sequence_ids().iter().position(|sequence| *sequence == Some(1)).unwrap_or(ids.len());
-        Ok((ids[..split].to_vec(), ids[split..].to_vec(), was_cut))
+        let (tokens, types) = (both.get_ids().to_vec(), both.get_type_ids().to_vec());
+        // An empty second text has no token of its own; what stands behind it is of its type.
+        let begins = both.get_sequence_ids().iter().position(|sequence| *sequence == Some(1));
+        let begins = begins.or_else(|| types.iter().position(|&kind| kind == 1));
+        Ok(EncodedTexts { second: begins.unwrap_or(tokens.len()), tokens, types, was_cut })
     }
 
     /// The token ids of words that stand within a text: nothing is put in front.
@@ -231,6 +256,14 @@ impl Tokenizer {
         self.has_template
     }
 
+    /// The longest sequence that the model was made for, where `tokenizer_config.json` names one.
+    pub fn model_max_length(&self) -> Result<Option<usize>> {
+        let config = self.files.json("tokenizer_config.json")?;
+        let length = config.as_ref().and_then(|config| config.get("model_max_length")?.as_f64());
+        // transformers writes 1e30 for "no limit".
+        Ok(length.filter(|&length| (1.0..1e9).contains(&length)).map(|length| length as usize))
+    }
+
     /// One more than the largest token id: the rows that a model's embedding must have at least.
     pub fn vocabulary_size(&self) -> usize {
         self.vocabulary_size
@@ -250,20 +283,17 @@ impl Tokenizer {
     }
 }
 
-/// The special tokens that the post-processor of a tokenizer puts before a text.
-/// What is left of two texts that together are to have at most `room` tokens: the longer loses first.
-fn longest_first([first, second]: [usize; 2], room: usize) -> [usize; 2] {
-    let lost = (first + second).saturating_sub(room);
-    let from_longer = lost.min(first.abs_diff(second));
-    let rest = lost - from_longer;
-    let (longer, shorter) = (rest.div_ceil(2) + from_longer, rest / 2);
-    if first >= second {
-        [first.saturating_sub(longer), second.saturating_sub(shorter)]
-    } else {
-        [first.saturating_sub(shorter), second.saturating_sub(longer)]
+/// The side on which texts are cut: what `tokenizer_config.json` says, or else what the limit kept in `tokenizer.json` says.
+fn truncation_direction(files: &TokenizerFiles, kept: Option<&TruncationParams>) -> Result<TruncationDirection> {
+    let config = files.json("tokenizer_config.json")?;
+    match config.as_ref().and_then(|config| config.get("truncation_side")?.as_str()) {
+        Some("left") => Ok(TruncationDirection::Left),
+        Some(_) => Ok(TruncationDirection::Right),
+        None => Ok(kept.map_or(TruncationDirection::Right, |kept| kept.direction)),
     }
 }
 
+/// The special tokens that the post-processor of a tokenizer puts before a text.
 fn added_in_front(tokenizer: &tokenizers::Tokenizer) -> Result<Vec<u32>, tokenizers::Error> {
     let plain = tokenizer.encode("a", false)?;
     let processed = tokenizer.encode("a", true)?;

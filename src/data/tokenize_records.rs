@@ -9,7 +9,7 @@ use std::ops::AddAssign;
 use super::batch::{Continuation, TokenTree};
 use super::schema::{Answered, Demonstration, Labelled, Message, Origin, Prompt, Ranking, Text};
 use super::template::Piece;
-use super::tokenize::Tokenizer;
+use super::tokenize::{EncodedTexts, Tokenizer};
 use crate::bail;
 use crate::error::{Error, Result};
 
@@ -38,6 +38,16 @@ pub enum Ending {
     AsIs,
     /// Nothing: it was cut off, so that not even its template ends it.
     Cut,
+}
+
+impl EncodedTexts {
+    /// As a tree in which no token is learned: the first of a pair is the prompt, the second the answer; a single text is an answer without prompt.
+    pub fn tree(&self) -> TokenTree {
+        let split = if self.second < self.tokens.len() { self.second } else { 0 };
+        let (prompt, answer) = self.tokens.split_at(split);
+        let answer = Continuation { tokens: answer.to_vec(), learned: vec![false; answer.len()] };
+        TokenTree { prompt: prompt.to_vec(), answers: vec![answer] }
+    }
 }
 
 /// The tokens of one prompt with one answer.
@@ -75,18 +85,15 @@ impl Tokenizer {
         tree.map_err(|error| at(&record.origin, error))
     }
 
-    /// A text, or a pair of texts, to be classified: the first of a pair is the prompt, the second the answer; a single text is an answer
-    /// without prompt. No token is learned. A text that is too long counts as a cut answer.
-    pub fn labelled(&self, record: &Labelled, max_length: usize, truncation: &mut Truncation) -> Result<TokenTree> {
-        let encoded = self.encode_pair(&record.text, record.pair.as_deref(), max_length);
-        let (first, second, was_cut) = encoded.map_err(|error| at(&record.origin, error))?;
-        truncation.answers += usize::from(was_cut);
-        let (prompt, tokens) = if record.pair.is_some() { (first, second) } else { (Vec::new(), first) };
-        if prompt.is_empty() && tokens.is_empty() {
+    /// A text, or a pair of texts, to be classified. One that is too long counts as a cut answer.
+    pub fn labelled(&self, record: &Labelled, max_length: usize, truncation: &mut Truncation) -> Result<EncodedTexts> {
+        let encoded = self.encode_texts(&record.text, record.pair.as_deref(), max_length);
+        let encoded = encoded.map_err(|error| at(&record.origin, error))?;
+        truncation.answers += usize::from(encoded.was_cut);
+        if encoded.tokens.is_empty() {
             return Err(at(&record.origin, Error::input("the text has no token")));
         }
-        let learned = vec![false; tokens.len()];
-        Ok(TokenTree { prompt, answers: vec![Continuation { tokens, learned }] })
+        Ok(encoded)
     }
 
     /// A prompt with its answers for an encoder, to which each answer is the second text of a pair; no token is learned. The prompt is cut for the longest of
@@ -106,8 +113,10 @@ impl Tokenizer {
             let text = |learned: bool| -> String {
                 pieces.iter().filter(|piece| piece.learned == learned).map(|piece| piece.text.as_str()).collect()
             };
-            let encoded = self.encode_pair(&text(false), Some(&text(true)), max_length);
-            let (first, tokens, cut) = encoded.map_err(|error| at(origin, error))?;
+            let encoded = self.encode_texts(&text(false), Some(&text(true)), max_length);
+            let EncodedTexts { tokens: mut first, second, was_cut: cut, .. } =
+                encoded.map_err(|error| at(origin, error))?;
+            let tokens = first.split_off(second);
             if tree.prompt.is_empty() || first.len() < tree.prompt.len() {
                 tree.prompt = first;
             }

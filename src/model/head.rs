@@ -109,15 +109,20 @@ impl Head {
         find: impl Fn(&str) -> Option<Tensor>,
     ) -> Option<Self> {
         let HeadForm { pooling, dense, out, .. } = architecture.names.head;
-        let layer = |name: &str| {
-            let weight = find(&format!("{name}.weight"))?;
-            Some(Layer { name: name.to_string(), weight, bias: find(&format!("{name}.bias")), variables: Vec::new() })
-        };
+        let layer = |name: &str| Layer::find(name, &find);
         let form = form.unwrap_or(Form { pooling, labels: Vec::new(), shift: 0.0, divisor: 1.0 });
         if let Some(out) = layer(OWN_OUT) {
             return Some(Head { form, dense: layer(OWN_DENSE), out });
         }
         Some(Head { form, out: layer(out)?, dense: dense.and_then(layer) })
+    }
+
+    /// The head with the hidden layer that the base model holds, where the family's has one and this one has not: PEFT leaves BERT's pooler with the base.
+    pub fn completed_by(mut self, architecture: &Architecture, find: impl Fn(&str) -> Option<Tensor>) -> Self {
+        if self.dense.is_none() && self.is_of_the_family(architecture) {
+            self.dense = architecture.names.head.dense.and_then(|name| Layer::find(name, &find));
+        }
+        self
     }
 
     /// A new head. Its last layer is normal with standard deviation `1 / sqrt(d + 1)` (Stiennon et al. 2020), its bias 0; a hidden layer is
@@ -158,8 +163,17 @@ impl Head {
         Ok(Head { form, dense, out })
     }
 
-    /// Refuses a head that does not fit the model, or has not this many labels where a number is asked for.
+    /// Refuses a head that lacks a layer or does not fit the model, or has not this many labels where a number is asked for.
     pub fn check(&self, architecture: &Architecture, labels: Option<usize>, source: &Path) -> Result<()> {
+        if let (Some(dense), None, true) =
+            (architecture.names.head.dense, &self.dense, self.is_of_the_family(architecture))
+        {
+            bail!(
+                "{}: tensor \"{dense}.weight\" is missing, through which \"{}.weight\" reads the model; save the classifier with all of its head",
+                source.display(),
+                self.out.name
+            );
+        }
         let mut width = architecture.d_model;
         for Layer { name, weight, bias, .. } in self.layers() {
             let fits = weight.rank() == 2 && weight.dims()[1] == width;
@@ -259,6 +273,11 @@ impl Head {
         self.layers().flat_map(of_layer).collect()
     }
 
+    /// Name of its last layer on disk.
+    pub fn out_name(&self) -> &str {
+        &self.out.name
+    }
+
     /// Names of its layers on disk.
     pub fn modules(&self) -> Vec<&str> {
         self.layers().map(|layer| layer.name.as_str()).collect()
@@ -327,6 +346,11 @@ impl Form {
 }
 
 impl Layer {
+    fn find(name: &str, find: impl Fn(&str) -> Option<Tensor>) -> Option<Self> {
+        let weight = find(&format!("{name}.weight"))?;
+        Some(Layer { name: name.to_string(), weight, bias: find(&format!("{name}.bias")), variables: Vec::new() })
+    }
+
     fn random(name: &str, shape: [usize; 2], bias: bool, deviation: f64, seed: u64, device: &Device) -> Result<Self> {
         let mut stream = random::stream(seed, &format!("initialize {name}.weight"), 0);
         Ok(Layer {

@@ -209,6 +209,13 @@ impl Model {
         if self.architecture.causal { Batch::pack_stacks(trees) } else { Batch::pack_pairs(trees) }
     }
 
+    /// Lays texts to be classified end to end: trees of one answer, each with the types of its tokens as the tokenizer gives them.
+    pub fn pack_texts<'a>(&self, texts: impl IntoIterator<Item = (&'a TokenTree, &'a [u32])>) -> Batch {
+        let (trees, types): (Vec<&TokenTree>, Vec<&[u32]>) = texts.into_iter().unzip();
+        let batch = self.pack(trees);
+        Batch { types: types.concat(), ..batch }
+    }
+
     /// The hidden state at every token of a batch, `[tokens, d_model]`.
     pub fn hidden(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
         let layout = Layout::new(&batch.segments, &self.own_rows());

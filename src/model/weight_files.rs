@@ -41,36 +41,73 @@ pub fn has_weights(folder: &Path) -> bool {
 
 /// Reads all tensors the architecture needs, and a classification head where there is one.
 pub fn read(folder: &Path, architecture: &Architecture, device: &Device) -> Result<(Weights, StorageForm)> {
-    let (mut files, shards) = open_all(folder)?;
+    let mut files = TensorFiles::open(folder)?;
     let mut weights = Weights::default();
     let mut dtype = None;
-    let shape_of = |name: &str| files.iter().find_map(|file| file.header.info(name).map(|info| info.shape.clone()));
     let mut specs = tensor_specs(architecture);
-    let head = head_specs(architecture, shape_of);
+    let head = head_specs(architecture, |name| files.shape(name).map(<[usize]>::to_vec));
     if !head.is_empty() {
         // A classifier's folder holds no output matrix of its own.
-        specs.retain(|spec| Some(spec.name.as_str()) != output_name(architecture) || shape_of(&spec.name).is_some());
+        specs.retain(|spec| Some(spec.name.as_str()) != output_name(architecture) || files.shape(&spec.name).is_some());
         specs.extend(head);
     }
     for spec in specs {
-        let bare = spec.name.strip_prefix(architecture.names.prefix).unwrap_or(&spec.name);
-        let found = files.iter_mut().find_map(|file| {
-            let name = [spec.name.as_str(), bare].into_iter().find(|name| file.header.info(name).is_some())?;
-            Some((file, name.to_string()))
-        });
-        let Some((file, name)) = found else {
-            bail!(
-                "{}: tensor \"{}\" of shape {:?} is missing, which config.json asks for; check that config.json belongs to these weights",
-                folder.display(),
-                spec.name,
-                spec.shape
-            );
-        };
-        let (tensor, found_dtype) = file.read(&name, &spec, device)?;
+        let (tensor, found_dtype) = files.read(&spec, architecture.names.prefix, device)?;
         dtype.get_or_insert(found_dtype);
         weights.set(&spec.name, tensor);
     }
-    Ok((weights, StorageForm { dtype: dtype.unwrap_or(DType::F32), shards }))
+    Ok((weights, StorageForm { dtype: dtype.unwrap_or(DType::F32), shards: files.shards }))
+}
+
+/// The weights' files of a model's folder, of which only the headers have been read.
+pub struct TensorFiles {
+    folder: PathBuf,
+    files: Vec<TensorFile>,
+    shards: Shards,
+}
+
+impl TensorFiles {
+    /// Opens the one file, or all that the index names.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let (files, shards) = open_all(folder)?;
+        Ok(TensorFiles { folder: folder.to_path_buf(), files, shards })
+    }
+
+    /// Where the files lie.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| file.path.as_path())
+    }
+
+    /// The shape of a tensor as it lies on disk, if there is one of this name.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.files.iter().find_map(|file| file.header.info(name).map(|info| &info.shape[..]))
+    }
+
+    /// A tensor in f32, with its element type on disk. Its name may lack `prefix`, as in the files of a bare transformer, and norms may have
+    /// the names of the first BERT's files (`gamma`, `beta`).
+    ///
+    /// # Errors
+    /// Where it is missing or of another shape.
+    pub fn read(&mut self, spec: &TensorSpec, prefix: &str, device: &Device) -> Result<(Tensor, DType)> {
+        let bare = spec.name.strip_prefix(prefix).unwrap_or(&spec.name);
+        let old = |name: &str| {
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        };
+        let names = [spec.name.clone(), bare.to_string(), old(&spec.name), old(bare)];
+        let found = self.files.iter_mut().find_map(|file| {
+            let name = names.iter().find(|name| file.header.info(name).is_some())?;
+            Some((file, name))
+        });
+        match found {
+            Some((file, name)) => file.read(name, spec, device),
+            None => bail!(
+                "{}: tensor \"{}\" of shape {:?} is missing, which config.json asks for; check that config.json belongs to these weights",
+                self.folder.display(),
+                spec.name,
+                spec.shape
+            ),
+        }
+    }
 }
 
 /// Reads every tensor of one safetensors file as f32.

@@ -31,8 +31,16 @@ use crate::train::table::Table;
 pub struct Example {
     /// The text; or, for a language model, the text and every class's word as an answer.
     pub tree: TokenTree,
+    /// The types of the text's tokens; none for a language model.
+    pub types: Vec<u32>,
     /// The class.
     pub label: usize,
+}
+
+impl Example {
+    fn typed(&self) -> (&TokenTree, &[u32]) {
+        (&self.tree, &self.types)
+    }
 }
 
 /// The examples of a run.
@@ -129,11 +137,12 @@ fn read(settings: &SftSettings, tokenizer: &Tokenizer) -> Result<Data> {
             );
         };
         let max_length = settings.common.max_length;
-        let tree = match settings.label_words.is_empty() {
-            true => tokenizer.labelled(record, max_length, &mut truncation)?,
-            false => with_words(settings, tokenizer, record, &mut truncation)?,
-        };
-        Ok(Example { tree, label })
+        if !settings.label_words.is_empty() {
+            let tree = with_words(settings, tokenizer, record, &mut truncation)?;
+            return Ok(Example { tree, types: Vec::new(), label });
+        }
+        let texts = tokenizer.labelled(record, max_length, &mut truncation)?;
+        Ok(Example { tree: texts.tree(), types: texts.types, label })
     };
     let training = training.iter().map(&mut example).collect::<Result<Vec<_>>>()?;
     let evaluation = evaluation.iter().map(&mut example).collect::<Result<Vec<_>>>()?;
@@ -186,7 +195,7 @@ fn pooled(model: &Model, examples: &[Example], tokens_per_batch: usize) -> Resul
     let sizes: Vec<usize> = examples.iter().map(|example| example.tree.tokens()).collect();
     let mut all = Vec::new();
     for range in split_by_budget(&sizes, tokens_per_batch) {
-        let batch = frozen.pack(examples[range].iter().map(|example| &example.tree));
+        let batch = frozen.pack_texts(examples[range].iter().map(Example::typed));
         all.push(frozen.pooled(&frozen.hidden(&batch, &Pass::default())?, &batch)?);
     }
     if all.is_empty() {
@@ -218,7 +227,7 @@ impl<'a> ByHead<'a> {
 
     /// The log-probability of every class for some texts, `[texts, classes]`.
     fn log_probs(&self, model: &Model, examples: &[&Example], pass: &Pass) -> Result<Tensor> {
-        let batch = model.pack(examples.iter().map(|example| &example.tree));
+        let batch = model.pack_texts(examples.iter().map(|example| example.typed()));
         log_softmax(&model.classes(&model.hidden(&batch, pass)?, &batch)?)
     }
 
@@ -329,7 +338,7 @@ impl Task for ByWords<'_> {
     fn accumulate(&self, optimizer: &mut Optimizer, chosen: &[usize], step: u64) -> Result<Accumulated> {
         // The right word alone is learned.
         let right = |&index: &usize| {
-            let Example { tree, label } = &self.data.training[index];
+            let Example { tree, label, .. } = &self.data.training[index];
             TokenTree { prompt: tree.prompt.clone(), answers: vec![tree.answers[*label].clone()] }
         };
         let trees: Vec<TokenTree> = chosen.iter().map(right).collect();

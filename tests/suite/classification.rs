@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array, StringArray};
+use rlhf::classifier::{Classifier, ClassifierInput};
 use rlhf::data::parquet;
-use rlhf::data::tokenize::Tokenizer;
+use rlhf::data::tokenize::{EncodedTexts, Tokenizer};
 use serde_json::Value;
 
 use crate::common::{strings, table};
@@ -73,10 +74,12 @@ fn classify(bench: &Workbench, run: &str, more: &str) -> Value {
 fn classes_are_learned_by_a_head_and_by_words_with_full_weights_and_lightweight_methods() {
     let bench = workbench();
     let lora = "--method lora --target-modules all-linear --learning-rate 1e-2";
+    // An adapter names its base by this path, which has to be found from here too.
+    let base = bench.path("base").display().to_string();
     for (run, more) in [
         ("full", "--model base --method full --learning-rate 3e-3".to_string()),
-        ("lora", format!("--model base {lora}")),
-        ("mean", format!("--model base {lora} --pooling mean --probe-hidden-size 16")),
+        ("lora", format!("--model {base} {lora}")),
+        ("mean", format!("--model {base} {lora} --pooling mean --probe-hidden-size 16")),
         ("words", format!("--model base {lora} --label-words cosy,chilly")),
         ("encoder", "--model bert --method full --learning-rate 3e-3".to_string()),
         ("prefix", "--model bert --method p-tuning-v2 --learning-rate 3e-2 --num-virtual-tokens 4".to_string()),
@@ -99,6 +102,13 @@ fn classes_are_learned_by_a_head_and_by_words_with_full_weights_and_lightweight_
             .map(|n| n.as_u64().unwrap())
             .sum();
         assert_eq!(counts, 12);
+    }
+    for run in ["full", "lora", "mean", "encoder"] {
+        let classifier = Classifier::load(&bench.path(run)).unwrap();
+        assert_eq!(classifier.labels(), ["cold", "warm"], "{run}");
+        let input = |colour: &str| ClassifierInput { text: format!("The boat is {colour}."), pair: None };
+        let found = classifier.probabilities(&[input("blue"), input("red")], 500).unwrap().probabilities;
+        assert!(found[0][0] > 0.5 && found[1][1] > 0.5, "{run}: {found:?}");
     }
     // What was saved goes on with the same head: hardly any step is needed.
     let again = classify(&bench, "again", &format!("--model lora {lora} --max-steps 1"));
@@ -177,11 +187,16 @@ fn texts_and_pairs_have_around_them_what_the_tokenizers_file_says_and_the_longer
     let [begin, end] = ["<s>", "</s>"].map(|token| tokenizer.vocabulary()[token]);
     let words = |text: &str| tokenizer.encode_words(text).unwrap();
     let (a, b) = (words("The boat"), words("is red, or blue, or so."));
-    let (single, none, _) = tokenizer.encode_pair("The boat", None, 64).unwrap();
-    assert_eq!((single, none), ([&[begin], &a[..], &[end]].concat(), Vec::new()));
-    let (first, second, was_cut) = tokenizer.encode_pair("The boat", Some("is red, or blue, or so."), 64).unwrap();
-    assert_eq!((first, second, was_cut), ([&[begin], &a[..], &[end]].concat(), [&b[..], &[end]].concat(), false));
-    let room = 3 + 2 * a.len();
-    let (first, second, was_cut) = tokenizer.encode_pair("The boat", Some("is red, or blue, or so."), room).unwrap();
-    assert_eq!((first, second, was_cut), ([&[begin], &a[..], &[end]].concat(), [&b[..a.len()], &[end]].concat(), true));
+    let texts = |text: &str, pair: Option<&str>, room: usize| {
+        let EncodedTexts { tokens, types, second, was_cut } = tokenizer.encode_texts(text, pair, room).unwrap();
+        let is_second = |token: &usize| types[*token] == 1;
+        (tokens.clone(), second, (0..tokens.len()).filter(is_second).count(), was_cut)
+    };
+    let (around_one, both) = ([&[begin], &a[..], &[end]].concat(), [&[begin], &a[..], &[end], &b[..], &[end]].concat());
+    assert_eq!(texts("The boat", None, 64), (around_one.clone(), around_one.len(), 0, false));
+    // The template gives the last token the first type.
+    let pair = Some("is red, or blue, or so.");
+    assert_eq!(texts("The boat", pair, 64), (both, around_one.len(), b.len(), false));
+    let cut = [&around_one, &b[..a.len()], &[end]].concat();
+    assert_eq!(texts("The boat", pair, 3 + 2 * a.len()), (cut, around_one.len(), a.len(), true));
 }

@@ -1,4 +1,4 @@
-//! BERT (Devlin et al. 2019) and RoBERTa (Liu et al. 2019): encoders with learned positions and norms after the sub-layers.
+//! BERT (Devlin et al. 2019), RoBERTa (Liu et al. 2019) and XLM-RoBERTa (Conneau et al. 2020): encoders with learned positions and norms after the sub-layers.
 
 use crate::bail;
 use crate::error::Result;
@@ -19,10 +19,18 @@ pub(super) fn bert(config: &Config) -> Result<Architecture> {
     encoder(config, ("BertModel", "BertForSequenceClassification"), names("bert.", BERT_HEAD), 0)
 }
 
-/// Positions are counted from the one after padding's.
 pub(super) fn roberta(config: &Config) -> Result<Architecture> {
+    like_roberta(config, ("RobertaModel", "RobertaForSequenceClassification"))
+}
+
+/// XLM-RoBERTa is RoBERTa over many languages: another vocabulary and other names of the classes.
+pub(super) fn xlm_roberta(config: &Config) -> Result<Architecture> {
+    like_roberta(config, ("XLMRobertaModel", "XLMRobertaForSequenceClassification"))
+}
+
+/// Positions are counted from the one after padding's.
+fn like_roberta(config: &Config, classes: (&'static str, &'static str)) -> Result<Architecture> {
     let padding = config.number("pad_token_id", 1.0)? as usize;
-    let classes = ("RobertaModel", "RobertaForSequenceClassification");
     encoder(config, classes, names("roberta.", ROBERTA_HEAD), padding + 1)
 }
 

@@ -16,7 +16,8 @@ const DECODER_HEAD: HeadForm = HeadForm { pooling: Pooling::Last, dense: None, o
 /// The bottleneck adapters of every decoder.
 const DECODER_BOTTLENECKS: [&str; 2] = ["attention_adapters", "output_adapters"];
 
-const KNOWN: &str = "known model types are llama, mistral, qwen2, qwen3, gemma2, gpt2, gpt_neox, bert and roberta";
+const KNOWN: &str =
+    "known model types are llama, mistral, qwen2, qwen3, gemma2, gpt2, gpt_neox, bert, roberta and xlm-roberta";
 
 /// Reads the architecture from a `config.json`; `model_type` says which family it is.
 pub fn architecture(config: &Config) -> Result<Architecture> {
@@ -30,6 +31,7 @@ pub fn architecture(config: &Config) -> Result<Architecture> {
         "gpt_neox" => gpt_neox::gpt_neox(config)?,
         "bert" => bert::bert(config)?,
         "roberta" => bert::roberta(config)?,
+        "xlm-roberta" => bert::xlm_roberta(config)?,
         "" => bail!("{}: field \"model_type\" is missing; {KNOWN}", config.file),
         other => bail!("{}: unknown architecture, model_type is \"{other}\"; {KNOWN}", config.file),
     };

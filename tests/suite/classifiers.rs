@@ -1,0 +1,321 @@
+//! Classifiers of others: the whole way from texts to probabilities, against `transformers`.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use rlhf::Result;
+use rlhf::adapt::Head;
+use rlhf::classifier::{Classifier, ClassifierInput, Outputs};
+use rlhf::data::tokenize::{EncodedTexts, Tokenizer};
+use rlhf::model::adapter::Pass;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::oracle::{Tensors, folder, load};
+
+const KINDS: [&str; 8] = [
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "deberta-v3",
+    "deberta-v2-convolution",
+    "deberta-v2-positions",
+    "deberta-v2-groups",
+    "deberta-v2-absolute",
+];
+
+/// What `transformers` made of texts.
+#[derive(Deserialize)]
+struct Expected {
+    longest: usize,
+    texts: Vec<ExpectedText>,
+}
+
+#[derive(Deserialize)]
+struct ExpectedText {
+    text: String,
+    pair: Option<String>,
+    ids: Vec<u32>,
+    types: Vec<u32>,
+    cut: bool,
+    probabilities: Vec<f32>,
+    /// The mean of the hidden states, for some texts of MiniLM.
+    mean: Option<Vec<f32>>,
+}
+
+impl ExpectedText {
+    fn input(&self) -> ClassifierInput {
+        ClassifierInput { text: self.text.clone(), pair: self.pair.clone() }
+    }
+}
+
+fn golden(name: &str) -> PathBuf {
+    folder("classifiers").join(name)
+}
+
+fn expected(name: &str) -> Expected {
+    let text = std::fs::read_to_string(golden(name).join("expected.json")).expect("a golden file");
+    serde_json::from_str(&text).expect("what the golden script writes")
+}
+
+fn inputs(expected: &Expected) -> Vec<ClassifierInput> {
+    expected.texts.iter().map(ExpectedText::input).collect()
+}
+
+fn largest_difference(found: &[Vec<f32>], expected: &Expected) -> f32 {
+    assert_eq!(found.len(), expected.texts.len());
+    let of_text = |(found, text): (&Vec<f32>, &ExpectedText)| {
+        assert_eq!(found.len(), text.probabilities.len(), "labels");
+        found.iter().zip(&text.probabilities).map(|(found, expected)| (found - expected).abs()).fold(0.0, f32::max)
+    };
+    found.iter().zip(&expected.texts).map(of_text).fold(0.0, f32::max)
+}
+
+/// Tokens with their types, cut as `transformers` cuts, and the probabilities: all texts in one batch, and each by itself.
+#[test]
+fn probabilities_of_texts_and_pairs_equal_transformers_for_every_kind() -> Result<()> {
+    for name in KINDS {
+        let (classifier, expected) = (Classifier::load(&golden(name))?, expected(name));
+        assert_eq!(classifier.max_length(), expected.longest, "{name}");
+        for text in &expected.texts {
+            let EncodedTexts { tokens, types, was_cut, .. } = classifier.encode(&text.input())?;
+            let found = (&tokens, &types, was_cut);
+            assert_eq!(found, (&text.ids, &text.types, text.cut), "{name}: {:?} {:?}", text.text, text.pair);
+        }
+        let together = classifier.probabilities(&inputs(&expected), 10_000)?;
+        assert_eq!(together.truncated, expected.texts.iter().filter(|text| text.cut).count(), "{name}");
+        let alone = classifier.probabilities(&inputs(&expected), 1)?;
+        for (how, found) in [("together", together), ("alone", alone)] {
+            let difference = largest_difference(&found.probabilities, &expected);
+            eprintln!("{name}, {how}: {difference:e}");
+            assert!(difference < 1e-5, "{name}, {how}: {difference}");
+        }
+        assert!(classifier.probabilities(&[], 100)?.probabilities.is_empty());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_classifier_says_its_labels_and_which_weights_it_is() -> Result<()> {
+    let classifier = Classifier::load(&golden("roberta"))?;
+    let labels = ["toxicity", "severe_toxicity", "obscene", "threat", "insult", "identity_attack"];
+    assert_eq!((classifier.labels(), classifier.outputs()), (&labels.map(String::from)[..], Outputs::Sigmoid));
+    assert_eq!(classifier.label_index(&["toxic", "Identity_Attack", "threat"])?, 5);
+    let error = classifier.label_index(&["toxic", "LABEL_1"]).unwrap_err().to_string();
+    assert!(error.contains("no label called toxic or LABEL_1; its labels are toxicity, severe_toxicity"), "{error}");
+    let identity = classifier.identity();
+    assert_eq!((&identity.name[..], &identity.architecture[..]), ("roberta", "RobertaForSequenceClassification"));
+    let bytes = std::fs::read(golden("roberta").join("model.safetensors")).expect("weights");
+    assert_eq!(identity.weights, format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&bytes)));
+    // Without names, and with one label.
+    assert_eq!(Classifier::load(&golden("xlm-roberta"))?.labels(), ["LABEL_0"]);
+    assert_eq!(Classifier::load(&golden("deberta-v3"))?.label_index(&["ENTAILMENT"])?, 1);
+    Ok(())
+}
+
+/// A copy of a golden classifier that can be spoilt.
+struct Copy(TempDir);
+
+impl Copy {
+    fn of(name: &str) -> Self {
+        let copy = Copy(tempfile::tempdir().expect("a temporary folder"));
+        for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+            std::fs::copy(golden(name).join(file), copy.0.path().join(file)).expect("a file that can be copied");
+        }
+        copy
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn configured(self, field: &str, value: Value) -> Self {
+        let path = self.path().join("config.json");
+        let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        config[field] = value;
+        std::fs::write(&path, config.to_string()).unwrap();
+        self
+    }
+
+    fn without_tensors(self, part: &str) -> Self {
+        let path = self.path().join("model.safetensors");
+        let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+        tensors.retain(|name, _| !name.contains(part));
+        candle_core::safetensors::save(&tensors, &path).unwrap();
+        self
+    }
+
+    fn with_pickle(self) -> Self {
+        let (from, to) = (self.path().join("model.safetensors"), self.path().join("pytorch_model.bin"));
+        std::fs::rename(from, to).unwrap();
+        self
+    }
+}
+
+#[test]
+fn what_is_no_whole_classifier_is_refused_in_one_sentence() {
+    let bert = || Copy::of("bert");
+    let deberta = || Copy::of("deberta-v3");
+    let two = json!({ "0": "a", "1": "b" });
+    for (copy, part) in [
+        (
+            bert().configured("architectures", json!(["BertModel"])),
+            "\"architectures\" is \"BertModel\", expected \"BertForSequence",
+        ),
+        (bert().configured("architectures", json!(["BertForMaskedLM"])), "expected \"BertForSequenceClassification\""),
+        (bert().configured("model_type", json!("electra")), "model_type is \"electra\""),
+        (bert().configured("id2label", two.clone()), "says 2 labels, but tensor \"classifier.weight\" has 3"),
+        (bert().configured("problem_type", json!("regression")), "\"problem_type\" is \"regression\""),
+        (bert().without_tensors("classifier"), "tensor \"classifier.weight\" is missing"),
+        (bert().without_tensors("pooler"), "tensor \"bert.pooler.dense.weight\" is missing"),
+        (Copy::of("roberta").without_tensors("classifier.dense"), "tensor \"classifier.dense.weight\" is missing"),
+        (bert().with_pickle(), "pytorch_model.bin: the weights are pickled"),
+        (
+            deberta().configured("architectures", json!(["DebertaV2ForTokenClassification"])),
+            "expected \"DebertaV2ForSequence",
+        ),
+        (deberta().configured("id2label", two), "says 2 labels, but tensor \"classifier.weight\" has 3"),
+        (
+            deberta().configured("pos_att_type", json!(["p2p"])),
+            "\"pos_att_type\" is [\"p2p\"], expected c2p, p2c or both",
+        ),
+        (deberta().configured("position_buckets", json!(94)), "94 position_buckets for 48 relative positions"),
+        (deberta().configured("hidden_size", json!(18)), "do not fit hidden_size 18"),
+        (deberta().configured("conv_kernel_size", json!(2)), "expected an odd size"),
+        (
+            deberta().configured("conv_kernel_size", json!(3)),
+            "tensor \"deberta.encoder.conv.conv.weight\" of shape [16, 16, 3] is missing",
+        ),
+        (
+            deberta().without_tensors("classifier"),
+            "tensor \"classifier.weight\" is missing, so there is no classification head",
+        ),
+        (deberta().without_tensors("pooler"), "tensor \"pooler.dense.weight\" of shape [16, 16] is missing"),
+        (deberta().with_pickle(), "pytorch_model.bin: the weights are pickled"),
+    ] {
+        let error = Classifier::load(copy.path()).map(drop).unwrap_err();
+        let file = copy.path().display().to_string();
+        let sentence = error.to_string();
+        assert!(sentence.starts_with(&file) && sentence.contains(part), "expected {part}: {sentence}");
+        assert_eq!(error.exit_code(), 2, "{sentence}");
+    }
+    assert!(Classifier::load(&folder("bert-encoder")).map(drop).unwrap_err().to_string().contains("BertModel"));
+}
+
+#[test]
+fn names_with_bars_and_a_limit_of_the_tokenizer_are_read_and_outputs_can_be_chosen() -> Result<()> {
+    let wanted = expected("deberta-v3");
+    let copy = Copy::of("deberta-v3").configured("pos_att_type", json!("C2P | p2c"));
+    let found = Classifier::load(copy.path())?.probabilities(&inputs(&wanted), 500)?;
+    assert!(largest_difference(&found.probabilities, &wanted) < 1e-5);
+    let path = copy.path().join("tokenizer_config.json");
+    std::fs::write(&path, r#"{"model_max_length": 6, "truncation_side": "left"}"#).unwrap();
+    let cut = Classifier::load(copy.path())?.with_outputs(Outputs::Sigmoid);
+    let input = &wanted.texts[0];
+    let tokens = cut.encode(&input.input())?.tokens;
+    assert_eq!(tokens, [&input.ids[..1], &input.ids[input.ids.len() - 5..]].concat());
+    let sum: f32 = cut.probabilities(&[input.input()], 10)?.probabilities[0].iter().sum();
+    assert!((sum - 1.0).abs() > 1e-3, "sigmoids do not add up to 1: {sum}");
+    Ok(())
+}
+
+#[test]
+fn what_training_writes_of_a_classifier_gives_the_same_probabilities() -> Result<()> {
+    for name in ["bert", "roberta", "xlm-roberta"] {
+        let wanted = expected(name);
+        let model = load(&golden(name), Some(&["--method", "full"]), Head::AsFound)?;
+        let copy = tempfile::tempdir().expect("a temporary folder");
+        model.save(copy.path())?;
+        Tokenizer::load(golden(name))?.save(copy.path())?;
+        let classifier = Classifier::load(copy.path())?;
+        let found = classifier.probabilities(&inputs(&wanted), 300)?;
+        // Whether several labels hold at once stays in the configuration.
+        assert!(largest_difference(&found.probabilities, &wanted) < 1e-5, "{name}");
+        assert_eq!(classifier.labels(), Classifier::load(&golden(name))?.labels());
+    }
+    Ok(())
+}
+
+/// PEFT stores the last layer of BERT's head with the adapter and leaves the pooler under it with the base.
+#[test]
+fn the_head_of_an_adapter_reads_the_pooler_of_its_base() -> Result<()> {
+    let wanted = expected("bert");
+    let tensors: Tensors =
+        candle_core::safetensors::load(golden("bert").join("model.safetensors"), &Device::Cpu)?.into_iter().collect();
+    let mut adapter = std::collections::HashMap::new();
+    for layer in 0..2 {
+        let module = format!("base_model.model.bert.encoder.layer.{layer}.attention.self.query");
+        adapter
+            .insert(format!("{module}.lora_A.weight"), Tensor::ones((1, 16), candle_core::DType::F32, &Device::Cpu)?);
+        adapter
+            .insert(format!("{module}.lora_B.weight"), Tensor::zeros((16, 1), candle_core::DType::F32, &Device::Cpu)?);
+    }
+    for part in ["weight", "bias"] {
+        adapter.insert(format!("base_model.model.classifier.{part}"), tensors[&format!("classifier.{part}")].clone());
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    candle_core::safetensors::save(&adapter, folder.path().join("adapter_model.safetensors"))?;
+    let config = json!({ "peft_type": "LORA", "task_type": "SEQ_CLS", "r": 1, "lora_alpha": 1, "target_modules": ["query"],
+        "modules_to_save": ["classifier", "score"], "base_model_name_or_path": golden("bert") });
+    std::fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
+    let classifier = Classifier::load(folder.path())?;
+    let found = classifier.probabilities(&inputs(&wanted), 300)?;
+    assert!(largest_difference(&found.probabilities, &wanted) < 1e-5);
+    assert_eq!(classifier.labels(), ["LABEL_0", "LABEL_1", "LABEL_2"]);
+    assert_ne!(classifier.identity().weights, Classifier::load(&golden("bert"))?.identity().weights);
+    Ok(())
+}
+
+/// The folder of the real all-MiniLM-L6-v2, which is too large to stand in the repository.
+fn minilm() -> Option<PathBuf> {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models/all-MiniLM-L6-v2");
+    let path = std::env::var_os("RLHF_MINILM").map_or_else(beside, PathBuf::from);
+    if path.join("model.safetensors").is_file() {
+        return Some(path);
+    }
+    eprintln!("skipped: there is no model.safetensors in {}; RLHF_MINILM names the folder", path.display());
+    None
+}
+
+#[test]
+fn real_weights_give_the_hidden_states_and_probabilities_of_transformers() -> Result<()> {
+    let Some(source) = minilm() else { return Ok(()) };
+    let wanted = expected("minilm");
+    let (model, tokenizer) = (load(&source, None, Head::AsFound)?, Tokenizer::load(&source)?);
+    for text in &wanted.texts {
+        let Some(mean) = &text.mean else { continue };
+        let encoded = tokenizer.encode_texts(&text.text, text.pair.as_deref(), 512)?;
+        assert_eq!((&encoded.tokens, &encoded.types), (&text.ids, &text.types), "{}", text.text);
+        let batch = model.pack_texts([(&encoded.tree(), &encoded.types[..])]);
+        let found: Vec<f32> = model.hidden(&batch, &Pass::default())?.mean(0)?.to_vec1()?;
+        let difference = found.iter().zip(mean).map(|(found, mean)| (found - mean).abs()).fold(0.0, f32::max);
+        eprintln!("mean of hidden states: {difference:e}");
+        assert!(difference < 1e-5, "{}: {difference}", text.text);
+    }
+    let classifier = Classifier::load(with_head(&source)?.path())?;
+    let found = classifier.probabilities(&inputs(&wanted), 300)?;
+    let difference = largest_difference(&found.probabilities, &wanted);
+    eprintln!("probabilities: {difference:e}");
+    assert!(difference < 1e-5, "{difference}");
+    // By itself it is no classifier.
+    let error = Classifier::load(&source).map(drop).unwrap_err().to_string();
+    assert!(error.contains("\"BertModel\", expected \"BertForSequenceClassification\""), "{error}");
+    Ok(())
+}
+
+/// MiniLM with the golden head on top of it.
+fn with_head(source: &Path) -> Result<TempDir> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut tensors = candle_core::safetensors::load(source.join("model.safetensors"), &Device::Cpu)?;
+    tensors.extend(candle_core::safetensors::load(golden("minilm").join("head.safetensors"), &Device::Cpu)?);
+    candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors"))?;
+    let mut config: Value = serde_json::from_slice(&std::fs::read(source.join("config.json")).unwrap()).unwrap();
+    config["architectures"] = json!(["BertForSequenceClassification"]);
+    config["id2label"] = json!({ "0": "contradiction", "1": "entailment", "2": "neutral" });
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(source.join(file), folder.path().join(file)).unwrap();
+    }
+    Ok(folder)
+}
