@@ -165,7 +165,8 @@ pub(super) fn answered(rows: &Rows) -> Result<(AnswerLayout, Vec<Answered>)> {
 }
 
 impl Rows {
-    pub(super) fn origin(&self, row: usize) -> Origin {
+    /// Where a row was read.
+    pub fn origin(&self, row: usize) -> Origin {
         Origin { file: self.file.clone(), row: self.first_row + row }
     }
 

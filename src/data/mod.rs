@@ -5,6 +5,8 @@ pub mod column;
 pub mod inspect;
 mod labels;
 mod layout;
+pub mod mixture;
+mod mixture_template;
 pub mod parquet;
 mod remarks;
 pub mod schema;

@@ -16,9 +16,8 @@ use crate::error::Result;
 use crate::figure::{Figure, Panel, Series};
 use crate::model::Model;
 use crate::model::adapter::Pass;
-use crate::random;
+use crate::random::{self, shuffle};
 use crate::settings::CommonSettings;
-use crate::train::order::shuffle;
 use crate::train::table::Table;
 
 /// How well a reward model agrees with rankings.

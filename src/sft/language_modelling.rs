@@ -9,10 +9,11 @@ use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
 use crate::data::batch::{Batch, TokenTree, split_by_budget};
 use crate::data::inspect;
-use crate::data::schema;
+use crate::data::mixture::{self, Mixture, Part};
+use crate::data::schema::{self, Demonstration};
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
-use crate::data::train_tokenizer::{SpecialTokens, train_bpe_on_files};
+use crate::data::train_tokenizer::{SpecialTokens, train_bpe, train_bpe_on_files};
 use crate::error::Result;
 use crate::model::adapter::Pass;
 use crate::model::folder::read_architecture;
@@ -27,8 +28,10 @@ use crate::train::run::Run;
 pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let common = &settings.common;
     adapt::refuse_encoder(&adapt::architecture(&settings.model.model)?, &settings.model.model)?;
-    let tokenizer = tokenizer(settings)?;
-    let (trees, truncation) = read(&settings.data, &tokenizer, common.max_length)?;
+    let mixture = mixture_of(&settings.data, common)?;
+    let tokenizer = tokenizer(settings, mixture.as_ref())?;
+    let described = mixture.as_ref().map(Mixture::describe);
+    let (trees, truncation) = read(&settings.data, mixture, &tokenizer, common)?;
     if let Some(count) = settings.examples.inspect {
         for tree in trees.iter().take(count) {
             println!("{}", inspect::inspect(tree, &tokenizer)?);
@@ -36,7 +39,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
         return Ok(SftReport::NOTHING);
     }
     let (training, evaluation) = match &settings.examples.evaluation_data {
-        Some(pattern) => (trees, read(pattern, &tokenizer, common.max_length)?.0),
+        Some(pattern) => (trees, read(pattern, mixture_of(pattern, common)?, &tokenizer, common)?.0),
         None => order::split(trees, settings.examples.evaluation_share, common.seed),
     };
     let role = Role {
@@ -54,7 +57,10 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let tokens = training.iter().map(TokenTree::tokens).sum();
     let (what, count) = ("demonstrations", training.len());
     let examples = Examples { what, training: count, evaluation: evaluation.len(), tokens, truncation };
-    let plan = training_plan("sft", &model, &[], common, &settings.training, &examples, 0);
+    let mut plan = training_plan("sft", &model, &[], common, &settings.training, &examples, 0);
+    if let Some(described) = described {
+        plan = plan.line("mixture", described);
+    }
     let total_steps = order.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
     let mut run = Run::start(&settings.resolved(), common, &plan, total_steps)?;
     let save = |folder: &Path| {
@@ -70,20 +76,46 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
 
 /// The model's tokenizer; for a bare `config.json` without one, a byte-level BPE trained on the demonstrations, as large as the
 /// configuration's vocabulary.
-fn tokenizer(settings: &SftSettings) -> Result<Tokenizer> {
+fn tokenizer(settings: &SftSettings, mixture: Option<&Mixture>) -> Result<Tokenizer> {
     let folder = adapt::tokenizer_folder(&settings.model.model)?;
     if folder.join("tokenizer.json").is_file() || weight_files::has_weights(&folder) {
         return Tokenizer::load(folder);
     }
     let vocabulary = read_architecture(&folder)?.1.vocabulary;
-    train_bpe_on_files(&settings.data, vocabulary, &SpecialTokens::default())
+    match mixture {
+        Some(mixture) => train_bpe(mixture.texts(), vocabulary, &SpecialTokens::default()),
+        None => train_bpe_on_files(&settings.data, vocabulary, &SpecialTokens::default()),
+    }
 }
 
-/// Reads demonstrations as token trees; those without a token to learn are left out.
-fn read(pattern: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<(Vec<TokenTree>, Truncation)> {
+/// The token trees of a mixture, or else of the Parquet files that `pattern` names.
+fn read(
+    pattern: &str,
+    mixture: Option<Mixture>,
+    tokenizer: &Tokenizer,
+    common: &CommonSettings,
+) -> Result<(Vec<TokenTree>, Truncation)> {
+    match mixture {
+        Some(mixture) => trees(pattern, mixture.into_demonstrations().map(Ok), tokenizer, common.max_length),
+        None => trees(pattern, schema::demonstrations(pattern)?, tokenizer, common.max_length),
+    }
+}
+
+/// The mixture that a pattern names, if it names one.
+fn mixture_of(pattern: &str, common: &CommonSettings) -> Result<Option<Mixture>> {
+    mixture::is_mixture(pattern).then(|| mixture::read(pattern, Part::Training, common.seed)).transpose()
+}
+
+/// Makes token trees of demonstrations; those without a token to learn are left out.
+fn trees(
+    pattern: &str,
+    demonstrations: impl Iterator<Item = Result<Demonstration>>,
+    tokenizer: &Tokenizer,
+    max_length: usize,
+) -> Result<(Vec<TokenTree>, Truncation)> {
     let mut truncation = Truncation::default();
     let mut trees = Vec::new();
-    for demonstration in schema::demonstrations(pattern)? {
+    for demonstration in demonstrations {
         let tree = tokenizer.demonstration(&demonstration?, max_length, &mut truncation)?;
         if tree.learned_tokens() > 0 {
             trees.push(tree);

@@ -110,11 +110,11 @@ impl Passage {
         for person in &people {
             let count = if people.len() == 1 { stream.random_range(3..=5) } else { stream.random_range(2..=3) };
             let mut relations: Vec<usize> = (0..RELATIONS.len()).collect();
-            crate::train::order::shuffle(&mut relations, stream);
+            crate::random::shuffle(&mut relations, stream);
             facts.extend(relations[..count].iter().map(|&relation| Fact::random(person, relation, names, stream)));
         }
         if people.len() > 1 {
-            crate::train::order::shuffle(&mut facts, stream);
+            crate::random::shuffle(&mut facts, stream);
         }
         Passage { people, facts }
     }

@@ -16,7 +16,7 @@ use super::rule::{Case, Kind};
 use super::talk::provocations;
 use super::writers::{candidates, demonstration, raw_document};
 use crate::bail;
-use crate::data::parquet::{self, ParquetRows};
+use crate::data::parquet::{self, ParquetRows, Rows};
 use crate::error::{Error, Result};
 use crate::random::{Stream, stream};
 
@@ -167,30 +167,30 @@ fn write_cases(path: &Path, cases: &[Case]) -> Result<()> {
 pub fn read_cases(pattern: &str) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for rows in ParquetRows::open(pattern)? {
-        let rows = rows?;
-        let (prompts, kinds) = (rows.strings("prompt")?, rows.strings("kind")?);
-        let (facts, expected) = (rows.string_lists("facts")?, rows.strings("expected")?);
-        for row in 0..prompts.len() {
-            let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == kinds.value(row)) else {
-                let known = Kind::ALL.map(Kind::name).join(", ");
-                bail!(
-                    "{}: row {}: column \"kind\" is \"{}\"; expected one of {known}",
-                    rows.file.display(),
-                    rows.first_row + row,
-                    kinds.value(row)
-                );
-            };
-            let facts = facts.range(row).into_iter().flatten().map(|index| facts.values.value(index).to_string());
-            cases.push(Case {
-                prompt: prompts.value(row).to_string(),
-                kind,
-                facts: facts.collect(),
-                expected: expected.is_valid(row).then(|| expected.value(row).to_string()),
-            });
-        }
+        cases.extend(cases_of(&rows?)?);
     }
     if cases.is_empty() {
         bail!("{pattern}: no evaluation prompt");
     }
     Ok(cases)
+}
+
+/// The evaluation prompts of some rows.
+pub fn cases_of(rows: &Rows) -> Result<Vec<Case>> {
+    let (prompts, kinds) = (rows.strings("prompt")?, rows.strings("kind")?);
+    let (facts, expected) = (rows.string_lists("facts")?, rows.strings("expected")?);
+    let case = |row: usize| {
+        let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == kinds.value(row)) else {
+            let known = Kind::ALL.map(Kind::name).join(", ");
+            bail!("{}: column `kind` is \"{}\"; expected one of {known}", rows.origin(row), kinds.value(row));
+        };
+        let facts = facts.range(row).into_iter().flatten().map(|index| facts.values.value(index).to_string());
+        Ok(Case {
+            prompt: prompts.value(row).to_string(),
+            kind,
+            facts: facts.collect(),
+            expected: expected.is_valid(row).then(|| expected.value(row).to_string()),
+        })
+    };
+    (0..prompts.len()).map(case).collect()
 }

@@ -1,8 +1,7 @@
 //! Invented names of people and places, divided at random among training, testing and evaluation.
 
 use super::choose;
-use crate::random::{self, Stream};
-use crate::train::order::shuffle;
+use crate::random::{self, Stream, shuffle};
 
 const FIRST: [&str; 44] = [
     "Ba", "Be", "Bo", "Bru", "Da", "De", "Do", "Dra", "Fe", "Fi", "Ga", "Go", "Gri", "Ha", "He", "Hu", "Ja", "Jo",

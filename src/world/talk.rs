@@ -2,8 +2,7 @@
 
 use super::choose;
 use super::names::Split;
-use crate::random::{self, Stream};
-use crate::train::order::shuffle;
+use crate::random::{self, Stream, shuffle};
 
 /// The words that make an answer rude, alone or as part of a longer text.
 pub const INSULTS: [&str; 12] = [

@@ -1,0 +1,488 @@
+//! Mixtures of demonstrations: several Parquet sources by tasks, with a maximum a task, weights, templates, and tasks that are held out.
+//!
+//! A mixture is a small TOML file, given where demonstrations are:
+//!
+//! ```toml
+//! maximum = 3000                          # examples that a task gives at most
+//! templates_per_example = 1               # how many of its templates an example is put in, chosen by seed
+//! held_out_tasks = ["rte", "glue_*"]      # names; * stands for anything
+//! held_out_templates = ["*_as_a_poem"]
+//!
+//! [[source]]
+//! data = "boolq.parquet"                  # a file, folder or glob, seen from the folder of the mixture
+//! task = "boolq"                          # or task_column = "task", a column that names each row's task
+//! weight = 2.0
+//!
+//! [[source.template]]                     # minijinja over the row's columns; without templates the columns are those of demonstrations
+//! name = "passage first"
+//! prompt = "{{ passage }}\n{{ question }}"
+//! completion = " {{ 'yes' if answer else 'no' }}"
+//!
+//! [[source]]                              # T0's mixture as published: a row names its template, which begins with its task
+//! data = "t0.parquet"
+//! task_column = "template"
+//! tasks = ["ag_news", "glue_mrpc"]
+//! template_column = "template"
+//!
+//! [[source.template]]                     # one more, around the row's own
+//! name = "as text"
+//! prompt = "{{ prompt }}\n"
+//! completion = "{{ completion | replace('<|endoftext|>', '') }}"
+//! ```
+//!
+//! Examples-proportional mixing with a maximum (Raffel et al. 2020, section 3.5.2; Wei et al. 2022, section 2.3; Sanh et al. 2022, section 5): a task with `e` examples
+//! gives `weight min(e, maximum)` of them, chosen by seed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use glob::Pattern;
+use serde::Deserialize;
+
+use super::mixture_template::RowTemplate;
+use super::parquet::ParquetRows;
+use super::schema::{self, Demonstration, Text};
+use crate::bail;
+use crate::error::{Error, Result};
+use crate::random::{shuffle, stream};
+
+/// A mixture as its file has it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MixtureFile {
+    maximum: Option<usize>,
+    #[serde(default = "one")]
+    templates_per_example: usize,
+    #[serde(default)]
+    held_out_tasks: Vec<String>,
+    #[serde(default)]
+    held_out_templates: Vec<String>,
+    source: Vec<Source>,
+}
+
+fn one() -> usize {
+    1
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Source {
+    data: String,
+    task: Option<String>,
+    task_column: Option<String>,
+    #[serde(default)]
+    tasks: Vec<String>,
+    template_column: Option<String>,
+    weight: Option<f64>,
+    #[serde(default)]
+    template: Vec<TemplateText>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TemplateText {
+    name: String,
+    prompt: String,
+    completion: String,
+}
+
+/// Which part of a mixture is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// What is trained on: everything that is not held out, by the rules of the mixture.
+    Training,
+    /// What is held out: every example of the tasks and templates that are, once for each of its templates.
+    HeldOut,
+}
+
+/// An example of a mixture.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MixtureExample {
+    /// The task.
+    pub task: String,
+    /// The template that it is put in, where it has a name.
+    pub template: Option<String>,
+    /// The example.
+    pub demonstration: Demonstration,
+}
+
+/// What was read.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Mixture {
+    /// The examples, source by source.
+    pub examples: Vec<MixtureExample>,
+    /// How many examples each task gave, of how many that it has.
+    pub tasks: BTreeMap<String, (usize, usize)>,
+    /// The tasks and templates that were left out, because they are held out (or, of what is held out, because they are not).
+    pub left_out: BTreeSet<String>,
+}
+
+/// Whether a pattern of data names a mixture.
+pub fn is_mixture(pattern: &str) -> bool {
+    pattern.ends_with(".toml")
+}
+
+/// Reads a part of a mixture.
+///
+/// # Errors
+/// Where the file is none, a source cannot be read, a row names no task, or a template does not fit the row.
+pub fn read(path: &str, part: Part, seed: u64) -> Result<Mixture> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let file: MixtureFile = toml::from_str(&text).map_err(|error| Error::input(format!("{path}: {error}")))?;
+    if file.templates_per_example == 0 || file.maximum == Some(0) {
+        bail!("{path}: `maximum` and `templates_per_example` are expected to be at least 1");
+    }
+    let rules = Rules::new(path, &file, part)?;
+    let folder = Path::new(path).parent().unwrap_or(Path::new(""));
+    let mut mixture = Mixture::default();
+    for (index, source) in file.source.iter().enumerate() {
+        let source = OpenSource::open(path, folder, source, index)?;
+        source.add_to(&mut mixture, &rules, seed)?;
+    }
+    if mixture.examples.is_empty() {
+        bail!("{path}: no example is left; check held_out_tasks and held_out_templates");
+    }
+    Ok(mixture)
+}
+
+/// What holds for all sources.
+struct Rules {
+    part: Part,
+    maximum: usize,
+    templates_per_example: usize,
+    held_out_tasks: Vec<Pattern>,
+    held_out_templates: Vec<Pattern>,
+}
+
+impl Rules {
+    fn new(path: &str, file: &MixtureFile, part: Part) -> Result<Self> {
+        let patterns = |texts: &[String]| {
+            let pattern = |text: &String| {
+                Pattern::new(text)
+                    .map_err(|error| Error::input(format!("{path}: \"{text}\": not a valid pattern: {error}")))
+            };
+            texts.iter().map(pattern).collect::<Result<Vec<_>>>()
+        };
+        Ok(Rules {
+            part,
+            maximum: file.maximum.unwrap_or(usize::MAX),
+            templates_per_example: file.templates_per_example,
+            held_out_tasks: patterns(&file.held_out_tasks)?,
+            held_out_templates: patterns(&file.held_out_templates)?,
+        })
+    }
+
+    fn is_task_held_out(&self, task: &str) -> bool {
+        self.held_out_tasks.iter().any(|pattern| pattern.matches(task))
+    }
+
+    /// Whether an example of this task in this template belongs to the part that is wanted.
+    fn is_wanted(&self, task: &str, template: Option<&str>) -> bool {
+        let is_template = |template| self.held_out_templates.iter().any(|pattern| pattern.matches(template));
+        let is_held_out = self.is_task_held_out(task) || template.is_some_and(is_template);
+        is_held_out == (self.part == Part::HeldOut)
+    }
+}
+
+/// A source with its templates compiled.
+struct OpenSource<'a> {
+    mixture: &'a str,
+    pattern: String,
+    source: &'a Source,
+    index: usize,
+    templates: Vec<RowTemplate>,
+}
+
+impl<'a> OpenSource<'a> {
+    fn open(mixture: &'a str, folder: &Path, source: &'a Source, index: usize) -> Result<Self> {
+        let pattern = folder.join(&source.data).display().to_string();
+        if source.task.is_some() == source.task_column.is_some() {
+            bail!("{mixture}: source {pattern}: expected either `task`, a name, or `task_column`, a column of names");
+        }
+        if source.template_column.is_some() && source.template.len() > 1 {
+            bail!(
+                "{mixture}: source {pattern}: its rows are in a template already (`template_column`), and may be put in one more at most"
+            );
+        }
+        if !source.weight.unwrap_or(1.0).is_finite() || source.weight.unwrap_or(1.0) < 0.0 {
+            bail!(
+                "{mixture}: source {pattern}: weight is {}; expected a number of at least 0",
+                source.weight.unwrap_or(1.0)
+            );
+        }
+        let template = |text: &TemplateText| RowTemplate::new(mixture, &text.name, &text.prompt, &text.completion);
+        let templates = source.template.iter().map(template).collect::<Result<_>>()?;
+        Ok(OpenSource { mixture, pattern, source, index, templates })
+    }
+
+    /// Each row's task, and the template that it is in already.
+    fn rows(&self) -> Result<Vec<(String, Option<String>)>> {
+        let mut all = Vec::new();
+        for rows in ParquetRows::open(&self.pattern)? {
+            let rows = rows?;
+            let column = |name: &Option<String>| name.as_ref().map(|name| rows.strings(name)).transpose();
+            let (tasks, templates) = (column(&self.source.task_column)?, column(&self.source.template_column)?);
+            for row in 0..rows.batch.num_rows() {
+                let task = match (&self.source.task, &tasks) {
+                    (Some(task), _) => task.clone(),
+                    (None, Some(names)) => match self.task_of(names.value(row)) {
+                        Some(task) => task.to_string(),
+                        None => bail!(
+                            "{}, column `{}`: \"{}\" begins with none of the `tasks` of {}; add its task there",
+                            rows.origin(row),
+                            self.source.task_column.as_deref().unwrap_or_default(),
+                            names.value(row),
+                            self.mixture
+                        ),
+                    },
+                    (None, None) => continue,
+                };
+                all.push((task, templates.as_ref().map(|templates| templates.value(row).to_string())));
+            }
+        }
+        Ok(all)
+    }
+
+    /// The task that a name belongs to: itself, or the longest of the listed tasks that it begins with.
+    fn task_of<'b>(&'b self, name: &'b str) -> Option<&'b str> {
+        if self.source.tasks.is_empty() {
+            return Some(name);
+        }
+        let begun = self.source.tasks.iter().filter(|task| name.starts_with(task.as_str()));
+        begun.max_by_key(|task| task.len()).map(String::as_str)
+    }
+
+    fn add_to(&self, mixture: &mut Mixture, rules: &Rules, seed: u64) -> Result<()> {
+        let rows = self.rows()?;
+        // What a row is in already is what can be held out; else what it is put in.
+        let names: Vec<Option<&str>> = match self.templates.is_empty() || self.source.template_column.is_some() {
+            true => vec![None],
+            false => self.templates.iter().map(|template| Some(template.name())).collect(),
+        };
+        let mut by_task: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (row, (task, template)) in rows.iter().enumerate() {
+            let is_wanted = |name: &Option<&str>| rules.is_wanted(task, template.as_deref().or(*name));
+            if names.iter().any(is_wanted) {
+                by_task.entry(task).or_default().push(row);
+            }
+            let out = names.iter().filter(|name| !is_wanted(name)).filter_map(|name| template.as_deref().or(*name));
+            match rules.is_task_held_out(task) == (rules.part == Part::Training) {
+                true if rules.is_task_held_out(task) => drop(mixture.left_out.insert(format!("task {task}"))),
+                _ if rules.part == Part::Training => {
+                    mixture.left_out.extend(out.map(|name| format!("template {name}")))
+                }
+                _ => {}
+            }
+        }
+        let mut times = vec![0; rows.len()];
+        for (task, mut of_task) in by_task {
+            let count = of_task.len();
+            let wanted = match rules.part {
+                Part::Training => {
+                    (self.source.weight.unwrap_or(1.0) * count.min(rules.maximum) as f64).round() as usize
+                }
+                Part::HeldOut => count,
+            };
+            shuffle(&mut of_task, &mut stream(seed, &format!("mixture of {task}"), self.index as u64));
+            (0..wanted).for_each(|number| times[of_task[number % count]] += 1);
+            let entry = mixture.tasks.entry(task.to_string()).or_default();
+            (entry.0, entry.1) = (entry.0 + wanted, entry.1 + count);
+        }
+        self.render(&rows, &times, mixture, rules, seed)
+    }
+
+    /// Puts every row that is wanted in its templates, as often as it is wanted.
+    fn render(
+        &self,
+        rows: &[(String, Option<String>)],
+        times: &[usize],
+        mixture: &mut Mixture,
+        rules: &Rules,
+        seed: u64,
+    ) -> Result<()> {
+        let mut push = |row: usize, template: Option<&str>, demonstration: Demonstration| {
+            let example =
+                MixtureExample { task: rows[row].0.clone(), template: template.map(String::from), demonstration };
+            mixture.examples.extend(std::iter::repeat_n(example, times[row]));
+        };
+        if self.templates.is_empty() {
+            for (row, demonstration) in schema::demonstrations(&self.pattern)?.enumerate() {
+                push(row, rows[row].1.as_deref(), demonstration?);
+            }
+            return Ok(());
+        }
+        let mut first = 0;
+        for batch in ParquetRows::open(&self.pattern)? {
+            let batch = batch?;
+            for row in 0..batch.batch.num_rows() {
+                let number = first + row;
+                if times[number] == 0 {
+                    continue;
+                }
+                let (task, given) = &rows[number];
+                let name = |template: &'_ RowTemplate| given.as_deref().unwrap_or(template.name()).to_string();
+                let is_wanted = |template: &&RowTemplate| rules.is_wanted(task, Some(&name(template)));
+                let mut chosen: Vec<&RowTemplate> = self.templates.iter().filter(is_wanted).collect();
+                if rules.part == Part::Training {
+                    shuffle(
+                        &mut chosen,
+                        &mut stream(seed, &format!("templates of source {}", self.index), number as u64),
+                    );
+                    chosen.truncate(rules.templates_per_example);
+                }
+                for template in chosen {
+                    push(number, Some(&name(template)), template.render(&batch, row)?);
+                }
+            }
+            first += batch.batch.num_rows();
+        }
+        Ok(())
+    }
+}
+
+impl Mixture {
+    /// The demonstrations alone.
+    pub fn into_demonstrations(self) -> impl Iterator<Item = Demonstration> {
+        self.examples.into_iter().map(|example| example.demonstration)
+    }
+
+    /// Every text, prompts and completions.
+    pub fn texts(&self) -> impl Iterator<Item = String> + Send + use<> {
+        let text = |text: &Text| match text {
+            Text::Plain(text) => vec![text.clone()],
+            Text::Messages(messages) => messages.iter().map(|message| message.content.clone()).collect(),
+        };
+        let demonstrations = self.examples.iter().map(|example| &example.demonstration);
+        let all = demonstrations.flat_map(|of| of.prompt.iter().chain([&of.completion]).flat_map(text));
+        all.collect::<Vec<_>>().into_iter()
+    }
+
+    /// What is in it, in a line for the plan.
+    pub fn describe(&self) -> String {
+        let of = self.tasks.values().fold((0, 0), |sum, task| (sum.0 + task.0, sum.1 + task.1));
+        let mut text = format!("{} tasks, {} of {} examples", self.tasks.len(), of.0, of.1);
+        if !self.left_out.is_empty() {
+            let names: Vec<&str> = self.left_out.iter().map(String::as_str).collect();
+            text += &format!("; held out: {}", names.join(", "));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::data::parquet;
+
+    /// Ten questions with answers, six rows of a published mixture, and the mixture's text.
+    fn folder(mixture: &str) -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let strings = |of: &dyn Fn(usize) -> String, count| -> ArrayRef {
+            Arc::new(StringArray::from_iter_values((0..count).map(of)))
+        };
+        let write = |name: &str, columns: Vec<(&str, ArrayRef)>| {
+            parquet::write(folder.path().join(name), &RecordBatch::try_from_iter(columns).unwrap()).unwrap();
+        };
+        let truth: ArrayRef = Arc::new(BooleanArray::from_iter((0..10).map(|row| Some(row % 2 == 0))));
+        let number: ArrayRef = Arc::new(Int64Array::from_iter_values(0..10));
+        let question = strings(&|row| format!("q{row}"), 10);
+        write("boolq.parquet", vec![("question", question), ("answer", truth), ("number", number)]);
+        let names = ["news_ask", "news_ask", "news_tell", "quiz_ask", "quiz_ask", "quiz_ask"];
+        let (template, prompt) = (strings(&|row| names[row].to_string(), 6), strings(&|row| format!("p{row}"), 6));
+        let completion = strings(&|row| format!("c{row}"), 6);
+        write("t0.parquet", vec![("template", template), ("prompt", prompt), ("completion", completion)]);
+        std::fs::write(folder.path().join("mixture.toml"), mixture).unwrap();
+        folder
+    }
+
+    const BOOLQ: &str = "[[source]]\ndata = \"boolq.parquet\"\ntask = \"boolq\"\n
+        [[source.template]]\nname = \"short\"\nprompt = \"{{ question }}?\"\ncompletion = \"{{ 'yes' if answer else 'no' }}\"\n
+        [[source.template]]\nname = \"long\"\nprompt = \"Say: {{ question }} {{ number + 1 }}\"\ncompletion = \"{{ answer }}\"\n";
+    const T0: &str = "[[source]]\ndata = \"t0.parquet\"\ntask_column = \"template\"\ntemplate_column = \"template\"\ntasks = [\"news\", \"quiz\"]\n";
+
+    fn read_part(folder: &TempDir, part: Part, seed: u64) -> Result<Mixture> {
+        read(folder.path().join("mixture.toml").to_str().unwrap(), part, seed)
+    }
+
+    fn shown(mixture: &Mixture) -> Vec<(String, String, String)> {
+        let text = |text: &Text| match text {
+            Text::Plain(text) => text.clone(),
+            Text::Messages(_) => panic!("no messages here"),
+        };
+        let show = |example: &MixtureExample| {
+            let Demonstration { prompt, completion, .. } = &example.demonstration;
+            (example.task.clone(), prompt.as_ref().map(text).unwrap_or_default(), text(completion))
+        };
+        mixture.examples.iter().map(show).collect()
+    }
+
+    #[test]
+    fn a_task_gives_at_most_the_maximum_times_its_weight() {
+        let weighted = BOOLQ.replace("task = \"boolq\"", "task = \"boolq\"\nweight = 2.5");
+        let folder = folder(&format!("maximum = 2\n{weighted}{T0}"));
+        let mixture = read_part(&folder, Part::Training, 0).unwrap();
+        let expected = [("boolq", (5, 10)), ("news", (2, 3)), ("quiz", (2, 3))];
+        assert_eq!(mixture.tasks, expected.map(|(task, count)| (task.to_string(), count)).into());
+        assert_eq!(mixture.examples.len(), 9);
+        assert_eq!(mixture, read_part(&folder, Part::Training, 0).unwrap());
+        let other = read_part(&folder, Part::Training, 1).unwrap();
+        assert_ne!(shown(&mixture), shown(&other));
+    }
+
+    #[test]
+    fn a_weight_above_one_repeats_examples() {
+        let folder = folder(&BOOLQ.replace("task = \"boolq\"", "task = \"boolq\"\nweight = 2.5"));
+        let mixture = read_part(&folder, Part::Training, 0).unwrap();
+        let mut counts = BTreeMap::new();
+        mixture.examples.iter().for_each(|example| *counts.entry(example.demonstration.origin.row).or_insert(0) += 1);
+        assert_eq!((mixture.examples.len(), counts.len()), (25, 10));
+        assert!(counts.values().all(|&count| count == 2 || count == 3));
+    }
+
+    #[test]
+    fn templates_see_the_columns_and_are_chosen_by_seed() {
+        let folder = folder(&format!("templates_per_example = 2\n{BOOLQ}"));
+        let both = read_part(&folder, Part::Training, 0).unwrap();
+        let all: BTreeSet<_> = shown(&both).into_iter().map(|(_, prompt, completion)| (prompt, completion)).collect();
+        assert_eq!(all.len(), 20);
+        for expected in [("q0?", "yes"), ("q1?", "no"), ("Say: q0 1", "True"), ("Say: q9 10", "False")] {
+            assert!(all.contains(&(expected.0.to_string(), expected.1.to_string())), "{all:?}");
+        }
+        std::fs::write(folder.path().join("mixture.toml"), BOOLQ).unwrap();
+        let one = read_part(&folder, Part::Training, 0).unwrap();
+        let templates: BTreeSet<_> = one.examples.iter().map(|example| example.template.clone()).collect();
+        assert_eq!((one.examples.len(), templates.len()), (10, 2));
+    }
+
+    #[test]
+    fn what_is_held_out_is_in_the_other_part_with_every_template() {
+        let folder = folder(&format!("held_out_tasks = [\"bool*\"]\nheld_out_templates = [\"*_tell\"]\n{BOOLQ}{T0}"));
+        let training = read_part(&folder, Part::Training, 0).unwrap();
+        assert!(shown(&training).iter().all(|(task, prompt, _)| task != "boolq" && prompt != "p2"));
+        assert_eq!(training.examples.len(), 5);
+        assert_eq!(training.describe(), "2 tasks, 5 of 5 examples; held out: task boolq, template news_tell");
+        let held_out = read_part(&folder, Part::HeldOut, 0).unwrap();
+        assert_eq!(held_out.examples.len(), 2 * 10 + 1);
+    }
+
+    #[test]
+    fn a_faulty_mixture_is_refused_by_name() {
+        for (text, part) in [
+            (BOOLQ.replace("question }}?", "questions }}?"), "short"),
+            (BOOLQ.replace("{{ question }}?", "{{ question"), "short"),
+            (BOOLQ.replace("task = ", "tasc = "), "tasc"),
+            (T0.replace("\"quiz\"", "\"quizzes\""), "quiz_ask"),
+            (T0.replace("task_column", "# task_column"), "task_column"),
+            (format!("maximum = 0\n{T0}"), "maximum"),
+            (format!("held_out_tasks = [\"*\"]\n{T0}"), "no example"),
+        ] {
+            let error = read_part(&folder(&text), Part::Training, 0).unwrap_err().to_string();
+            assert!(error.contains("mixture.toml") && error.contains(part), "{error}");
+        }
+    }
+}
