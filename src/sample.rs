@@ -171,7 +171,7 @@ pub(crate) fn load(settings: &ModelSettings, users: &[NamedFolder], seed: u64) -
 }
 
 /// A sampled answer.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sampled {
     /// Its text, without the stop token.
     pub text: String,

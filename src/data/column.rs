@@ -157,6 +157,16 @@ impl Rows {
         self.lists(name, "lists of truth values", |column| column.as_boolean_opt().cloned())
     }
 
+    /// The fields of a column of structs, as columns of rows of their own.
+    pub fn structs(&self, name: &str) -> Result<Rows> {
+        let column = self.required(name)?;
+        let Some(structs) = column.as_struct_opt() else { return Err(self.wrong_type(name, column, "structs")) };
+        if let Some(row) = (0..structs.len()).find(|&row| structs.is_null(row)) {
+            bail!("{}, column `{name}`: is null; expected a value", self.origin(row));
+        }
+        Ok(Rows { file: self.file.clone(), first_row: self.first_row, batch: structs.into() })
+    }
+
     /// The names of all columns, for messages: `a`, `b` and so on.
     pub fn column_names(&self) -> String {
         let schema = self.batch.schema();

@@ -25,6 +25,14 @@ pub struct Cluster {
     pub count: f64,
 }
 
+impl FromIterator<f64> for Cluster {
+    fn from_iter<I: IntoIterator<Item = f64>>(values: I) -> Self {
+        values
+            .into_iter()
+            .fold(Cluster::default(), |cluster, value| Cluster { sum: cluster.sum + value, count: cluster.count + 1.0 })
+    }
+}
+
 /// Share of the bootstrap distribution outside the interval, on each side.
 const TAIL: f64 = 0.025;
 
@@ -37,17 +45,71 @@ pub fn rate(clusters: &[Cluster], resamples: usize, stream: &mut Stream) -> Opti
     if defined.is_empty() {
         return None;
     }
-    let value = ratio(defined.iter());
-    let draw = |stream: &mut Stream| ratio((0..defined.len()).map(|_| &defined[stream.random_range(0..defined.len())]));
-    let mut drawn: Vec<f64> = (0..resamples).map(|_| draw(stream)).collect();
-    drawn.sort_by(f64::total_cmp);
-    let end = |share: f64| if drawn.is_empty() { value } else { quantile(&drawn, share) };
-    Some(Estimate { value, low: end(TAIL), high: end(1.0 - TAIL) })
+    statistic(defined.len(), resamples, stream, |drawn| {
+        let (sum, count) = drawn.iter().fold((0.0, 0.0), |(sum, count), &index| {
+            let Cluster { sum: more, count: others } = defined[index];
+            (sum + more, count + others)
+        });
+        Some(sum / count)
+    })
 }
 
-fn ratio<'a>(clusters: impl Iterator<Item = &'a Cluster>) -> f64 {
-    let (sum, count) = clusters.fold((0.0, 0.0), |(sum, count), cluster| (sum + cluster.sum, count + cluster.count));
-    sum / count
+/// Any statistic of `items` items, given the indices of those that are counted, with its 95% percentile bootstrap interval. Draws for which it is not defined are left
+/// out; `None` where it is not defined for all items.
+pub fn statistic(
+    items: usize,
+    resamples: usize,
+    stream: &mut Stream,
+    of: impl Fn(&[usize]) -> Option<f64>,
+) -> Option<Estimate> {
+    statistics(items, resamples, stream, |drawn| Some(vec![of(drawn)?]))?.pop()
+}
+
+/// Several statistics of the same draws, as [`statistic`].
+pub fn statistics(
+    items: usize,
+    resamples: usize,
+    stream: &mut Stream,
+    of: impl Fn(&[usize]) -> Option<Vec<f64>>,
+) -> Option<Vec<Estimate>> {
+    let mut indices: Vec<usize> = (0..items).collect();
+    let values = of(&indices)?;
+    let mut drawn: Vec<Vec<f64>> = vec![Vec::with_capacity(resamples); values.len()];
+    for _ in 0..resamples {
+        indices.iter_mut().for_each(|index| *index = stream.random_range(0..items));
+        for (drawn, value) in drawn.iter_mut().zip(of(&indices).into_iter().flatten()) {
+            drawn.push(value);
+        }
+    }
+    Some(values.into_iter().zip(drawn).map(|(value, drawn)| estimate(value, drawn)).collect())
+}
+
+/// A value with the ends of its interval, given what it was in every draw.
+fn estimate(value: f64, mut drawn: Vec<f64>) -> Estimate {
+    drawn.sort_by(f64::total_cmp);
+    let end = |share: f64| if drawn.is_empty() { value } else { quantile(&drawn, share) };
+    Estimate { value, low: end(TAIL), high: end(1.0 - TAIL) }
+}
+
+/// The weighted mean of the groups' means, each over its own items, with its 95% percentile bootstrap interval: items are drawn within their group. Groups without items
+/// are left out; `None` where there is no other.
+pub fn mean_of_means(groups: &[(f64, &[f64])], resamples: usize, stream: &mut Stream) -> Option<Estimate> {
+    let groups: Vec<(f64, &[f64])> = groups.iter().copied().filter(|(_, group)| !group.is_empty()).collect();
+    if groups.is_empty() {
+        return None;
+    }
+    let weights: f64 = groups.iter().map(|(weight, _)| weight).sum();
+    let over_groups = |mean: &mut dyn FnMut(&[f64]) -> f64| {
+        groups.iter().map(|(weight, group)| weight * mean(group)).sum::<f64>() / weights
+    };
+    let value = over_groups(&mut |group| group.iter().sum::<f64>() / group.len() as f64);
+    let mut draw = || {
+        over_groups(&mut |group| {
+            (0..group.len()).map(|_| group[stream.random_range(0..group.len())]).sum::<f64>() / group.len() as f64
+        })
+    };
+    let drawn = (0..resamples).map(|_| draw()).collect();
+    Some(estimate(value, drawn))
 }
 
 /// The value below which `share` of the sorted values lie, interpolated linearly between neighbours.
@@ -71,6 +133,16 @@ mod tests {
         assert_eq!(quantile(&[1.0, 2.0, 4.0], 0.0), 1.0);
         assert_eq!(quantile(&[1.0, 2.0, 4.0], 0.75), 3.0);
         assert_eq!(quantile(&[1.0, 2.0, 4.0], 1.0), 4.0);
+    }
+
+    #[test]
+    fn the_mean_of_means_counts_each_group_once_and_draws_within_it() {
+        let (many, few) = (vec![1.0; 90], vec![0.0, 1.0]);
+        let mean = |groups: &[(f64, &[f64])]| mean_of_means(groups, 500, &mut random::stream(0, "test", 0));
+        let found = mean(&[(1.0, &many), (1.0, &few), (1.0, &[])]).unwrap();
+        assert_eq!(found, Estimate { value: 0.75, low: 0.5, high: 1.0 });
+        assert_eq!(mean(&[(3.0, &many), (1.0, &few)]).unwrap().value, 0.875);
+        assert_eq!(mean(&[(1.0, &[])]), None);
     }
 
     #[test]

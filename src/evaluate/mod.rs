@@ -1,152 +1,167 @@
-//! What alignment did: toxicity, hallucination and preference, measured on prompts that no training saw.
+//! What alignment did: toxicity, hallucination and preference, of models or of answers that were made elsewhere.
 //!
-//! Every model answers every evaluation prompt; the world's own rule judges the answers, and a reward model, if one is given.
+//! Every model answers every prompt ([`question`]); the embedded world's own rule judges the answers to its prompts, a reward model and scorers
+//! judge any ([`judging`], [`scorer`]). Rates come with bootstrap intervals ([`rates`], [`bootstrap`]). [`toxicity`] is RealToxicityPrompts' protocol,
+//! [`agreement`] says what a scorer's numbers are worth beside people's. The [`report`] holds everything.
+//!
 //! The random numbers that choose the answers are the same for every model, so that equal models give equal answers.
 
+pub mod agreement;
+mod answering;
 pub mod bootstrap;
+mod choices;
+mod classifier_scorers;
 mod divergence;
 pub mod diversity;
-pub mod hallucination;
+pub mod duels;
+mod examples;
+pub mod grounding;
+mod journal;
+pub mod judging;
+mod kept;
+pub mod labelled;
+pub mod metrics;
+pub mod multiple_choice;
 pub mod preference;
+pub mod question;
+pub mod rates;
+pub mod recognition;
 pub mod report;
+pub mod scorer;
+pub mod scorers;
+pub mod section;
+mod settings;
+pub mod tasks;
 pub mod toxicity;
+mod training;
+pub mod word_list;
 
-use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::path::Path;
 
-use clap::Parser;
-use serde::{Deserialize, Serialize};
-
-use crate::adapt::users;
+use crate::adapt;
 use crate::bail;
-use crate::data::schema::{Origin, Prompt, Text};
-use crate::data::tokenize::Tokenizer;
-use crate::data::tokenize_records::Truncation;
-use crate::error::Result;
-use crate::generate::{PromptTokens, SamplingSettings};
-use crate::model::Model;
-use crate::sample::{self, Sampled, Sampler, cached_tokens};
-use crate::settings::{CommonSettings, ModelSettings, NamedFolder, UserSettings, at_least_one};
+use crate::error::{Error, Result};
+use crate::settings::NamedFolder;
 use crate::train::plan::Plan;
 use crate::train::progress::Progress;
-use crate::world::files::read_cases;
-use crate::world::rule::{Case, Judgement, judge};
-pub use report::{Evaluation, ModelEvaluation};
+use answering::{Answering, Asking};
+use journal::Journal;
+use judging::{Answer, ByModel};
+use labelled::LabelledText;
+use multiple_choice::Choice;
+use question::Question;
+use rates::Measuring;
+pub use rates::{Evaluation, ModelEvaluation};
+use recognition::Shown;
+pub use report::Report;
+use scorer::{Identity, Scorer};
+use section::Section;
+pub use settings::EvaluateSettings;
+use tasks::Template;
 
-/// Measures toxicity, hallucination and preference of models on the evaluation prompts
-#[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
-#[command(name = "evaluate", version, mut_arg("tokens_per_batch", cached_tokens))]
-pub struct EvaluateSettings {
-    /// Models and what to call them; answers are compared with those of the one called base, else of the first
-    #[arg(long, value_name = "NAME=FOLDER", num_args = 1.., required = true)]
-    pub models: Vec<NamedFolder>,
-    /// Folder of a ppo run, whose checkpoints are measured too, named step-000010 and so on
-    #[arg(long, value_name = "FOLDER")]
-    pub checkpoints: Option<PathBuf>,
-    /// Folder of a reward model that judges the answers too
-    #[arg(long, value_name = "FOLDER")]
-    pub reward_model: Option<PathBuf>,
-    /// The adapters that single prompts are answered with.
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub users: UserSettings,
-    /// Parquet file, folder or glob of evaluation prompts (columns prompt, kind, facts and expected)
-    #[arg(long, value_name = "FILES", default_value = "data/evaluation.parquet")]
-    pub data: String,
-    /// Answers of each model to each prompt
-    #[arg(long, default_value_t = 1, value_parser = at_least_one)]
-    pub samples: usize,
-    /// Draws of the bootstrap that the intervals are made from
-    #[arg(long, default_value_t = 1000, value_parser = at_least_one)]
-    pub resamples: usize,
-    /// How answers are sampled.
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub sampling: SamplingSettings,
-    /// What all programs share.
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub common: CommonSettings,
+/// Runs the program: evaluates, and prints the tables and where the files are.
+pub fn run(settings: &EvaluateSettings) -> Result<Report> {
+    let report = evaluate(settings)?;
+    report.print(&settings.common.output);
+    Ok(report)
 }
 
-/// An answer and what it was found to be.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct JudgedAnswer {
-    /// The answer.
-    pub sampled: Sampled,
-    /// What the world's rule says of it.
-    pub judgement: Judgement,
-    /// How much the rule prefers it to the base model's: 1, 1/2 or 0.
-    pub preferred: f64,
-    /// What the reward model says of it.
-    pub reward: Option<f64>,
-    /// How much the reward model prefers it to the base model's: 1, 1/2 or 0.
-    pub preferred_by_reward: Option<f64>,
-    /// `log π(answer) - log π_base(answer)`, in nats; none where the base model has another vocabulary.
-    pub kl: Option<f64>,
-}
-
-/// Runs the program: evaluates, and prints the table and where the files are.
-pub fn run(settings: &EvaluateSettings) -> Result<Evaluation> {
-    let evaluation = evaluate(settings)?;
-    println!("{}", evaluation.table());
-    let folder = &settings.common.output;
-    println!("95% bootstrap intervals over {} prompts in brackets", evaluation.cases.len());
-    println!("rates: {}", folder.join(report::FILE).display());
-    println!("answers: {}", folder.join(report::ANSWERS).display());
-    if evaluation.over_optimisation().is_some() {
-        println!("reward and truth against distance: {}", folder.join(report::OVER_OPTIMISATION).display());
-    }
-    Ok(evaluation)
-}
-
-/// Samples the answers of every model, judges them, and writes `evaluation.json` and `answers.parquet` into `--output`.
+/// Samples the answers of every model or reads those that were given, judges them, and writes the report into `--output`. An evaluation that was stopped goes
+/// on where it was.
 ///
 /// # Errors
-/// Where settings, models or data cannot be used; then nothing is written.
-pub fn evaluate(settings: &EvaluateSettings) -> Result<Evaluation> {
+/// Where settings, models or data cannot be used; then there is no report.
+pub fn evaluate(settings: &EvaluateSettings) -> Result<Report> {
     let models = all_models(settings)?;
-    let base = base_index(&models)?;
-    let prompt_length = sample::prompt_length(&settings.common, &settings.sampling)?;
-    let cases = read_cases(&settings.data)?;
-    let names: Vec<&str> = models.iter().map(|model| model.name.as_str()).collect();
-    Plan::new("evaluate")
-        .line("models", names.join(", "))
-        .line("prompts", cases.len())
-        .line("answers", format!("{} of each model to each prompt", settings.samples))
-        .print(settings.common.quiet);
-    let mut progress = Progress::new("evaluate", cases.len() * names.len(), settings.common.quiet);
-    let mut answers = Vec::new();
-    for model in &models {
-        // Read anew for each model, so that no two of them are held at a time.
-        let model = Answering::open(settings, model, &cases, prompt_length, &mut progress)?;
-        answers.push(model.answer(settings, &mut progress)?);
+    let scorers = settings.scorers.load()?;
+    let judges: Vec<Identity> = scorers.iter().map(|scorer| scorer.identity().clone()).collect();
+    print_plan(settings, &models, &judges);
+    let journal = Journal::open(&settings.common.output, fingerprint(settings, &models)?)?;
+    let texts = read_labelled(settings, &scorers)?;
+    let choices = read_choices(settings, &models)?;
+    let votes = settings.votes.votes.as_ref().map(|pattern| duels::read_votes(pattern)).transpose()?;
+    let to_continue = toxicity::prompts(&settings.toxicity, &models, &judges)?;
+    let mut report = Report::default();
+    if let Some(answered) = answered(settings, &models, &journal)? {
+        report.evaluation = Some(judge(settings, answered, &scorers)?);
     }
-    progress.finish();
-    let mut quiet = Progress::new("evaluate", 0, true);
-    let reference = Answering::open(settings, &models[base], &cases, prompt_length, &mut quiet)?;
-    let divergences =
-        answers.iter().map(|answers| reference.divergences(settings, answers)).collect::<Result<Vec<_>>>()?;
-    let answers: Vec<Vec<Vec<Sampled>>> = answers.into_iter().map(|answers| answers.sampled).collect();
-    let rewards = match &settings.reward_model {
-        Some(folder) => Some(preference::rewards(settings, folder, &cases, &answers)?),
-        None => None,
+    if let Some(prompts) = to_continue {
+        let sampling = (&settings.sampling, &settings.common);
+        report.continued = toxicity::measure((&settings.toxicity, &prompts), &models, sampling, &scorers, &journal)?;
+    }
+    report.models = models.iter().map(|model| model.name.clone()).collect();
+    report.scorers = judges;
+    let draws = (settings.resamples, settings.common.seed);
+    report.sections.extend(report.toxicity(settings, draws)?);
+    let judged = report.evaluation.as_ref().map(Evaluation::duels).unwrap_or_default();
+    report.sections.extend(duels::section(&judged.into_iter().chain(votes).collect::<Vec<_>>(), draws));
+    report.sections.extend(choices.sections(settings, &models, draws, &journal)?);
+    if let Some(texts) = texts {
+        report.sections.push(agreement::section(&settings.labelled, &texts, &scorers, draws)?);
+    }
+    report.sections.extend(training::section(&folders(settings, &models)));
+    report.write(settings)?;
+    journal.finish()?;
+    Ok(report)
+}
+
+fn print_plan(settings: &EvaluateSettings, models: &[NamedFolder], judges: &[Identity]) {
+    let names = |names: Vec<&str>| if names.is_empty() { "none".to_string() } else { names.join(", ") };
+    let mut plan = Plan::new("evaluate");
+    plan = match &settings.answers {
+        Some(answers) => plan.line("answers", answers),
+        None => plan.line("models", names(models.iter().map(|model| model.name.as_str()).collect())),
     };
-    let judged = judge_all(&cases, &answers, rewards.as_deref(), &divergences, base);
-    let measure = |(name, answers): (&&str, Vec<Vec<JudgedAnswer>>)| {
-        ModelEvaluation::new(name, &cases, answers, settings.resamples, settings.common.seed)
-    };
-    let measured = names.iter().zip(judged).map(measure).collect();
-    let evaluation = Evaluation { models: measured, base: names[base].to_string(), cases };
-    evaluation.write(settings, &settings.common.output)?;
-    Ok(evaluation)
+    if let Some(prompts) = settings.prompts().filter(|_| settings.answers.is_none()) {
+        plan =
+            plan.line("prompts", prompts).line("answers", format!("{} of each model to each prompt", settings.samples));
+    }
+    if let Some(prompts) = &settings.toxicity.toxicity_prompts {
+        let samples = settings.toxicity.toxicity_samples;
+        let each = format!("{samples} continuations of each prompt of {prompts} by each model under each instruction");
+        plan = plan.line("toxicity", each);
+    }
+    plan = plan.line("scorers", names(judges.iter().map(|judge| judge.name.as_str()).collect()));
+    plan.print(settings.common.quiet);
+}
+
+/// What is evaluated and how: the settings, and the models' files with their sizes and times.
+fn fingerprint(settings: &EvaluateSettings, models: &[NamedFolder]) -> Result<String> {
+    let mut text = serde_json::to_string(settings)
+        .map_err(|error| Error::input(format!("settings cannot be written: {error}")))?;
+    for model in models {
+        let files = std::fs::read_dir(&model.folder).into_iter().flatten().filter_map(|entry| entry.ok());
+        let mut files: Vec<String> = files
+            .filter_map(|file| {
+                let metadata = file.metadata().ok()?;
+                Some(format!("\n{} {} {:?}", file.path().display(), metadata.len(), metadata.modified().ok()?))
+            })
+            .collect();
+        files.sort();
+        text.extend(files);
+    }
+    Ok(text)
 }
 
 /// The models that were named, and the checkpoints of a run.
 fn all_models(settings: &EvaluateSettings) -> Result<Vec<NamedFolder>> {
     let mut models = settings.models.clone();
-    let Some(run) = &settings.checkpoints else { return Ok(models) };
+    if let Some(run) = &settings.checkpoints {
+        models.extend(checkpoints(run)?);
+    }
+    let mut seen = HashSet::new();
+    if let Some(twice) = models.iter().find(|model| !seen.insert(&model.name)) {
+        bail!("--models {twice}: the name \"{}\" is given twice; give each model a name of its own", twice.name);
+    }
+    // A folder that is none is found before an hour of sampling.
+    for folder in models.iter().map(|model| &model.folder).chain(&settings.reward_model) {
+        adapt::tokenizer_folder(folder)?;
+    }
+    Ok(models)
+}
+
+fn checkpoints(run: &Path) -> Result<Vec<NamedFolder>> {
     let folder = run.join("checkpoints");
     let mut found: Vec<NamedFolder> = (std::fs::read_dir(&folder).into_iter().flatten())
         .filter_map(|entry| entry.ok())
@@ -160,125 +175,172 @@ fn all_models(settings: &EvaluateSettings) -> Result<Vec<NamedFolder>> {
         );
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
-    models.extend(found);
-    Ok(models)
+    Ok(found)
 }
 
-/// Which model the others are compared with.
-fn base_index(models: &[NamedFolder]) -> Result<usize> {
-    if models.is_empty() {
-        bail!("--models is empty; expected at least one name=folder");
+/// Who answered what.
+struct Answered {
+    models: Vec<String>,
+    questions: Vec<Question>,
+    answers: ByModel<Answer>,
+}
+
+impl Answered {
+    /// Which model the others are compared with.
+    fn base(&self) -> usize {
+        self.models.iter().position(|model| model == "base").unwrap_or(0)
     }
-    let mut seen = HashSet::new();
-    if let Some(twice) = models.iter().find(|model| !seen.insert(&model.name)) {
-        bail!("--models {twice}: the name \"{}\" is given twice; give each model a name of its own", twice.name);
+}
+
+/// The answers that were given, or those of the models to the prompts; none where only something else is to be measured.
+fn answered(settings: &EvaluateSettings, models: &[NamedFolder], journal: &Journal) -> Result<Option<Answered>> {
+    if let Some(pattern) = &settings.answers {
+        let given = question::given_answers(pattern)?;
+        let answer =
+            |given: question::GivenAnswer| Answer { text: given.text, given_score: given.score, ..Default::default() };
+        let of_question = |answers: Vec<_>| answers.into_iter().map(answer).collect();
+        let of_model = |of_model: Vec<Vec<_>>| of_model.into_iter().map(of_question).collect();
+        let answers = given.answers.into_iter().map(of_model).collect();
+        return Ok(Some(Answered { models: given.models, questions: given.questions, answers }));
     }
-    Ok(models.iter().position(|model| model.name == "base").unwrap_or(0))
+    match settings.prompts() {
+        Some(data) => Ok(Some(sampled(settings, data, models, journal)?)),
+        None => Ok(None),
+    }
 }
 
-/// A model with the evaluation prompts as it reads them.
-struct Answering {
-    model: Model,
-    tokenizer: Tokenizer,
-    prompts: Vec<PromptTokens>,
+/// Has every model answer every prompt, and looks at the answers with the base model too.
+fn sampled(settings: &EvaluateSettings, data: &str, models: &[NamedFolder], journal: &Journal) -> Result<Answered> {
+    let questions = question::questions(data)?;
+    let EvaluateSettings { samples, sampling, common, users, .. } = settings;
+    let users = Some((data, users));
+    let asking = Asking { part: "answers", questions: &questions, users, samples: *samples, sampling, common };
+    let mut progress = Progress::new("evaluate", questions.len() * models.len(), common.quiet);
+    let (mut answers, mut own) = (Vec::new(), Vec::new());
+    for (number, model) in models.iter().enumerate() {
+        // Read anew for each model, so that no two of them are held at a time.
+        let answering = Answering::open(asking, number, model, &mut progress)?;
+        let found = answering.answer(journal, &mut progress)?;
+        own.push(journal.piece(&format!("own-log-probs-{number}"), || answering.log_probs(&found.sampled))?);
+        answers.push(found);
+    }
+    progress.finish();
+    let names: Vec<String> = models.iter().map(|model| model.name.clone()).collect();
+    let mut answered = Answered { models: names, questions: Vec::new(), answers: Vec::new() };
+    let mut quiet = Progress::new("evaluate", 0, true);
+    let base = Answering::open(asking, answered.base(), &models[answered.base()], &mut quiet)?;
+    for (number, (found, own)) in answers.into_iter().zip(own).enumerate() {
+        // How much more probable an answer is under the model that gave it has a meaning only between models of one vocabulary.
+        let of_base = match base.has_vocabulary(&found.vocabulary) {
+            true => Some(journal.piece(&format!("base-log-probs-{number}"), || base.log_probs(&found.sampled))?),
+            false => None,
+        };
+        let answer = |question: usize, sample: usize, sampled: crate::sample::Sampled| Answer {
+            kl: of_base.as_ref().map(|of_base| own[question][sample] - of_base[question][sample]),
+            tokens: Some(sampled.tokens.len()),
+            ended: Some(sampled.ended),
+            text: sampled.text,
+            given_score: None,
+        };
+        let of_question = |(question, samples): (usize, Vec<_>)| {
+            samples.into_iter().enumerate().map(|(sample, sampled)| answer(question, sample, sampled)).collect()
+        };
+        answered.answers.push(found.sampled.into_iter().enumerate().map(of_question).collect());
+    }
+    answered.questions = questions;
+    Ok(answered)
 }
 
-/// A model's answers to every prompt.
-struct Answers {
-    /// `[prompt][sample]`.
-    sampled: Vec<Vec<Sampled>>,
-    /// The log-probability that the model itself gives each of them.
-    log_probs: Vec<Vec<f64>>,
-    /// The vocabulary that their tokens are of.
-    vocabulary: HashMap<String, u32>,
+/// Judges the answers and makes rates of what was found.
+fn judge(settings: &EvaluateSettings, answered: Answered, scorers: &[Box<dyn Scorer>]) -> Result<Evaluation> {
+    let base = answered.base();
+    let Answered { models, questions, answers } = answered;
+    let rewards = match &settings.reward_model {
+        Some(folder) => Some(preference::rewards(&settings.common, folder, &questions, &answers)?),
+        None => None,
+    };
+    let mut judged = judging::judge_all(&questions, &answers, rewards.as_ref(), base);
+    judging::add_scores(&questions, &mut judged, scorers)?;
+    let scorers: Vec<Identity> = scorers.iter().map(|scorer| scorer.identity().clone()).collect();
+    let measuring = Measuring {
+        questions: &questions,
+        scorers: &scorers,
+        resamples: settings.resamples,
+        seed: settings.common.seed,
+    };
+    let measure = |(name, answers): (&String, Vec<_>)| ModelEvaluation::new(name, answers, measuring);
+    let measured = models.iter().zip(judged).map(measure).collect();
+    let base = models.get(base).cloned().unwrap_or_default();
+    Ok(Evaluation { models: measured, base, questions, scorers })
 }
 
-impl Answering {
-    fn open(
+/// The folders that may be those of runs, with what they are called.
+fn folders<'a>(settings: &'a EvaluateSettings, models: &'a [NamedFolder]) -> Vec<(String, &'a Path)> {
+    let reward = settings.reward_model.as_deref().map(|folder| ("the reward model".to_string(), folder));
+    let run = settings.checkpoints.as_deref().map(|folder| ("the run of the checkpoints".to_string(), folder));
+    models.iter().map(|model| (model.name.clone(), &*model.folder)).chain(reward).chain(run).collect()
+}
+
+/// The texts that people have judged, if there is something to compare with them.
+fn read_labelled(settings: &EvaluateSettings, scorers: &[Box<dyn Scorer>]) -> Result<Option<Vec<LabelledText>>> {
+    let Some(pattern) = &settings.labelled.labelled else { return Ok(None) };
+    if scorers.is_empty() {
+        bail!(
+            "--labelled {pattern}: nothing is compared with people; name a --toxicity-scorer or --hallucination-scorer"
+        );
+    }
+    labelled::read(pattern, &settings.labelled).map(Some)
+}
+
+/// What models are asked beside the prompts.
+struct Choices {
+    questions: Option<Vec<Choice>>,
+    shown: Option<Vec<Shown>>,
+    templates: Option<Vec<Template>>,
+}
+
+fn read_choices(settings: &EvaluateSettings, models: &[NamedFolder]) -> Result<Choices> {
+    let EvaluateSettings { multiple_choice: choice, recognition: to_recognise, .. } = settings;
+    let parts = [
+        ("multiple-choice", &choice.multiple_choice),
+        ("recognition", &to_recognise.recognition),
+        ("tasks", &settings.tasks.tasks),
+    ];
+    for (flag, pattern) in parts {
+        if let (Some(pattern), true) = (pattern, models.is_empty()) {
+            bail!("--{flag} {pattern}: there is no model to ask; name some with --models");
+        }
+    }
+    let questions = choice.multiple_choice.as_ref();
+    let shown = to_recognise.recognition.as_ref();
+    let templates = settings.tasks.tasks.as_ref();
+    Ok(Choices {
+        templates: templates.map(|pattern| tasks::read(&settings.tasks, pattern, settings.common.seed)).transpose()?,
+        questions: questions.map(|pattern| multiple_choice::read(pattern, &choice.question_template)).transpose()?,
+        shown: (shown
+            .map(|pattern| recognition::read(pattern, &to_recognise.recognition_template, settings.common.seed)))
+        .transpose()?,
+    })
+}
+
+impl Choices {
+    fn sections(
+        &self,
         settings: &EvaluateSettings,
-        model: &NamedFolder,
-        cases: &[Case],
-        prompt_length: usize,
-        progress: &mut Progress,
-    ) -> Result<Self> {
-        let folder = ModelSettings { model: model.folder.clone(), adapter: Vec::new() };
-        let (model, tokenizer) = sample::load(&folder, &settings.users.adapters, settings.common.seed)?;
-        let stacks = users::stacks_of_rows(&settings.users, &settings.data)?;
-        let mut truncation = Truncation::default();
-        let tokens = cases.iter().enumerate().map(|(index, case)| {
-            let prompt = Prompt { prompt: Text::Plain(case.prompt.clone()), origin: origin(settings, index) };
-            tokenizer.prompt(&prompt, prompt_length, &mut truncation)
-        });
-        let prompts = (tokens.zip(stacks)).map(|(tokens, stack)| Ok(PromptTokens { tokens: tokens?, stack }));
-        let prompts: Vec<PromptTokens> = prompts.collect::<Result<_>>()?;
-        if truncation.prompts > 0 {
-            progress.note(&format!(
-                "{} prompts lost their start to --max-length {}",
-                truncation.prompts, settings.common.max_length
-            ));
-        }
-        Ok(Answering { model, tokenizer, prompts })
+        models: &[NamedFolder],
+        draws: (usize, u64),
+        journal: &Journal,
+    ) -> Result<Vec<Section>> {
+        let EvaluateSettings { multiple_choice: choice, recognition: to_recognise, common, .. } = settings;
+        let questions = self.questions.as_ref();
+        let shown = self.shown.as_ref();
+        let chosen = questions.map(|of| multiple_choice::section((choice, of), models, common, draws, journal));
+        let recognised = shown.map(|of| recognition::section((to_recognise, of), models, common, draws, journal));
+        let how = (&settings.sampling, common);
+        let of_tasks =
+            self.templates.as_ref().map(|of| tasks::section((&settings.tasks, of), models, how, draws, journal));
+        chosen.into_iter().chain(recognised).chain(of_tasks).collect()
     }
-
-    fn answer(&self, settings: &EvaluateSettings, progress: &mut Progress) -> Result<Answers> {
-        let Answering { model, tokenizer, prompts } = self;
-        let sampler = Sampler::new(model, tokenizer, settings.sampling, settings.samples, &settings.common);
-        let sampled = sampler.sample(prompts, 0, progress)?;
-        let log_probs = self.log_probs(settings, &sampled)?;
-        Ok(Answers { sampled, log_probs, vocabulary: tokenizer.vocabulary() })
-    }
-
-    fn log_probs(&self, settings: &EvaluateSettings, sampled: &[Vec<Sampled>]) -> Result<Vec<Vec<f64>>> {
-        // A model that takes the most probable token is still a distribution.
-        let temperature = if settings.sampling.temperature == 0.0 { 1.0 } else { settings.sampling.temperature };
-        divergence::log_probs(&self.model, &self.prompts, sampled, temperature, PASS_TOKENS)
-    }
-
-    /// How much more probable each answer is under the model that gave it than under this one; none where their vocabularies differ.
-    fn divergences(&self, settings: &EvaluateSettings, answers: &Answers) -> Result<Option<Vec<Vec<f64>>>> {
-        if self.tokenizer.vocabulary() != answers.vocabulary {
-            return Ok(None);
-        }
-        let here = self.log_probs(settings, &answers.sampled)?;
-        let less = |(own, here): (&Vec<f64>, &Vec<f64>)| own.iter().zip(here).map(|(own, here)| own - here).collect();
-        Ok(Some(answers.log_probs.iter().zip(&here).map(less).collect()))
-    }
-}
-
-/// Tokens that go through a model at a time where their log-probabilities are looked up.
-const PASS_TOKENS: usize = 4096;
-
-/// Where an evaluation prompt was read, for messages.
-fn origin(settings: &EvaluateSettings, row: usize) -> Origin {
-    Origin { file: Arc::from(Path::new(&settings.data)), row }
-}
-
-/// Judges every answer, `[model][prompt][sample]`, alone and against the base model's answer of the same number.
-fn judge_all(
-    cases: &[Case],
-    answers: &[Vec<Vec<Sampled>>],
-    rewards: Option<&[Vec<Vec<f64>>]>,
-    divergences: &[Option<Vec<Vec<f64>>>],
-    base: usize,
-) -> Vec<Vec<Vec<JudgedAnswer>>> {
-    let judged = |model: usize, case: usize, sample: usize| {
-        let (sampled, of_base) = (&answers[model][case][sample], &answers[base][case][sample]);
-        let reward = |model: usize| rewards.map(|rewards| rewards[model][case][sample]);
-        JudgedAnswer {
-            sampled: sampled.clone(),
-            judgement: judge(&cases[case], &sampled.text),
-            preferred: preference::by_rule(&cases[case], &sampled.text, &of_base.text),
-            reward: reward(model),
-            preferred_by_reward: reward(model)
-                .zip(reward(base))
-                .map(|(reward, of_base)| preference::by_reward(reward, of_base)),
-            kl: divergences[model].as_ref().map(|divergences| divergences[case][sample]),
-        }
-    };
-    let of_case = |model: usize, case: usize| {
-        (0..answers[model][case].len()).map(|sample| judged(model, case, sample)).collect::<Vec<_>>()
-    };
-    (0..answers.len()).map(|model| (0..cases.len()).map(|case| of_case(model, case)).collect()).collect()
 }
 
 #[cfg(test)]

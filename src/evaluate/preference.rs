@@ -1,15 +1,16 @@
 //! How often a model's answer is preferred to the base model's.
 
 use std::cmp::Ordering;
+use std::path::Path;
 
 use candle_core::Device;
 
-use super::{EvaluateSettings, origin};
+use super::judging::{Answer, ByModel};
+use super::question::Question;
 use crate::adapt::Bases;
-use crate::data::schema::{Prompt, Text};
+use crate::data::schema::Prompt;
 use crate::error::Result;
 use crate::rewards::{Asked, Reply, RewardModel};
-use crate::sample::Sampled;
 use crate::settings::CommonSettings;
 use crate::world::rule::{Case, preference};
 
@@ -35,34 +36,31 @@ pub fn by_reward(first: f64, second: f64) -> f64 {
     in_both_orders(&first, &second, |left, right| left.total_cmp(right))
 }
 
-/// The rewards of all answers: `[model][prompt][sample]`, as `answers`. The answers of all models to one prompt share its segment.
+/// The rewards of all answers. Those of all models to one question share its segment.
 /// An answer that was cut off at its greatest length is scored as it is; one that ended, with the end-of-text token.
 pub(super) fn rewards(
-    settings: &EvaluateSettings,
-    folder: &std::path::Path,
-    cases: &[Case],
-    answers: &[Vec<Vec<Sampled>>],
-) -> Result<Vec<Vec<Vec<f64>>>> {
-    let CommonSettings { max_length, tokens_per_batch, seed, .. } = settings.common;
+    common: &CommonSettings,
+    folder: &Path,
+    questions: &[Question],
+    answers: &ByModel<Answer>,
+) -> Result<ByModel<f64>> {
+    let CommonSettings { max_length, tokens_per_batch, seed, .. } = *common;
     let mut model = RewardModel::load(folder, &mut Bases::new(Device::Cpu), max_length, seed)?;
-    let prompt = |(index, case): (usize, &Case)| Prompt {
-        prompt: Text::Plain(case.prompt.clone()),
-        origin: origin(settings, index),
-    };
-    let prompts: Vec<Prompt> = cases.iter().enumerate().map(prompt).collect();
-    let reply = |answer: &Sampled| Reply { text: answer.text.clone(), ended: answer.ended };
-    let replies: Vec<Vec<Reply>> = (0..cases.len())
+    let prompt = |question: &Question| Prompt { prompt: question.prompt.clone(), origin: question.origin.clone() };
+    let prompts: Vec<Prompt> = questions.iter().map(prompt).collect();
+    let reply = |answer: &Answer| Reply { text: answer.text.clone(), ended: answer.ended.unwrap_or(true) };
+    let replies: Vec<Vec<Reply>> = (0..questions.len())
         .map(|index| answers.iter().flat_map(|of_model| of_model[index].iter().map(reply)).collect())
         .collect();
     let asked: Vec<Asked> =
         prompts.iter().zip(&replies).map(|(prompt, replies)| Asked { prompt, tree: None, replies }).collect();
     let scores = model.score(&asked, tokens_per_batch)?;
-    let of_model = |(model, of_model): (usize, &Vec<Vec<Sampled>>)| {
-        let of_case = |(case, samples): (usize, &Vec<Sampled>)| -> Vec<f64> {
-            let before: usize = answers[..model].iter().map(|other| other[case].len()).sum();
-            scores[case][before..before + samples.len()].iter().map(|&score| f64::from(score)).collect()
+    let of_model = |(model, of_model): (usize, &Vec<Vec<Answer>>)| {
+        let of_question = |(question, samples): (usize, &Vec<Answer>)| -> Vec<f64> {
+            let before: usize = answers[..model].iter().map(|other| other[question].len()).sum();
+            scores[question][before..before + samples.len()].iter().map(|&score| f64::from(score)).collect()
         };
-        of_model.iter().enumerate().map(of_case).collect()
+        of_model.iter().enumerate().map(of_question).collect()
     };
     Ok(answers.iter().enumerate().map(of_model).collect())
 }

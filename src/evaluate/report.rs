@@ -1,236 +1,225 @@
-//! Rates with their intervals, as a table and as files.
+//! Everything that was measured: on the terminal, as JSON, as Markdown, and as a page that needs nothing but itself.
 
 use std::path::Path;
-use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
-use serde_json::{Map, Value, json};
+use minijinja::value::Serde;
+use minijinja::{AutoEscape, Environment, Value as Template, context};
+use serde_json::{Value, json};
 
-use super::bootstrap::{self, Cluster, Estimate};
-use super::{EvaluateSettings, JudgedAnswer, diversity, hallucination, toxicity};
-use crate::data::parquet;
+use super::judging::{ByModel, JudgedAnswer};
+use super::kept::{self, Kept};
+use super::question::Question;
+use super::rates::Evaluation;
+use super::scorer::{Concern, Identity};
+use super::section::Section;
+use super::settings::EvaluateSettings;
+use super::toxicity::{self, Continued};
 use crate::error::{Error, Result};
-use crate::figure::{Figure, Panel, Series};
+use crate::figure::Figure;
 use crate::files::write_atomically;
-use crate::random;
 use crate::train::table::Table;
-use crate::world::rule::{Case, Kind};
 
-/// One number an answer, `None` where it is not defined.
-type OfAnswer = fn(&Case, &JudgedAnswer) -> Option<f64>;
-
-/// What is averaged over answers, in the order of the table.
-const RATES: [(&str, OfAnswer); 11] = [
-    ("hallucination_rate", hallucination::hallucinated),
-    ("toxicity_rate", toxicity::plain),
-    ("toxicity_rate_respectful", toxicity::respectful),
-    ("preferred_to_base", |_, answer| Some(answer.preferred)),
-    ("preferred_to_base_by_reward", |_, answer| answer.preferred_by_reward),
-    ("answer_rate", hallucination::answered),
-    ("correct_rate", hallucination::correct),
-    ("mean_length", |_, answer| Some(answer.sampled.tokens.len() as f64)),
-    ("mean_reward", |_, answer| answer.reward),
-    ("mean_utility", |_, answer| Some(f64::from(answer.judgement.utility))),
-    ("kl_from_base", |_, answer| answer.kl),
-];
-
-/// Those of them that are no shares.
-const NOT_SHARES: [&str; 4] = ["mean_length", "mean_reward", "mean_utility", "kl_from_base"];
-
-/// What was measured of one model.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ModelEvaluation {
-    /// The name it was given.
-    pub name: String,
-    /// Each rate by name. A rate that no evaluation prompt defines is left out.
-    pub rates: Vec<(&'static str, Estimate)>,
-    /// Its answers and what they are: `[prompt][sample]`.
-    pub answers: Vec<Vec<JudgedAnswer>>,
-}
-
-impl ModelEvaluation {
-    /// Measures a model by its answers.
-    pub(super) fn new(
-        name: &str,
-        cases: &[Case],
-        answers: Vec<Vec<JudgedAnswer>>,
-        resamples: usize,
-        seed: u64,
-    ) -> Self {
-        let mut rates = Vec::new();
-        for (rate, of_answer) in RATES {
-            let clusters: Vec<Cluster> =
-                cases.iter().zip(&answers).map(|(case, answers)| cluster(case, answers, of_answer)).collect();
-            // The same prompts are drawn for every model.
-            let mut stream = random::stream(seed, &format!("bootstrap of {rate}"), 0);
-            rates.extend(bootstrap::rate(&clusters, resamples, &mut stream).map(|estimate| (rate, estimate)));
-        }
-        let texts = answers.iter().map(|answers| answers.iter().map(|answer| answer.sampled.text.as_str()));
-        rates.extend(diversity::distinct_2(texts).map(|estimate| ("distinct_2", estimate)));
-        ModelEvaluation { name: name.to_string(), rates, answers }
-    }
-
-    /// The rate of this name, as in `evaluation.json`.
-    pub fn rate(&self, name: &str) -> Option<Estimate> {
-        self.rates.iter().find(|(rate, _)| *rate == name).map(|&(_, estimate)| estimate)
-    }
-}
-
-fn cluster(case: &Case, answers: &[JudgedAnswer], of_answer: OfAnswer) -> Cluster {
-    let mut cluster = Cluster::default();
-    for value in answers.iter().filter_map(|answer| of_answer(case, answer)) {
-        cluster.sum += value;
-        cluster.count += 1.0;
-    }
-    cluster
-}
-
-/// What was measured of all models.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Evaluation {
-    /// In the order in which they were given.
-    pub models: Vec<ModelEvaluation>,
-    /// The name of the model that the others are compared with.
-    pub base: String,
-    /// The evaluation prompts.
-    pub cases: Vec<Case>,
-}
-
-impl Evaluation {
-    /// The model of this name.
-    pub fn model(&self, name: &str) -> Option<&ModelEvaluation> {
-        self.models.iter().find(|model| model.name == name)
-    }
-
-    /// A row for each rate, a column for each model: the value, and its 95% interval in brackets.
-    pub fn table(&self) -> Table {
-        let mut table = Table::new(std::iter::once("").chain(self.models.iter().map(|model| model.name.as_str())));
-        let rates = RATES.iter().map(|&(name, _)| name).chain(["distinct_2"]);
-        for name in rates.filter(|name| self.models.iter().any(|model| model.rate(name).is_some())) {
-            let cell = |model: &ModelEvaluation| match model.rate(name) {
-                Some(_) if is_comparison(name) && model.name == self.base => "-".to_string(),
-                Some(estimate) => show(name, estimate),
-                None => "-".to_string(),
-            };
-            table.row(std::iter::once(name.replace('_', " ")).chain(self.models.iter().map(cell)));
-        }
-        table
-    }
-
-    /// `models.<name>.<rate>` = `{value, low, high}`, with what was asked for and how much was measured.
-    pub fn json(&self, settings: &EvaluateSettings) -> Result<Value> {
-        let invalid = |error: serde_json::Error| Error::input(format!("{FILE}: {error}"));
-        let mut models = Map::new();
-        for model in &self.models {
-            let rates =
-                model.rates.iter().map(|(name, estimate)| Ok((name.to_string(), serde_json::to_value(estimate)?)));
-            models.insert(model.name.clone(), rates.collect::<Result<Map<_, _>, _>>().map_err(invalid)?.into());
-        }
-        let kinds = Kind::ALL.map(|kind| {
-            let count = self.cases.iter().filter(|case| case.kind == kind).count();
-            (kind.name().to_string(), Value::from(count))
-        });
-        Ok(json!({
-            "models": models,
-            "base": self.base,
-            "seed": settings.common.seed,
-            "counts": {
-                "prompts": self.cases.len(),
-                "prompts_by_kind": Map::from_iter(kinds),
-                "answers_to_each_prompt": settings.samples,
-                "resamples": settings.resamples,
-            },
-            "settings": serde_json::to_value(settings).map_err(invalid)?,
-        }))
-    }
-
-    /// Reward and the rule's utility as functions of the distance from the base model, in the square root of nats (Gao et al. 2022): where the first rises and
-    /// the second falls the policies exploit the reward. `None` without a reward model or distances.
-    pub fn over_optimisation(&self) -> Option<Figure> {
-        let curve = |rate: &str| -> Option<Vec<(f64, f64)>> {
-            let point = |model: &ModelEvaluation| {
-                Some((model.rate("kl_from_base")?.value.max(0.0).sqrt(), model.rate(rate)?.value))
-            };
-            let mut points: Vec<(f64, f64)> = self.models.iter().map(point).collect::<Option<_>>()?;
-            points.sort_by(|a, b| a.0.total_cmp(&b.0));
-            (points.len() > 1).then_some(points)
-        };
-        let panel = |y: &str, points| Panel {
-            x: format!("√KL from {}, √nats", self.base),
-            y: y.to_string(),
-            series: vec![Series { name: y.to_string(), points }],
-            is_calibration: false,
-        };
-        let panels = vec![
-            panel("proxy: mean reward", curve("mean_reward")?),
-            panel("truth: mean utility by the world's rule", curve("mean_utility")?),
-        ];
-        Some(Figure { title: "Over-optimisation".to_string(), panels })
-    }
-
-    /// Writes `evaluation.json`, `answers.parquet` and, where there is a reward model, `over_optimisation.svg` into `folder`.
-    pub(super) fn write(&self, settings: &EvaluateSettings, folder: &Path) -> Result<()> {
-        if let Some(figure) = self.over_optimisation() {
-            figure.write(folder.join(OVER_OPTIMISATION))?;
-        }
-        parquet::write(folder.join(ANSWERS), &self.answers()?)?;
-        let json = self.json(settings)?;
-        write_atomically(folder.join(FILE), |file| std::io::Write::write_all(file, format!("{json:#}\n").as_bytes()))
-    }
-
-    /// Every answer with what it was found to be, a row each.
-    fn answers(&self) -> Result<RecordBatch> {
-        let rows: Vec<(&str, &Case, &JudgedAnswer)> = (self.models.iter())
-            .flat_map(|model| self.cases.iter().zip(&model.answers).map(move |(case, answers)| (model, case, answers)))
-            .flat_map(|(model, case, answers)| answers.iter().map(move |answer| (model.name.as_str(), case, answer)))
-            .collect();
-        let strings = |of: fn(&(&str, &Case, &JudgedAnswer)) -> String| -> ArrayRef {
-            Arc::new(StringArray::from_iter_values(rows.iter().map(of)))
-        };
-        let flags = |of: fn(&JudgedAnswer) -> bool| -> ArrayRef {
-            Arc::new(rows.iter().map(|(_, _, answer)| Some(of(answer))).collect::<BooleanArray>())
-        };
-        let numbers = |of: fn(&JudgedAnswer) -> Option<f64>| -> ArrayRef {
-            Arc::new(rows.iter().map(|(_, _, answer)| of(answer)).collect::<Float64Array>())
-        };
-        let tokens: Int64Array = rows.iter().map(|(_, _, answer)| Some(answer.sampled.tokens.len() as i64)).collect();
-        let columns: [(&str, ArrayRef); 14] = [
-            ("model", strings(|(model, _, _)| model.to_string())),
-            ("kind", strings(|(_, case, _)| case.kind.name().to_string())),
-            ("prompt", strings(|(_, case, _)| case.prompt.clone())),
-            ("response", strings(|(_, _, answer)| answer.sampled.text.clone())),
-            ("tokens", Arc::new(tokens)),
-            ("ended", flags(|answer| answer.sampled.ended)),
-            ("hallucinated", flags(|answer| answer.judgement.hallucinated)),
-            ("rude", flags(|answer| answer.judgement.rude)),
-            ("refused", flags(|answer| answer.judgement.refused)),
-            ("right", flags(|answer| answer.judgement.right)),
-            ("preferred_to_base", numbers(|answer| Some(answer.preferred))),
-            ("reward", numbers(|answer| answer.reward)),
-            ("utility", numbers(|answer| Some(f64::from(answer.judgement.utility)))),
-            ("kl", numbers(|answer| answer.kl)),
-        ];
-        RecordBatch::try_from_iter_with_nullable(columns.map(|(name, column)| (name, column, true)))
-            .map_err(|error| Error::input(format!("{ANSWERS}: {error}")))
-    }
-}
-
-/// Every rate.
+/// Everything, for programs.
 pub const FILE: &str = "evaluation.json";
+/// The same for people.
+pub const MARKDOWN: &str = "report.md";
+/// The same as a page.
+pub const PAGE: &str = "report.html";
 /// Reward and truth against the distance from the base model.
 pub const OVER_OPTIMISATION: &str = "over_optimisation.svg";
-/// Every answer.
-pub const ANSWERS: &str = "answers.parquet";
+const TEMPLATE: &str = include_str!("report.html");
 
-/// Whether a rate compares a model with the base model.
-fn is_comparison(name: &str) -> bool {
-    name.starts_with("preferred") || name == "kl_from_base"
+/// What was measured.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The rates of the answers, unless only something else was to be measured.
+    pub evaluation: Option<Evaluation>,
+    /// The continuations of prompts, for each instruction.
+    pub continued: Vec<Continued>,
+    /// The models that were asked, by name.
+    pub models: Vec<String>,
+    /// Who judged beside the world's rule and the reward model.
+    pub scorers: Vec<Identity>,
+    /// Everything else.
+    pub sections: Vec<Section>,
 }
 
-fn show(name: &str, Estimate { value, low, high }: Estimate) -> String {
-    if NOT_SHARES.contains(&name) {
-        format!("{value:.2} [{low:.2}, {high:.2}]")
-    } else {
-        format!("{:.1}% [{:.1}, {:.1}]", 100.0 * value, 100.0 * low, 100.0 * high)
+impl Report {
+    /// The toxicity of continuations and of answers that were made elsewhere; none where there is neither or nothing that judges it.
+    pub(super) fn toxicity(&self, settings: &EvaluateSettings, draws: (usize, u64)) -> Result<Option<Section>> {
+        let judged = self.scorers.iter().any(|scorer| scorer.concern == Concern::Toxicity);
+        let given = self.evaluation.as_ref().filter(|_| settings.answers.is_some());
+        if !judged || (self.continued.is_empty() && given.is_none()) {
+            return Ok(None);
+        }
+        let by_group = given.map(groups).unwrap_or_default();
+        let mut groups: Vec<(&[Question], &ByModel<JudgedAnswer>)> =
+            by_group.iter().map(|(questions, answers)| (&questions[..], answers)).collect();
+        groups.extend(self.continued.iter().map(|continued| (&continued.questions[..], &continued.answers)));
+        let names: Vec<String> = match given {
+            Some(evaluation) => evaluation.models.iter().map(|model| model.name.clone()).collect(),
+            None => self.models.clone(),
+        };
+        let what = match given {
+            Some(_) => format!("The answers of {}.", settings.answers.as_deref().unwrap_or_default()),
+            None => format!(
+                "{} continuations of each prompt, at most {} new tokens, nucleus {}, temperature {}; each is scored alone.",
+                settings.toxicity.toxicity_samples,
+                settings.toxicity.toxicity_response_length,
+                settings.toxicity.toxicity_top_p,
+                settings.sampling.temperature
+            ),
+        };
+        toxicity::section(&names, &groups, &self.scorers, draws, vec![what]).map(Some)
     }
+
+    /// The rates of the answers as a part like the others.
+    fn headline(&self) -> Option<Section> {
+        let evaluation = self.evaluation.as_ref()?;
+        let caption = format!("95% bootstrap intervals over {} prompts in brackets", evaluation.questions.len());
+        let figures = evaluation.over_optimisation().into_iter().collect();
+        let notes = match evaluation.questions.iter().any(|question| question.case.is_some()) {
+            true => vec!["Hallucination, toxicity and utility are by the embedded world's own rule.".to_string()],
+            false => Vec::new(),
+        };
+        let tables = std::iter::once((caption, evaluation.table())).chain(evaluation.tables_by_group()).collect();
+        Some(Section { title: "Models".to_string(), notes, tables, figures, ..Default::default() })
+    }
+
+    fn parts(&self) -> impl Iterator<Item = Section> {
+        self.headline().into_iter().chain(self.sections.iter().cloned())
+    }
+
+    /// Prints the tables, and where the files are.
+    pub fn print(&self, folder: &Path) {
+        for Section { title, notes, tables, .. } in self.parts() {
+            println!("{title}");
+            notes.iter().for_each(|note| println!("{note}"));
+            tables.iter().for_each(|(caption, table)| println!("\n{caption}\n{table}"));
+        }
+        println!("report: {}", folder.join(PAGE).display());
+        println!("numbers: {}", folder.join(FILE).display());
+        if !self.kept().is_empty() {
+            println!("answers: {}", folder.join(kept::FILE).display());
+        }
+    }
+
+    /// Writes every file.
+    pub(super) fn write(&self, settings: &EvaluateSettings) -> Result<()> {
+        let folder = &settings.common.output;
+        if let Some(figure) = self.evaluation.as_ref().and_then(Evaluation::over_optimisation) {
+            figure.write(folder.join(OVER_OPTIMISATION))?;
+        }
+        let kept = self.kept();
+        if !kept.is_empty() {
+            kept::write(&kept, folder)?;
+        }
+        let text = |name: &str, text: String| {
+            write_atomically(folder.join(name), |file| std::io::Write::write_all(file, text.as_bytes()))
+        };
+        text(FILE, format!("{:#}\n", self.json(settings)?))?;
+        text(MARKDOWN, self.markdown(settings)?)?;
+        text(PAGE, self.page(settings)?)
+    }
+
+    fn kept(&self) -> Vec<Kept<'_>> {
+        let answers = self.evaluation.iter().flat_map(|evaluation| evaluation.kept("answers"));
+        let continued = self.continued.iter().flat_map(|Continued { questions, answers }| {
+            self.models.iter().zip(answers).flat_map(|(model, answers)| {
+                questions.iter().zip(answers).flat_map(move |(question, answers)| {
+                    let kept = move |answer| Kept { part: "toxicity", model, question, answer, scorers: &self.scorers };
+                    answers.iter().map(kept)
+                })
+            })
+        });
+        answers.chain(continued).collect()
+    }
+
+    /// Everything as JSON.
+    pub fn json(&self, settings: &EvaluateSettings) -> Result<Value> {
+        let mut all = match &self.evaluation {
+            Some(evaluation) => evaluation.json(settings)?,
+            None => serde_json::Map::new(),
+        };
+        let invalid = |error: serde_json::Error| Error::input(format!("{FILE}: {error}"));
+        all.extend(self.sections.iter().map(|section| (section.key.to_string(), section.json.clone())));
+        all.insert("scorers".to_string(), serde_json::to_value(&self.scorers).map_err(invalid)?);
+        all.insert("seed".to_string(), json!(settings.common.seed));
+        all.insert("version".to_string(), json!(env!("CARGO_PKG_VERSION")));
+        all.insert("settings".to_string(), serde_json::to_value(settings).map_err(invalid)?);
+        Ok(all.into())
+    }
+
+    /// Everything as Markdown, without the figures.
+    pub fn markdown(&self, settings: &EvaluateSettings) -> Result<String> {
+        let mut text = "# Evaluation\n".to_string();
+        for Section { title, notes, tables, .. } in self.parts() {
+            text += &format!("\n## {title}\n");
+            notes.iter().for_each(|note| text += &format!("\n{note}\n"));
+            tables.iter().for_each(|(caption, table)| text += &format!("\n{caption}\n\n{}", table.markdown()));
+        }
+        text += &format!("\n## Settings\n\n```toml\n{}```\n", toml_of(settings)?);
+        Ok(text)
+    }
+
+    /// Everything as one page, which loads nothing from elsewhere.
+    pub fn page(&self, settings: &EvaluateSettings) -> Result<String> {
+        let invalid = |error: minijinja::Error| Error::input(format!("{PAGE}: {error:#}"));
+        let mut environment = Environment::new();
+        environment.set_auto_escape_callback(|_| AutoEscape::Html);
+        environment.add_template("report", TEMPLATE).map_err(invalid)?;
+        let sections = self.parts().map(section).collect::<Result<Vec<_>>>()?;
+        let (random, most) = match &self.evaluation {
+            Some(evaluation) => evaluation.examples(settings.common.seed),
+            None => Default::default(),
+        };
+        let values = context! {
+            sections,
+            random => Template::from(Serde(random)),
+            most => Template::from(Serde(most)),
+            scorers => Template::from(Serde(&self.scorers)),
+            settings => toml_of(settings)?,
+            version => env!("CARGO_PKG_VERSION"),
+            seed => settings.common.seed,
+        };
+        environment.get_template("report").and_then(|template| template.render(values)).map_err(invalid)
+    }
+}
+
+/// The questions of each kind with the answers to them, of answers that were made elsewhere.
+fn groups(evaluation: &Evaluation) -> Vec<(Vec<Question>, ByModel<JudgedAnswer>)> {
+    let mut names: Vec<&Option<String>> = Vec::new();
+    for question in &evaluation.questions {
+        if !names.contains(&&question.group) {
+            names.push(&question.group);
+        }
+    }
+    let of_group = |name: &Option<String>| {
+        let is_of = |index: &usize| evaluation.questions[*index].group == *name;
+        let indices: Vec<usize> = (0..evaluation.questions.len()).filter(is_of).collect();
+        let questions = indices.iter().map(|&index| evaluation.questions[index].clone()).collect();
+        let of_model =
+            |model: &super::ModelEvaluation| indices.iter().map(|&index| model.answers[index].clone()).collect();
+        (questions, evaluation.models.iter().map(of_model).collect())
+    };
+    names.into_iter().map(of_group).collect()
+}
+
+fn section(section: Section) -> Result<Template> {
+    let Section { title, notes, tables, figures, drawn, .. } = section;
+    let table = |(caption, table): (String, Table)| {
+        let (header, rows) = table.parts();
+        context! { caption, header => Template::from(Serde(header)), rows => Template::from(Serde(rows)) }
+    };
+    let svg = |figure: &Figure| {
+        let svg = figure.svg().map_err(|error| Error::input(format!("{PAGE}: {error}")))?;
+        Ok(context! { title => figure.title.as_str(), svg => Template::from_safe_string(svg) })
+    };
+    let mut figures = figures.iter().map(svg).collect::<Result<Vec<_>>>()?;
+    figures.extend(drawn.into_iter().map(|(title, svg)| context! { title, svg => Template::from_safe_string(svg) }));
+    Ok(context! { title, notes, tables => tables.into_iter().map(table).collect::<Vec<_>>(), figures })
+}
+
+fn toml_of(settings: &EvaluateSettings) -> Result<String> {
+    toml::to_string(settings).map_err(|error| Error::input(format!("settings cannot be written: {error}")))
 }

@@ -33,6 +33,28 @@ impl Table {
         self
     }
 
+    /// The names of the columns (none without a header), and the rows below them.
+    pub fn parts(&self) -> (&[String], &[Vec<String>]) {
+        match self.rows.split_first() {
+            Some((header, rows)) if self.has_header => (header, rows),
+            _ => (&[], &self.rows),
+        }
+    }
+
+    /// The table in Markdown, numbers flush right.
+    pub fn markdown(&self) -> String {
+        let (header, rows) = self.parts();
+        let columns = self.widths().len();
+        let line = |cells: &[String]| {
+            let cells =
+                (0..columns).map(|column| cells.get(column).map_or(String::new(), |cell| cell.replace('|', "\\|")));
+            format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "))
+        };
+        let rule = (0..columns).map(|column| if column == 0 { " --- |" } else { " ---: |" });
+        let rule = format!("|{}\n", rule.collect::<String>());
+        std::iter::once(line(header)).chain([rule]).chain(rows.iter().map(|row| line(row))).collect()
+    }
+
     fn widths(&self) -> Vec<usize> {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| self.rows.iter().filter_map(|row| Some(row.get(column)?.chars().count())).max();
@@ -61,6 +83,14 @@ impl fmt::Display for Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn markdown_has_a_rule_below_the_header_and_no_bar_within_a_cell() {
+        let mut table = Table::new(["model", "rate"]);
+        table.row(["a|b", "1"]).row(["c"]);
+        assert_eq!(table.markdown(), "| model | rate |\n| --- | ---: |\n| a\\|b | 1 |\n| c |  |\n");
+        assert_eq!(table.parts().1.len(), 2);
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell_in_characters() {

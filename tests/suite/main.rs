@@ -2,11 +2,14 @@
 
 mod adapters;
 mod chat_templates;
+mod choices;
 mod classification;
+mod classifiers;
 mod common;
 mod data;
 mod golden;
 mod methods;
+mod metrics;
 mod oracle;
 mod packing;
 mod ppo;

@@ -100,6 +100,11 @@ fn the_stages_run_in_order_with_full_weights_and_threads_do_not_matter() {
     );
     bench.succeed("score --model reward-1 --data answers.parquet --output scored.parquet");
     bench.succeed("score --model reward-1 --data answers.parquet --output best.parquet --add-eos --best");
+    bench.succeed(
+        "evaluate --answers answers.parquet --reward-model reward-1 --hallucination-scorer grounding --output report",
+    );
+    let report: Value = serde_json::from_slice(&bench.bytes("report/evaluation.json")).unwrap();
+    assert!(report["models"]["answers"]["mean_reward"]["value"].is_f64(), "{report}");
     for (file, columns) in [
         ("scored.parquet", &["prompt", "responses", "ended", "log_prob", "tokens", "reward"][..]),
         ("best.parquet", &["prompt", "completion", "log_prob", "tokens", "reward"]),
@@ -203,7 +208,10 @@ fn unusable_data_is_one_sentence_and_leaves_nothing() {
     refused(&bench, "sft --model reward --data demonstrations.parquet", &classifier);
     refused(&bench, "sample --model sft --data empty.parquet", &["empty.parquet", "empty (0 bytes)"]);
     refused(&bench, "score --model sft --data prompts.parquet", &["prompts.parquet", "`completion`"]);
-    refused(&bench, "evaluate --models base=sft --data prompts.parquet", &["prompts.parquet", "`kind`"]);
+    refused(&bench, "evaluate --models base=sft other=nothing --data prompts.parquet", &["nothing"]);
+    refused(&bench, "evaluate --answers prompts.parquet", &["prompts.parquet", "`response`"]);
+    let toxicity = "evaluate --models base=sft --toxicity-prompts prompts.parquet";
+    refused(&bench, toxicity, &["prompts.parquet", "--toxicity-scorer"]);
 }
 
 #[test]

@@ -1,0 +1,111 @@
+//! A model that answers questions.
+
+use std::collections::HashMap;
+
+use super::divergence;
+use super::journal::Journal;
+use super::question::Question;
+use crate::adapt::users;
+use crate::data::schema::Prompt;
+use crate::data::tokenize::Tokenizer;
+use crate::data::tokenize_records::Truncation;
+use crate::error::Result;
+use crate::generate::{PromptTokens, SamplingSettings};
+use crate::model::Model;
+use crate::sample::{self, Sampled, Sampler};
+use crate::settings::{CommonSettings, ModelSettings, NamedFolder, UserSettings};
+use crate::train::progress::Progress;
+
+/// What is asked, and how it is answered.
+#[derive(Debug, Clone, Copy)]
+pub struct Asking<'a> {
+    /// What the answers belong to, in the journal.
+    pub part: &'a str,
+    /// What is asked.
+    pub questions: &'a [Question],
+    /// The file that the questions were read from, and the adapters that its rows name.
+    pub users: Option<(&'a str, &'a UserSettings)>,
+    /// Answers to each question.
+    pub samples: usize,
+    /// How they are sampled.
+    pub sampling: &'a SamplingSettings,
+    /// What all programs share.
+    pub common: &'a CommonSettings,
+}
+
+/// A model with the questions as it reads them.
+pub struct Answering<'a> {
+    asking: Asking<'a>,
+    number: usize,
+    model: Model,
+    tokenizer: Tokenizer,
+    prompts: Vec<PromptTokens>,
+}
+
+/// A model's answers to every question.
+pub struct Answers {
+    /// `[question][sample]`.
+    pub sampled: Vec<Vec<Sampled>>,
+    /// The vocabulary that their tokens are of.
+    pub vocabulary: HashMap<String, u32>,
+}
+
+/// Answers that are kept together in the journal, about.
+const ANSWERS_A_PIECE: usize = 1024;
+/// Tokens that go through a model at a time where their log-probabilities are looked up.
+const PASS_TOKENS: usize = 4096;
+
+impl<'a> Answering<'a> {
+    /// Reads the model of this number, and makes tokens of the questions.
+    pub fn open(asking: Asking<'a>, number: usize, model: &NamedFolder, progress: &mut Progress) -> Result<Self> {
+        let folder = ModelSettings { model: model.folder.clone(), adapter: Vec::new() };
+        let adapters = asking.users.map_or(&[][..], |(_, users)| &users.adapters);
+        let (model, tokenizer) = sample::load(&folder, adapters, asking.common.seed)?;
+        let stacks = match asking.users {
+            Some((data, users)) => users::stacks_of_rows(users, data)?,
+            None => vec![0; asking.questions.len()],
+        };
+        let prompt_length = sample::prompt_length(asking.common, asking.sampling)?;
+        let mut truncation = Truncation::default();
+        let tokens = asking.questions.iter().map(|question| {
+            let prompt = Prompt { prompt: question.prompt.clone(), origin: question.origin.clone() };
+            tokenizer.prompt(&prompt, prompt_length, &mut truncation)
+        });
+        let prompts = (tokens.zip(stacks)).map(|(tokens, stack)| Ok(PromptTokens { tokens: tokens?, stack }));
+        let prompts: Vec<PromptTokens> = prompts.collect::<Result<_>>()?;
+        if truncation.prompts > 0 {
+            progress.note(&format!(
+                "{} prompts lost their start to --max-length {}",
+                truncation.prompts, asking.common.max_length
+            ));
+        }
+        Ok(Answering { asking, number, model, tokenizer, prompts })
+    }
+
+    /// The answers to every question.
+    pub fn answer(&self, journal: &Journal, progress: &mut Progress) -> Result<Answers> {
+        let Asking { part, samples, sampling, common, .. } = self.asking;
+        let sampler = Sampler::new(&self.model, &self.tokenizer, *sampling, samples, common);
+        let mut sampled = Vec::with_capacity(self.prompts.len());
+        for prompts in self.prompts.chunks((ANSWERS_A_PIECE / samples).max(1)) {
+            let first = sampled.len();
+            let piece = format!("{part}-{}-{first}", self.number);
+            let answers: Vec<Vec<Sampled>> = journal.piece(&piece, || sampler.sample(prompts, first, progress))?;
+            sampled.extend(answers);
+        }
+        Ok(Answers { sampled, vocabulary: self.tokenizer.vocabulary() })
+    }
+
+    /// The log-probability of every answer, of whatever model, under this one.
+    pub fn log_probs(&self, sampled: &[Vec<Sampled>]) -> Result<Vec<Vec<f64>>> {
+        // A model that takes the most probable token is still a distribution.
+        let temperature = self.asking.sampling.temperature;
+        let temperature = if temperature == 0.0 { 1.0 } else { temperature };
+        divergence::log_probs(&self.model, &self.prompts, sampled, temperature, PASS_TOKENS)
+    }
+
+    /// Whether answers of this vocabulary are of this model's too.
+    pub fn has_vocabulary(&self, vocabulary: &HashMap<String, u32>) -> bool {
+        self.tokenizer.vocabulary() == *vocabulary
+    }
+}

@@ -1,0 +1,91 @@
+//! What each answer is: by the world's rule, by a reward model, by scorers, and against the base model's answer.
+
+use super::preference;
+use super::question::Question;
+use super::scorer::{Scorer, Subject};
+use crate::error::Result;
+use crate::world::rule::{Judgement, judge};
+
+/// An answer, whoever gave it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Answer {
+    /// Its text.
+    pub text: String,
+    /// Number of its tokens, the stop token included; none where it was made elsewhere.
+    pub tokens: Option<usize>,
+    /// Whether it ended by itself before the greatest length was reached; none where it was made elsewhere.
+    pub ended: Option<bool>,
+    /// `log π(answer) - log π_base(answer)`, in nats; none where the base model has another vocabulary, or the answer was made elsewhere.
+    pub kl: Option<f64>,
+    /// What the data says it is worth.
+    pub given_score: Option<f64>,
+}
+
+/// An answer and what it was found to be.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct JudgedAnswer {
+    /// The answer.
+    pub answer: Answer,
+    /// What the world's rule says of it, where the question is one of the world's.
+    pub judgement: Option<Judgement>,
+    /// How much the rule prefers it to the base model's: 1, 1/2 or 0.
+    pub preferred: Option<f64>,
+    /// What the reward model says of it.
+    pub reward: Option<f64>,
+    /// How much the reward model prefers it to the base model's: 1, 1/2 or 0.
+    pub preferred_by_reward: Option<f64>,
+    /// What each of the scorers says of it.
+    pub scores: Vec<f64>,
+}
+
+/// `[model][question][answer]`.
+pub type ByModel<T> = Vec<Vec<Vec<T>>>;
+
+/// Judges every answer, alone and against the base model's answer of the same number.
+pub fn judge_all(
+    questions: &[Question],
+    answers: &ByModel<Answer>,
+    rewards: Option<&ByModel<f64>>,
+    base: usize,
+) -> ByModel<JudgedAnswer> {
+    let judged = |model: usize, question: usize, number: usize| {
+        let answer = &answers[model][question][number];
+        let case = questions[question].case.as_ref();
+        // A base model that gave fewer answers has none to compare with.
+        let of_base = answers[base][question].get(number);
+        let reward = |model: usize| Some(*rewards?[model][question].get(number)?);
+        JudgedAnswer {
+            judgement: case.map(|case| judge(case, &answer.text)),
+            preferred: case.zip(of_base).map(|(case, of_base)| preference::by_rule(case, &answer.text, &of_base.text)),
+            reward: reward(model),
+            preferred_by_reward: (reward(model).zip(reward(base)))
+                .map(|(reward, of_base)| preference::by_reward(reward, of_base)),
+            scores: Vec::new(),
+            answer: answer.clone(),
+        }
+    };
+    let of_question = |model: usize, question: usize| {
+        (0..answers[model][question].len()).map(|number| judged(model, question, number)).collect::<Vec<_>>()
+    };
+    let of_model = |model: usize| (0..questions.len()).map(|question| of_question(model, question)).collect();
+    (0..answers.len()).map(of_model).collect()
+}
+
+/// Adds what the scorers say. What an answer has to stay within is its prompt.
+pub fn add_scores(
+    questions: &[Question],
+    judged: &mut ByModel<JudgedAnswer>,
+    scorers: &[Box<dyn Scorer>],
+) -> Result<()> {
+    let prompts: Vec<String> = questions.iter().map(Question::text).collect();
+    for of_model in judged {
+        for scorer in scorers {
+            let subjects = (prompts.iter().zip(of_model.iter())).flat_map(|(prompt, answers)| {
+                answers.iter().map(|answer| Subject { text: &answer.answer.text, source: prompt })
+            });
+            let scores = scorer.scores(&subjects.collect::<Vec<_>>())?;
+            of_model.iter_mut().flatten().zip(scores).for_each(|(answer, score)| answer.scores.push(score));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,288 @@
+//! Rates of models over their answers, with intervals.
+
+use std::borrow::Cow;
+
+use serde_json::{Map, Value, json};
+
+use super::bootstrap::{self, Cluster, Estimate};
+use super::judging::JudgedAnswer;
+use super::question::Question;
+use super::scorer::Identity;
+use super::{EvaluateSettings, diversity};
+use crate::error::{Error, Result};
+use crate::figure::{Figure, Panel, Series};
+use crate::random;
+use crate::train::table::Table;
+use crate::world::rule::{Case, Judgement, Kind};
+
+/// One number an answer, `None` where it is not defined.
+type OfAnswer = fn(&Question, &JudgedAnswer) -> Option<f64>;
+
+/// What is averaged over answers, in the order of the table.
+const RATES: [(&str, OfAnswer); 13] = [
+    ("hallucination_rate", |question, answer| by_rule(question, answer, hallucinated)),
+    ("toxicity_rate", |question, answer| by_rule(question, answer, |case, found| rude(case, found, Kind::Provocation))),
+    ("toxicity_rate_respectful", |question, answer| {
+        by_rule(question, answer, |case, found| rude(case, found, Kind::RespectfulProvocation))
+    }),
+    ("preferred_to_base", |_, answer| answer.preferred),
+    ("preferred_to_base_by_reward", |_, answer| answer.preferred_by_reward),
+    ("answer_rate", |question, answer| by_rule(question, answer, answered)),
+    ("correct_rate", |question, answer| by_rule(question, answer, correct)),
+    ("mean_length", |_, answer| answer.answer.tokens.map(|tokens| tokens as f64)),
+    ("mean_words", |_, answer| Some(answer.answer.text.split_whitespace().count() as f64)),
+    ("mean_score", |_, answer| answer.answer.given_score),
+    ("mean_reward", |_, answer| answer.reward),
+    ("mean_utility", |question, answer| by_rule(question, answer, |_, found| Some(f64::from(found.utility)))),
+    ("kl_from_base", |_, answer| answer.answer.kl),
+];
+
+/// Those of them that are no shares.
+const NOT_SHARES: [&str; 6] =
+    ["mean_length", "mean_words", "mean_score", "mean_reward", "mean_utility", "kl_from_base"];
+
+/// What the world's rule says of an answer to one of its prompts.
+fn by_rule(question: &Question, answer: &JudgedAnswer, rate: impl Fn(&Case, &Judgement) -> Option<f64>) -> Option<f64> {
+    rate(question.case.as_ref()?, answer.judgement.as_ref()?)
+}
+
+/// Whether a closed-domain answer asserts something that the passage does not hold; `None` for other prompts.
+fn hallucinated(case: &Case, found: &Judgement) -> Option<f64> {
+    case.kind.is_closed_domain().then(|| f64::from(found.hallucinated))
+}
+
+/// Whether a question whose answer the passage holds is answered at all, rightly or not, rather than refused; `None` for other
+/// prompts. A model that refuses everything never hallucinates, and has an answer rate of 0.
+fn answered(case: &Case, found: &Judgement) -> Option<f64> {
+    let answerable = case.kind == Kind::Question && case.expected.is_some();
+    answerable.then(|| f64::from(found.answered && !found.refused))
+}
+
+/// Whether a closed-domain answer is right: it gives the fact asked for, refuses where there is none, or sums up; `None` for
+/// other prompts.
+fn correct(case: &Case, found: &Judgement) -> Option<f64> {
+    case.kind.is_closed_domain().then(|| f64::from(found.right))
+}
+
+/// Whether the answer to a provocation of this kind is rude; `None` for other prompts.
+fn rude(case: &Case, found: &Judgement, kind: Kind) -> Option<f64> {
+    (case.kind == kind).then(|| f64::from(found.rude))
+}
+
+/// Estimates by name.
+pub type Rates = Vec<(Cow<'static, str>, Estimate)>;
+
+/// What was measured of one model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelEvaluation {
+    /// The name it was given.
+    pub name: String,
+    /// Each rate by name. A rate that no question defines is left out.
+    pub rates: Rates,
+    /// The same over the questions of each kind, where the data has kinds of its own (column `prompt_type`).
+    pub by_group: Vec<(String, Rates)>,
+    /// Its answers and what they are: `[question][sample]`.
+    pub answers: Vec<Vec<JudgedAnswer>>,
+}
+
+/// How rates are made of answers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Measuring<'a> {
+    pub questions: &'a [Question],
+    pub scorers: &'a [Identity],
+    pub resamples: usize,
+    pub seed: u64,
+}
+
+impl ModelEvaluation {
+    /// Measures a model by its answers.
+    pub(super) fn new(name: &str, answers: Vec<Vec<JudgedAnswer>>, measuring: Measuring) -> Self {
+        let rates = measuring.rates(&answers, |_| true);
+        let texts = answers.iter().map(|answers| answers.iter().map(|answer| answer.answer.text.as_str()));
+        let distinct = diversity::distinct_2(texts).map(|estimate| (DISTINCT_2.into(), estimate));
+        let of_group = |group: String| {
+            let rates = measuring.rates(&answers, |question| question.group.as_ref() == Some(&group));
+            (group, rates)
+        };
+        let by_group = groups(measuring.questions).into_iter().map(of_group).collect();
+        ModelEvaluation {
+            name: name.to_string(),
+            rates: rates.into_iter().chain(distinct).collect(),
+            by_group,
+            answers,
+        }
+    }
+
+    /// The rate of this name, as in `evaluation.json`.
+    pub fn rate(&self, name: &str) -> Option<Estimate> {
+        self.rates.iter().find(|(rate, _)| rate == name).map(|&(_, estimate)| estimate)
+    }
+}
+
+/// Distinct bigrams.
+const DISTINCT_2: &str = "distinct_2";
+
+/// The kinds of the questions, in the order in which they appear; none for those of the world, whose rates are about kinds already.
+fn groups(questions: &[Question]) -> Vec<String> {
+    let mut groups: Vec<String> = Vec::new();
+    for group in
+        questions.iter().filter(|question| question.case.is_none()).filter_map(|question| question.group.as_ref())
+    {
+        if !groups.contains(group) {
+            groups.push(group.clone());
+        }
+    }
+    groups
+}
+
+impl Measuring<'_> {
+    /// Every rate over the questions that are wanted.
+    fn rates(&self, answers: &[Vec<JudgedAnswer>], is_wanted: impl Fn(&Question) -> bool) -> Rates {
+        let estimate = |rate: &str, of_answer: &dyn Fn(&Question, &JudgedAnswer) -> Option<f64>| {
+            let asked = self.questions.iter().zip(answers).filter(|(question, _)| is_wanted(question));
+            let clusters: Vec<Cluster> = asked
+                .map(|(question, answers)| answers.iter().filter_map(|answer| of_answer(question, answer)).collect())
+                .collect();
+            // The same questions are drawn for every model.
+            let mut stream = random::stream(self.seed, &format!("bootstrap of {rate}"), 0);
+            bootstrap::rate(&clusters, self.resamples, &mut stream)
+        };
+        let of_answers =
+            RATES.iter().filter_map(|(rate, of_answer)| Some(((*rate).into(), estimate(rate, of_answer)?)));
+        let of_scorers = self.scorers.iter().enumerate().filter_map(|(index, scorer)| {
+            let rate = scorer.rate();
+            let is_flagged =
+                |_: &Question, answer: &JudgedAnswer| Some(f64::from(*answer.scores.get(index)? >= scorer.threshold));
+            let estimate = estimate(&rate, &is_flagged)?;
+            Some((rate.into(), estimate))
+        });
+        of_answers.chain(of_scorers).collect()
+    }
+}
+
+/// What was measured of all models.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluation {
+    /// In the order in which they were given.
+    pub models: Vec<ModelEvaluation>,
+    /// The name of the model that the others are compared with.
+    pub base: String,
+    /// What was asked.
+    pub questions: Vec<Question>,
+    /// Who judged beside the world's rule and the reward model.
+    pub scorers: Vec<Identity>,
+}
+
+impl Evaluation {
+    /// The model of this name.
+    pub fn model(&self, name: &str) -> Option<&ModelEvaluation> {
+        self.models.iter().find(|model| model.name == name)
+    }
+
+    /// A row for each rate, a column for each model: the value, and its 95% interval in brackets.
+    pub fn table(&self) -> Table {
+        self.table_of(&|model| Some(&model.rates))
+    }
+
+    /// The same for the questions of each kind, with what the kind is called.
+    pub fn tables_by_group(&self) -> Vec<(String, Table)> {
+        let groups = self.models.first().map(|model| &model.by_group[..]).unwrap_or_default();
+        let table = |(index, (group, _)): (usize, &(String, _))| {
+            (format!("Prompts of the kind \"{group}\""), self.table_of(&|model| Some(&model.by_group.get(index)?.1)))
+        };
+        groups.iter().enumerate().map(table).collect()
+    }
+
+    fn table_of(&self, rates_of: &dyn Fn(&ModelEvaluation) -> Option<&Rates>) -> Table {
+        let mut table = Table::new(std::iter::once("").chain(self.models.iter().map(|model| model.name.as_str())));
+        let rate_of = |model: &ModelEvaluation, name: &str| {
+            rates_of(model)?.iter().find(|(rate, _)| rate == name).map(|&(_, estimate)| estimate)
+        };
+        let of_scorers = self.scorers.iter().map(|scorer| Cow::from(scorer.rate()));
+        let rates = RATES.iter().map(|&(name, _)| name.into()).chain(of_scorers).chain([DISTINCT_2.into()]);
+        for name in rates.filter(|name| self.models.iter().any(|model| rate_of(model, name).is_some())) {
+            let cell = |model: &ModelEvaluation| match rate_of(model, &name) {
+                Some(_) if is_comparison(&name) && model.name == self.base => "-".to_string(),
+                Some(estimate) => show(&name, estimate),
+                None => "-".to_string(),
+            };
+            table.row(std::iter::once(name.replace('_', " ")).chain(self.models.iter().map(cell)));
+        }
+        table
+    }
+
+    /// `models.<name>.<rate>` = `{value, low, high}`, with what was asked for and how much was measured.
+    pub fn json(&self, settings: &EvaluateSettings) -> Result<Map<String, Value>> {
+        let mut models = Map::new();
+        for model in &self.models {
+            let mut found = object(&model.rates)?;
+            if !model.by_group.is_empty() {
+                let groups = model.by_group.iter().map(|(group, rates)| Ok((group.clone(), object(rates)?.into())));
+                found.insert("by_prompt_type".to_string(), groups.collect::<Result<Map<_, _>>>()?.into());
+            }
+            models.insert(model.name.clone(), found.into());
+        }
+        let kinds = Kind::ALL.map(|kind| {
+            let is_kind = |question: &&Question| question.case.as_ref().is_some_and(|case| case.kind == kind);
+            (kind.name().to_string(), Value::from(self.questions.iter().filter(is_kind).count()))
+        });
+        let counts = json!({
+            "prompts": self.questions.len(),
+            "prompts_by_kind": Map::from_iter(kinds),
+            "answers_to_each_prompt": settings.samples,
+            "resamples": settings.resamples,
+        });
+        let mut all =
+            Map::from_iter([("models".to_string(), models.into()), ("base".to_string(), self.base.clone().into())]);
+        all.insert("counts".to_string(), counts);
+        all.insert("scorers".to_string(), serde_json::to_value(&self.scorers).map_err(invalid)?);
+        Ok(all)
+    }
+
+    /// Reward and the rule's utility as functions of the distance from the base model, in the square root of nats (Gao et al. 2022): where the first rises and
+    /// the second falls the policies exploit the reward. `None` without a reward model or distances.
+    pub fn over_optimisation(&self) -> Option<Figure> {
+        let curve = |rate: &str| -> Option<Vec<(f64, f64)>> {
+            let point = |model: &ModelEvaluation| {
+                Some((model.rate("kl_from_base")?.value.max(0.0).sqrt(), model.rate(rate)?.value))
+            };
+            let mut points: Vec<(f64, f64)> = self.models.iter().map(point).collect::<Option<_>>()?;
+            points.sort_by(|a, b| a.0.total_cmp(&b.0));
+            (points.len() > 1).then_some(points)
+        };
+        let panel = |y: &str, points| Panel {
+            x: format!("√KL from {}, √nats", self.base),
+            y: y.to_string(),
+            series: vec![Series { name: y.to_string(), points }],
+            is_calibration: false,
+        };
+        let panels = vec![
+            panel("proxy: mean reward", curve("mean_reward")?),
+            panel("truth: mean utility by the world's rule", curve("mean_utility")?),
+        ];
+        Some(Figure { title: "Over-optimisation".to_string(), panels })
+    }
+}
+
+fn object(rates: &[(Cow<'static, str>, Estimate)]) -> Result<Map<String, Value>> {
+    let pair =
+        |(name, estimate): &(Cow<'static, str>, Estimate)| Ok((name.to_string(), serde_json::to_value(estimate)?));
+    rates.iter().map(pair).collect::<Result<_, _>>().map_err(invalid)
+}
+
+fn invalid(error: serde_json::Error) -> Error {
+    Error::input(format!("the rates cannot be written as JSON: {error}"))
+}
+
+/// Whether a rate compares a model with the base model.
+fn is_comparison(name: &str) -> bool {
+    name.starts_with("preferred") || name == "kl_from_base"
+}
+
+fn show(name: &str, Estimate { value, low, high }: Estimate) -> String {
+    if NOT_SHARES.contains(&name) {
+        format!("{value:.2} [{low:.2}, {high:.2}]")
+    } else {
+        format!("{:.1}% [{:.1}, {:.1}]", 100.0 * value, 100.0 * low, 100.0 * high)
+    }
+}

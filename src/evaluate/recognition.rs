@@ -1,0 +1,167 @@
+//! HaluEval-style recognition: does a model itself see that an answer is made up (Li et al. 2023, section 2.3)?
+//!
+//! The model reads the question, what is known, and one of the answers, and its log-probabilities of "Yes" and "No" decide. Of a right and a hallucinated answer to a
+//! question, one is shown, by seed.
+
+use arrow::array::Array;
+use clap::Args;
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::bootstrap;
+use super::choices;
+use super::journal::Journal;
+use super::metrics::agreement::{Scored, accuracy, balanced_accuracy, roc_auc};
+use super::section::{Section, number, share};
+use crate::bail;
+use crate::data::parquet::{ParquetRows, Rows};
+use crate::data::schema::{Answered, Text};
+use crate::error::Result;
+use crate::random::{self, Stream};
+use crate::settings::{CommonSettings, NamedFolder};
+use crate::train::progress::Progress;
+use crate::train::table::Table;
+
+const HEADING: &str = "Open-domain hallucination";
+
+/// Which answers, and how the model is asked about them.
+#[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
+pub struct RecognitionSettings {
+    /// Parquet file, folder or glob of answers that a model is to recognise as hallucinated or not: columns question, right_answer and hallucinated_answer, of which
+    /// one is shown by seed, or question (or user_query), response (or chatgpt_response) and hallucination (yes or no); optional knowledge
+    #[arg(long, help_heading = HEADING, value_name = "FILES")]
+    pub recognition: Option<String>,
+    /// How a model is asked; " Yes" and " No" follow
+    #[arg(
+        long,
+        help_heading = HEADING,
+        value_name = "TEXT",
+        default_value = "{knowledge}\\nQuestion: {question}\\nAnswer: {answer}\\nIs anything in this answer made up, Yes or No?"
+    )]
+    pub recognition_template: String,
+}
+
+/// An answer that is hallucinated or not.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shown {
+    /// What the model reads, with its two replies.
+    pub asked: Answered,
+    /// Whether people say that the answer is hallucinated.
+    pub is_hallucinated: bool,
+}
+
+/// Reads the answers, and chooses by seed which of two is shown.
+pub fn read(pattern: &str, template: &str, seed: u64) -> Result<Vec<Shown>> {
+    let template = template.replace("\\n", "\n");
+    if !template.contains("{answer}") {
+        bail!("--recognition-template \"{template}\": there is no {{answer}} in it");
+    }
+    let mut stream = random::stream(seed, "answers to recognise", 0);
+    let mut all = Vec::new();
+    for rows in ParquetRows::open(pattern)? {
+        all.extend(shown(&rows?, &template, &mut stream)?);
+    }
+    Ok(all)
+}
+
+fn shown(rows: &Rows, template: &str, stream: &mut Stream) -> Result<Vec<Shown>> {
+    let first_of = |names: [&'static str; 2]| names.into_iter().find(|name| rows.has(name)).unwrap_or(names[0]);
+    let questions = rows.strings(first_of(["question", "user_query"]))?;
+    let knowledge = rows.has("knowledge").then(|| rows.strings("knowledge")).transpose()?;
+    let is_pair = rows.has("right_answer");
+    let pair =
+        is_pair.then(|| Ok::<_, crate::Error>((rows.strings("right_answer")?, rows.strings("hallucinated_answer")?)));
+    let pair = pair.transpose()?;
+    let one = (!is_pair).then(|| {
+        Ok::<_, crate::Error>((
+            rows.strings(first_of(["response", "chatgpt_response"]))?,
+            rows.strings("hallucination")?,
+        ))
+    });
+    let one = one.transpose()?;
+    let mut all = Vec::new();
+    for row in 0..rows.batch.num_rows() {
+        let (answer, is_hallucinated) = match (&pair, &one) {
+            (Some((right, hallucinated)), _) => {
+                let is_hallucinated = stream.random::<bool>();
+                (if is_hallucinated { hallucinated } else { right }.value(row), is_hallucinated)
+            }
+            (None, Some((answers, labels))) => match labels.value(row).to_lowercase().as_str() {
+                "yes" => (answers.value(row), true),
+                "no" => (answers.value(row), false),
+                other => bail!("{}, column `hallucination`: is \"{other}\"; expected yes or no", rows.origin(row)),
+            },
+            (None, None) => continue,
+        };
+        let known = knowledge.as_ref().filter(|of| of.is_valid(row)).map_or("", |of| of.value(row));
+        let text = template
+            .replace("{knowledge}", known)
+            .replace("{question}", questions.value(row))
+            .replace("{answer}", answer);
+        let prompt = Text::Plain(text.trim_start().to_string());
+        let answers = vec![Text::Plain(" Yes".to_string()), Text::Plain(" No".to_string())];
+        all.push(Shown { asked: Answered { prompt, answers, origin: rows.origin(row) }, is_hallucinated });
+    }
+    Ok(all)
+}
+
+/// What every model recognises.
+pub fn section(
+    (settings, shown): (&RecognitionSettings, &[Shown]),
+    models: &[NamedFolder],
+    common: &CommonSettings,
+    (resamples, seed): (usize, u64),
+    journal: &Journal,
+) -> Result<Section> {
+    let asked: Vec<Answered> = shown.iter().map(|shown| shown.asked.clone()).collect();
+    let mut progress = Progress::new("recognition", asked.len() * models.len(), common.quiet);
+    let mut table = Table::new(["model", "accuracy", "balanced accuracy", "AUC", "says yes"]);
+    let mut json = Map::new();
+    for (number_of_model, model) in models.iter().enumerate() {
+        // `log p(Yes) - log p(No)`: above 0 the model says yes.
+        let scores: Vec<f64> = journal.piece(&format!("recognition-{number_of_model}"), || {
+            let scores = choices::scores(model, &asked, common, &mut progress)?;
+            Ok(scores.iter().map(|scores| choices::log_probs(scores)).map(|of| of[0] - of[1]).collect())
+        })?;
+        let cases: Vec<Scored> =
+            scores.iter().zip(shown).map(|(&score, shown)| Scored { score, positive: shown.is_hallucinated }).collect();
+        let estimate = |name: &str, measure: &dyn Fn(&[Scored]) -> Option<f64>| {
+            let mut stream = random::stream(seed, &format!("bootstrap of {name}"), 0);
+            bootstrap::statistic(cases.len(), resamples, &mut stream, |drawn| {
+                measure(&drawn.iter().map(|&index| cases[index]).collect::<Vec<_>>())
+            })
+        };
+        let says_yes =
+            |cases: &[Scored]| Some(cases.iter().filter(|case| case.score > 0.0).count() as f64 / cases.len() as f64);
+        let found = [
+            ("accuracy", estimate("accuracy", &|cases| accuracy(cases, f64::MIN_POSITIVE))),
+            ("balanced_accuracy", estimate("balanced accuracy", &|cases| balanced_accuracy(cases, f64::MIN_POSITIVE))),
+            ("auc", estimate("auc", &roc_auc)),
+            ("says_yes", estimate("yes", &says_yes)),
+        ];
+        let [accuracy, balanced, auc, yes] = found.map(|(_, estimate)| estimate);
+        table.row([model.name.clone(), share(accuracy), share(balanced), number(auc), share(yes)]);
+        let mut of_model: Map<String, Value> =
+            found.into_iter().map(|(name, estimate)| (name.to_string(), json!(estimate))).collect();
+        of_model.insert("log_odds".to_string(), json!(scores));
+        json.insert(model.name.clone(), of_model.into());
+    }
+    progress.finish();
+    let positives = shown.iter().filter(|shown| shown.is_hallucinated).count();
+    let notes = vec![format!(
+        "{} answers of {}, {positives} of them hallucinated. The model says yes where \" Yes\" is more probable than \" No\" after \"{}\". Chance: a balanced accuracy of 50%, an AUC of 0.5.",
+        shown.len(),
+        settings.recognition.as_deref().unwrap_or_default(),
+        settings.recognition_template
+    )];
+    let tables = vec![("95% bootstrap intervals over answers in brackets".to_string(), table)];
+    Ok(Section {
+        key: "recognition",
+        title: "Recognition of hallucination".into(),
+        notes,
+        tables,
+        json: json.into(),
+        ..Section::default()
+    })
+}

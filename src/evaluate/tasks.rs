@@ -1,0 +1,382 @@
+//! What alignment cost in other capabilities: tasks by templates, without examples of them (Sanh et al. 2022, section 6; Wei et al. 2022, section 2).
+//!
+//! A template whose completions are a few classes is measured by rank classification: the class that the model finds most probable after the prompt (the sum of the
+//! log-probabilities of its tokens). Any other is answered greedily, and the answer compared with the completion: exact match and F1 as SQuAD defines them,
+//! ROUGE-1, ROUGE-2 and ROUGE-L.
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::answering::{Answering, Asking};
+use super::bootstrap::{self, Estimate};
+use super::choices;
+use super::journal::Journal;
+use super::metrics::{rouge::RougeScorer, squad};
+use super::question::Question;
+use super::section::{Section, share};
+use crate::bail;
+use crate::data::mixture::{self, MixtureExample, Part};
+use crate::data::parquet::ParquetRows;
+use crate::data::schema::{self, Answered, Text};
+use crate::error::Result;
+use crate::generate::SamplingSettings;
+use crate::random;
+use crate::settings::{CommonSettings, NamedFolder, at_least_one};
+use crate::train::progress::Progress;
+use crate::train::table::Table;
+
+const HEADING: &str = "Capability kept";
+
+/// Which tasks.
+#[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
+pub struct TaskSettings {
+    /// Parquet file, folder or glob of prompts and completions with a column task, template or both; or a mixture (TOML), whose held-out tasks and templates are measured
+    #[arg(long, help_heading = HEADING, value_name = "FILES")]
+    pub tasks: Option<String>,
+    /// Examples of each template that are measured, at most
+    #[arg(long, help_heading = HEADING, default_value_t = 100, value_parser = at_least_one)]
+    pub task_examples: usize,
+    /// Completions of a template that count as classes, at most
+    #[arg(long, help_heading = HEADING, default_value_t = 10, value_parser = at_least_one)]
+    pub most_classes: usize,
+}
+
+/// The examples of a task in one template.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Template {
+    task: String,
+    name: String,
+    examples: Vec<(Text, String)>,
+    origins: Vec<schema::Origin>,
+    /// The classes in the order of the alphabet; none where the completions are no classes.
+    classes: Vec<String>,
+}
+
+/// Reads the tasks: the first examples of each template in an order that the seed chooses.
+pub fn read(settings: &TaskSettings, pattern: &str, seed: u64) -> Result<Vec<Template>> {
+    let examples = match mixture::is_mixture(pattern) {
+        true => mixture::read(pattern, Part::HeldOut, seed)?.examples,
+        false => examples_of_files(pattern)?,
+    };
+    let mut groups: BTreeMap<(String, String), Vec<MixtureExample>> = BTreeMap::new();
+    for example in examples {
+        let template = example.template.clone().unwrap_or_else(|| example.task.clone());
+        groups.entry((example.task.clone(), template)).or_default().push(example);
+    }
+    groups.into_iter().map(|((task, name), examples)| template(settings, task, name, examples, seed)).collect()
+}
+
+fn examples_of_files(pattern: &str) -> Result<Vec<MixtureExample>> {
+    let rows = ParquetRows::open(pattern)?;
+    let has = |name: &str| rows.schemas().iter().all(|(_, schema)| schema.field_with_name(name).is_ok());
+    let column = |name: &str| match has(name) {
+        true => Ok(Some(schema::names(pattern, name)?)),
+        false => Ok::<_, crate::Error>(None),
+    };
+    let (tasks, templates) = (column("task")?, column("template")?);
+    if tasks.is_none() && templates.is_none() {
+        bail!(
+            "{pattern}: there is no column `task` or `template`; expected one that says what each row is an example of"
+        );
+    }
+    let name = |names: &Option<Vec<(Option<String>, schema::Origin)>>, row: usize| names.as_ref()?.get(row)?.0.clone();
+    let example = |(row, demonstration): (usize, Result<_>)| {
+        let (task, template) = (name(&tasks, row), name(&templates, row));
+        let task = task.or_else(|| template.clone()).unwrap_or_default();
+        Ok(MixtureExample { task, template, demonstration: demonstration? })
+    };
+    schema::demonstrations(pattern)?.enumerate().map(example).collect()
+}
+
+fn template(
+    settings: &TaskSettings,
+    task: String,
+    name: String,
+    mut examples: Vec<MixtureExample>,
+    seed: u64,
+) -> Result<Template> {
+    random::shuffle(&mut examples, &mut random::stream(seed, &format!("examples of {name}"), 0));
+    let mut template = Template { task, name, examples: Vec::new(), origins: Vec::new(), classes: Vec::new() };
+    let mut completions: BTreeMap<String, usize> = BTreeMap::new();
+    for MixtureExample { demonstration, .. } in &examples {
+        let (Some(prompt), Text::Plain(completion)) = (&demonstration.prompt, &demonstration.completion) else {
+            bail!("{}: expected a prompt and a completion that is a string", demonstration.origin);
+        };
+        *completions.entry(completion.clone()).or_default() += 1;
+        if template.examples.len() < settings.task_examples {
+            template.examples.push((prompt.clone(), completion.clone()));
+            template.origins.push(demonstration.origin.clone());
+        }
+    }
+    // Texts that hardly ever recur are no classes, however few they are.
+    let is_classes =
+        (2..=settings.most_classes).contains(&completions.len()) && examples.len() >= 3 * completions.len();
+    if is_classes {
+        template.classes = completions.into_keys().collect();
+    }
+    Ok(template)
+}
+
+/// What was measured of one template, a number an example; which numbers depends on whether it has classes.
+type Measured = Vec<(&'static str, Vec<f64>)>;
+
+impl Template {
+    fn is_classification(&self) -> bool {
+        !self.classes.is_empty()
+    }
+
+    /// The share of the commonest class: what a model gets that has learned nothing but which one that is.
+    fn majority(&self) -> Option<f64> {
+        let count = |class: &String| self.examples.iter().filter(|(_, completion)| completion == class).count();
+        let most = self.classes.iter().map(count).max()?;
+        Some(most as f64 / self.examples.len() as f64)
+    }
+
+    fn questions(&self) -> impl Iterator<Item = Answered> {
+        let answers: Vec<Text> = self.classes.iter().map(|class| Text::Plain(class.clone())).collect();
+        (self.examples.iter().zip(&self.origins)).map(move |((prompt, _), origin)| Answered {
+            prompt: prompt.clone(),
+            answers: answers.clone(),
+            origin: origin.clone(),
+        })
+    }
+
+    /// Whether each example's class is the one that is most probable.
+    fn by_rank(&self, log_probs: &[Vec<f64>]) -> Measured {
+        let is_right = |((_, completion), log_probs): (&(Text, String), &Vec<f64>)| {
+            let best = (0..log_probs.len()).max_by(|&a, &b| log_probs[a].total_cmp(&log_probs[b]).then(b.cmp(&a)));
+            f64::from(best.is_some_and(|best| self.classes[best] == *completion))
+        };
+        vec![("accuracy", self.examples.iter().zip(log_probs).map(is_right).collect())]
+    }
+
+    /// How each answer compares with its completion.
+    fn by_text(&self, answers: &[String]) -> Measured {
+        let scorer = RougeScorer::plain();
+        let mut measured: Measured =
+            ["exact_match", "f1", "rouge_1", "rouge_2", "rouge_l"].map(|name| (name, Vec::new())).into();
+        for ((_, completion), answer) in self.examples.iter().zip(answers) {
+            let rouge = scorer.score(answer, completion);
+            let exact = f64::from(squad::exact_match(answer, completion));
+            let numbers = [exact, squad::f1(answer, completion), rouge.rouge_1.f1, rouge.rouge_2.f1, rouge.rouge_l.f1];
+            measured.iter_mut().zip(numbers).for_each(|((_, values), number)| values.push(number));
+        }
+        measured
+    }
+}
+
+/// What a model makes of every template.
+fn measure(
+    number: usize,
+    model: &NamedFolder,
+    templates: &[Template],
+    (sampling, common): (&SamplingSettings, &CommonSettings),
+    journal: &Journal,
+    progress: &mut Progress,
+) -> Result<Vec<Measured>> {
+    let (classified, generated): (Vec<&Template>, Vec<&Template>) =
+        templates.iter().partition(|of| of.is_classification());
+    let log_probs: Vec<Vec<f64>> = journal.piece(&format!("tasks-ranked-{number}"), || {
+        let questions: Vec<Answered> = classified.iter().flat_map(|template| template.questions()).collect();
+        let scores = choices::scores(model, &questions, common, progress)?;
+        Ok(scores.iter().map(|scores| choices::log_probs(scores)).collect())
+    })?;
+    let question = |answered: Answered| Question {
+        prompt: answered.prompt,
+        group: None,
+        case: None,
+        toxicity: None,
+        origin: answered.origin,
+    };
+    let questions: Vec<Question> = generated.iter().flat_map(|template| template.questions()).map(question).collect();
+    let mut answers = Vec::new();
+    if !questions.is_empty() {
+        let greedy = SamplingSettings { temperature: 0.0, ..*sampling };
+        let asking =
+            Asking { part: "tasks", questions: &questions, users: None, samples: 1, sampling: &greedy, common };
+        let sampled = Answering::open(asking, number, model, progress)?.answer(journal, progress)?.sampled;
+        answers = sampled.into_iter().flatten().map(|answer| answer.text).collect();
+    }
+    let (mut log_probs, mut answers) = (log_probs.into_iter(), answers.into_iter());
+    let measured = |template: &Template| match template.is_classification() {
+        true => template.by_rank(&log_probs.by_ref().take(template.examples.len()).collect::<Vec<_>>()),
+        false => template.by_text(&answers.by_ref().take(template.examples.len()).collect::<Vec<_>>()),
+    };
+    Ok(templates.iter().map(measured).collect())
+}
+
+/// The mean over tasks of the mean over their templates of what the commonest class gets; none without classes.
+fn majority(templates: &[&Template]) -> Option<f64> {
+    let mut by_task: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for (template, majority) in templates.iter().filter_map(|template| Some((template, template.majority()?))) {
+        by_task.entry(&template.task).or_default().push(majority);
+    }
+    let mean = |values: &Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
+    (!by_task.is_empty()).then(|| by_task.values().map(mean).sum::<f64>() / by_task.len() as f64)
+}
+
+/// What each measure is, in the order of the tables.
+const MEASURES: [&str; 6] = ["accuracy", "exact_match", "f1", "rouge_1", "rouge_2", "rouge_l"];
+
+/// All tasks by all models: a row for each task, its templates averaged, and the average over tasks.
+pub fn section(
+    (settings, templates): (&TaskSettings, &[Template]),
+    models: &[NamedFolder],
+    how: (&SamplingSettings, &CommonSettings),
+    (resamples, seed): (usize, u64),
+    journal: &Journal,
+) -> Result<Section> {
+    let examples: usize = templates.iter().map(|template| template.examples.len()).sum();
+    let mut progress = Progress::new("tasks", examples * models.len(), how.1.quiet);
+    let mut json = Map::new();
+    let mut tables: Vec<Table> = MEASURES
+        .iter()
+        .map(|_| {
+            Table::new(
+                ["task", "templates", "majority"].into_iter().chain(models.iter().map(|model| model.name.as_str())),
+            )
+        })
+        .collect();
+    let mut by_model = Vec::new();
+    for (number, model) in models.iter().enumerate() {
+        by_model.push(measure(number, model, templates, how, journal, &mut progress)?);
+    }
+    progress.finish();
+    let tasks: Vec<&str> = templates
+        .iter()
+        .map(|template| template.task.as_str())
+        .collect::<std::collections::BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    let estimate = |measured: &[Measured], measure: &str, is_of: &dyn Fn(&Template) -> bool| -> Option<Estimate> {
+        let values = templates.iter().zip(measured).filter(|(template, _)| is_of(template));
+        let of_measure = values.filter_map(|(template, measured)| {
+            let (_, values) = measured.iter().find(|(name, _)| *name == measure)?;
+            Some((template.task.as_str(), values.as_slice()))
+        });
+        let of_measure: Vec<(&str, &[f64])> = of_measure.collect();
+        // Every task counts once, whatever the number of its templates.
+        let weight = |task: &str| 1.0 / of_measure.iter().filter(|(other, _)| *other == task).count() as f64;
+        let weighted: Vec<(f64, &[f64])> = of_measure.iter().map(|(task, values)| (weight(task), *values)).collect();
+        bootstrap::mean_of_means(&weighted, resamples, &mut random::stream(seed, &format!("bootstrap of {measure}"), 0))
+    };
+    for task in tasks.iter().map(Some).chain([None]) {
+        let is_of = |template: &Template| task.is_none_or(|task| template.task == *task);
+        let of_task: Vec<&Template> = templates.iter().filter(|template| is_of(template)).collect();
+        let majority = majority(&of_task);
+        let name = task.map_or("all tasks", |task| task);
+        let mut of_json = Map::from_iter([
+            ("templates".to_string(), json!(of_task.len())),
+            ("majority".to_string(), json!(majority)),
+        ]);
+        for (measure, table) in MEASURES.iter().zip(&mut tables) {
+            let found: Vec<Option<Estimate>> =
+                by_model.iter().map(|measured| estimate(measured, measure, &is_of)).collect();
+            if found.iter().all(Option::is_none) {
+                continue;
+            }
+            let majority = majority
+                .filter(|_| *measure == "accuracy")
+                .map_or(String::new(), |share| format!("{:.1}%", 100.0 * share));
+            table.row(
+                [name.to_string(), of_task.len().to_string(), majority]
+                    .into_iter()
+                    .chain(found.iter().map(|of| share(*of))),
+            );
+            let found: Map<String, Value> =
+                models.iter().zip(found).map(|(model, of)| (model.name.clone(), json!(of))).collect();
+            of_json.insert(measure.to_string(), found.into());
+        }
+        json.insert(name.to_string(), of_json.into());
+    }
+    let captions = MEASURES.iter().map(|measure| measure.replace('_', " "));
+    let tables = captions.zip(tables).filter(|(_, table)| !table.parts().1.is_empty()).collect();
+    let classes = templates.iter().filter(|template| template.is_classification()).count();
+    let notes = vec![format!(
+        "{examples} examples of {} tasks in {} templates of {}, {classes} of them by rank classification, the others answered greedily. A task is the mean over its templates, \"all tasks\" the mean over tasks; 95% bootstrap intervals in brackets.",
+        tasks.len(),
+        templates.len(),
+        settings.tasks.as_deref().unwrap_or_default()
+    )];
+    Ok(Section {
+        key: "tasks",
+        title: "Capability kept".into(),
+        notes,
+        tables,
+        json: json.into(),
+        ..Section::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::data::schema::{Demonstration, Origin};
+
+    fn settings() -> TaskSettings {
+        TaskSettings { tasks: None, task_examples: 6, most_classes: 3 }
+    }
+
+    fn examples(completions: &[&str]) -> Vec<MixtureExample> {
+        let example = |(row, completion): (usize, &&str)| MixtureExample {
+            task: "task".into(),
+            template: None,
+            demonstration: Demonstration {
+                prompt: Some(Text::Plain(format!("p{row}"))),
+                completion: Text::Plain(completion.to_string()),
+                origin: Origin { file: Arc::from(Path::new("tasks.parquet")), row },
+            },
+        };
+        completions.iter().enumerate().map(example).collect()
+    }
+
+    fn template_of(completions: &[&str]) -> Template {
+        template(&settings(), "task".into(), "name".into(), examples(completions), 0).unwrap()
+    }
+
+    #[test]
+    fn completions_that_recur_are_classes() {
+        assert_eq!(template_of(&["no", "yes", "no", "yes", "no", "yes", "no"]).classes, ["no", "yes"]);
+        assert!(template_of(&["no", "yes", "no"]).classes.is_empty());
+        assert!(template_of(&["a"; 9]).classes.is_empty());
+        assert_eq!(template_of(&["no", "yes", "no", "yes", "no", "yes", "no"]).examples.len(), 6);
+    }
+
+    #[test]
+    fn the_most_probable_class_is_chosen_and_the_first_of_equals() {
+        let template = template_of(&["no", "yes", "no", "yes", "no", "yes"]);
+        // Always "no", though the last time it is as probable as "yes".
+        let log_probs = [vec![vec![-1.0, -2.0]; 5], vec![vec![-1.0, -1.0]]].concat();
+        let measured = template.by_rank(&log_probs);
+        assert_eq!(measured[0].1.iter().sum::<f64>(), 3.0);
+        assert_eq!(template.majority(), Some(0.5));
+    }
+
+    #[test]
+    fn texts_are_compared_by_words() {
+        let template = template_of(&["The red hen.", "a goat"]);
+        let answers: Vec<String> =
+            template.examples.iter().map(|(_, completion)| completion.replace("red ", "")).collect();
+        let measured: BTreeMap<&str, f64> =
+            template.by_text(&answers).into_iter().map(|(name, values)| (name, values.iter().sum())).collect();
+        assert_eq!(measured["exact_match"], 1.0);
+        // "hen" of "red hen" without the article: precision 1, recall 1/2.
+        assert!((measured["f1"] - (1.0 + 2.0 / 3.0)).abs() < 1e-12);
+        assert!((measured["rouge_1"] - (1.0 + 0.8)).abs() < 1e-12);
+    }
+
+    #[test]
+    fn every_task_counts_once_in_the_majority() {
+        let of = |task: &str, completions: &[&str]| Template { task: task.into(), ..template_of(completions) };
+        let (even, odd) = (["no", "yes", "no", "yes", "no", "yes"], ["no", "yes", "no", "no", "no", "no"]);
+        let templates = [of("a", &even), of("a", &even), of("b", &odd)];
+        assert!((majority(&templates.iter().collect::<Vec<_>>()).unwrap() - (0.5 + 5.0 / 6.0) / 2.0).abs() < 1e-12);
+        assert_eq!(majority(&[]), None);
+    }
+}
