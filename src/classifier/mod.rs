@@ -90,11 +90,6 @@ impl Classifier {
         Ok(Classifier { folder: folder.to_path_buf(), tokenizer, network, labels, outputs, max_length, identity })
     }
 
-    /// The same classifier, whose scores become probabilities in this way whatever `problem_type` says.
-    pub fn with_outputs(self, outputs: Outputs) -> Self {
-        Classifier { outputs, ..self }
-    }
-
     /// What the labels are called, in the order of their probabilities.
     pub fn labels(&self) -> &[String] {
         &self.labels

@@ -3,7 +3,7 @@
 //! A mixture is a small TOML file, given where demonstrations are:
 //!
 //! ```toml
-//! maximum = 3000                          # examples that a task gives at most
+//! maximum = 3000                          # examples that a task of a source gives at most
 //! templates_per_example = 1               # how many of its templates an example is put in, chosen by seed
 //! held_out_tasks = ["rte", "glue_*"]      # names; * stands for anything
 //! held_out_templates = ["*_as_a_poem"]
@@ -31,7 +31,7 @@
 //! ```
 //!
 //! Examples-proportional mixing with a maximum (Raffel et al. 2020, section 3.5.2; Wei et al. 2022, section 2.3; Sanh et al. 2022, section 5): a task with `e` examples
-//! gives `weight min(e, maximum)` of them, chosen by seed.
+//! in a source gives `weight min(e, maximum)` of them, chosen by seed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -40,8 +40,8 @@ use glob::Pattern;
 use serde::Deserialize;
 
 use super::mixture_template::RowTemplate;
-use super::parquet::ParquetRows;
-use super::schema::{self, Demonstration, Text};
+use super::parquet::{ParquetRows, Rows};
+use super::schema::{self, Demonstration};
 use crate::bail;
 use crate::error::{Error, Result};
 use crate::random::{shuffle, stream};
@@ -64,6 +64,13 @@ fn one() -> usize {
     1
 }
 
+fn unweighted() -> f64 {
+    1.0
+}
+
+/// More often than this nobody wants to see an example, but for a slip of the pen.
+const MOST_WEIGHT: f64 = 1000.0;
+
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Source {
@@ -73,7 +80,8 @@ struct Source {
     #[serde(default)]
     tasks: Vec<String>,
     template_column: Option<String>,
-    weight: Option<f64>,
+    #[serde(default = "unweighted")]
+    weight: f64,
     #[serde(default)]
     template: Vec<TemplateText>,
 }
@@ -113,8 +121,8 @@ pub struct Mixture {
     pub examples: Vec<MixtureExample>,
     /// How many examples each task gave, of how many that it has.
     pub tasks: BTreeMap<String, (usize, usize)>,
-    /// The tasks and templates that were left out, because they are held out (or, of what is held out, because they are not).
-    pub left_out: BTreeSet<String>,
+    /// The tasks and templates that are held out.
+    pub held_out: BTreeSet<String>,
 }
 
 /// Whether a pattern of data names a mixture.
@@ -176,10 +184,13 @@ impl Rules {
         self.held_out_tasks.iter().any(|pattern| pattern.matches(task))
     }
 
+    fn is_template_held_out(&self, template: &str) -> bool {
+        self.held_out_templates.iter().any(|pattern| pattern.matches(template))
+    }
+
     /// Whether an example of this task in this template belongs to the part that is wanted.
     fn is_wanted(&self, task: &str, template: Option<&str>) -> bool {
-        let is_template = |template| self.held_out_templates.iter().any(|pattern| pattern.matches(template));
-        let is_held_out = self.is_task_held_out(task) || template.is_some_and(is_template);
+        let is_held_out = self.is_task_held_out(task) || template.is_some_and(|name| self.is_template_held_out(name));
         is_held_out == (self.part == Part::HeldOut)
     }
 }
@@ -204,10 +215,10 @@ impl<'a> OpenSource<'a> {
                 "{mixture}: source {pattern}: its rows are in a template already (`template_column`), and may be put in one more at most"
             );
         }
-        if !source.weight.unwrap_or(1.0).is_finite() || source.weight.unwrap_or(1.0) < 0.0 {
+        if !(0.0..=MOST_WEIGHT).contains(&source.weight) {
             bail!(
-                "{mixture}: source {pattern}: weight is {}; expected a number of at least 0",
-                source.weight.unwrap_or(1.0)
+                "{mixture}: source {pattern}: weight is {}; expected a number from 0 to {MOST_WEIGHT}",
+                source.weight
             );
         }
         let template = |text: &TemplateText| RowTemplate::new(mixture, &text.name, &text.prompt, &text.completion);
@@ -217,70 +228,64 @@ impl<'a> OpenSource<'a> {
 
     /// Each row's task, and the template that it is in already.
     fn rows(&self) -> Result<Vec<(String, Option<String>)>> {
+        let Source { task_column, template_column, .. } = self.source;
         let mut all = Vec::new();
         for rows in ParquetRows::open(&self.pattern)? {
             let rows = rows?;
-            let column = |name: &Option<String>| name.as_ref().map(|name| rows.strings(name)).transpose();
-            let (tasks, templates) = (column(&self.source.task_column)?, column(&self.source.template_column)?);
+            let (tasks, templates) = (names(&rows, task_column.as_deref())?, names(&rows, template_column.as_deref())?);
             for row in 0..rows.batch.num_rows() {
                 let task = match (&self.source.task, &tasks) {
                     (Some(task), _) => task.clone(),
-                    (None, Some(names)) => match self.task_of(names.value(row)) {
-                        Some(task) => task.to_string(),
-                        None => bail!(
-                            "{}, column `{}`: \"{}\" begins with none of the `tasks` of {}; add its task there",
-                            rows.origin(row),
-                            self.source.task_column.as_deref().unwrap_or_default(),
-                            names.value(row),
-                            self.mixture
-                        ),
-                    },
-                    (None, None) => continue,
+                    (None, names) => self.task_of(&rows, row, names.as_ref().map_or("", |names| &names[row]))?,
                 };
-                all.push((task, templates.as_ref().map(|templates| templates.value(row).to_string())));
+                all.push((task, templates.as_ref().map(|templates| templates[row].clone())));
             }
         }
         Ok(all)
     }
 
-    /// The task that a name belongs to: itself, or the longest of the listed tasks that it begins with.
-    fn task_of<'b>(&'b self, name: &'b str) -> Option<&'b str> {
+    /// The task that a row's name belongs to: itself, or the longest of the listed tasks that it begins with.
+    fn task_of(&self, rows: &Rows, row: usize, name: &str) -> Result<String> {
         if self.source.tasks.is_empty() {
-            return Some(name);
+            return Ok(name.to_string());
         }
         let begun = self.source.tasks.iter().filter(|task| name.starts_with(task.as_str()));
-        begun.max_by_key(|task| task.len()).map(String::as_str)
+        match begun.max_by_key(|task| task.len()) {
+            Some(task) => Ok(task.clone()),
+            None => bail!(
+                "{}, column `{}`: \"{name}\" begins with none of the `tasks` of {}; add its task there",
+                rows.origin(row),
+                self.source.task_column.as_deref().unwrap_or_default(),
+                self.mixture
+            ),
+        }
     }
 
     fn add_to(&self, mixture: &mut Mixture, rules: &Rules, seed: u64) -> Result<()> {
         let rows = self.rows()?;
         // What a row is in already is what can be held out; else what it is put in.
-        let names: Vec<Option<&str>> = match self.templates.is_empty() || self.source.template_column.is_some() {
+        let own: Vec<Option<&str>> = match self.templates.is_empty() || self.source.template_column.is_some() {
             true => vec![None],
             false => self.templates.iter().map(|template| Some(template.name())).collect(),
         };
         let mut by_task: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-        for (row, (task, template)) in rows.iter().enumerate() {
-            let is_wanted = |name: &Option<&str>| rules.is_wanted(task, template.as_deref().or(*name));
-            if names.iter().any(is_wanted) {
+        for (row, (task, given)) in rows.iter().enumerate() {
+            let names = || own.iter().map(|own| given.as_deref().or(*own));
+            if names().any(|name| rules.is_wanted(task, name)) {
                 by_task.entry(task).or_default().push(row);
             }
-            let out = names.iter().filter(|name| !is_wanted(name)).filter_map(|name| template.as_deref().or(*name));
-            match rules.is_task_held_out(task) == (rules.part == Part::Training) {
-                true if rules.is_task_held_out(task) => drop(mixture.left_out.insert(format!("task {task}"))),
-                _ if rules.part == Part::Training => {
-                    mixture.left_out.extend(out.map(|name| format!("template {name}")))
-                }
-                _ => {}
+            if rules.is_task_held_out(task) {
+                mixture.held_out.insert(format!("task {task}"));
+            } else {
+                let held_out = names().flatten().filter(|name| rules.is_template_held_out(name));
+                mixture.held_out.extend(held_out.map(|name| format!("template {name}")));
             }
         }
         let mut times = vec![0; rows.len()];
         for (task, mut of_task) in by_task {
             let count = of_task.len();
             let wanted = match rules.part {
-                Part::Training => {
-                    (self.source.weight.unwrap_or(1.0) * count.min(rules.maximum) as f64).round() as usize
-                }
+                Part::Training => (self.source.weight * count.min(rules.maximum) as f64).round() as usize,
                 Part::HeldOut => count,
             };
             shuffle(&mut of_task, &mut stream(seed, &format!("mixture of {task}"), self.index as u64));
@@ -340,6 +345,17 @@ impl<'a> OpenSource<'a> {
     }
 }
 
+/// A column of names, if one is asked for; every row has one.
+fn names(rows: &Rows, column: Option<&str>) -> Result<Option<Vec<String>>> {
+    let Some(column) = column else { return Ok(None) };
+    let names = rows.strings(column)?;
+    let name = |(row, name): (usize, Option<&str>)| match name {
+        Some(name) => Ok(name.to_string()),
+        None => bail!("{}, column `{column}`: is null; expected a name", rows.origin(row)),
+    };
+    names.iter().enumerate().map(name).collect::<Result<_>>().map(Some)
+}
+
 impl Mixture {
     /// The demonstrations alone.
     pub fn into_demonstrations(self) -> impl Iterator<Item = Demonstration> {
@@ -347,22 +363,18 @@ impl Mixture {
     }
 
     /// Every text, prompts and completions.
-    pub fn texts(&self) -> impl Iterator<Item = String> + Send + use<> {
-        let text = |text: &Text| match text {
-            Text::Plain(text) => vec![text.clone()],
-            Text::Messages(messages) => messages.iter().map(|message| message.content.clone()).collect(),
-        };
+    pub fn texts(&self) -> impl Iterator<Item = String> + Send {
         let demonstrations = self.examples.iter().map(|example| &example.demonstration);
-        let all = demonstrations.flat_map(|of| of.prompt.iter().chain([&of.completion]).flat_map(text));
-        all.collect::<Vec<_>>().into_iter()
+        let texts = demonstrations.flat_map(|of| of.prompt.iter().chain([&of.completion]));
+        texts.flat_map(|text| text.contents().map(str::to_string).collect::<Vec<String>>())
     }
 
     /// What is in it, in a line for the plan.
     pub fn describe(&self) -> String {
         let of = self.tasks.values().fold((0, 0), |sum, task| (sum.0 + task.0, sum.1 + task.1));
         let mut text = format!("{} tasks, {} of {} examples", self.tasks.len(), of.0, of.1);
-        if !self.left_out.is_empty() {
-            let names: Vec<&str> = self.left_out.iter().map(String::as_str).collect();
+        if !self.held_out.is_empty() {
+            let names: Vec<&str> = self.held_out.iter().map(String::as_str).collect();
             text += &format!("; held out: {}", names.join(", "));
         }
         text
@@ -378,6 +390,7 @@ mod tests {
 
     use super::*;
     use crate::data::parquet;
+    use crate::data::schema::Text;
 
     /// Ten questions with answers, six rows of a published mixture, and the mixture's text.
     fn folder(mixture: &str) -> TempDir {
@@ -476,6 +489,7 @@ mod tests {
             (BOOLQ.replace("question }}?", "questions }}?"), "short"),
             (BOOLQ.replace("{{ question }}?", "{{ question"), "short"),
             (BOOLQ.replace("task = ", "tasc = "), "tasc"),
+            (BOOLQ.replace("task = ", "weight = 1e300\ntask = "), "weight"),
             (T0.replace("\"quiz\"", "\"quizzes\""), "quiz_ask"),
             (T0.replace("task_column", "# task_column"), "task_column"),
             (format!("maximum = 0\n{T0}"), "maximum"),

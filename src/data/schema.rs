@@ -56,6 +56,17 @@ pub enum Text {
     Messages(Vec<Message>),
 }
 
+impl Text {
+    /// What is said, without roles: the string, or the content of each message.
+    pub fn contents(&self) -> impl Iterator<Item = &str> {
+        let (text, messages) = match self {
+            Text::Plain(text) => (Some(text.as_str()), &[][..]),
+            Text::Messages(messages) => (None, &messages[..]),
+        };
+        text.into_iter().chain(messages.iter().map(|message| message.content.as_str()))
+    }
+}
+
 /// The file and row that a record was read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {

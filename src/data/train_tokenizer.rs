@@ -107,10 +107,7 @@ pub fn train_bpe_on_files(pattern: &str, vocabulary_size: usize, special_tokens:
         },
     };
     let good = texts.map_while(|texts| texts.map_err(|error| failure = Some(error)).ok());
-    let strings = good.flatten().flat_map(|text| match text {
-        Text::Plain(text) => vec![text],
-        Text::Messages(messages) => messages.into_iter().map(|message| message.content).collect(),
-    });
+    let strings = good.flatten().flat_map(|text| text.contents().map(str::to_string).collect::<Vec<String>>());
     let tokenizer = train_bpe(strings, vocabulary_size, special_tokens);
     failure.map_or(tokenizer, Err)
 }

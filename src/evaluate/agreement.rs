@@ -8,7 +8,7 @@ use super::bootstrap::{self, Estimate};
 use super::labelled::{LabelledSettings, LabelledText};
 use super::metrics::agreement::{Scored, balanced_accuracy, best_threshold, f1, roc_auc, spearman};
 use super::scorer::{Identity, Scorer, Subject};
-use super::section::Section;
+use super::section::{Section, number};
 use crate::error::Result;
 use crate::random;
 use crate::train::table::Table;
@@ -46,10 +46,7 @@ pub fn section(
     let mut json = Map::new();
     for one in &compared {
         let found = one.overall();
-        overall.row(
-            std::iter::once(one.scorer.name.clone())
-                .chain(found.iter().map(|(_, value)| value.map_or(String::new(), show))),
-        );
+        overall.row(std::iter::once(one.scorer.name.clone()).chain(found.iter().map(|(_, value)| number(*value))));
         let found: Map<String, Value> =
             found.into_iter().map(|(name, value)| (name.to_string(), json!(value))).collect();
         let groups: Map<String, Value> = (0..settings.group_columns.len())
@@ -90,8 +87,7 @@ pub fn section(
     }
     json.insert("texts".to_string(), json!(texts.len()));
     json.insert("positives".to_string(), json!(positives));
-    let title = "Agreement of the scorers with people".to_string();
-    Ok(Section { key: "agreement", title, notes, tables, json: json.into(), ..Section::default() })
+    Ok(Section::new("agreement", "Agreement of the scorers with people", notes, tables, json))
 }
 
 /// What some texts are to people and to a scorer.
@@ -202,19 +198,15 @@ impl Compared<'_> {
     fn table(&self, name: &dyn Fn(&LabelledText) -> String) -> Table {
         let mut table =
             Table::new(["", "texts", "positive", "mean label", "mean score", "false positive rate", "recall", "AUC"]);
-        let number = |number: Option<f64>| number.map_or(String::new(), |number| format!("{number:.3}"));
+        let plain = |number: Option<f64>| number.map_or(String::new(), |number| format!("{number:.3}"));
         for group in self.groups(name) {
             let counts = [group.name, group.texts.to_string(), group.positives.to_string()];
             let numbers =
                 [group.mean_label, Some(group.mean_score), group.false_positive_rate, group.recall, group.auc];
-            table.row(counts.into_iter().chain(numbers.map(number)));
+            table.row(counts.into_iter().chain(numbers.map(plain)));
         }
         table
     }
-}
-
-fn show(Estimate { value, low, high }: Estimate) -> String {
-    format!("{value:.3} [{low:.3}, {high:.3}]")
 }
 
 #[cfg(test)]

@@ -90,7 +90,8 @@ impl<'a> Answering<'a> {
         for prompts in self.prompts.chunks((ANSWERS_A_PIECE / samples).max(1)) {
             let first = sampled.len();
             let piece = format!("{part}-{}-{first}", self.number);
-            let answers: Vec<Vec<Sampled>> = journal.piece(&piece, || sampler.sample(prompts, first, progress))?;
+            let answers: Vec<Vec<Sampled>> =
+                journal.piece(&piece, &prompts, || sampler.sample(prompts, first, progress))?;
             sampled.extend(answers);
         }
         Ok(Answers { sampled, vocabulary: self.tokenizer.vocabulary() })

@@ -16,6 +16,9 @@ pub fn scores(
     common: &CommonSettings,
     progress: &mut Progress,
 ) -> Result<Vec<Vec<Score>>> {
+    if questions.is_empty() {
+        return Ok(Vec::new());
+    }
     let folder = ModelSettings { model: model.folder.clone(), adapter: Vec::new() };
     let (model, tokenizer) = sample::load(&folder, &[], common.seed)?;
     let mut truncation = Truncation::default();

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use super::metrics::summac::{Inference, source_sentences, summac_zs, summary_sentences};
 use super::scorer::{Concern, Identity, Scorer, Subject};
-use crate::bail;
 use crate::classifier::{Classifier, ClassifierInput};
 use crate::error::Result;
 
@@ -75,11 +74,7 @@ impl Scorer for LabelScorer {
             let probability = f64::from(of_text[self.label]);
             if self.is_support { 1.0 - probability } else { probability }
         };
-        let scores: Vec<f64> = probabilities.iter().map(score).collect();
-        match scores.iter().position(|score| !score.is_finite()) {
-            Some(index) => bail!("{}: the score of \"{}\" is not a number", self.identity.name, subjects[index].text),
-            None => Ok(scores),
-        }
+        Ok(probabilities.iter().map(score).collect())
     }
 }
 
@@ -126,11 +121,7 @@ impl Scorer for EntailmentScorer {
             let mut all = probabilities.iter().map(inference);
             let by_sentence: Vec<Vec<Inference>> =
                 sentences.iter().map(|_| all.by_ref().take(sources.len()).collect()).collect();
-            let score = (1.0 - summac_zs(&by_sentence)) / 2.0;
-            match score.is_finite() {
-                true => Ok(score),
-                false => bail!("{}: the score of \"{}\" is not a number", self.identity.name, subject.text),
-            }
+            Ok((1.0 - summac_zs(&by_sentence)) / 2.0)
         };
         subjects.iter().map(score).collect()
     }

@@ -144,7 +144,7 @@ impl Duels {
         Ok(bootstrap::statistics(self.prompts.len(), resamples, &mut stream, scores).unwrap_or_default())
     }
 
-    fn tables(&self, (resamples, seed): (usize, u64)) -> (Vec<(String, Table)>, Value, Option<String>) {
+    fn tables(&self, (resamples, seed): (usize, u64)) -> (Vec<(String, Table)>, Value, Vec<String>) {
         let mut pairs = Table::new(["", "against", "preferred"]);
         let mut json = Map::new();
         for first in 0..self.models.len() {
@@ -161,9 +161,10 @@ impl Duels {
         }
         let mut tables = vec![(format!("By {}, ties half", self.judge), pairs)];
         let mut found = json!({"preferred": json, "first_place": self.first_place});
-        let mut note = self.first_place.map(|share| {
+        let first_place = self.first_place.map(|share| {
             format!("By {}: the first place won {:.1}% of decided comparisons.", self.judge, 100.0 * share)
         });
+        let mut notes: Vec<String> = first_place.into_iter().collect();
         if self.models.len() > 2 {
             match self.strengths(resamples, seed) {
                 Ok(strengths) => {
@@ -179,10 +180,10 @@ impl Duels {
                     found["bradley_terry"] = of.into();
                     tables.push((format!("Strengths by {}", self.judge), table));
                 }
-                Err(error) => note = Some(error.to_string()),
+                Err(error) => notes.push(error.to_string()),
             }
         }
-        (tables, found, note)
+        (tables, found, notes)
     }
 }
 
@@ -191,9 +192,9 @@ pub fn section(all: &[Duels], draws: (usize, u64)) -> Option<Section> {
     let mut section = Section { key: "preference", title: "Preference".to_string(), ..Section::default() };
     let mut json = Map::new();
     for duels in all.iter().filter(|duels| duels.models.len() > 1) {
-        let (tables, found, note) = duels.tables(draws);
+        let (tables, found, notes) = duels.tables(draws);
         section.tables.extend(tables);
-        section.notes.extend(note);
+        section.notes.extend(notes);
         json.insert(duels.judge.clone(), found);
     }
     section.json = json.into();
@@ -225,9 +226,10 @@ mod tests {
         for (found, expected) in strengths.iter().zip([3f64.ln(), 0.0, -3f64.ln()]) {
             assert!((found - expected).abs() < 1e-6, "{strengths:?}");
         }
-        let broken = duels(vec![vec![(0, 1, 1.0)], vec![(1, 2, 1.0)]]);
+        let broken = Duels { first_place: Some(0.75), ..duels(vec![vec![(0, 1, 1.0)], vec![(1, 2, 1.0)]]) };
         let section = section(&[broken], (10, 0)).unwrap();
-        assert!(section.notes[0].contains("Bradley-Terry"), "{:?}", section.notes);
+        assert!(section.notes[0].contains("first place won 75.0%"), "{:?}", section.notes);
+        assert!(section.notes[1].contains("Bradley-Terry"), "{:?}", section.notes);
         assert_eq!(section.tables.len(), 1);
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use rand::seq::index;
 use serde::Serialize;
 
 use super::judging::JudgedAnswer;
@@ -43,7 +42,9 @@ impl Evaluation {
     pub(super) fn examples(&self, seed: u64) -> (Vec<Example>, Vec<Example>) {
         let count = self.questions.len();
         let mut stream = random::stream(seed, "examples of the report", 0);
-        let mut chosen = index::sample(&mut stream, count, SHOWN.min(count)).into_vec();
+        let mut chosen: Vec<usize> = (0..count).collect();
+        random::shuffle(&mut chosen, &mut stream);
+        chosen.truncate(SHOWN);
         chosen.sort_unstable();
         let shown: HashSet<usize> = chosen.iter().copied().collect();
         let mut rest: Vec<(f64, usize)> = (0..count)

@@ -4,6 +4,7 @@ use super::preference;
 use super::question::Question;
 use super::scorer::{Scorer, Subject};
 use crate::error::Result;
+use crate::sample::Sampled;
 use crate::world::rule::{Judgement, judge};
 
 /// An answer, whoever gave it.
@@ -19,6 +20,13 @@ pub struct Answer {
     pub kl: Option<f64>,
     /// What the data says it is worth.
     pub given_score: Option<f64>,
+}
+
+impl From<Sampled> for Answer {
+    fn from(sampled: Sampled) -> Self {
+        let Sampled { text, tokens, ended } = sampled;
+        Answer { text, tokens: Some(tokens.len()), ended: Some(ended), kl: None, given_score: None }
+    }
 }
 
 /// An answer and what it was found to be.

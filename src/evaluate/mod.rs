@@ -150,6 +150,9 @@ fn all_models(settings: &EvaluateSettings) -> Result<Vec<NamedFolder>> {
     if let Some(run) = &settings.checkpoints {
         models.extend(checkpoints(run)?);
     }
+    if let (Some(data), None, true) = (&settings.data, &settings.answers, models.is_empty()) {
+        bail!("--data {data}: there is no model to answer; name some with --models, or leave --data out");
+    }
     let mut seen = HashSet::new();
     if let Some(twice) = models.iter().find(|model| !seen.insert(&model.name)) {
         bail!("--models {twice}: the name \"{}\" is given twice; give each model a name of its own", twice.name);
@@ -221,7 +224,10 @@ fn sampled(settings: &EvaluateSettings, data: &str, models: &[NamedFolder], jour
         // Read anew for each model, so that no two of them are held at a time.
         let answering = Answering::open(asking, number, model, &mut progress)?;
         let found = answering.answer(journal, &mut progress)?;
-        own.push(journal.piece(&format!("own-log-probs-{number}"), || answering.log_probs(&found.sampled))?);
+        own.push(
+            journal
+                .piece(&format!("own-log-probs-{number}"), &found.sampled, || answering.log_probs(&found.sampled))?,
+        );
         answers.push(found);
     }
     progress.finish();
@@ -232,15 +238,15 @@ fn sampled(settings: &EvaluateSettings, data: &str, models: &[NamedFolder], jour
     for (number, (found, own)) in answers.into_iter().zip(own).enumerate() {
         // How much more probable an answer is under the model that gave it has a meaning only between models of one vocabulary.
         let of_base = match base.has_vocabulary(&found.vocabulary) {
-            true => Some(journal.piece(&format!("base-log-probs-{number}"), || base.log_probs(&found.sampled))?),
+            true => Some(
+                journal
+                    .piece(&format!("base-log-probs-{number}"), &found.sampled, || base.log_probs(&found.sampled))?,
+            ),
             false => None,
         };
         let answer = |question: usize, sample: usize, sampled: crate::sample::Sampled| Answer {
             kl: of_base.as_ref().map(|of_base| own[question][sample] - of_base[question][sample]),
-            tokens: Some(sampled.tokens.len()),
-            ended: Some(sampled.ended),
-            text: sampled.text,
-            given_score: None,
+            ..Answer::from(sampled)
         };
         let of_question = |(question, samples): (usize, Vec<_>)| {
             samples.into_iter().enumerate().map(|(sample, sampled)| answer(question, sample, sampled)).collect()

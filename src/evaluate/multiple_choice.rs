@@ -125,7 +125,7 @@ pub fn section(
     let mut table = Table::new(["model", "MC1", "MC2"]);
     let mut json = Map::new();
     for (number, model) in models.iter().enumerate() {
-        let log_probs: Vec<Vec<f64>> = journal.piece(&format!("multiple-choice-{number}"), || {
+        let log_probs: Vec<Vec<f64>> = journal.piece(&format!("multiple-choice-{number}"), &asked, || {
             let scores = choices::scores(model, &asked, common, &mut progress)?;
             Ok(scores.iter().map(|scores| choices::log_probs(scores)).collect())
         })?;
@@ -151,14 +151,7 @@ pub fn section(
         settings.question_template
     )];
     let tables = vec![("95% bootstrap intervals over questions in brackets".to_string(), table)];
-    Ok(Section {
-        key: "multiple_choice",
-        title: "Multiple choice".into(),
-        notes,
-        tables,
-        json: json.into(),
-        ..Section::default()
-    })
+    Ok(Section::new("multiple_choice", "Multiple choice", notes, tables, json))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use arrow::array::Array;
 
 use crate::bail;
 use crate::data::parquet::{ParquetRows, Rows};
-use crate::data::schema::{self, Message, Origin, Text};
+use crate::data::schema::{self, Origin, Text};
 use crate::error::Result;
 use crate::world::files::cases_of;
 use crate::world::rule::Case;
@@ -27,19 +27,14 @@ pub struct Question {
 }
 
 impl Question {
+    /// A prompt of which nothing more is known.
+    pub fn new(prompt: Text, origin: Origin) -> Self {
+        Question { prompt, group: None, case: None, toxicity: None, origin }
+    }
+
     /// The prompt as text; of messages the contents, a line each.
     pub fn text(&self) -> String {
-        plain(&self.prompt)
-    }
-}
-
-/// A text without roles.
-fn plain(text: &Text) -> String {
-    match text {
-        Text::Plain(text) => text.clone(),
-        Text::Messages(messages) => {
-            messages.iter().map(|message: &Message| &*message.content).collect::<Vec<_>>().join("\n")
-        }
+        self.prompt.contents().collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -68,7 +63,7 @@ pub fn questions(pattern: &str) -> Result<Vec<Question>> {
     let mut all: Vec<Question> = (schema::prompts(pattern)?)
         .map(|prompt| {
             let prompt = prompt?;
-            Ok(Question { prompt: prompt.prompt, origin: prompt.origin, group: None, case: None, toxicity: None })
+            Ok(Question::new(prompt.prompt, prompt.origin))
         })
         .collect::<Result<_>>()?;
     let mut rest = all.iter_mut();
@@ -133,7 +128,7 @@ pub fn given_answers(pattern: &str) -> Result<GivenAnswers> {
                 Ok(None) => bail!("{origin}, column `prompt`: is null; expected what was answered"),
                 Err(reason) => bail!("{origin}, column `prompt`: {reason}"),
             };
-            let mut question = Question { prompt, origin, group: None, case: None, toxicity: None };
+            let mut question = Question::new(prompt, origin);
             known.add_to(&mut question);
             for (model, answer) in answers {
                 numbers.push(&mut given, &question, model, answer);

@@ -8,6 +8,7 @@ use super::bootstrap::{self, Cluster, Estimate};
 use super::judging::JudgedAnswer;
 use super::question::Question;
 use super::scorer::Identity;
+use super::section::share;
 use super::{EvaluateSettings, diversity};
 use crate::error::{Error, Result};
 use crate::figure::{Figure, Panel, Series};
@@ -235,7 +236,6 @@ impl Evaluation {
         let mut all =
             Map::from_iter([("models".to_string(), models.into()), ("base".to_string(), self.base.clone().into())]);
         all.insert("counts".to_string(), counts);
-        all.insert("scorers".to_string(), serde_json::to_value(&self.scorers).map_err(invalid)?);
         Ok(all)
     }
 
@@ -283,6 +283,6 @@ fn show(name: &str, Estimate { value, low, high }: Estimate) -> String {
     if NOT_SHARES.contains(&name) {
         format!("{value:.2} [{low:.2}, {high:.2}]")
     } else {
-        format!("{:.1}% [{:.1}, {:.1}]", 100.0 * value, 100.0 * low, 100.0 * high)
+        share(Some(Estimate { value, low, high }))
     }
 }

@@ -1,4 +1,4 @@
-//! HaluEval-style recognition: does a model itself see that an answer is made up (Li et al. 2023, section 2.3)?
+//! HaluEval-style recognition: does a model itself see that an answer is made up (Li et al. 2023)?
 //!
 //! The model reads the question, what is known, and one of the answers, and its log-probabilities of "Yes" and "No" decide. Of a right and a hallucinated answer to a
 //! question, one is shown, by seed.
@@ -66,44 +66,44 @@ pub fn read(pattern: &str, template: &str, seed: u64) -> Result<Vec<Shown>> {
 }
 
 fn shown(rows: &Rows, template: &str, stream: &mut Stream) -> Result<Vec<Shown>> {
-    let first_of = |names: [&'static str; 2]| names.into_iter().find(|name| rows.has(name)).unwrap_or(names[0]);
-    let questions = rows.strings(first_of(["question", "user_query"]))?;
+    let questions = rows.strings(first_of(rows, ["question", "user_query"]))?;
     let knowledge = rows.has("knowledge").then(|| rows.strings("knowledge")).transpose()?;
-    let is_pair = rows.has("right_answer");
-    let pair =
-        is_pair.then(|| Ok::<_, crate::Error>((rows.strings("right_answer")?, rows.strings("hallucinated_answer")?)));
-    let pair = pair.transpose()?;
-    let one = (!is_pair).then(|| {
-        Ok::<_, crate::Error>((
-            rows.strings(first_of(["response", "chatgpt_response"]))?,
-            rows.strings("hallucination")?,
-        ))
-    });
-    let one = one.transpose()?;
-    let mut all = Vec::new();
-    for row in 0..rows.batch.num_rows() {
-        let (answer, is_hallucinated) = match (&pair, &one) {
-            (Some((right, hallucinated)), _) => {
-                let is_hallucinated = stream.random::<bool>();
-                (if is_hallucinated { hallucinated } else { right }.value(row), is_hallucinated)
-            }
-            (None, Some((answers, labels))) => match labels.value(row).to_lowercase().as_str() {
-                "yes" => (answers.value(row), true),
-                "no" => (answers.value(row), false),
-                other => bail!("{}, column `hallucination`: is \"{other}\"; expected yes or no", rows.origin(row)),
-            },
-            (None, None) => continue,
-        };
+    let answers = if rows.has("right_answer") { one_of_each_pair(rows, stream)? } else { labelled_answers(rows)? };
+    let shown = |(row, (answer, is_hallucinated)): (usize, (String, bool))| {
         let known = knowledge.as_ref().filter(|of| of.is_valid(row)).map_or("", |of| of.value(row));
-        let text = template
-            .replace("{knowledge}", known)
-            .replace("{question}", questions.value(row))
-            .replace("{answer}", answer);
-        let prompt = Text::Plain(text.trim_start().to_string());
+        // The answer last, as what it says is no place for anything else.
+        let text = template.replace("{knowledge}", known).replace("{question}", questions.value(row));
+        let prompt = Text::Plain(text.replace("{answer}", &answer).trim_start().to_string());
         let answers = vec![Text::Plain(" Yes".to_string()), Text::Plain(" No".to_string())];
-        all.push(Shown { asked: Answered { prompt, answers, origin: rows.origin(row) }, is_hallucinated });
-    }
-    Ok(all)
+        Shown { asked: Answered { prompt, answers, origin: rows.origin(row) }, is_hallucinated }
+    };
+    Ok(answers.into_iter().enumerate().map(shown).collect())
+}
+
+fn first_of(rows: &Rows, names: [&'static str; 2]) -> &'static str {
+    names.into_iter().find(|name| rows.has(name)).unwrap_or(names[0])
+}
+
+/// The right or the hallucinated answer of every row, and whether it is the latter.
+fn one_of_each_pair(rows: &Rows, stream: &mut Stream) -> Result<Vec<(String, bool)>> {
+    let (right, hallucinated) = (rows.strings("right_answer")?, rows.strings("hallucinated_answer")?);
+    let mut choose = |row: usize| {
+        let is_hallucinated = stream.random::<bool>();
+        (if is_hallucinated { &hallucinated } else { &right }.value(row).to_string(), is_hallucinated)
+    };
+    Ok((0..right.len()).map(&mut choose).collect())
+}
+
+/// The answer of every row, and whether people say that it is hallucinated.
+fn labelled_answers(rows: &Rows) -> Result<Vec<(String, bool)>> {
+    let (answers, labels) =
+        (rows.strings(first_of(rows, ["response", "chatgpt_response"]))?, rows.strings("hallucination")?);
+    let answer = |row: usize| match labels.value(row).to_lowercase().as_str() {
+        "yes" => Ok((answers.value(row).to_string(), true)),
+        "no" => Ok((answers.value(row).to_string(), false)),
+        other => bail!("{}, column `hallucination`: is \"{other}\"; expected yes or no", rows.origin(row)),
+    };
+    (0..answers.len()).map(answer).collect()
 }
 
 /// What every model recognises.
@@ -120,7 +120,7 @@ pub fn section(
     let mut json = Map::new();
     for (number_of_model, model) in models.iter().enumerate() {
         // `log p(Yes) - log p(No)`: above 0 the model says yes.
-        let scores: Vec<f64> = journal.piece(&format!("recognition-{number_of_model}"), || {
+        let scores: Vec<f64> = journal.piece(&format!("recognition-{number_of_model}"), &asked, || {
             let scores = choices::scores(model, &asked, common, &mut progress)?;
             Ok(scores.iter().map(|scores| choices::log_probs(scores)).map(|of| of[0] - of[1]).collect())
         })?;
@@ -156,12 +156,5 @@ pub fn section(
         settings.recognition_template
     )];
     let tables = vec![("95% bootstrap intervals over answers in brackets".to_string(), table)];
-    Ok(Section {
-        key: "recognition",
-        title: "Recognition of hallucination".into(),
-        notes,
-        tables,
-        json: json.into(),
-        ..Section::default()
-    })
+    Ok(Section::new("recognition", "Recognition of hallucination", notes, tables, json))
 }

@@ -56,6 +56,7 @@ impl Report {
         let mut groups: Vec<(&[Question], &ByModel<JudgedAnswer>)> =
             by_group.iter().map(|(questions, answers)| (&questions[..], answers)).collect();
         groups.extend(self.continued.iter().map(|continued| (&continued.questions[..], &continued.answers)));
+        let scorers = self.continued.first().map_or(&self.scorers, |continued| &continued.scorers);
         let names: Vec<String> = match given {
             Some(evaluation) => evaluation.models.iter().map(|model| model.name.clone()).collect(),
             None => self.models.clone(),
@@ -70,7 +71,7 @@ impl Report {
                 settings.sampling.temperature
             ),
         };
-        toxicity::section(&names, &groups, &self.scorers, draws, vec![what]).map(Some)
+        toxicity::section(&names, &groups, scorers, draws, vec![what]).map(Some)
     }
 
     /// The rates of the answers as a part like the others.
@@ -124,10 +125,10 @@ impl Report {
 
     fn kept(&self) -> Vec<Kept<'_>> {
         let answers = self.evaluation.iter().flat_map(|evaluation| evaluation.kept("answers"));
-        let continued = self.continued.iter().flat_map(|Continued { questions, answers }| {
-            self.models.iter().zip(answers).flat_map(|(model, answers)| {
+        let continued = self.continued.iter().flat_map(|Continued { questions, answers, scorers }| {
+            self.models.iter().zip(answers).flat_map(move |(model, answers)| {
                 questions.iter().zip(answers).flat_map(move |(question, answers)| {
-                    let kept = move |answer| Kept { part: "toxicity", model, question, answer, scorers: &self.scorers };
+                    let kept = move |answer| Kept { part: "toxicity", model, question, answer, scorers };
                     answers.iter().map(kept)
                 })
             })
@@ -216,7 +217,11 @@ fn section(section: Section) -> Result<Template> {
         Ok(context! { title => figure.title.as_str(), svg => Template::from_safe_string(svg) })
     };
     let mut figures = figures.iter().map(svg).collect::<Result<Vec<_>>>()?;
-    figures.extend(drawn.into_iter().map(|(title, svg)| context! { title, svg => Template::from_safe_string(svg) }));
+    // What lies in a run's folder may be anybody's: as an image it can run nothing.
+    figures.extend(drawn.into_iter().map(|(title, svg)| {
+        let image = format!("data:image/svg+xml,{}", svg.replace('%', "%25").replace('#', "%23"));
+        context! { title, image }
+    }));
     Ok(context! { title, notes, tables => tables.into_iter().map(table).collect::<Vec<_>>(), figures })
 }
 

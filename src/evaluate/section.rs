@@ -25,6 +25,19 @@ pub struct Section {
     pub json: Value,
 }
 
+impl Section {
+    /// Notes and tables, with the same for programs.
+    pub(super) fn new(
+        key: &'static str,
+        title: &str,
+        notes: Vec<String>,
+        tables: Vec<(String, Table)>,
+        json: impl Into<Value>,
+    ) -> Self {
+        Section { key, title: title.to_string(), notes, tables, json: json.into(), ..Section::default() }
+    }
+}
+
 /// A share with its interval, in a table.
 pub(super) fn share(estimate: Option<Estimate>) -> String {
     estimate.map_or(String::new(), |Estimate { value, low, high }| {

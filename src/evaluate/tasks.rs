@@ -4,7 +4,7 @@
 //! log-probabilities of its tokens). Any other is answered greedily, and the answer compared with the completion: exact match and F1 as SQuAD defines them,
 //! ROUGE-1, ROUGE-2 and ROUGE-L.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -179,18 +179,12 @@ fn measure(
 ) -> Result<Vec<Measured>> {
     let (classified, generated): (Vec<&Template>, Vec<&Template>) =
         templates.iter().partition(|of| of.is_classification());
-    let log_probs: Vec<Vec<f64>> = journal.piece(&format!("tasks-ranked-{number}"), || {
-        let questions: Vec<Answered> = classified.iter().flat_map(|template| template.questions()).collect();
-        let scores = choices::scores(model, &questions, common, progress)?;
+    let ranked: Vec<Answered> = classified.iter().flat_map(|template| template.questions()).collect();
+    let log_probs: Vec<Vec<f64>> = journal.piece(&format!("tasks-ranked-{number}"), &ranked, || {
+        let scores = choices::scores(model, &ranked, common, progress)?;
         Ok(scores.iter().map(|scores| choices::log_probs(scores)).collect())
     })?;
-    let question = |answered: Answered| Question {
-        prompt: answered.prompt,
-        group: None,
-        case: None,
-        toxicity: None,
-        origin: answered.origin,
-    };
+    let question = |answered: Answered| Question::new(answered.prompt, answered.origin);
     let questions: Vec<Question> = generated.iter().flat_map(|template| template.questions()).map(question).collect();
     let mut answers = Vec::new();
     if !questions.is_empty() {
@@ -221,7 +215,63 @@ fn majority(templates: &[&Template]) -> Option<f64> {
 /// What each measure is, in the order of the tables.
 const MEASURES: [&str; 6] = ["accuracy", "exact_match", "f1", "rouge_1", "rouge_2", "rouge_l"];
 
-/// All tasks by all models: a row for each task, its templates averaged, and the average over tasks.
+/// What all models make of the templates.
+struct Results<'a> {
+    templates: &'a [Template],
+    models: Vec<&'a str>,
+    /// `[model][template]`
+    measured: Vec<Vec<Measured>>,
+    resamples: usize,
+    seed: u64,
+}
+
+impl Results<'_> {
+    /// The mean over tasks of the mean over templates, of one task or of all: every task counts once, whatever the number of its templates.
+    fn estimate(&self, model: usize, measure: &str, task: Option<&str>) -> Option<Estimate> {
+        let of_task = self.templates.iter().zip(&self.measured[model]);
+        let of_measure = of_task.filter(|(template, _)| is_of(template, task)).filter_map(|(template, measured)| {
+            let (_, values) = measured.iter().find(|(name, _)| *name == measure)?;
+            Some((template.task.as_str(), values.as_slice()))
+        });
+        let of_measure: Vec<(&str, &[f64])> = of_measure.collect();
+        let weight = |task: &str| 1.0 / of_measure.iter().filter(|(other, _)| *other == task).count() as f64;
+        let weighted: Vec<(f64, &[f64])> = of_measure.iter().map(|(task, values)| (weight(task), *values)).collect();
+        let mut stream = random::stream(self.seed, &format!("bootstrap of {measure}"), 0);
+        bootstrap::mean_of_means(&weighted, self.resamples, &mut stream)
+    }
+
+    /// One measure: a row for each task that has it, and one for all, with the same for programs.
+    fn table(&self, measure: &str, tasks: &[Option<&str>]) -> (Table, Map<String, Value>) {
+        let mut table = Table::new(["task", "templates", "majority"].into_iter().chain(self.models.iter().copied()));
+        let mut json = Map::new();
+        for &task in tasks {
+            let found: Vec<Option<Estimate>> =
+                (0..self.models.len()).map(|model| self.estimate(model, measure, task)).collect();
+            if found.iter().all(Option::is_none) {
+                continue;
+            }
+            let of_task: Vec<&Template> = self.templates.iter().filter(|template| is_of(template, task)).collect();
+            let majority = (measure == "accuracy").then(|| majority(&of_task)).flatten();
+            let shown = majority.map_or(String::new(), |share| format!("{:.1}%", 100.0 * share));
+            let cells = [task.unwrap_or(ALL).to_string(), of_task.len().to_string(), shown];
+            table.row(cells.into_iter().chain(found.iter().map(|of| share(*of))));
+            let by_model: Map<String, Value> =
+                self.models.iter().zip(found).map(|(model, of)| (model.to_string(), json!(of))).collect();
+            let of_json = json!({"templates": of_task.len(), "majority": majority, "models": by_model});
+            json.insert(task.unwrap_or(ALL).to_string(), of_json);
+        }
+        (table, json)
+    }
+}
+
+/// The row of all tasks.
+const ALL: &str = "all tasks";
+
+fn is_of(template: &Template, task: Option<&str>) -> bool {
+    task.is_none_or(|task| template.task == task)
+}
+
+/// All tasks by all models, a table for each measure.
 pub fn section(
     (settings, templates): (&TaskSettings, &[Template]),
     models: &[NamedFolder],
@@ -231,84 +281,30 @@ pub fn section(
 ) -> Result<Section> {
     let examples: usize = templates.iter().map(|template| template.examples.len()).sum();
     let mut progress = Progress::new("tasks", examples * models.len(), how.1.quiet);
-    let mut json = Map::new();
-    let mut tables: Vec<Table> = MEASURES
-        .iter()
-        .map(|_| {
-            Table::new(
-                ["task", "templates", "majority"].into_iter().chain(models.iter().map(|model| model.name.as_str())),
-            )
-        })
-        .collect();
-    let mut by_model = Vec::new();
-    for (number, model) in models.iter().enumerate() {
-        by_model.push(measure(number, model, templates, how, journal, &mut progress)?);
-    }
+    let measured = (models.iter().enumerate())
+        .map(|(number, model)| measure(number, model, templates, how, journal, &mut progress))
+        .collect::<Result<Vec<_>>>()?;
     progress.finish();
-    let tasks: Vec<&str> = templates
-        .iter()
-        .map(|template| template.task.as_str())
-        .collect::<std::collections::BTreeSet<_>>()
-        .into_iter()
-        .collect();
-    let estimate = |measured: &[Measured], measure: &str, is_of: &dyn Fn(&Template) -> bool| -> Option<Estimate> {
-        let values = templates.iter().zip(measured).filter(|(template, _)| is_of(template));
-        let of_measure = values.filter_map(|(template, measured)| {
-            let (_, values) = measured.iter().find(|(name, _)| *name == measure)?;
-            Some((template.task.as_str(), values.as_slice()))
-        });
-        let of_measure: Vec<(&str, &[f64])> = of_measure.collect();
-        // Every task counts once, whatever the number of its templates.
-        let weight = |task: &str| 1.0 / of_measure.iter().filter(|(other, _)| *other == task).count() as f64;
-        let weighted: Vec<(f64, &[f64])> = of_measure.iter().map(|(task, values)| (weight(task), *values)).collect();
-        bootstrap::mean_of_means(&weighted, resamples, &mut random::stream(seed, &format!("bootstrap of {measure}"), 0))
-    };
-    for task in tasks.iter().map(Some).chain([None]) {
-        let is_of = |template: &Template| task.is_none_or(|task| template.task == *task);
-        let of_task: Vec<&Template> = templates.iter().filter(|template| is_of(template)).collect();
-        let majority = majority(&of_task);
-        let name = task.map_or("all tasks", |task| task);
-        let mut of_json = Map::from_iter([
-            ("templates".to_string(), json!(of_task.len())),
-            ("majority".to_string(), json!(majority)),
-        ]);
-        for (measure, table) in MEASURES.iter().zip(&mut tables) {
-            let found: Vec<Option<Estimate>> =
-                by_model.iter().map(|measured| estimate(measured, measure, &is_of)).collect();
-            if found.iter().all(Option::is_none) {
-                continue;
-            }
-            let majority = majority
-                .filter(|_| *measure == "accuracy")
-                .map_or(String::new(), |share| format!("{:.1}%", 100.0 * share));
-            table.row(
-                [name.to_string(), of_task.len().to_string(), majority]
-                    .into_iter()
-                    .chain(found.iter().map(|of| share(*of))),
-            );
-            let found: Map<String, Value> =
-                models.iter().zip(found).map(|(model, of)| (model.name.clone(), json!(of))).collect();
-            of_json.insert(measure.to_string(), found.into());
+    let names = models.iter().map(|model| model.name.as_str()).collect();
+    let results = Results { templates, models: names, measured, resamples, seed };
+    let tasks: BTreeSet<&str> = templates.iter().map(|template| template.task.as_str()).collect();
+    let rows: Vec<Option<&str>> = tasks.iter().copied().map(Some).chain([None]).collect();
+    let (mut tables, mut json) = (Vec::new(), Map::new());
+    for measure in MEASURES {
+        let (table, found) = results.table(measure, &rows);
+        if !found.is_empty() {
+            tables.push((measure.replace('_', " "), table));
+            json.insert(measure.to_string(), found.into());
         }
-        json.insert(name.to_string(), of_json.into());
     }
-    let captions = MEASURES.iter().map(|measure| measure.replace('_', " "));
-    let tables = captions.zip(tables).filter(|(_, table)| !table.parts().1.is_empty()).collect();
     let classes = templates.iter().filter(|template| template.is_classification()).count();
     let notes = vec![format!(
-        "{examples} examples of {} tasks in {} templates of {}, {classes} of them by rank classification, the others answered greedily. A task is the mean over its templates, \"all tasks\" the mean over tasks; 95% bootstrap intervals in brackets.",
+        "{examples} examples of {} tasks in {} templates of {}, {classes} of them by rank classification, the others answered greedily. A task is the mean over its templates, \"{ALL}\" the mean over tasks; 95% bootstrap intervals in brackets.",
         tasks.len(),
         templates.len(),
         settings.tasks.as_deref().unwrap_or_default()
     )];
-    Ok(Section {
-        key: "tasks",
-        title: "Capability kept".into(),
-        notes,
-        tables,
-        json: json.into(),
-        ..Section::default()
-    })
+    Ok(Section::new("tasks", "Capability kept", notes, tables, json))
 }
 
 #[cfg(test)]

@@ -1,3 +1,4 @@
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, ListBuilder, RecordBatch, StringArray, StringBuilder};
@@ -315,7 +316,9 @@ fn continuations_are_judged_by_the_protocol_and_an_evaluation_goes_on_where_it_w
     let error = evaluate(&settings).unwrap_err().to_string();
     assert!(error.contains("reward-model"), "{error}");
     std::fs::rename(&aside, &reward_model).unwrap();
-    let piece = folder.path().join("report/unfinished/answers-0-0.json");
+    let pieces = std::fs::read_dir(folder.path().join("report/unfinished")).unwrap().map(|entry| entry.unwrap().path());
+    let is_answers = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with("answers-0-0-");
+    let piece = pieces.into_iter().find(is_answers).unwrap();
     let text = std::fs::read_to_string(&piece).unwrap();
     let mut answers: Vec<Vec<Sampled>> = serde_json::from_str(&text).unwrap();
     answers[0][0].text = "kept from before".to_string();

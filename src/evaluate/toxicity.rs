@@ -9,18 +9,19 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::answering::{Answering, Asking};
-use super::bootstrap::{self, Cluster, Estimate};
+use super::bootstrap::{self, Cluster};
 use super::journal::Journal;
-use super::judging::{Answer, ByModel, JudgedAnswer};
+use super::judging::{ByModel, JudgedAnswer};
 use super::metrics::toxicity::toxicity;
 use super::question::{self, Question};
 use super::scorer::{Concern, Identity, Scorer, Subject};
-use super::section::Section;
+use super::section::{Section, number};
 use crate::bail;
 use crate::data::schema::{Message, Text};
 use crate::error::Result;
 use crate::generate::SamplingSettings;
 use crate::random;
+use crate::sample::Sampled;
 use crate::settings::{CommonSettings, NamedFolder, at_least_one, ratio};
 use crate::train::progress::Progress;
 use crate::train::table::Table;
@@ -68,7 +69,7 @@ impl Instruction {
         }
     }
 
-    /// InstructGPT's wording (Ouyang et al. 2022, appendix D.2).
+    /// InstructGPT's wording (Ouyang et al. 2022).
     fn text(self) -> Option<&'static str> {
         match self {
             Instruction::None => None,
@@ -108,6 +109,8 @@ pub struct Continued {
     pub questions: Vec<Question>,
     /// The continuations with their scores.
     pub answers: ByModel<JudgedAnswer>,
+    /// Who made the scores: the scorers of toxicity. A continuation has no source to stay within.
+    pub scorers: Vec<Identity>,
 }
 
 /// The prompts to continue, if there is someone to continue them and something to judge what comes out.
@@ -139,6 +142,9 @@ pub fn measure(
         top_p: settings.toxicity_top_p,
         ..*sampling
     };
+    let scorers: Vec<&dyn Scorer> = (scorers.iter().map(AsRef::as_ref))
+        .filter(|scorer: &&dyn Scorer| scorer.identity().concern == Concern::Toxicity)
+        .collect();
     let instructions = &settings.toxicity_instructions;
     let mut progress = Progress::new("toxicity", prompts.len() * models.len() * instructions.len(), common.quiet);
     let mut all = Vec::new();
@@ -151,14 +157,9 @@ pub fn measure(
         for (number, model) in models.iter().enumerate() {
             let answering = Answering::open(asking, number, model, &mut progress)?;
             let sampled = answering.answer(journal, &mut progress)?.sampled;
-            let scored = journal.piece(&format!("{part}-{number}-scores"), || scores(&sampled, scorers))?;
-            let answer = |(sampled, scores): (crate::sample::Sampled, Vec<f64>)| JudgedAnswer {
-                answer: Answer {
-                    tokens: Some(sampled.tokens.len()),
-                    ended: Some(sampled.ended),
-                    text: sampled.text,
-                    ..Default::default()
-                },
+            let scored = journal.piece(&format!("{part}-{number}-scores"), &sampled, || scores(&sampled, &scorers))?;
+            let answer = |(sampled, scores): (Sampled, Vec<f64>)| JudgedAnswer {
+                answer: sampled.into(),
                 scores,
                 ..Default::default()
             };
@@ -166,14 +167,15 @@ pub fn measure(
                 |(sampled, scores): (Vec<_>, Vec<Vec<f64>>)| sampled.into_iter().zip(scores).map(answer).collect();
             answers.push(sampled.into_iter().zip(scored).map(of_question).collect());
         }
-        all.push(Continued { questions: questions.to_vec(), answers });
+        let scorers = scorers.iter().map(|scorer| scorer.identity().clone()).collect();
+        all.push(Continued { questions: questions.to_vec(), answers, scorers });
     }
     progress.finish();
     Ok(all)
 }
 
 /// `[question][sample][scorer]`
-fn scores(sampled: &[Vec<crate::sample::Sampled>], scorers: &[Box<dyn Scorer>]) -> Result<Vec<Vec<Vec<f64>>>> {
+fn scores(sampled: &[Vec<Sampled>], scorers: &[&dyn Scorer]) -> Result<Vec<Vec<Vec<f64>>>> {
     let subjects: Vec<Subject> =
         sampled.iter().flatten().map(|answer| Subject { text: &answer.text, source: "" }).collect();
     let by_scorer = scorers.iter().map(|scorer| scorer.scores(&subjects)).collect::<Result<Vec<_>>>()?;
@@ -219,7 +221,7 @@ pub fn section(
                     let instruction = questions.first().and_then(|question| question.group.clone()).unwrap_or_default();
                     let numbers = [found.expected_maximum, found.probability, found.fraction, mean];
                     let cells = [name.clone(), instruction.clone(), format!("{} {split}", scores.len())];
-                    table.row(cells.into_iter().chain(numbers.map(show)));
+                    table.row(cells.into_iter().chain(numbers.map(|found| number(Some(found)))));
                     lines.push(json!({
                         "model": name, "instruction": instruction, "prompts": scores.len(), "split": split,
                         "expected_maximum_toxicity": found.expected_maximum, "toxicity_probability": found.probability,
@@ -231,14 +233,7 @@ pub fn section(
         tables.push((format!("By {} ({})", scorer.name, scorer.version), table));
         json.insert(scorer.name.clone(), json!({"scorer": scorer, "rows": lines}));
     }
-    Ok(Section {
-        key: "toxicity",
-        title: "Toxicity".to_string(),
-        notes,
-        tables,
-        json: json.into(),
-        ..Section::default()
-    })
+    Ok(Section::new("toxicity", "Toxicity", notes, tables, json))
 }
 
 fn is_of(question: &Question, split: &str) -> bool {
@@ -247,10 +242,6 @@ fn is_of(question: &Question, split: &str) -> bool {
         "non-toxic" => question.toxicity.is_some_and(|toxicity| toxicity < 0.5),
         _ => true,
     }
-}
-
-fn show(Estimate { value, low, high }: Estimate) -> String {
-    format!("{value:.3} [{low:.3}, {high:.3}]")
 }
 
 #[cfg(test)]
@@ -263,7 +254,7 @@ mod tests {
     #[test]
     fn an_instruction_stands_before_the_text_or_in_the_users_turn() {
         let origin = Origin { file: Arc::from(Path::new("prompts.parquet")), row: 0 };
-        let question = |prompt| Question { prompt, group: None, case: None, toxicity: None, origin: origin.clone() };
+        let question = |prompt| Question::new(prompt, origin.clone());
         let plain = Instruction::Biased.put_before(&question(Text::Plain("He said".into())));
         assert!(plain.text().starts_with("Complete the following") && plain.text().ends_with("language:\n\nHe said"));
         assert_eq!(plain.group.as_deref(), Some("biased"));

@@ -204,19 +204,17 @@ fn what_is_no_whole_classifier_is_refused_in_one_sentence() {
 }
 
 #[test]
-fn names_with_bars_and_a_limit_of_the_tokenizer_are_read_and_outputs_can_be_chosen() -> Result<()> {
+fn names_with_bars_and_a_limit_of_the_tokenizer_are_read() -> Result<()> {
     let wanted = expected("deberta-v3");
     let copy = Copy::of("deberta-v3").configured("pos_att_type", json!("C2P | p2c"));
     let found = Classifier::load(copy.path())?.probabilities(&inputs(&wanted), 500)?;
     assert!(largest_difference(&found.probabilities, &wanted) < 1e-5);
     let path = copy.path().join("tokenizer_config.json");
     std::fs::write(&path, r#"{"model_max_length": 6, "truncation_side": "left"}"#).unwrap();
-    let cut = Classifier::load(copy.path())?.with_outputs(Outputs::Sigmoid);
+    let cut = Classifier::load(copy.path())?;
     let input = &wanted.texts[0];
     let tokens = cut.encode(&input.input())?.tokens;
     assert_eq!(tokens, [&input.ids[..1], &input.ids[input.ids.len() - 5..]].concat());
-    let sum: f32 = cut.probabilities(&[input.input()], 10)?.probabilities[0].iter().sum();
-    assert!((sum - 1.0).abs() > 1e-3, "sigmoids do not add up to 1: {sum}");
     Ok(())
 }
 

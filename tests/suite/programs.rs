@@ -209,6 +209,7 @@ fn unusable_data_is_one_sentence_and_leaves_nothing() {
     refused(&bench, "sample --model sft --data empty.parquet", &["empty.parquet", "empty (0 bytes)"]);
     refused(&bench, "score --model sft --data prompts.parquet", &["prompts.parquet", "`completion`"]);
     refused(&bench, "evaluate --models base=sft other=nothing --data prompts.parquet", &["nothing"]);
+    refused(&bench, "evaluate --votes prompts.parquet --data prompts.parquet", &["--data prompts.parquet", "--models"]);
     refused(&bench, "evaluate --answers prompts.parquet", &["prompts.parquet", "`response`"]);
     let toxicity = "evaluate --models base=sft --toxicity-prompts prompts.parquet";
     refused(&bench, toxicity, &["prompts.parquet", "--toxicity-scorer"]);
