@@ -12,6 +12,7 @@ use crate::files::replace_folder_atomically;
 use crate::model::Model;
 use crate::model::adapter::Pass;
 use crate::random;
+use crate::say;
 use crate::settings::{CommonSettings, ModelSettings};
 use crate::train::plan::Plan;
 
@@ -80,11 +81,11 @@ pub fn run(settings: &ExportSettings) -> Result<f32> {
     let (before, after) = (outputs(&model, common.seed)?, outputs(&written, common.seed)?);
     let change = before.iter().zip(&after).map(|(before, after)| (before - after).abs()).fold(0.0, f32::max);
     let largest = before.iter().fold(0f32, |largest, x| largest.max(x.abs()));
-    println!(
+    say!(
         "largest absolute change in {}: {change:.2e} (largest value {largest:.2}), at {SEQUENCES} sequences of {LENGTH} random tokens",
         if model.head().is_some() { "what the head says" } else { "logits" },
     );
-    println!("{}", common.output.display());
+    say!("{}", common.output.display());
     Ok(change)
 }
 

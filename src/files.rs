@@ -203,6 +203,15 @@ fn sync_tree(folder: &Path) -> Result<()> {
     sync(folder)
 }
 
+/// Prints a line, as `println!` does. A reader who has seen enough (`| head`) is no failure: what follows goes nowhere.
+#[macro_export]
+macro_rules! say {
+    ($($line:tt)*) => {{
+        use std::io::Write;
+        let _reader_gone = writeln!(std::io::stdout(), $($line)*);
+    }};
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

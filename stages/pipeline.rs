@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use clap::Parser;
 use mimalloc::MiMalloc;
-use rlhf::Result;
 use rlhf::evaluate::{self, EvaluateSettings};
 use rlhf::ppo::settings::PpoSettings;
 use rlhf::reward::RewardSettings;
 use rlhf::settings::{Methods, command_line, from_arguments, run_program};
 use rlhf::sft::SftSettings;
+use rlhf::{Result, say};
 use serde::Serialize;
 
 #[global_allocator]
@@ -110,11 +110,11 @@ fn run(settings: PipelineSettings) -> Result<()> {
     let stage_settings: EvaluateSettings = announce(4, "evaluation", arguments)?;
     evaluate::run(&stage_settings)?;
 
-    println!("aligned model      {}", ppo.display());
-    println!("reward model       {}", reward.display());
-    println!("supervised model   {}", sft.display());
-    println!("everything else    {}", settings.output.display());
-    println!("took {:.0} seconds", started.elapsed().as_secs_f64());
+    say!("aligned model      {}", ppo.display());
+    say!("reward model       {}", reward.display());
+    say!("supervised model   {}", sft.display());
+    say!("everything else    {}", settings.output.display());
+    say!("took {:.0} seconds", started.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -123,6 +123,6 @@ fn announce<S: Parser + Serialize>(number: usize, title: &str, arguments: Argume
     let settings: S = from_arguments(arguments.0)?;
     let command = command_line(&settings)?;
     let (program, flags) = command.split_once(' ').unwrap_or((&command, ""));
-    println!("\n{number}. {title}\n   cargo run --release --bin {program} -- {flags}\n");
+    say!("\n{number}. {title}\n   cargo run --release --bin {program} -- {flags}\n");
     Ok(settings)
 }

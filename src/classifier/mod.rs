@@ -8,6 +8,7 @@ pub mod deberta;
 mod identity;
 mod labels;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
@@ -29,7 +30,7 @@ pub use identity::Identity;
 pub use labels::Outputs;
 
 /// A text, or a pair of texts (premise and hypothesis), to be classified.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ClassifierInput {
     /// The text, or the first of two.
     pub text: String,
@@ -139,23 +140,35 @@ impl Classifier {
     }
 
     /// The probability of every label for every text, in batches of at most `tokens_per_batch` tokens (a longer text stands alone). A text's numbers do not depend
-    /// on those beside it.
+    /// on those beside it, and a text that occurs again is not read again.
     pub fn probabilities(&self, inputs: &[ClassifierInput], tokens_per_batch: usize) -> Result<Classified> {
-        let texts = inputs.iter().map(|input| self.encode(input)).collect::<Result<Vec<_>>>()?;
+        let mut places: HashMap<&ClassifierInput, usize> = HashMap::new();
+        let mut different: Vec<&ClassifierInput> = Vec::new();
+        let place = |input| {
+            *places.entry(input).or_insert_with(|| {
+                different.push(input);
+                different.len() - 1
+            })
+        };
+        let places: Vec<usize> = inputs.iter().map(place).collect();
+        let texts = different.iter().map(|input| self.encode(input)).collect::<Result<Vec<_>>>()?;
         let sizes: Vec<usize> = texts.iter().map(|text| text.tokens.len()).collect();
-        let mut probabilities = Vec::with_capacity(texts.len());
+        let mut found = Vec::with_capacity(texts.len());
         for range in split_by_budget(&sizes, tokens_per_batch) {
             let logits: Vec<Vec<f32>> = self.network.logits(&texts[range])?.to_vec2()?; // [texts, labels]
-            probabilities.extend(logits.iter().map(|logits| self.outputs.probabilities(logits)));
+            found.extend(logits.iter().map(|logits| self.outputs.probabilities(logits)));
         }
-        if let Some(text) = probabilities.iter().position(|row| row.iter().any(|value| !value.is_finite())) {
+        if let Some(text) = found.iter().position(|row| row.iter().any(|value| !value.is_finite())) {
             bail!(
                 "{}: gives the text \"{}\" a probability that is no number; the weights are damaged or overflow",
                 self.folder.display(),
-                inputs[text].text
+                different[text].text
             );
         }
-        Ok(Classified { probabilities, truncated: texts.iter().filter(|text| text.was_cut).count() })
+        Ok(Classified {
+            probabilities: places.iter().map(|&place| found[place].clone()).collect(),
+            truncated: places.iter().filter(|&&place| texts[place].was_cut).count(),
+        })
     }
 }
 

@@ -56,6 +56,7 @@ pub use rates::{Evaluation, ModelEvaluation};
 use recognition::Shown;
 pub use report::Report;
 use scorer::{Identity, Scorer};
+pub use scorers::SHIPPED_CLASSIFIER;
 use section::Section;
 pub use settings::EvaluateSettings;
 use tasks::Template;
@@ -74,14 +75,14 @@ pub fn run(settings: &EvaluateSettings) -> Result<Report> {
 /// Where settings, models or data cannot be used; then there is no report.
 pub fn evaluate(settings: &EvaluateSettings) -> Result<Report> {
     let models = all_models(settings)?;
-    let scorers = settings.scorers.load()?;
+    let scorers = settings.scorers.load(settings.toxicity.toxicity_prompts.is_some())?;
     let judges: Vec<Identity> = scorers.iter().map(|scorer| scorer.identity().clone()).collect();
     print_plan(settings, &models, &judges);
     let journal = Journal::open(&settings.common.output, fingerprint(settings, &models)?)?;
     let texts = read_labelled(settings, &scorers)?;
     let choices = read_choices(settings, &models)?;
     let votes = settings.votes.votes.as_ref().map(|pattern| duels::read_votes(pattern)).transpose()?;
-    let to_continue = toxicity::prompts(&settings.toxicity, &models, &judges)?;
+    let to_continue = toxicity::prompts(&settings.toxicity, &models)?;
     let mut report = Report::default();
     if let Some(answered) = answered(settings, &models, &journal)? {
         report.evaluation = Some(judge(settings, answered, &scorers)?);

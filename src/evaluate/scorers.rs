@@ -16,12 +16,16 @@ use crate::error::Result;
 use crate::world::talk::is_rude;
 
 const HEADING: &str = "Scorers";
+const CLASSIFIER: &str = "classifier";
+/// The classifier of toxicity that ships with the project, seen from the folder in which the programs are run, as the world's prompts are.
+pub const SHIPPED_CLASSIFIER: &str = "data/toxicity";
 
 /// What judges answers beside the world's rule and the reward model.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 pub struct ScorerSettings {
-    /// What judges toxicity: rule (the embedded world's insults), words=FILE (a word a line, or Parquet with the column word), words=FILE@LANGUAGE (its rows whose column
+    /// What judges toxicity: classifier (the one in data/toxicity), rule (the embedded world's insults), words=FILE (a word a line, or Parquet with the column word), words=FILE@LANGUAGE (its rows whose column
     /// lang is this), classifier=FOLDER or classifier=FOLDER@LABEL (a Hugging Face sequence classifier)
+    /// [default: classifier, where --toxicity-prompts is given]
     #[arg(long, help_heading = HEADING, value_name = "SCORER", num_args = 1..)]
     #[serde(default)]
     pub toxicity_scorer: Vec<ScorerName>,
@@ -33,9 +37,11 @@ pub struct ScorerSettings {
 }
 
 impl ScorerSettings {
-    /// Reads all scorers.
-    pub fn load(&self) -> Result<Vec<Box<dyn Scorer>>> {
-        let toxicity = self.toxicity_scorer.iter().map(ScorerName::toxicity);
+    /// Reads all scorers; where toxicity has to be judged and nothing is named that does it, the classifier that ships with the project.
+    pub fn load(&self, judges_toxicity: bool) -> Result<Vec<Box<dyn Scorer>>> {
+        let shipped = ScorerName { kind: CLASSIFIER.to_string(), path: None, part: None };
+        let shipped = (judges_toxicity && self.toxicity_scorer.is_empty()).then_some(&shipped);
+        let toxicity = self.toxicity_scorer.iter().chain(shipped).map(ScorerName::toxicity);
         let hallucination = self.hallucination_scorer.iter().map(ScorerName::hallucination);
         let scorers: Vec<Box<dyn Scorer>> = toxicity.chain(hallucination).collect::<Result<_>>()?;
         let rates: Vec<String> = scorers.iter().map(|scorer| scorer.identity().rate()).collect();
@@ -62,9 +68,10 @@ impl ScorerName {
         Ok(match (self.kind.as_str(), &self.path) {
             ("rule", None) => Box::new(Rule::default()),
             ("words", Some(file)) => Box::new(WordList::read(&stem(file), &file.display().to_string(), part)?),
-            ("classifier", Some(folder)) => Box::new(LabelScorer::toxicity(&stem(folder), folder, part)?),
+            (CLASSIFIER, None) => Box::new(LabelScorer::toxicity(CLASSIFIER, Path::new(SHIPPED_CLASSIFIER), None)?),
+            (CLASSIFIER, Some(folder)) => Box::new(LabelScorer::toxicity(&stem(folder), folder, part)?),
             _ => bail!(
-                "--toxicity-scorer {self}: expected rule, words=FILE, words=FILE@LANGUAGE, classifier=FOLDER or classifier=FOLDER@LABEL"
+                "--toxicity-scorer {self}: expected classifier, classifier=FOLDER, classifier=FOLDER@LABEL, rule, words=FILE or words=FILE@LANGUAGE"
             ),
         })
     }
@@ -182,10 +189,26 @@ mod tests {
 
     #[test]
     fn a_scorer_is_written_as_it_is_read() {
-        for text in ["rule", "words=list.txt", "words=words.parquet@en", "classifier=models/a"] {
+        for text in ["classifier", "rule", "words=list.txt", "words=words.parquet@en", "classifier=models/a"] {
             assert_eq!(text.parse::<ScorerName>().unwrap().to_string(), text);
         }
         assert!(["words=", "", "=x"].iter().all(|text| text.parse::<ScorerName>().is_err()));
+    }
+
+    #[test]
+    fn the_shipped_classifier_judges_toxicity_where_nothing_else_is_named() {
+        let names = |settings: &ScorerSettings, judges_toxicity| -> Vec<String> {
+            let scorers = settings.load(judges_toxicity).unwrap();
+            scorers.iter().map(|scorer| scorer.identity().name.clone()).collect()
+        };
+        assert_eq!(names(&ScorerSettings::default(), true), ["classifier"]);
+        assert!(names(&ScorerSettings::default(), false).is_empty());
+        let rule = ScorerSettings { toxicity_scorer: vec!["rule".parse().unwrap()], ..Default::default() };
+        assert_eq!(names(&rule, true), ["rule"]);
+        let shipped = "classifier".parse::<ScorerName>().unwrap().toxicity().unwrap();
+        let subjects = ["You worthless idiot.", "Thank you, that helps."].map(|text| Subject { text, source: "" });
+        let scores = shipped.scores(&subjects).unwrap();
+        assert!(scores[0] > 0.5 && scores[1] < 0.1 && shipped.identity().hash.is_some(), "{scores:?}");
     }
 
     #[test]
@@ -202,6 +225,6 @@ mod tests {
     #[test]
     fn two_scorers_of_one_name_are_refused() {
         let settings = ScorerSettings { toxicity_scorer: vec!["rule".parse().unwrap(); 2], ..Default::default() };
-        assert!(settings.load().err().unwrap().to_string().contains("toxicity_by_rule"));
+        assert!(settings.load(false).err().unwrap().to_string().contains("toxicity_by_rule"));
     }
 }

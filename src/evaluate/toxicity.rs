@@ -113,18 +113,11 @@ pub struct Continued {
     pub scorers: Vec<Identity>,
 }
 
-/// The prompts to continue, if there is someone to continue them and something to judge what comes out.
-pub fn prompts(
-    settings: &ToxicitySettings,
-    models: &[NamedFolder],
-    scorers: &[Identity],
-) -> Result<Option<Vec<Question>>> {
+/// The prompts to continue, if there is someone to continue them.
+pub fn prompts(settings: &ToxicitySettings, models: &[NamedFolder]) -> Result<Option<Vec<Question>>> {
     let Some(pattern) = &settings.toxicity_prompts else { return Ok(None) };
     if models.is_empty() {
         bail!("--toxicity-prompts {pattern}: there is no model to continue them; name some with --models");
-    }
-    if !scorers.iter().any(|scorer| scorer.concern == Concern::Toxicity) {
-        bail!("--toxicity-prompts {pattern}: nothing judges the continuations; name a --toxicity-scorer");
     }
     question::questions(pattern).map(Some)
 }

@@ -30,6 +30,7 @@ use crate::data::tokenize_records::Truncation;
 use crate::data::{inspect, schema};
 use crate::error::{Error, Result};
 use crate::files::replace_folder_atomically;
+use crate::say;
 use crate::train::order::Order;
 use crate::train::run::Run;
 use crate::train::schedule::Schedule;
@@ -51,7 +52,7 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
     let (prompts, truncation) = read_prompts(&settings.data, settings, &tokenizer)?;
     if let Some(count) = settings.inspect {
         for prompt in prompts.into_iter().take(count) {
-            println!("{}", inspect::inspect(&TokenTree { prompt: prompt.tokens, answers: Vec::new() }, &tokenizer)?);
+            say!("{}", inspect::inspect(&TokenTree { prompt: prompt.tokens, answers: Vec::new() }, &tokenizer)?);
         }
         return Ok(());
     }

@@ -19,6 +19,7 @@ use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::model::adapter::Pass;
 use crate::model::{Model, dropout_seed};
+use crate::say;
 use crate::settings::{CommonSettings, ExampleSettings, ModelSettings, TrainingSettings, learning_rate_help};
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
@@ -103,7 +104,7 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     let (ranked, ties) = reader.rankings(&settings.data, &mut truncation)?;
     if let Some(count) = settings.examples.inspect {
         for ranked in ranked.iter().take(count) {
-            println!("{}", inspect::inspect(&ranked.tree, tokenizer)?);
+            say!("{}", inspect::inspect(&ranked.tree, tokenizer)?);
         }
         return Ok(None);
     }

@@ -19,6 +19,7 @@ use crate::data::tokenize_records::{Ending, Truncation};
 use crate::error::Result;
 use crate::model::adapter::Pass;
 use crate::model::{Model, dropout_seed};
+use crate::say;
 use crate::settings::{CommonSettings, Method};
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
@@ -57,7 +58,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let data = read(settings, &tokenizer)?;
     if let Some(count) = settings.examples.inspect {
         for example in data.training.iter().take(count) {
-            println!("{}\n{}", data.labels[example.label], inspect::inspect(&example.tree, &tokenizer)?);
+            say!("{}\n{}", data.labels[example.label], inspect::inspect(&example.tree, &tokenizer)?);
         }
         return Ok(SftReport::NOTHING);
     }

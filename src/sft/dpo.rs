@@ -20,6 +20,7 @@ use crate::error::Result;
 use crate::model::adapter::Pass;
 use crate::model::{Model, dropout_seed};
 use crate::ops;
+use crate::say;
 use crate::settings::{CommonSettings, below_one, not_negative};
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
@@ -95,7 +96,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let preferences = read(&settings.data, &tokenizer, common.max_length, &mut truncation)?;
     if let Some(count) = settings.examples.inspect {
         for preference in preferences.iter().take(count) {
-            println!("{}", inspect::inspect(&preference.tree, &tokenizer)?);
+            say!("{}", inspect::inspect(&preference.tree, &tokenizer)?);
         }
         return Ok(SftReport::NOTHING);
     }

@@ -19,6 +19,7 @@ use crate::model::adapter::Pass;
 use crate::model::folder::read_architecture;
 use crate::model::weight_files;
 use crate::model::{Model, dropout_seed};
+use crate::say;
 use crate::settings::CommonSettings;
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
@@ -34,7 +35,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let (trees, truncation) = read(&settings.data, mixture, &tokenizer, common)?;
     if let Some(count) = settings.examples.inspect {
         for tree in trees.iter().take(count) {
-            println!("{}", inspect::inspect(tree, &tokenizer)?);
+            say!("{}", inspect::inspect(tree, &tokenizer)?);
         }
         return Ok(SftReport::NOTHING);
     }

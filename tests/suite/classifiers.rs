@@ -7,11 +7,14 @@ use rlhf::Result;
 use rlhf::adapt::Head;
 use rlhf::classifier::{Classifier, ClassifierInput, Outputs};
 use rlhf::data::tokenize::{EncodedTexts, Tokenizer};
+use rlhf::evaluate::EvaluateSettings;
 use rlhf::model::adapter::Pass;
+use rlhf::settings::from_arguments;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::common::shared;
 use crate::oracle::{Tensors, folder, load};
 
 const KINDS: [&str; 8] = [
@@ -73,25 +76,83 @@ fn largest_difference(found: &[Vec<f32>], expected: &Expected) -> f32 {
 }
 
 /// Tokens with their types, cut as `transformers` cuts, and the probabilities: all texts in one batch, and each by itself.
+fn equals_transformers(folder: &Path, name: &str) -> Result<()> {
+    let (classifier, expected) = (Classifier::load(folder)?, expected(name));
+    assert_eq!(classifier.max_length(), expected.longest, "{name}");
+    for text in &expected.texts {
+        let EncodedTexts { tokens, types, was_cut, .. } = classifier.encode(&text.input())?;
+        let found = (&tokens, &types, was_cut);
+        assert_eq!(found, (&text.ids, &text.types, text.cut), "{name}: {:?} {:?}", text.text, text.pair);
+    }
+    let together = classifier.probabilities(&inputs(&expected), 10_000)?;
+    assert_eq!(together.truncated, expected.texts.iter().filter(|text| text.cut).count(), "{name}");
+    let alone = classifier.probabilities(&inputs(&expected), 1)?;
+    for (how, found) in [("together", together), ("alone", alone)] {
+        let difference = largest_difference(&found.probabilities, &expected);
+        eprintln!("{name}, {how}: {difference:e}");
+        assert!(difference < 1e-5, "{name}, {how}: {difference}");
+    }
+    assert!(classifier.probabilities(&[], 100)?.probabilities.is_empty());
+    Ok(())
+}
+
 #[test]
 fn probabilities_of_texts_and_pairs_equal_transformers_for_every_kind() -> Result<()> {
-    for name in KINDS {
-        let (classifier, expected) = (Classifier::load(&golden(name))?, expected(name));
-        assert_eq!(classifier.max_length(), expected.longest, "{name}");
-        for text in &expected.texts {
-            let EncodedTexts { tokens, types, was_cut, .. } = classifier.encode(&text.input())?;
-            let found = (&tokens, &types, was_cut);
-            assert_eq!(found, (&text.ids, &text.types, text.cut), "{name}: {:?} {:?}", text.text, text.pair);
-        }
-        let together = classifier.probabilities(&inputs(&expected), 10_000)?;
-        assert_eq!(together.truncated, expected.texts.iter().filter(|text| text.cut).count(), "{name}");
-        let alone = classifier.probabilities(&inputs(&expected), 1)?;
-        for (how, found) in [("together", together), ("alone", alone)] {
-            let difference = largest_difference(&found.probabilities, &expected);
-            eprintln!("{name}, {how}: {difference:e}");
-            assert!(difference < 1e-5, "{name}, {how}: {difference}");
-        }
-        assert!(classifier.probabilities(&[], 100)?.probabilities.is_empty());
+    KINDS.iter().try_for_each(|name| equals_transformers(&golden(name), name))
+}
+
+#[test]
+fn a_text_that_occurs_again_is_read_once_and_counted_each_time() -> Result<()> {
+    let (classifier, expected) = (Classifier::load(&golden("bert"))?, expected("bert"));
+    let once = inputs(&expected);
+    let twice: Vec<ClassifierInput> = once.iter().rev().chain(&once).cloned().collect();
+    let (found, again) = (classifier.probabilities(&once, 300)?, classifier.probabilities(&twice, 300)?);
+    assert_eq!(again.probabilities[once.len()..], found.probabilities);
+    assert!(again.probabilities[..once.len()].iter().eq(found.probabilities.iter().rev()));
+    assert_eq!(again.truncated, 2 * found.truncated);
+    assert!(found.truncated > 0);
+    Ok(())
+}
+
+/// The classifier of toxicity in `data/`.
+fn shipped() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(rlhf::evaluate::SHIPPED_CLASSIFIER)
+}
+
+#[test]
+fn the_shipped_classifier_gives_the_probabilities_of_transformers() -> Result<()> {
+    equals_transformers(&shipped(), "shipped")
+}
+
+/// The area under the curve of the shipped classifier, and the rank correlation of its means with those of the labels by all groups.
+fn agreement(file: &str, flags: &[&str]) -> Result<Option<(f64, f64)>> {
+    let Some(file) = shared(file) else { return Ok(None) };
+    let output = tempfile::tempdir().expect("a temporary folder");
+    let folder = output.path().join("report");
+    let scorer = format!("classifier={}", shipped().display());
+    let fixed = ["--quiet", "--resamples", "10", "--toxicity-scorer", &scorer, "--labelled", &file];
+    let fixed = fixed.into_iter().chain(["--output", folder.to_str().expect("a path")]);
+    let settings: EvaluateSettings = from_arguments(fixed.chain(flags.iter().copied()))?;
+    rlhf::evaluate::evaluate(&settings)?;
+    let found = std::fs::read(folder.join("evaluation.json")).expect("what was found");
+    let found: Value = serde_json::from_slice(&found).expect("JSON");
+    let found = &found["agreement"]["toxicity"];
+    let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
+    Ok(Some((number(&found["all"]["auc"]["value"]), number(&found["rank_correlation_of_group_means"]))))
+}
+
+#[test]
+fn the_shipped_classifier_finds_what_perspective_calls_toxic() -> Result<()> {
+    let answers = ["--label-column", "scores", "--positive", "<=-0.5", "--group-columns", "models", "prompt_type"];
+    if let Some((auc, correlation)) = agreement("instructgpt-toxicity.parquet", &answers)? {
+        eprintln!("InstructGPT's answers: AUC {auc:.3}, rank correlation of means {correlation:.3}");
+        assert!(auc > 0.85 && correlation > 0.6, "{auc} {correlation}");
+    }
+    let continuations =
+        ["--label-column", "continuation_toxicity", "--positive", ">=0.5", "--text-column", "continuation"];
+    if let Some((auc, _)) = agreement("real-toxicity-prompts-flat.parquet", &continuations)? {
+        eprintln!("RealToxicityPrompts' continuations: AUC {auc:.3}");
+        assert!(auc > 0.85, "{auc}");
     }
     Ok(())
 }

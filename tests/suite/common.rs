@@ -13,6 +13,16 @@ use rlhf::generate::Answer;
 use rlhf::model::Model;
 use rlhf::settings::{TrainingSettings, from_arguments};
 
+/// Real data beside the checkout; the tests that want it say so and pass where it is absent.
+pub fn shared(name: &str) -> Option<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(name);
+    if path.exists() {
+        return Some(path.display().to_string());
+    }
+    eprintln!("skipped: there is no {}", path.display());
+    None
+}
+
 /// A tiny model's shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {

@@ -1,6 +1,6 @@
 //! From Parquet files to trees of tokens.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -15,17 +15,7 @@ use rlhf::data::schema::{self, AnswerLayout, Demonstration, Message, Prompt, Ran
 use rlhf::data::template::ChatTemplate;
 use tempfile::TempDir;
 
-use crate::common::{lists, strings, table};
-
-/// Real data beside the checkout; the tests that want it say so and pass where it is absent.
-fn shared(name: &str) -> Option<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(name);
-    if path.exists() {
-        return Some(path.display().to_string());
-    }
-    eprintln!("skipped: there is no {}", path.display());
-    None
-}
+use crate::common::{lists, shared, strings, table};
 
 /// A file with these columns in a folder of its own.
 fn file(columns: Vec<(&str, ArrayRef)>) -> (TempDir, String) {
