@@ -128,6 +128,8 @@ impl Panel {
             .light_line_style(WHITE)
             .bold_line_style(RGBColor(225, 225, 225))
             .label_style(("sans-serif", LETTERS).into_font().color(&INK))
+            .x_label_formatter(&tick)
+            .y_label_formatter(&tick)
             .x_labels(5)
             .y_labels(6)
             .draw()?;
@@ -216,6 +218,19 @@ fn middle(range: &std::ops::Range<f64>) -> f64 {
     0.5 * (range.start + range.end)
 }
 
+/// A number on an axis, without what rounding left of zero and without digits that say nothing.
+fn tick(number: &f64) -> String {
+    let size = number.abs();
+    if size < 1e-12 {
+        return "0".to_string();
+    }
+    if !(1e-4..1e6).contains(&size) {
+        return format!("{number:.1e}");
+    }
+    let digits = format!("{number:.6}");
+    digits.trim_end_matches('0').trim_end_matches('.').to_string()
+}
+
 /// The text, cut where it would be longer than this; letters are no wider than these in the fonts that browsers choose.
 fn fitting(text: &str, pixels: u32) -> String {
     let most = (f64::from(pixels) / (0.5 * f64::from(LETTERS))) as usize;
@@ -285,6 +300,12 @@ mod tests {
             svg.lines().filter(|line| line.contains("<polyline") && line.contains(&colour)).count()
         });
         assert!(pieces[0] < pieces[3] && pieces[3] < pieces[1] && pieces[1] < pieces[2], "{pieces:?}");
+    }
+
+    #[test]
+    fn numbers_on_axes_are_short() {
+        let numbers = [-0.0, 8.0, -0.30000000000000004, 120.0, 2e6, 0.00001, 1e-17];
+        assert_eq!(numbers.map(|number| tick(&number)), ["0", "8", "-0.3", "120", "2.0e6", "1.0e-5", "0"]);
     }
 
     #[test]

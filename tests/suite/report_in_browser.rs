@@ -178,16 +178,10 @@ fn broken(bench: &Workbench, name: &str, page: &str, from: &str, to: &str) -> Pa
 fn the_check_in_a_browser_finds_what_is_wrong() {
     let bench = Workbench::new();
     bench.sft("sft", "model", "--max-steps 3 --quiet");
-    let responses = strings(&["A dolt.", "Good day."]);
-    parquet::write(
-        bench.path("labelled.parquet"),
-        &table(vec![("text", responses), ("label", Arc::new(Int64Array::from(vec![1, 0])))]),
-    )
-    .unwrap();
     bench.succeed(
         "evaluate --models sft=sft --data prompts.parquet --response-length 4 --toxicity-scorer rule --resamples 5 --output good --quiet",
     );
-    let good = expect(&bench, "good", &["Training of sft"], &["Good"], &[]);
+    let good = expect(&bench, "good", &["Training of sft"], &["toxicity by rule"], &[]);
     let page = String::from_utf8(bench.bytes("good/report.html")).unwrap();
     let wrong = [
         ("console", "</main>", "<script>console.error('a complaint')</script></main>", "console error"),
@@ -200,8 +194,8 @@ fn the_check_in_a_browser_finds_what_is_wrong() {
         ),
         ("figure", "<figure", "<template><figure", "figures: []"),
         ("drawing", "<svg ", "<svg style='display: none' ", "0 by 0 pixels"),
-        ("letters", "font-size=\"", "font-size=\"0.", "pixels high"),
-        ("axes", "<text", "<text visibility='hidden' hidden><tspan></tspan></text><text x='-90'", "does not fit in"),
+        ("letters", "font-size=\"", "font-size=\"1\" data-was=\"", "pixels high"),
+        ("axes", "<text", "<text y='-90'", "does not fit in"),
         ("contrast", "--soft: #55555e", "--soft: #aaaaaa", "accessibility: color-contrast"),
         ("landmarks", "<main>", "<div>", "accessibility: landmark-one-main"),
         ("elsewhere", "</main>", "<img alt='' src='other.png'></main>", "other.png"),
@@ -211,7 +205,9 @@ fn the_check_in_a_browser_finds_what_is_wrong() {
     ];
     let mut folders = vec![good];
     folders.extend(wrong.iter().map(|(name, from, to, _)| broken(&bench, name, &page, from, to)));
-    let Some((is_good, printed)) = check(&folders, &["380-light", "print-from-dark"]) else { return };
+    let paper = folders.iter().filter(|folder| folder.ends_with("paper")).cloned().collect::<Vec<_>>();
+    let Some((is_good, mut printed)) = check(&folders, &["380-light"]) else { return };
+    printed += &check(&paper, &["print-from-dark"]).map_or(String::new(), |(_, printed)| printed);
     assert!(!is_good && !printed.lines().any(|line| line.starts_with("good,")), "{printed}");
     for (name, _, _, complaint) in wrong {
         let is_found = |line: &str| line.starts_with(&format!("{name},")) && line.contains(complaint);
