@@ -189,7 +189,7 @@ fn the_check_in_a_browser_finds_what_is_wrong() {
         (
             "cut",
             "</main>",
-            "<p style='overflow: hidden; white-space: nowrap; width: 50px'>cut off</p></main>",
+            "<p style='overflow: hidden; white-space: nowrap; width: 50px'>what is cut off</p></main>",
             "overflow:",
         ),
         ("figure", "<figure", "<template><figure", "figures: []"),
