@@ -40,9 +40,15 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
 }
 
-/// Width and height of a panel, in pixels.
-const PANEL: (u32, u32) = (460, 320);
+/// Width and height of a panel, in pixels: about what a telephone shows without making its letters smaller.
+const PANEL: (u32, u32) = (400, 310);
 const TITLE: u32 = 40;
+/// Height of a line of letters on the axes, in pixels; the letters' size is less by a quarter.
+const LETTERS: i32 = 17;
+/// What is left and below of the axes.
+const BESIDE: u32 = 64;
+const BELOW: u32 = 46;
+const MARGIN: u32 = 12;
 const INK: RGBColor = RGBColor(40, 40, 40);
 /// Of different lightness, so that they differ in print too; the markers differ beside.
 const COLOURS: [RGBColor; 6] = [
@@ -54,6 +60,9 @@ const COLOURS: [RGBColor; 6] = [
     RGBColor(130, 130, 130),
 ];
 
+/// The lines of the curves, by dash and gap in pixels, so that they differ without colours.
+const DASHES: [Option<(i32, i32)>; 4] = [None, Some((8, 5)), Some((2, 4)), Some((14, 4))];
+
 impl Figure {
     /// Draws it into a file.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
@@ -61,50 +70,67 @@ impl Figure {
         write_atomically(path, |file| std::io::Write::write_all(file, svg.as_bytes()))
     }
 
+    /// Each panel as an SVG of its own without the title, with what it shows in words, for a page that puts them beside or below each other as there is room.
+    pub fn panels(&self) -> Result<Vec<(String, String)>, String> {
+        let alone = |panel: &Panel| Ok((panel.words(), drawn(PANEL, |root| panel.draw(root))?));
+        self.panels.iter().map(alone).collect()
+    }
+
     /// The figure as SVG.
     pub fn svg(&self) -> Result<String, String> {
         let columns = self.panels.len().clamp(1, 2);
         let rows = self.panels.len().div_ceil(columns).max(1);
         let size = (PANEL.0 * columns as u32, PANEL.1 * rows as u32 + TITLE);
-        let mut svg = String::new();
-        {
-            let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-            let draw = || -> Result<(), Box<dyn std::error::Error>> {
-                root.fill(&WHITE)?;
-                let titled = root.titled(&self.title, ("sans-serif", 18).into_font().color(&INK))?;
-                for (panel, area) in self.panels.iter().zip(titled.split_evenly((rows, columns))) {
-                    panel.draw(&area)?;
-                }
-                root.present()?;
-                Ok(())
-            };
-            draw().map_err(|error| format!("the figure cannot be drawn: {error}"))?;
-        }
-        Ok(svg)
+        drawn(size, |root| {
+            let titled = root.titled(&self.title, ("sans-serif", 18).into_font().color(&INK))?;
+            let mut parts = self.panels.iter().zip(titled.split_evenly((rows, columns)));
+            parts.try_for_each(|(panel, area)| panel.draw(&area))
+        })
     }
 }
 
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Drawn = Result<(), Box<dyn std::error::Error>>;
+
+/// What is drawn on white paper of this size, as SVG.
+fn drawn(size: (u32, u32), draw: impl FnOnce(&Area) -> Drawn) -> Result<String, String> {
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        let all = || -> Drawn {
+            root.fill(&WHITE)?;
+            draw(&root)?;
+            Ok(root.present()?)
+        };
+        all().map_err(|error| format!("the figure cannot be drawn: {error}"))?;
+    }
+    Ok(svg)
+}
+
 impl Panel {
-    fn draw<'a>(&self, area: &DrawingArea<SVGBackend<'a>, Shift>) -> Result<(), Box<dyn std::error::Error>> {
+    fn draw(&self, area: &Area) -> Drawn {
         let (x, y) = if self.is_calibration {
             (0.5..1.0, 0.0..1.0)
         } else {
             (self.range(|point| point.0), self.range(|point| point.1))
         };
+        let (across, along) = (PANEL.0 - BESIDE - MARGIN, PANEL.1 - BELOW);
         let mut chart = ChartBuilder::on(area)
-            .margin(12)
-            .x_label_area_size(40)
-            .y_label_area_size(60)
-            .build_cartesian_2d(x.clone(), y)?;
+            .margin(MARGIN)
+            .x_label_area_size(BELOW)
+            .y_label_area_size(BESIDE)
+            .build_cartesian_2d(x.clone(), y.clone())?;
         chart
             .configure_mesh()
-            .x_desc(&self.x)
-            .y_desc(&self.y)
+            .x_desc(fitting(&self.x, across))
+            .y_desc(fitting(&self.y, along))
             .axis_style(INK)
             .light_line_style(WHITE)
             .bold_line_style(RGBColor(225, 225, 225))
-            .label_style(("sans-serif", 12).into_font().color(&INK))
-            .x_labels(6)
+            .label_style(("sans-serif", LETTERS).into_font().color(&INK))
+            .x_label_formatter(&tick)
+            .y_label_formatter(&tick)
+            .x_labels(5)
             .y_labels(6)
             .draw()?;
         if self.is_calibration {
@@ -113,28 +139,61 @@ impl Panel {
         }
         for (index, series) in self.series.iter().enumerate() {
             let colour = COLOURS[index % COLOURS.len()];
-            let points: Vec<(f64, f64)> =
-                series.points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
-            chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
+            let points = series.finite();
+            let line = || points.iter().copied();
+            match DASHES[index % DASHES.len()] {
+                None => chart.draw_series(LineSeries::new(line(), colour.stroke_width(2)))?,
+                Some((dash, gap)) => {
+                    chart.draw_series(DashedLineSeries::new(line(), dash, gap, colour.stroke_width(2)))?
+                }
+            };
             // Few enough markers that they can be told apart.
             let every = points.len().div_ceil(12).max(1);
             let marked = points.iter().skip(every / 2).step_by(every).copied();
             let drawn = chart.draw_series(marked.map(|at| EmptyElement::at(at) + marker(index, (0, 0), colour)))?;
             if self.series.len() > 1 {
-                drawn
-                    .label(&series.name)
-                    .legend(move |(x, y)| EmptyElement::at((x, y)) + marker(index, (10, 0), colour));
+                drawn.label(&series.name).legend(move |at| {
+                    let [left, right] = piece(index, colour);
+                    EmptyElement::at(at) + left + right + marker(index, (10, 0), colour)
+                });
             }
         }
         if self.series.len() > 1 {
             chart
                 .configure_series_labels()
+                .position(self.emptiest_corner(middle(&x), middle(&y)))
                 .background_style(WHITE.mix(0.85))
                 .border_style(RGBColor(200, 200, 200))
-                .label_font(("sans-serif", 12).into_font().color(&INK))
+                .label_font(("sans-serif", LETTERS).into_font().color(&INK))
                 .draw()?;
         }
         Ok(())
+    }
+
+    /// What the panel shows, for those who do not see it: the axes, and where each curve begins and ends.
+    fn words(&self) -> String {
+        let curve = |series: &Series| {
+            let points = series.finite();
+            let (first, last) = (points.first()?, points.last()?);
+            let near = |number: f64| format!("{:.3}", number);
+            Some(format!("; {} from {} to {}", series.name, near(first.1), near(last.1)))
+        };
+        format!("{} against {}{}", self.y, self.x, self.series.iter().filter_map(curve).collect::<String>())
+    }
+
+    /// Where the legend hides the fewest points.
+    fn emptiest_corner(&self, x: f64, y: f64) -> SeriesLabelPosition {
+        let points: Vec<(f64, f64)> = self.series.iter().flat_map(Series::finite).collect();
+        let corners = [
+            (SeriesLabelPosition::UpperRight, true, true),
+            (SeriesLabelPosition::LowerRight, true, false),
+            (SeriesLabelPosition::UpperLeft, false, true),
+            (SeriesLabelPosition::LowerLeft, false, false),
+        ];
+        let hidden = |(_, is_right, is_upper): &(SeriesLabelPosition, bool, bool)| {
+            points.iter().filter(|point| (point.0 > x) == *is_right && (point.1 > y) == *is_upper).count()
+        };
+        corners.into_iter().min_by_key(hidden).map_or(SeriesLabelPosition::UpperRight, |(corner, ..)| corner)
     }
 
     /// From the least to the greatest number, with a little room around.
@@ -147,6 +206,44 @@ impl Panel {
         let room = if greatest > least { 0.05 * (greatest - least) } else { 0.5 * greatest.abs().max(1.0) };
         least - room..greatest + room
     }
+}
+
+impl Series {
+    fn finite(&self) -> Vec<(f64, f64)> {
+        self.points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect()
+    }
+}
+
+fn middle(range: &std::ops::Range<f64>) -> f64 {
+    0.5 * (range.start + range.end)
+}
+
+/// A number on an axis, without what rounding left of zero and without digits that say nothing.
+fn tick(number: &f64) -> String {
+    let size = number.abs();
+    if size < 1e-12 {
+        return "0".to_string();
+    }
+    if !(1e-4..1e6).contains(&size) {
+        return format!("{number:.1e}");
+    }
+    let digits = format!("{number:.6}");
+    digits.trim_end_matches('0').trim_end_matches('.').to_string()
+}
+
+/// The text, cut where it would be longer than this; letters are no wider than these in the fonts that browsers choose.
+fn fitting(text: &str, pixels: u32) -> String {
+    let most = (f64::from(pixels) / (0.5 * f64::from(LETTERS))) as usize;
+    match text.chars().count() > most {
+        true => text.chars().take(most.saturating_sub(1)).chain(['…']).collect(),
+        false => text.to_string(),
+    }
+}
+
+/// A piece of a curve for the legend: the parts left and right of its marker meet below it where the line is solid.
+fn piece(index: usize, colour: RGBColor) -> [PathElement<(i32, i32)>; 2] {
+    let reach = if DASHES[index % DASHES.len()].is_some() { 6 } else { 10 };
+    [(0, reach), (20 - reach, 20)].map(|(from, to)| PathElement::new(vec![(from, 0), (to, 0)], colour.stroke_width(2)))
 }
 
 /// The marker of a curve: circle, triangle, cross or square, filled or not.
@@ -174,11 +271,46 @@ mod tests {
             is_calibration: false,
         };
         let empty = Panel { x: "nothing".into(), ..Default::default() };
-        let svg = Figure { title: "A title".into(), panels: vec![panel, empty] }.svg().unwrap();
+        let figure = Figure { title: "A title".into(), panels: vec![panel, empty] };
+        let svg = figure.svg().unwrap();
         assert!(
             ["A title", "update", "reward", "one", "two", "nothing"].iter().all(|text| svg.contains(text)),
             "{svg}"
         );
         assert!(svg.starts_with("<svg") && !svg.contains("NaN"));
+        let [(words, alone), (nothing, _)] = &figure.panels().unwrap()[..] else { panic!("two panels") };
+        assert_eq!(words, "reward against update; one from 1.000 to 3.000; two from 1.000 to 3.000");
+        assert_eq!(nothing, " against nothing");
+        assert!(alone.contains("reward") && !alone.contains("A title") && !alone.contains("nothing"), "{alone}");
+    }
+
+    #[test]
+    fn curves_differ_without_colours_and_the_legend_stands_where_no_point_is() {
+        let panel = Panel {
+            series: (0..4)
+                .map(|index| Series { name: format!("{index}"), points: vec![(0.0, 1.0), (1.0, 2.0)] })
+                .collect(),
+            ..Default::default()
+        };
+        assert!(matches!(panel.emptiest_corner(0.5, 1.5), SeriesLabelPosition::LowerRight));
+        let svg = Figure { panels: vec![panel], ..Default::default() }.svg().unwrap();
+        // Of each colour, into how many pieces its curve falls: one for the solid line, and of dashes the more the shorter they are.
+        let pieces = COLOURS.map(|RGBColor(red, green, blue)| {
+            let colour = format!("stroke=\"#{red:02X}{green:02X}{blue:02X}\"");
+            svg.lines().filter(|line| line.contains("<polyline") && line.contains(&colour)).count()
+        });
+        assert!(pieces[0] < pieces[3] && pieces[3] < pieces[1] && pieces[1] < pieces[2], "{pieces:?}");
+    }
+
+    #[test]
+    fn numbers_on_axes_are_short() {
+        let numbers = [-0.0, 8.0, -0.30000000000000004, 120.0, 2e6, 0.00001, 1e-17];
+        assert_eq!(numbers.map(|number| tick(&number)), ["0", "8", "-0.3", "120", "2.0e6", "1.0e-5", "0"]);
+    }
+
+    #[test]
+    fn names_of_axes_are_cut_where_they_do_not_fit() {
+        assert_eq!(fitting("√nats", 100), "√nats");
+        assert_eq!(fitting(&"x".repeat(99), 85), "xxxxxxxxx…");
     }
 }

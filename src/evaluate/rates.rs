@@ -200,7 +200,10 @@ impl Evaluation {
             rates_of(model)?.iter().find(|(rate, _)| rate == name).map(|&(_, estimate)| estimate)
         };
         let of_scorers = self.scorers.iter().map(|scorer| Cow::from(scorer.rate()));
-        let rates = RATES.iter().map(|&(name, _)| name.into()).chain(of_scorers).chain([DISTINCT_2.into()]);
+        // What answers are worth stands before how long they are.
+        let (counts, shares): (Vec<_>, Vec<_>) =
+            RATES.iter().map(|&(name, _)| Cow::from(name)).partition(|name| NOT_SHARES.contains(&&**name));
+        let rates = shares.into_iter().chain(of_scorers).chain(counts).chain([DISTINCT_2.into()]);
         for name in rates.filter(|name| self.models.iter().any(|model| rate_of(model, name).is_some())) {
             let cell = |model: &ModelEvaluation| match rate_of(model, &name) {
                 Some(_) if is_comparison(&name) && model.name == self.base => "-".to_string(),
@@ -258,7 +261,7 @@ impl Evaluation {
         };
         let panels = vec![
             panel("proxy: mean reward", curve("mean_reward")?),
-            panel("truth: mean utility by the world's rule", curve("mean_utility")?),
+            panel("truth: mean utility by the rule", curve("mean_utility")?),
         ];
         Some(Figure { title: "Over-optimisation".to_string(), panels })
     }

@@ -27,6 +27,8 @@ pub const MARKDOWN: &str = "report.md";
 pub const PAGE: &str = "report.html";
 /// Reward and truth against the distance from the base model.
 pub const OVER_OPTIMISATION: &str = "over_optimisation.svg";
+/// Models beside each other, at most, where there are fewer rates than models.
+const MOST_COLUMNS: usize = 4;
 const TEMPLATE: &str = include_str!("report.html");
 
 /// What was measured.
@@ -83,7 +85,8 @@ impl Report {
             true => vec!["Hallucination, toxicity and utility are by the embedded world's own rule.".to_string()],
             false => Vec::new(),
         };
-        let tables = std::iter::once((caption, evaluation.table())).chain(evaluation.tables_by_group()).collect();
+        let all = std::iter::once((caption, evaluation.table())).chain(evaluation.tables_by_group());
+        let tables = all.map(|(caption, table)| (caption, narrower(table))).collect();
         Some(Section { title: "Models".to_string(), notes, tables, figures, ..Default::default() })
     }
 
@@ -187,6 +190,13 @@ impl Report {
     }
 }
 
+/// The models as rows where there are too many of them to stand beside each other, unless there are even more rates.
+fn narrower(table: Table) -> Table {
+    let (header, rows) = table.parts();
+    let models = header.len().saturating_sub(1);
+    if models > MOST_COLUMNS && models > rows.len() { table.transposed() } else { table }
+}
+
 /// The questions of each kind with the answers to them, of answers that were made elsewhere.
 fn groups(evaluation: &Evaluation) -> Vec<(Vec<Question>, ByModel<JudgedAnswer>)> {
     let mut names: Vec<&Option<String>> = Vec::new();
@@ -210,11 +220,14 @@ fn section(section: Section) -> Result<Template> {
     let Section { title, notes, tables, figures, drawn, .. } = section;
     let table = |(caption, table): (String, Table)| {
         let (header, rows) = table.parts();
-        context! { caption, header => Template::from(Serde(header)), rows => Template::from(Serde(rows)) }
+        let (header, rows) = (Template::from(Serde(header)), Template::from(Serde(rows)));
+        context! { caption, header, rows, numeric => table.numeric() }
     };
     let svg = |figure: &Figure| {
-        let svg = figure.svg().map_err(|error| Error::input(format!("{PAGE}: {error}")))?;
-        Ok(context! { title => figure.title.as_str(), svg => Template::from_safe_string(svg) })
+        let panels = figure.panels().map_err(|error| Error::input(format!("{PAGE}: {error}")))?;
+        let panel = |(words, svg): (String, String)| context! { words, svg => Template::from_safe_string(svg) };
+        let panels = panels.into_iter().map(panel).collect::<Vec<_>>();
+        Ok(context! { title => figure.title.as_str(), panels })
     };
     let mut figures = figures.iter().map(svg).collect::<Result<Vec<_>>>()?;
     // What lies in a run's folder may be anybody's: as an image it can run nothing.

@@ -21,7 +21,7 @@ const PANELS: [(&str, &[(&str, &str)]); 6] = [
         &[("evaluation_accuracy", "reward model"), ("evaluation_accuracy_longer_wins", "longer answer wins")],
     ),
     ("score", &[("objective/scores", "score")]),
-    ("KL from the reference, nats an answer", &[("objective/kl", "KL")]),
+    ("KL from the reference, nats", &[("objective/kl", "KL")]),
     ("entropy, nats an answer", &[("objective/entropy", "entropy")]),
     ("length, tokens an answer", &[("val/response_length", "length")]),
 ];

@@ -223,7 +223,7 @@ impl RewardEvaluation {
                 calibration_error(&bins)
             ),
             panels: vec![Panel {
-                x: "predicted win rate of the preferred answer".to_string(),
+                x: "predicted win rate".to_string(),
                 y: "observed win rate".to_string(),
                 series: vec![Series { name: "reward model".to_string(), points }],
                 is_calibration: true,

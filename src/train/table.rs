@@ -41,6 +41,24 @@ impl Table {
         }
     }
 
+    /// Rows as columns and columns as rows, the names of the columns becoming those of the rows.
+    pub fn transposed(&self) -> Table {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let cell = |row: &Vec<String>, column: usize| row.get(column).cloned().unwrap_or_default();
+        let rows = (0..columns).map(|column| self.rows.iter().map(|row| cell(row, column)).collect()).collect();
+        Table { rows, has_header: self.has_header }
+    }
+
+    /// Of each column, whether there are only numbers below its name, whatever stands behind them.
+    pub fn numeric(&self) -> Vec<bool> {
+        let (header, rows) = self.parts();
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(header.len());
+        let is_number = |cell: &String| {
+            cell.trim_start_matches(['-', '+', '−']).chars().next().is_none_or(|first| first.is_ascii_digit())
+        };
+        (0..columns).map(|column| rows.iter().filter_map(|row| row.get(column)).all(is_number)).collect()
+    }
+
     /// The table in Markdown, numbers flush right.
     pub fn markdown(&self) -> String {
         let (header, rows) = self.parts();
@@ -90,6 +108,19 @@ mod tests {
         table.row(["a|b", "1"]).row(["c"]);
         assert_eq!(table.markdown(), "| model | rate |\n| --- | ---: |\n| a\\|b | 1 |\n| c |  |\n");
         assert_eq!(table.parts().1.len(), 2);
+    }
+
+    #[test]
+    fn rows_become_columns_and_columns_of_numbers_are_known() {
+        let mut table = Table::new(["", "a", "b"]);
+        table.row(["rate", "1.0% [0.5, 2.0]", "-"]).row(["kind", "-2", "none"]).row(["short"]);
+        assert_eq!(table.numeric(), [false, true, false]);
+        let transposed = table.transposed();
+        let expected = [["a", "1.0% [0.5, 2.0]", "-2", ""], ["b", "-", "none", ""]].map(|row| row.map(String::from));
+        assert_eq!(
+            (transposed.parts().0, transposed.parts().1),
+            (&["", "rate", "kind", "short"].map(String::from)[..], &expected.map(Vec::from)[..])
+        );
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod packing;
 mod ppo;
 mod ppo_runs;
 mod programs;
+mod report_in_browser;
 mod reward;
 mod stages;
 mod tokens;
