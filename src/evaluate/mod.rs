@@ -22,6 +22,7 @@ mod kept;
 pub mod labelled;
 pub mod metrics;
 pub mod multiple_choice;
+pub mod perplexity;
 pub mod preference;
 pub mod question;
 pub mod rates;
@@ -41,6 +42,7 @@ use std::path::Path;
 
 use crate::adapt;
 use crate::bail;
+use crate::data::schema::Demonstration;
 use crate::error::{Error, Result};
 use crate::settings::NamedFolder;
 use crate::train::plan::Plan;
@@ -191,8 +193,13 @@ struct Answered {
 impl Answered {
     /// Which model the others are compared with.
     fn base(&self) -> usize {
-        self.models.iter().position(|model| model == "base").unwrap_or(0)
+        base_of(self.models.iter().map(String::as_str))
     }
+}
+
+/// Which of the models the others are compared with: the one called base, else the first.
+fn base_of<'a>(mut names: impl Iterator<Item = &'a str>) -> usize {
+    names.position(|name| name == "base").unwrap_or(0)
 }
 
 /// The answers that were given, or those of the models to the prompts; none where only something else is to be measured.
@@ -303,6 +310,7 @@ struct Choices {
     questions: Option<Vec<Choice>>,
     shown: Option<Vec<Shown>>,
     templates: Option<Vec<Template>>,
+    held_out: Option<Vec<Demonstration>>,
 }
 
 fn read_choices(settings: &EvaluateSettings, models: &[NamedFolder]) -> Result<Choices> {
@@ -311,6 +319,7 @@ fn read_choices(settings: &EvaluateSettings, models: &[NamedFolder]) -> Result<C
         ("multiple-choice", &choice.multiple_choice),
         ("recognition", &to_recognise.recognition),
         ("tasks", &settings.tasks.tasks),
+        ("perplexity", &settings.perplexity.perplexity),
     ];
     for (flag, pattern) in parts {
         if let (Some(pattern), true) = (pattern, models.is_empty()) {
@@ -320,7 +329,9 @@ fn read_choices(settings: &EvaluateSettings, models: &[NamedFolder]) -> Result<C
     let questions = choice.multiple_choice.as_ref();
     let shown = to_recognise.recognition.as_ref();
     let templates = settings.tasks.tasks.as_ref();
+    let held_out = settings.perplexity.perplexity.as_ref();
     Ok(Choices {
+        held_out: held_out.map(|pattern| perplexity::read(pattern)).transpose()?,
         templates: templates.map(|pattern| tasks::read(&settings.tasks, pattern, settings.common.seed)).transpose()?,
         questions: questions.map(|pattern| multiple_choice::read(pattern, &choice.question_template)).transpose()?,
         shown: (shown
@@ -345,7 +356,11 @@ impl Choices {
         let how = (&settings.sampling, common);
         let of_tasks =
             self.templates.as_ref().map(|of| tasks::section((&settings.tasks, of), models, how, draws, journal));
-        chosen.into_iter().chain(recognised).chain(of_tasks).collect()
+        let compared = (models, base_of(models.iter().map(|model| model.name.as_str())));
+        let of_text = self.held_out.as_ref();
+        let of_text =
+            of_text.map(|of| perplexity::section((&settings.perplexity, of), compared, common, draws, journal));
+        chosen.into_iter().chain(recognised).chain(of_tasks).chain(of_text).collect()
     }
 }
 
