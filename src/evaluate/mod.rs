@@ -16,6 +16,7 @@ pub mod diversity;
 pub mod duels;
 mod examples;
 pub mod grounding;
+mod hallucination;
 mod journal;
 pub mod judging;
 mod kept;
@@ -27,6 +28,7 @@ pub mod preference;
 pub mod question;
 pub mod rates;
 pub mod recognition;
+pub mod refusal;
 pub mod report;
 pub mod scorer;
 pub mod scorers;
@@ -53,8 +55,8 @@ use judging::{Answer, ByModel};
 use labelled::LabelledText;
 use multiple_choice::Choice;
 use question::Question;
-use rates::Measuring;
 pub use rates::{Evaluation, ModelEvaluation};
+use rates::{Measuring, Rates};
 use recognition::Shown;
 pub use report::Report;
 use scorer::{Identity, Scorer};
@@ -95,6 +97,7 @@ pub fn evaluate(settings: &EvaluateSettings) -> Result<Report> {
     report.models = models.iter().map(|model| model.name.clone()).collect();
     report.scorers = judges;
     let draws = (settings.resamples, settings.common.seed);
+    report.sections.extend(report.evaluation.as_ref().and_then(|evaluation| evaluation.hallucination(draws)));
     report.sections.extend(report.toxicity(settings, draws)?);
     let judged = report.evaluation.as_ref().map(Evaluation::duels).unwrap_or_default();
     report.sections.extend(duels::section(&judged.into_iter().chain(votes).collect::<Vec<_>>(), draws));
@@ -282,7 +285,14 @@ fn judge(settings: &EvaluateSettings, answered: Answered, scorers: &[Box<dyn Sco
         seed: settings.common.seed,
     };
     let measure = |(name, answers): (&String, Vec<_>)| ModelEvaluation::new(name, answers, measuring);
-    let measured = models.iter().zip(judged).map(measure).collect();
+    let mut measured: Vec<ModelEvaluation> = models.iter().zip(judged).map(measure).collect();
+    let changes: Vec<Rates> = (measured.iter().enumerate())
+        .map(|(number, model)| match number == base {
+            true => Rates::new(),
+            false => measuring.changes(&model.answers, &measured[base].answers),
+        })
+        .collect();
+    measured.iter_mut().zip(changes).for_each(|(model, changes)| model.changes = changes);
     let base = models.get(base).cloned().unwrap_or_default();
     Ok(Evaluation { models: measured, base, questions, scorers })
 }

@@ -83,7 +83,13 @@ impl Report {
             true => vec!["Hallucination, toxicity and utility are by the embedded world's own rule.".to_string()],
             false => Vec::new(),
         };
-        let tables = std::iter::once((caption, evaluation.table())).chain(evaluation.tables_by_group()).collect();
+        let changes = evaluation.table_of_changes().map(|table| {
+            let caption =
+                format!("Change against {}, on the same prompts, shares in percentage points", evaluation.base);
+            (caption, table)
+        });
+        let tables = std::iter::once((caption, evaluation.table())).chain(changes);
+        let tables = tables.chain(evaluation.tables_by_group()).collect();
         Some(Section { title: "Models".to_string(), notes, tables, figures, ..Default::default() })
     }
 
