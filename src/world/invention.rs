@@ -1,7 +1,7 @@
 //! What kind of thing a hallucinated answer makes up.
 
 use super::facts::Fact;
-use super::rule::{Case, Kind, REFUSAL, sentences};
+use super::rule::{Case, REFUSAL, sentences};
 
 /// What a sentence is that its passage does not hold (Maynez et al. 2020, section 2, call the first intrinsic and the others extrinsic).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,7 +51,7 @@ pub fn inventions(case: &Case, answer: &str) -> Vec<Invention> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::world::rule::judge;
+    use crate::world::rule::{Kind, judge};
 
     fn case(kind: Kind) -> Case {
         let facts = ["Vubek lives in Dradale.", "Vubek keeps a hen.", "Zotan drinks tea."].map(String::from).to_vec();

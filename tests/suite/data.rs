@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use crate::common::{lists, strings, table};
 
 /// Real data beside the checkout; the tests that want it say so and pass where it is absent.
-fn shared(name: &str) -> Option<String> {
+pub fn shared(name: &str) -> Option<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(name);
     if path.exists() {
         return Some(path.display().to_string());
