@@ -49,6 +49,7 @@ use crate::error::{Error, Result};
 use crate::settings::NamedFolder;
 use crate::train::plan::Plan;
 use crate::train::progress::Progress;
+use agreement::ScoredTexts;
 use answering::{Answering, Asking};
 use journal::Journal;
 use judging::{Answer, ByModel};
@@ -103,7 +104,9 @@ pub fn evaluate(settings: &EvaluateSettings) -> Result<Report> {
     report.sections.extend(duels::section(&judged.into_iter().chain(votes).collect::<Vec<_>>(), draws));
     report.sections.extend(choices.sections(settings, &models, draws, &journal)?);
     if let Some(texts) = texts {
-        report.sections.push(agreement::section(&settings.labelled, &texts, &scorers, draws)?);
+        let scored = ScoredTexts::new(texts, &scorers)?;
+        report.sections.push(agreement::section(&settings.labelled, &scored, draws)?);
+        report.labelled = Some(scored);
     }
     report.sections.extend(training::section(&folders(settings, &models)));
     report.write(settings)?;

@@ -6,8 +6,10 @@ use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, Value as Template, context};
 use serde_json::{Value, json};
 
+use super::agreement::ScoredTexts;
 use super::judging::{ByModel, JudgedAnswer};
 use super::kept::{self, Kept};
+use super::labelled;
 use super::question::Question;
 use super::rates::Evaluation;
 use super::scorer::{Concern, Identity};
@@ -40,6 +42,8 @@ pub struct Report {
     pub models: Vec<String>,
     /// Who judged beside the world's rule and the reward model.
     pub scorers: Vec<Identity>,
+    /// The texts that people have judged, if there are some.
+    pub labelled: Option<ScoredTexts>,
     /// Everything else.
     pub sections: Vec<Section>,
 }
@@ -120,6 +124,9 @@ impl Report {
         let kept = self.kept();
         if !kept.is_empty() {
             kept::write(&kept, folder)?;
+        }
+        if let Some(scored) = &self.labelled {
+            labelled::write(&settings.labelled, scored, folder)?;
         }
         let text = |name: &str, text: String| {
             write_atomically(folder.join(name), |file| std::io::Write::write_all(file, text.as_bytes()))
