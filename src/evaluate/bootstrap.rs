@@ -203,7 +203,7 @@ mod tests {
         // Of 400 prompts 100 turn bad and 40 turn good: the difference is 0.15, its variance (0.35 - 0.15²) / 400, however many were bad in both.
         let of = |bad: fn(usize) -> bool| answers((0..400).map(|index| f64::from(bad(index))));
         let (base, model) =
-            (of(|index| index < 40 || index >= 200), of(|index| (40..140).contains(&index) || index >= 200));
+            (of(|index| !(40..200).contains(&index)), of(|index| (40..140).contains(&index) || index >= 200));
         let found = changed(&model, &base).unwrap();
         let half = 1.959_964 * ((0.35f64 - 0.15 * 0.15) / 400.0).sqrt();
         assert!((found.value - 0.15).abs() < 1e-12);

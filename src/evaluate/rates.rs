@@ -9,7 +9,7 @@ use super::judging::JudgedAnswer;
 use super::question::Question;
 use super::scorer::{Concern, Identity};
 use super::section::share;
-use super::{EvaluateSettings, diversity};
+use super::{EvaluateSettings, diversity, refusal};
 use crate::error::{Error, Result};
 use crate::figure::{Figure, Panel, Series};
 use crate::random;
@@ -233,6 +233,17 @@ impl Evaluation {
         self.models.iter().find(|model| model.name == name)
     }
 
+    /// Who judges what: the world's rule its own prompts, phrases what refuses to answer any others.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let is_of_world = |question: &Question| question.case.is_some();
+        let by_rule = "Hallucination, toxicity, refusal and utility are by the embedded world's own rule.".to_string();
+        let by_phrases =
+            format!("Refusals are told by phrases, a stand-in for a person's judgement ({}).", refusal::VERSION);
+        let notes =
+            [(self.questions.iter().any(is_of_world), by_rule), (!self.questions.iter().all(is_of_world), by_phrases)];
+        notes.into_iter().filter(|(applies, _)| *applies).map(|(_, note)| note).collect()
+    }
+
     /// A row for each rate, a column for each model: the value, and its 95% interval in brackets.
     pub fn table(&self) -> Table {
         self.table_of(&|model| Some(&model.rates))
@@ -324,6 +335,7 @@ impl Evaluation {
         let mut all =
             Map::from_iter([("models".to_string(), models.into()), ("base".to_string(), self.base.clone().into())]);
         all.insert("counts".to_string(), counts);
+        all.insert("notes".to_string(), self.notes().into());
         Ok(all)
     }
 

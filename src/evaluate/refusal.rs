@@ -131,24 +131,22 @@ pub fn is_refusal(text: &str) -> bool {
     let first = text.trim().split(['.', '?', '!', '\n']).next().unwrap_or_default();
     let sentence = normalized(first);
     let rest = without_beginnings(&sentence);
-    let after = |opening: &&str| match rest.strip_prefix(*opening)? {
-        "" => Some(""),
-        after => after.starts_with(' ').then_some(after),
+    let after = |opening: &str| {
+        let after = rest.strip_prefix(opening)?;
+        (after.is_empty() || after.starts_with(' ')).then_some(after)
     };
     let declines = || {
         let follows = |after: &str| after.split_whitespace().take(SOON).any(|word| ANSWERING.contains(&word));
-        DECLINING.iter().filter_map(|opening| after(&opening)).any(follows)
+        DECLINING.iter().filter_map(|opening| after(opening)).any(follows)
     };
     let is_short = || {
         let words: Vec<&str> = rest.split_whitespace().collect();
-        words.len() <= SHORT
-            && !words.contains(&"but")
-            && SHORT_OPENINGS.iter().any(|opening| after(&opening).is_some())
+        words.len() <= SHORT && !words.contains(&"but") && SHORT_OPENINGS.iter().any(|opening| after(opening).is_some())
     };
     declines()
         || is_short()
         || WHOLE.contains(&rest)
-        || OPENINGS.iter().any(|opening| after(&opening).is_some())
+        || OPENINGS.iter().any(|opening| after(opening).is_some())
         || is_about_the_source(&sentence)
 }
 
@@ -156,17 +154,17 @@ pub fn is_refusal(text: &str) -> bool {
 fn is_about_the_source(sentence: &str) -> bool {
     let padded = format!(" {sentence} ");
     let holds = |phrase: &str| padded.contains(&format!(" {phrase} "));
-    let is_silent = |source: &&str| {
-        let does_not = |verb: &&str| {
+    let is_silent = |source: &str| {
+        let does_not = |verb: &str| {
             ["does not", "did not", "does not explicitly"].iter().any(|not| holds(&format!("{source} {not} {verb}")))
         };
         let is_not_in = || {
             let how = ["", "found ", "given ", "mentioned ", "provided ", "specified ", "stated "];
             how.iter().any(|how| ["", "the "].iter().any(|the| holds(&format!("not {how}in {the}{source}"))))
         };
-        SAYING.iter().any(|verb| does_not(&verb)) || is_not_in()
+        SAYING.iter().any(|verb| does_not(verb)) || is_not_in()
     };
-    ANYWHERE.iter().any(|phrase| holds(phrase)) || SOURCES.iter().any(|source| is_silent(&source))
+    ANYWHERE.iter().any(|phrase| holds(phrase)) || SOURCES.iter().any(|source| is_silent(source))
 }
 
 /// Words in lower case with single spaces, contractions in full.

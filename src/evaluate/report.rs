@@ -83,10 +83,7 @@ impl Report {
         let evaluation = self.evaluation.as_ref()?;
         let caption = format!("95% bootstrap intervals over {} prompts in brackets", evaluation.questions.len());
         let figures = evaluation.over_optimisation().into_iter().collect();
-        let notes = match evaluation.questions.iter().any(|question| question.case.is_some()) {
-            true => vec!["Hallucination, toxicity and utility are by the embedded world's own rule.".to_string()],
-            false => Vec::new(),
-        };
+        let notes = evaluation.notes();
         let changes = evaluation.table_of_changes().map(|table| {
             let caption =
                 format!("Change against {}, on the same prompts, shares in percentage points", evaluation.base);

@@ -123,6 +123,7 @@ fn changes_are_those_of_the_same_prompts() {
     let evaluation = Evaluation { models, base: "base".into(), questions, scorers: Vec::new() };
     let table = evaluation.table_of_changes().unwrap().to_string();
     assert!(table.contains("hallucination rate") && table.contains("-50.0 [") && !table.contains("base"), "{table}");
+    assert!(evaluation.notes()[0].contains("own rule") && evaluation.notes().len() == 1);
     let section = evaluation.hallucination((100, 0)).unwrap();
     let share = |kind: &str| section.json[kind]["models"]["base"]["value"].as_f64();
     // Of the base's four answers one contradicts the passage and one adds to it, to a question that it does not answer.
@@ -390,6 +391,7 @@ fn silence_and_refusals_of_any_answers_are_counted_and_hallucinate_nothing() {
     let evaluation = evaluate(&settings).unwrap().evaluation.unwrap();
     let rate = |name: &str| evaluation.models[0].rate(name).unwrap().value;
     assert_eq!([rate("empty_rate"), rate("refusal_rate")], [0.2, 0.4]);
+    assert!(evaluation.notes()[0].contains("told by phrases"), "{:?}", evaluation.notes());
     assert_eq!([rate("hallucination_by_grounding"), rate("hallucination_by_grounding_when_answered")], [0.4, 1.0]);
 }
 
