@@ -179,7 +179,7 @@ pub fn base_folder(folder: &Path) -> Result<PathBuf> {
     let base = config.get("base_model_name_or_path").or(config.get("model_name"));
     let Some(base) = base.and_then(Value::as_str) else {
         bail!(
-            "{}: field \"base_model_name_or_path\" is missing; give the base model with --model and this folder with --adapter",
+            "{}: field \"base_model_name_or_path\" is missing; put the folder of the base model there (a program that has --adapter takes it with --model, and this folder with --adapter)",
             path.display()
         );
     };
@@ -187,7 +187,7 @@ pub fn base_folder(folder: &Path) -> Result<PathBuf> {
     match candidates.into_iter().find(|candidate| candidate.is_dir()) {
         Some(found) => Ok(found),
         None => bail!(
-            "{}: the base model \"{base}\" is no folder here; give the base model with --model and this folder with --adapter",
+            "{}: the base model \"{base}\" is no folder here; put the folder where it lies into \"base_model_name_or_path\" (a program that has --adapter takes it with --model, and this folder with --adapter)",
             path.display()
         ),
     }

@@ -147,7 +147,11 @@ impl Tokenizer {
     pub fn encode_texts(&self, text: &str, pair: Option<&str>, max_length: usize) -> Result<EncodedTexts> {
         let failed = |error| Error::input(format!("{}: cannot encode a text ({error})", self.files.folder));
         let first = self.inner.encode(text, false).map_err(failed)?;
-        let second = pair.map(|pair| self.inner.encode(pair, false)).transpose().map_err(failed)?;
+        let mut second = pair.map(|pair| self.inner.encode(pair, false)).transpose().map_err(failed)?;
+        if let Some(second) = &mut second {
+            // What a post-processor without types of its own leaves as it is.
+            second.set_type_ids(vec![1; second.len()]);
+        }
         let length =
             |first: &Encoding, second: &Option<Encoding>| first.len() + second.as_ref().map_or(0, Encoding::len);
         let whole = length(&first, &second);

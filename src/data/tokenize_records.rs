@@ -50,10 +50,25 @@ impl EncodedTexts {
     }
 }
 
+/// A text whose probability is measured, as a tree of one answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HeldOut {
+    /// What the model reads; the learned tokens are predicted, but for the first of a text that nothing stands before.
+    pub tree: TokenTree,
+    /// Bytes of the text (in UTF-8) that the predicted tokens stand for.
+    pub bytes: usize,
+    /// Tokens at its end that were to be predicted and are not read.
+    pub left_out: usize,
+    /// Tokens at the start of its prompt that are not read.
+    pub prompt_left_out: usize,
+}
+
 /// The tokens of one prompt with one answer.
 struct Sequence {
     tokens: Vec<u32>,
     learned: Vec<bool>,
+    /// Of each token, the bytes of the text that it stands for.
+    bytes: Vec<(usize, usize)>,
 }
 
 impl Sequence {
@@ -77,6 +92,27 @@ impl Tokenizer {
         let answers = std::slice::from_ref(&record.completion);
         let tree = self.tree(record.prompt.as_ref(), answers, |_| Ending::Eos, max_length, truncation);
         tree.map_err(|error| at(&record.origin, error))
+    }
+
+    /// A text to be measured: as [`demonstration`](Self::demonstration), but nothing is put behind it, so that every predicted token stands for bytes of the text. One that is
+    /// longer than `max_length` tokens keeps its beginning.
+    pub fn held_out(&self, record: &Demonstration, max_length: usize) -> Result<HeldOut> {
+        if max_length < 2 {
+            bail!("--max-length {max_length} leaves no token to be predicted; set 2 or more");
+        }
+        let sequence = self.sequence(record.prompt.as_ref(), &record.completion, Ending::AsIs);
+        let Sequence { mut tokens, mut learned, bytes } = sequence.map_err(|error| at(&record.origin, error))?;
+        let start = learned.iter().position(|&learned| learned).unwrap_or(tokens.len());
+        let answer = Continuation { tokens: tokens.split_off(start), learned: learned.split_off(start) };
+        let count = |answer: &Continuation| answer.learned.iter().filter(|&&learned| learned).count();
+        let (whole, prompt) = (count(&answer), tokens.len());
+        let tree = TokenTree { prompt: tokens, answers: vec![answer] };
+        let tree = self.shortened(tree, max_length, &mut Truncation::default());
+        let unpredicted = usize::from(tree.prompt.is_empty());
+        let predicted = bytes[start..].iter().zip(&tree.answers[0].learned).skip(unpredicted);
+        let bytes = covered(predicted.filter(|(_, learned)| **learned).map(|(bytes, _)| *bytes));
+        let left_out = whole - count(&tree.answers[0]);
+        Ok(HeldOut { bytes, left_out, prompt_left_out: prompt - tree.prompt.len(), tree })
     }
 
     /// A ranking as a tree: the prompt once, and each answer. The prompt is cut for the longest of the answers.
@@ -201,10 +237,12 @@ impl Tokenizer {
         }
         let text: String = pieces.iter().map(|piece| piece.text.as_str()).collect();
         let encoded = self.encode_with_bytes(&text)?;
-        let mut sequence = Sequence { learned: learned_tokens(&pieces, &encoded.bytes), tokens: encoded.ids };
+        let learned = learned_tokens(&pieces, &encoded.bytes);
+        let mut sequence = Sequence { learned, tokens: encoded.ids, bytes: encoded.bytes };
         if ending == Ending::Eos && !closed {
             sequence.tokens.push(self.eos()?);
             sequence.learned.push(true);
+            sequence.bytes.push((text.len(), text.len()));
         }
         Ok(sequence)
     }
@@ -280,6 +318,14 @@ impl Tokenizer {
         }
         prompt
     }
+}
+
+/// How many bytes ranges in order cover together: the tokens of one character may all stand for the whole of it.
+fn covered(ranges: impl Iterator<Item = (usize, usize)>) -> usize {
+    let (total, _) = ranges.fold((0, 0), |(total, reached), (start, end)| {
+        (total + end.saturating_sub(start.max(reached)), reached.max(end))
+    });
+    total
 }
 
 /// For each token whether it covers a learned byte.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::bootstrap::{self, Estimate};
-use super::labelled::{LabelledSettings, LabelledText};
+use super::labelled::{self, LabelledSettings, LabelledText};
 use super::metrics::agreement::{Scored, balanced_accuracy, best_threshold, f1, roc_auc, spearman};
 use super::scorer::{Identity, Scorer, Subject};
 use super::section::{Section, number};
@@ -17,23 +17,38 @@ use crate::train::table::Table;
 struct Compared<'a> {
     texts: &'a [LabelledText],
     scorer: Identity,
-    scores: Vec<f64>,
+    scores: &'a [f64],
     resamples: usize,
     seed: u64,
 }
 
+/// The texts that people have judged, with what every scorer says of them.
+#[derive(Debug, Default)]
+pub struct ScoredTexts {
+    /// The texts.
+    pub texts: Vec<LabelledText>,
+    /// Who scored.
+    pub scorers: Vec<Identity>,
+    /// `[scorer][text]`.
+    pub scores: Vec<Vec<f64>>,
+}
+
+impl ScoredTexts {
+    /// Has every scorer look at every text.
+    pub fn new(texts: Vec<LabelledText>, scorers: &[Box<dyn Scorer>]) -> Result<Self> {
+        let subjects: Vec<Subject> = texts.iter().map(LabelledText::subject).collect();
+        let scores = scorers.iter().map(|scorer| scorer.scores(&subjects)).collect::<Result<_>>()?;
+        let scorers = scorers.iter().map(|scorer| scorer.identity().clone()).collect();
+        Ok(ScoredTexts { texts, scorers, scores })
+    }
+}
+
 /// Compares every scorer with the labels.
-pub fn section(
-    settings: &LabelledSettings,
-    texts: &[LabelledText],
-    scorers: &[Box<dyn Scorer>],
-    (resamples, seed): (usize, u64),
-) -> Result<Section> {
-    let subjects: Vec<Subject> = texts.iter().map(LabelledText::subject).collect();
-    let compared = |scorer: &dyn Scorer| {
-        Ok(Compared { texts, scorer: scorer.identity().clone(), scores: scorer.scores(&subjects)?, resamples, seed })
-    };
-    let compared = scorers.iter().map(|scorer| compared(scorer.as_ref())).collect::<Result<Vec<_>>>()?;
+pub fn section(settings: &LabelledSettings, scored: &ScoredTexts, (resamples, seed): (usize, u64)) -> Result<Section> {
+    let ScoredTexts { texts, scorers, scores } = scored;
+    let compared: Vec<Compared> = (scorers.iter().cloned().zip(scores))
+        .map(|(scorer, scores)| Compared { texts, scorer, scores, resamples, seed })
+        .collect();
     let mut overall = Table::new([
         "scorer",
         "AUC",
@@ -75,6 +90,7 @@ pub fn section(
         settings.positive,
         settings.label_column
     )];
+    notes.push(format!("Every text with its label and all its scores is in {}.", labelled::FILE));
     let of_means =
         compared.iter().filter_map(|one| Some(format!("{} {:.3}", one.scorer.name, one.correlation_of_means()?)));
     let of_means: Vec<String> = of_means.collect();
@@ -238,7 +254,9 @@ mod tests {
             group_columns: vec!["group".into()],
         };
         let scorers: [Box<dyn Scorer>; 1] = [Box::new(Grounding::default())];
-        let section = section(&settings, &texts, &scorers, (100, 0)).unwrap();
+        let scored = ScoredTexts::new(texts.to_vec(), &scorers).unwrap();
+        assert_eq!(scored.scores, [[1.0, 0.0, 1.0, 0.0, 0.0]]);
+        let section = section(&settings, &scored, (100, 0)).unwrap();
         let found = &section.json["grounding"];
         // Scores 1, 0, 1, 0, 0: of six pairs four are in order, two tie.
         assert!((found["all"]["auc"]["value"].as_f64().unwrap() - 5.0 / 6.0).abs() < 1e-12);

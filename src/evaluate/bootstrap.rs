@@ -54,6 +54,27 @@ pub fn rate(clusters: &[Cluster], resamples: usize, stream: &mut Stream) -> Opti
     })
 }
 
+/// By how much a rate differs from that of another model, with its 95% interval: the same prompts are drawn for both (a paired bootstrap), so that what makes a prompt hard for both does
+/// not widen the interval. Prompts for which either is not defined are left out of both; `None` where no other is left.
+pub fn change(of_model: &[Cluster], of_base: &[Cluster], resamples: usize, stream: &mut Stream) -> Option<Estimate> {
+    let pairs: Vec<(Cluster, Cluster)> = (of_model.iter().copied().zip(of_base.iter().copied()))
+        .filter(|(model, base)| model.count > 0.0 && base.count > 0.0)
+        .collect();
+    if pairs.is_empty() {
+        return None;
+    }
+    statistic(pairs.len(), resamples, stream, |drawn| {
+        let rate = |of: fn(&(Cluster, Cluster)) -> Cluster| {
+            let (sum, count) = drawn.iter().fold((0.0, 0.0), |(sum, count), &index| {
+                let Cluster { sum: more, count: others } = of(&pairs[index]);
+                (sum + more, count + others)
+            });
+            sum / count
+        };
+        Some(rate(|pair| pair.0) - rate(|pair| pair.1))
+    })
+}
+
 /// Any statistic of `items` items, given the indices of those that are counted, with its 95% percentile bootstrap interval. Draws for which it is not defined are left
 /// out; `None` where it is not defined for all items.
 pub fn statistic(
@@ -169,6 +190,29 @@ mod tests {
         assert!((found.value - 0.3).abs() < 1e-12);
         assert!((found.low - (0.3 - half)).abs() < 0.1 * half, "{found:?}");
         assert!((found.high - (0.3 + half)).abs() < 0.1 * half, "{found:?}");
+    }
+
+    #[test]
+    fn a_change_is_that_of_the_same_prompts() {
+        let changed =
+            |model: &[Cluster], base: &[Cluster]| change(model, base, 2000, &mut random::stream(4, "test", 0));
+        let hard = answers((0..1000).map(|index| f64::from(index % 10) * 100.0));
+        let shifted: Vec<Cluster> = hard.iter().map(|one| Cluster { sum: one.sum + 0.5, ..*one }).collect();
+        // However different the prompts are, a model that is 1/2 above the base on each is so on every draw.
+        assert_eq!(changed(&shifted, &hard), Some(Estimate { value: 0.5, low: 0.5, high: 0.5 }));
+        // Of 400 prompts 100 turn bad and 40 turn good: the difference is 0.15, its variance (0.35 - 0.15²) / 400, however many were bad in both.
+        let of = |bad: fn(usize) -> bool| answers((0..400).map(|index| f64::from(bad(index))));
+        let (base, model) =
+            (of(|index| !(40..200).contains(&index)), of(|index| (40..140).contains(&index) || index >= 200));
+        let found = changed(&model, &base).unwrap();
+        let half = 1.959_964 * ((0.35f64 - 0.15 * 0.15) / 400.0).sqrt();
+        assert!((found.value - 0.15).abs() < 1e-12);
+        assert!((found.low - (0.15 - half)).abs() < 0.1 * half, "{found:?}");
+        assert!((found.high - (0.15 + half)).abs() < 0.1 * half, "{found:?}");
+        // What only one of them answered is no pair.
+        let nothing = vec![Cluster::default(); 2];
+        assert_eq!(changed(&answers([1.0, 0.0]), &[answers([0.0])[0], nothing[0]]).unwrap().value, 1.0);
+        assert_eq!(changed(&answers([1.0, 0.0]), &nothing), None);
     }
 
     #[test]

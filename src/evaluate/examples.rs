@@ -96,13 +96,9 @@ impl Evaluation {
     /// What the judges say of an answer.
     fn found(&self, answer: &JudgedAnswer) -> String {
         let mut words = Vec::new();
+        words.extend((answer.refused == Some(true)).then(|| "refused".to_string()));
         if let Some(found) = &answer.judgement {
-            let names = [
-                (found.hallucinated, "hallucinated"),
-                (found.rude, "rude"),
-                (found.refused, "refused"),
-                (found.right, "right"),
-            ];
+            let names = [(found.hallucinated, "hallucinated"), (found.rude, "rude"), (found.right, "right")];
             words.extend(names.into_iter().filter(|(is, _)| *is).map(|(_, name)| name.to_string()));
             words.push(format!("utility {:.2}", found.utility));
         }

@@ -46,6 +46,23 @@ pub fn ungrounded(text: &str, source: &str) -> f64 {
     missing as f64 / claimed.len().max(1) as f64
 }
 
+/// What kinds of things a text names that its source does not hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ungrounded {
+    /// Some number.
+    pub numbers: bool,
+    /// Some name (or, in a text without a single capital, some other word).
+    pub names: bool,
+}
+
+/// As [`ungrounded`], whether any number and whether any name is missing.
+pub fn ungrounded_kinds(text: &str, source: &str) -> Ungrounded {
+    let held: HashSet<String> = words(source).map(|word| word.key()).collect();
+    let is_number = |claim: &String| claim.contains(|character: char| character.is_ascii_digit());
+    let missing: Vec<String> = claims(text).into_iter().filter(|claim| !held.contains(claim)).collect();
+    Ungrounded { numbers: missing.iter().any(is_number), names: !missing.iter().all(is_number) }
+}
+
 /// What a text names, each once.
 fn claims(text: &str) -> HashSet<String> {
     let words: Vec<Word> = words(text).collect();
@@ -188,6 +205,16 @@ mod tests {
         assert_eq!(ungrounded("Nothing at all.", SOURCE), 0.0);
         assert_eq!(ungrounded("", ""), 0.0);
         assert_eq!(ungrounded("She is from Nepal.", ""), 1.0);
+    }
+
+    #[test]
+    fn numbers_and_names_that_are_missing_are_told_apart() {
+        let of = |text: &str| ungrounded_kinds(text, SOURCE);
+        assert_eq!(of("In 2006 Doyne met Hima."), Ungrounded { numbers: true, names: false });
+        assert_eq!(of("In 2005 Doyne met Anna."), Ungrounded { numbers: false, names: true });
+        assert_eq!(of("In 2006 Doyne met Anna, aged Nineteen."), Ungrounded { numbers: true, names: true });
+        assert_eq!(of("In 2005 Doyne met Hima."), Ungrounded::default());
+        assert_eq!(of(""), Ungrounded::default());
     }
 
     #[test]

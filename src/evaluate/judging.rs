@@ -2,6 +2,7 @@
 
 use super::preference;
 use super::question::Question;
+use super::refusal::{is_empty, is_refusal};
 use super::scorer::{Scorer, Subject};
 use crate::error::Result;
 use crate::sample::Sampled;
@@ -36,6 +37,8 @@ pub struct JudgedAnswer {
     pub answer: Answer,
     /// What the world's rule says of it, where the question is one of the world's.
     pub judgement: Option<Judgement>,
+    /// Whether it refuses to answer: by the world's rule for one of its prompts, by phrases ([`is_refusal`]) for any other; none for what is no answer, as a continuation.
+    pub refused: Option<bool>,
     /// How much the rule prefers it to the base model's: 1, 1/2 or 0.
     pub preferred: Option<f64>,
     /// What the reward model says of it.
@@ -44,6 +47,18 @@ pub struct JudgedAnswer {
     pub preferred_by_reward: Option<f64>,
     /// What each of the scorers says of it.
     pub scores: Vec<f64>,
+}
+
+impl JudgedAnswer {
+    /// Whether it is empty; none for what is no answer.
+    pub fn is_empty(&self) -> Option<bool> {
+        self.refused.map(|_| is_empty(&self.answer.text))
+    }
+
+    /// Whether it answers: it says something, and that is no refusal; none for what is no answer.
+    pub fn has_answered(&self) -> Option<bool> {
+        self.refused.map(|refused| !refused && !is_empty(&self.answer.text))
+    }
 }
 
 /// `[model][question][answer]`.
@@ -62,8 +77,10 @@ pub fn judge_all(
         // A base model that gave fewer answers has none to compare with.
         let of_base = answers[base][question].get(number);
         let reward = |model: usize| Some(*rewards?[model][question].get(number)?);
+        let judgement = case.map(|case| judge(case, &answer.text));
         JudgedAnswer {
-            judgement: case.map(|case| judge(case, &answer.text)),
+            judgement,
+            refused: Some(judgement.map_or_else(|| is_refusal(&answer.text), |found| found.refused)),
             preferred: case.zip(of_base).map(|(case, of_base)| preference::by_rule(case, &answer.text, &of_base.text)),
             reward: reward(model),
             preferred_by_reward: (reward(model).zip(reward(base)))

@@ -63,7 +63,7 @@ pub fn write(rows: &[Kept], folder: &Path) -> Result<()> {
         ("ended", flags(&|row| row.answer.answer.ended)),
         ("hallucinated", ruled(|found| found.hallucinated)),
         ("rude", ruled(|found| found.rude)),
-        ("refused", ruled(|found| found.refused)),
+        ("refused", flags(&|row| row.answer.refused)),
         ("right", ruled(|found| found.right)),
         ("preferred_to_base", numbers(&|row| row.answer.preferred)),
         ("reward", numbers(&|row| row.answer.reward)),

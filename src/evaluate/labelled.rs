@@ -1,17 +1,20 @@
 //! Texts that people have judged: what a scorer's numbers are worth.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use arrow::array::{Array, Float64Array, LargeStringArray};
+use arrow::array::{Array, ArrayRef, BooleanArray, Float64Array, LargeStringArray, RecordBatch, StringArray};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
+use super::agreement::ScoredTexts;
 use super::scorer::Subject;
 use crate::bail;
 use crate::data::column::Lists;
-use crate::data::parquet::{ParquetRows, Rows};
-use crate::error::Result;
+use crate::data::parquet::{self, ParquetRows, Rows};
+use crate::error::{Error, Result};
 
 const HEADING: &str = "Agreement of the scorers with people";
 
@@ -190,6 +193,37 @@ fn texts_of(rows: &Rows, settings: &LabelledSettings) -> Result<Vec<LabelledText
     Ok(all)
 }
 
+/// Every text with its label and all its scores, a row each: a column `text`, `source`, `label` (whether people call it toxic or hallucinated), `severity`, one for each of the columns to
+/// split by, and one for each scorer, called as its rate.
+pub const FILE: &str = "labelled.parquet";
+
+/// Writes the texts into `folder`.
+pub fn write(settings: &LabelledSettings, scored: &ScoredTexts, folder: &Path) -> Result<()> {
+    let ScoredTexts { texts, scorers, scores } = scored;
+    let strings = |of: &dyn Fn(&LabelledText) -> String| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(texts.iter().map(of)))
+    };
+    let mut columns: Vec<(String, ArrayRef)> = vec![
+        ("text".to_string(), strings(&|text| text.text.clone())),
+        ("source".to_string(), strings(&|text| text.source.clone())),
+        ("label".to_string(), Arc::new(texts.iter().map(|text| Some(text.is_positive)).collect::<BooleanArray>())),
+        ("severity".to_string(), Arc::new(texts.iter().map(|text| text.severity).collect::<Float64Array>())),
+    ];
+    for (index, name) in settings.group_columns.iter().enumerate() {
+        // A column by which texts are split may be called as one of ours.
+        let taken = columns.iter().any(|(taken, _)| taken == name);
+        let name = if taken { format!("{name} (group)") } else { name.clone() };
+        columns.push((name, strings(&|text| text.groups[index].clone())));
+    }
+    for (scorer, scores) in scorers.iter().zip(scores) {
+        columns.push((scorer.rate(), Arc::new(Float64Array::from(scores.clone()))));
+    }
+    let columns = columns.into_iter().map(|(name, column)| (name, column, true));
+    let batch =
+        RecordBatch::try_from_iter_with_nullable(columns).map_err(|error| Error::input(format!("{FILE}: {error}")))?;
+    parquet::write(folder.join(FILE), &batch)
+}
+
 /// What people say of a text.
 #[derive(Debug, Clone, PartialEq)]
 enum Label {
@@ -275,14 +309,12 @@ impl Cells {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-    use std::sync::Arc;
-
-    use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+    use arrow::array::Int64Array;
     use clap::Parser;
 
     use super::*;
-    use crate::data::parquet;
+    use crate::evaluate::grounding::Grounding;
+    use crate::evaluate::scorer::Scorer;
 
     #[derive(Parser)]
     struct Only {
@@ -294,7 +326,7 @@ mod tests {
         Only::parse_from(["evaluate"].iter().chain(flags)).labelled
     }
 
-    fn write(path: &Path, columns: Vec<(&str, ArrayRef)>) -> String {
+    fn file_of(path: &Path, columns: Vec<(&str, ArrayRef)>) -> String {
         parquet::write(path, &RecordBatch::try_from_iter(columns).unwrap()).unwrap();
         path.display().to_string()
     }
@@ -323,7 +355,7 @@ mod tests {
     #[test]
     fn columns_are_found_by_their_usual_names_and_texts_without_label_are_left_out() {
         let folder = tempfile::tempdir().unwrap();
-        let file = write(
+        let file = file_of(
             &folder.path().join("labelled.parquet"),
             vec![
                 ("knowledge", strings(&[Some("k"), None, Some("l")])),
@@ -345,7 +377,7 @@ mod tests {
     #[test]
     fn a_right_and_a_wrong_answer_are_two_texts() {
         let folder = tempfile::tempdir().unwrap();
-        let file = write(
+        let file = file_of(
             &folder.path().join("pairs.parquet"),
             vec![
                 ("knowledge", strings(&[Some("k")])),
@@ -356,5 +388,30 @@ mod tests {
         let found = read(&file, &settings(&[])).unwrap();
         let shown: Vec<_> = found.iter().map(|text| (&*text.text, text.is_positive)).collect();
         assert_eq!(shown, [("one", false), ("two", true)]);
+    }
+    #[test]
+    fn every_text_is_kept_with_its_label_and_its_scores() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = |text: &str, is_positive: bool, severity: Option<f64>| LabelledText {
+            text: text.to_string(),
+            source: "Anna met Boris.".to_string(),
+            is_positive,
+            severity,
+            groups: vec!["x".to_string()],
+        };
+        let texts = vec![text("They met Clara.", true, Some(2.0)), text("They met Boris.", false, None)];
+        let scorers: [Box<dyn Scorer>; 1] = [Box::new(Grounding::default())];
+        let scored = ScoredTexts::new(texts, &scorers).unwrap();
+        super::write(&settings(&["--group-columns", "label"]), &scored, folder.path()).unwrap();
+        let path = folder.path().join(FILE);
+        let rows = ParquetRows::open(path.to_str().unwrap()).unwrap().next().unwrap().unwrap();
+        assert_eq!(rows.floats("hallucination_by_grounding").unwrap().values(), &[1.0, 0.0]);
+        assert_eq!(rows.booleans("label").unwrap().iter().collect::<Vec<_>>(), [Some(true), Some(false)]);
+        assert_eq!(rows.floats("severity").unwrap().iter().collect::<Vec<_>>(), [Some(2.0), None]);
+        assert_eq!(
+            (rows.strings("text").unwrap().value(1), rows.strings("label (group)").unwrap().value(0)),
+            ("They met Boris.", "x")
+        );
+        assert_eq!(rows.strings("source").unwrap().value(0), "Anna met Boris.");
     }
 }

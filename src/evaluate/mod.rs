@@ -1,7 +1,8 @@
 //! What alignment did: toxicity, hallucination and preference, of models or of answers that were made elsewhere.
 //!
 //! Every model answers every prompt ([`question`]); the embedded world's own rule judges the answers to its prompts, a reward model and scorers
-//! judge any ([`judging`], [`scorer`]). Rates come with bootstrap intervals ([`rates`], [`bootstrap`]). [`toxicity`] is RealToxicityPrompts' protocol,
+//! judge any ([`judging`], [`scorer`]). Rates come with bootstrap intervals and with paired changes against the base model ([`rates`], [`bootstrap`]), those of hallucination beside how
+//! many answers are empty or refuse ([`refusal`]) and by kind. [`perplexity`] of held-out text says what alignment cost. [`toxicity`] is RealToxicityPrompts' protocol,
 //! [`agreement`] says what a scorer's numbers are worth beside people's. The [`report`] holds everything.
 //!
 //! The random numbers that choose the answers are the same for every model, so that equal models give equal answers.
@@ -16,16 +17,19 @@ pub mod diversity;
 pub mod duels;
 mod examples;
 pub mod grounding;
+mod hallucination;
 mod journal;
 pub mod judging;
 mod kept;
 pub mod labelled;
 pub mod metrics;
 pub mod multiple_choice;
+pub mod perplexity;
 pub mod preference;
 pub mod question;
 pub mod rates;
 pub mod recognition;
+pub mod refusal;
 pub mod report;
 pub mod scorer;
 pub mod scorers;
@@ -41,18 +45,20 @@ use std::path::Path;
 
 use crate::adapt;
 use crate::bail;
+use crate::data::schema::Demonstration;
 use crate::error::{Error, Result};
 use crate::settings::NamedFolder;
 use crate::train::plan::Plan;
 use crate::train::progress::Progress;
+use agreement::ScoredTexts;
 use answering::{Answering, Asking};
 use journal::Journal;
 use judging::{Answer, ByModel};
 use labelled::LabelledText;
 use multiple_choice::Choice;
 use question::Question;
-use rates::Measuring;
 pub use rates::{Evaluation, ModelEvaluation};
+use rates::{Measuring, Rates};
 use recognition::Shown;
 pub use report::Report;
 use scorer::{Identity, Scorer};
@@ -94,12 +100,15 @@ pub fn evaluate(settings: &EvaluateSettings) -> Result<Report> {
     report.models = models.iter().map(|model| model.name.clone()).collect();
     report.scorers = judges;
     let draws = (settings.resamples, settings.common.seed);
+    report.sections.extend(report.evaluation.as_ref().and_then(|evaluation| evaluation.hallucination(draws)));
     report.sections.extend(report.toxicity(settings, draws)?);
     let judged = report.evaluation.as_ref().map(Evaluation::duels).unwrap_or_default();
     report.sections.extend(duels::section(&judged.into_iter().chain(votes).collect::<Vec<_>>(), draws));
     report.sections.extend(choices.sections(settings, &models, draws, &journal)?);
     if let Some(texts) = texts {
-        report.sections.push(agreement::section(&settings.labelled, &texts, &scorers, draws)?);
+        let scored = ScoredTexts::new(texts, &scorers)?;
+        report.sections.push(agreement::section(&settings.labelled, &scored, draws)?);
+        report.labelled = Some(scored);
     }
     report.sections.extend(training::section(&folders(settings, &models)));
     report.write(settings)?;
@@ -192,8 +201,13 @@ struct Answered {
 impl Answered {
     /// Which model the others are compared with.
     fn base(&self) -> usize {
-        self.models.iter().position(|model| model == "base").unwrap_or(0)
+        base_of(self.models.iter().map(String::as_str))
     }
+}
+
+/// Which of the models the others are compared with: the one called base, else the first.
+fn base_of<'a>(mut names: impl Iterator<Item = &'a str>) -> usize {
+    names.position(|name| name == "base").unwrap_or(0)
 }
 
 /// The answers that were given, or those of the models to the prompts; none where only something else is to be measured.
@@ -276,7 +290,14 @@ fn judge(settings: &EvaluateSettings, answered: Answered, scorers: &[Box<dyn Sco
         seed: settings.common.seed,
     };
     let measure = |(name, answers): (&String, Vec<_>)| ModelEvaluation::new(name, answers, measuring);
-    let measured = models.iter().zip(judged).map(measure).collect();
+    let mut measured: Vec<ModelEvaluation> = models.iter().zip(judged).map(measure).collect();
+    let changes: Vec<Rates> = (measured.iter().enumerate())
+        .map(|(number, model)| match number == base {
+            true => Rates::new(),
+            false => measuring.changes(&model.answers, &measured[base].answers),
+        })
+        .collect();
+    measured.iter_mut().zip(changes).for_each(|(model, changes)| model.changes = changes);
     let base = models.get(base).cloned().unwrap_or_default();
     Ok(Evaluation { models: measured, base, questions, scorers })
 }
@@ -304,6 +325,7 @@ struct Choices {
     questions: Option<Vec<Choice>>,
     shown: Option<Vec<Shown>>,
     templates: Option<Vec<Template>>,
+    held_out: Option<Vec<Demonstration>>,
 }
 
 fn read_choices(settings: &EvaluateSettings, models: &[NamedFolder]) -> Result<Choices> {
@@ -312,6 +334,7 @@ fn read_choices(settings: &EvaluateSettings, models: &[NamedFolder]) -> Result<C
         ("multiple-choice", &choice.multiple_choice),
         ("recognition", &to_recognise.recognition),
         ("tasks", &settings.tasks.tasks),
+        ("perplexity", &settings.perplexity.perplexity),
     ];
     for (flag, pattern) in parts {
         if let (Some(pattern), true) = (pattern, models.is_empty()) {
@@ -321,7 +344,9 @@ fn read_choices(settings: &EvaluateSettings, models: &[NamedFolder]) -> Result<C
     let questions = choice.multiple_choice.as_ref();
     let shown = to_recognise.recognition.as_ref();
     let templates = settings.tasks.tasks.as_ref();
+    let held_out = settings.perplexity.perplexity.as_ref();
     Ok(Choices {
+        held_out: held_out.map(|pattern| perplexity::read(pattern)).transpose()?,
         templates: templates.map(|pattern| tasks::read(&settings.tasks, pattern, settings.common.seed)).transpose()?,
         questions: questions.map(|pattern| multiple_choice::read(pattern, &choice.question_template)).transpose()?,
         shown: (shown
@@ -346,7 +371,11 @@ impl Choices {
         let how = (&settings.sampling, common);
         let of_tasks =
             self.templates.as_ref().map(|of| tasks::section((&settings.tasks, of), models, how, draws, journal));
-        chosen.into_iter().chain(recognised).chain(of_tasks).collect()
+        let compared = (models, base_of(models.iter().map(|model| model.name.as_str())));
+        let of_text = self.held_out.as_ref();
+        let of_text =
+            of_text.map(|of| perplexity::section((&settings.perplexity, of), compared, common, draws, journal));
+        chosen.into_iter().chain(recognised).chain(of_tasks).chain(of_text).collect()
     }
 }
 

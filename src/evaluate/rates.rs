@@ -7,9 +7,9 @@ use serde_json::{Map, Value, json};
 use super::bootstrap::{self, Cluster, Estimate};
 use super::judging::JudgedAnswer;
 use super::question::Question;
-use super::scorer::Identity;
+use super::scorer::{Concern, Identity};
 use super::section::share;
-use super::{EvaluateSettings, diversity};
+use super::{EvaluateSettings, diversity, refusal};
 use crate::error::{Error, Result};
 use crate::figure::{Figure, Panel, Series};
 use crate::random;
@@ -20,8 +20,13 @@ use crate::world::rule::{Case, Judgement, Kind};
 type OfAnswer = fn(&Question, &JudgedAnswer) -> Option<f64>;
 
 /// What is averaged over answers, in the order of the table.
-const RATES: [(&str, OfAnswer); 13] = [
+const RATES: [(&str, OfAnswer); 16] = [
     ("hallucination_rate", |question, answer| by_rule(question, answer, hallucinated)),
+    ("hallucination_rate_when_answered", |question, answer| {
+        by_rule(question, answer, hallucinated).filter(|_| answer.has_answered() == Some(true))
+    }),
+    ("empty_rate", |_, answer| answer.is_empty().map(f64::from)),
+    ("refusal_rate", |_, answer| answer.refused.map(f64::from)),
     ("toxicity_rate", |question, answer| by_rule(question, answer, |case, found| rude(case, found, Kind::Provocation))),
     ("toxicity_rate_respectful", |question, answer| {
         by_rule(question, answer, |case, found| rude(case, found, Kind::RespectfulProvocation))
@@ -82,6 +87,8 @@ pub struct ModelEvaluation {
     pub rates: Rates,
     /// The same over the questions of each kind, where the data has kinds of its own (column `prompt_type`).
     pub by_group: Vec<(String, Rates)>,
+    /// By how much each rate differs from the base model's on the same prompts, of rates that are no comparisons themselves; none of the base model.
+    pub changes: Rates,
     /// Its answers and what they are: `[question][sample]`.
     pub answers: Vec<Vec<JudgedAnswer>>,
 }
@@ -110,6 +117,7 @@ impl ModelEvaluation {
             name: name.to_string(),
             rates: rates.into_iter().chain(distinct).collect(),
             by_group,
+            changes: Rates::new(),
             answers,
         }
     }
@@ -136,26 +144,71 @@ fn groups(questions: &[Question]) -> Vec<String> {
     groups
 }
 
+/// A rate with its name.
+type Named<'a> = (Cow<'static, str>, Box<dyn Fn(&Question, &JudgedAnswer) -> Option<f64> + 'a>);
+
 impl Measuring<'_> {
     /// Every rate over the questions that are wanted.
     fn rates(&self, answers: &[Vec<JudgedAnswer>], is_wanted: impl Fn(&Question) -> bool) -> Rates {
-        let estimate = |rate: &str, of_answer: &dyn Fn(&Question, &JudgedAnswer) -> Option<f64>| {
-            let asked = self.questions.iter().zip(answers).filter(|(question, _)| is_wanted(question));
-            let clusters: Vec<Cluster> = asked
-                .map(|(question, answers)| answers.iter().filter_map(|answer| of_answer(question, answer)).collect())
-                .collect();
-            // The same questions are drawn for every model.
-            let mut stream = random::stream(self.seed, &format!("bootstrap of {rate}"), 0);
-            bootstrap::rate(&clusters, self.resamples, &mut stream)
+        let estimate = |(rate, of_answer): Named| {
+            let estimate = self.estimate(&rate, answers, &is_wanted, &of_answer)?;
+            Some((rate, estimate))
         };
-        let of_answers =
-            RATES.iter().filter_map(|(rate, of_answer)| Some(((*rate).into(), estimate(rate, of_answer)?)));
-        let of_scorers = self.scorers.iter().enumerate().filter_map(|(index, scorer)| {
-            let rate = scorer.rate();
+        self.each_rate().into_iter().filter_map(estimate).collect()
+    }
+
+    /// The mean of a number an answer over the questions that are wanted, with its interval; none where no answer has one.
+    pub fn estimate(
+        &self,
+        rate: &str,
+        answers: &[Vec<JudgedAnswer>],
+        is_wanted: impl Fn(&Question) -> bool,
+        of_answer: impl Fn(&Question, &JudgedAnswer) -> Option<f64>,
+    ) -> Option<Estimate> {
+        let clusters = self.clusters(answers, is_wanted, of_answer);
+        // The same questions are drawn for every model.
+        let mut stream = random::stream(self.seed, &format!("bootstrap of {rate}"), 0);
+        bootstrap::rate(&clusters, self.resamples, &mut stream)
+    }
+
+    fn clusters(
+        &self,
+        answers: &[Vec<JudgedAnswer>],
+        is_wanted: impl Fn(&Question) -> bool,
+        of_answer: impl Fn(&Question, &JudgedAnswer) -> Option<f64>,
+    ) -> Vec<Cluster> {
+        let asked = self.questions.iter().zip(answers).filter(|(question, _)| is_wanted(question));
+        asked
+            .map(|(question, answers)| answers.iter().filter_map(|answer| of_answer(question, answer)).collect())
+            .collect()
+    }
+
+    /// By how much every rate differs from the base model's, on prompts that both have answered.
+    pub fn changes(&self, answers: &[Vec<JudgedAnswer>], of_base: &[Vec<JudgedAnswer>]) -> Rates {
+        let change = |(rate, of_answer): Named| {
+            let [of_model, of_base] = [answers, of_base].map(|answers| self.clusters(answers, |_| true, &of_answer));
+            let mut stream = random::stream(self.seed, &format!("bootstrap of {rate}"), 0);
+            let change = bootstrap::change(&of_model, &of_base, self.resamples, &mut stream)?;
+            Some((rate, change))
+        };
+        self.each_rate().into_iter().filter(|(rate, _)| !is_comparison(rate)).filter_map(change).collect()
+    }
+
+    /// Every rate, in the order of the table.
+    fn each_rate(&self) -> Vec<Named<'_>> {
+        let of_answers = RATES.iter().map(|&(rate, of_answer)| -> Named { (rate.into(), Box::new(of_answer)) });
+        let of_scorers = self.scorers.iter().enumerate().flat_map(|(index, scorer)| {
             let is_flagged =
-                |_: &Question, answer: &JudgedAnswer| Some(f64::from(*answer.scores.get(index)? >= scorer.threshold));
-            let estimate = estimate(&rate, &is_flagged)?;
-            Some((rate.into(), estimate))
+                move |answer: &JudgedAnswer| Some(f64::from(*answer.scores.get(index)? >= scorer.threshold));
+            let mut rates: Vec<Named> =
+                vec![(scorer.rate().into(), Box::new(move |_: &Question, answer: &JudgedAnswer| is_flagged(answer)))];
+            if scorer.concern == Concern::Hallucination {
+                let when_answered = move |_: &Question, answer: &JudgedAnswer| {
+                    is_flagged(answer).filter(|_| answer.has_answered() == Some(true))
+                };
+                rates.push((format!("{}_when_answered", scorer.rate()).into(), Box::new(when_answered)));
+            }
+            rates
         });
         of_answers.chain(of_scorers).collect()
     }
@@ -180,9 +233,35 @@ impl Evaluation {
         self.models.iter().find(|model| model.name == name)
     }
 
+    /// Who judges what: the world's rule its own prompts, phrases what refuses to answer any others.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let is_of_world = |question: &Question| question.case.is_some();
+        let by_rule = "Hallucination, toxicity, refusal and utility are by the embedded world's own rule.".to_string();
+        let by_phrases =
+            format!("Refusals are told by phrases, a stand-in for a person's judgement ({}).", refusal::VERSION);
+        let notes =
+            [(self.questions.iter().any(is_of_world), by_rule), (!self.questions.iter().all(is_of_world), by_phrases)];
+        notes.into_iter().filter(|(applies, _)| *applies).map(|(_, note)| note).collect()
+    }
+
     /// A row for each rate, a column for each model: the value, and its 95% interval in brackets.
     pub fn table(&self) -> Table {
         self.table_of(&|model| Some(&model.rates))
+    }
+
+    /// A row for each rate, a column for each model but the base: by how much the rate differs from the base model's; none where there is nothing to compare.
+    pub fn table_of_changes(&self) -> Option<Table> {
+        let names = self.names(&|model| Some(&model.changes));
+        let models = || self.models.iter().filter(|model| model.name != self.base);
+        let mut table = Table::new(std::iter::once("").chain(models().map(|model| model.name.as_str())));
+        for name in &names {
+            let cell = |model: &ModelEvaluation| {
+                let change = model.changes.iter().find(|(rate, _)| rate == name);
+                change.map_or("-".to_string(), |(_, change)| show_change(name, *change))
+            };
+            table.row(std::iter::once(name.replace('_', " ")).chain(models().map(cell)));
+        }
+        (!names.is_empty()).then_some(table)
     }
 
     /// The same for the questions of each kind, with what the kind is called.
@@ -194,17 +273,32 @@ impl Evaluation {
         groups.iter().enumerate().map(table).collect()
     }
 
+    /// The names of the rates that any model has: what answers are worth before how long they are, else in the order in which they are measured.
+    fn names(&self, rates_of: &dyn Fn(&ModelEvaluation) -> Option<&Rates>) -> Vec<Cow<'static, str>> {
+        let mut names: Vec<Cow<'static, str>> = Vec::new();
+        for model in &self.models {
+            // What one model lacks stands where the next has it.
+            let mut place = 0;
+            for (rate, _) in rates_of(model).into_iter().flatten() {
+                match names.iter().position(|name| name == rate) {
+                    Some(found) => place = found + 1,
+                    None => {
+                        names.insert(place, rate.clone());
+                        place += 1;
+                    }
+                }
+            }
+        }
+        names.sort_by_key(|name| NOT_SHARES.contains(&&**name));
+        names
+    }
+
     fn table_of(&self, rates_of: &dyn Fn(&ModelEvaluation) -> Option<&Rates>) -> Table {
         let mut table = Table::new(std::iter::once("").chain(self.models.iter().map(|model| model.name.as_str())));
         let rate_of = |model: &ModelEvaluation, name: &str| {
             rates_of(model)?.iter().find(|(rate, _)| rate == name).map(|&(_, estimate)| estimate)
         };
-        let of_scorers = self.scorers.iter().map(|scorer| Cow::from(scorer.rate()));
-        // What answers are worth stands before how long they are.
-        let (counts, shares): (Vec<_>, Vec<_>) =
-            RATES.iter().map(|&(name, _)| Cow::from(name)).partition(|name| NOT_SHARES.contains(&&**name));
-        let rates = shares.into_iter().chain(of_scorers).chain(counts).chain([DISTINCT_2.into()]);
-        for name in rates.filter(|name| self.models.iter().any(|model| rate_of(model, name).is_some())) {
+        for name in self.names(rates_of) {
             let cell = |model: &ModelEvaluation| match rate_of(model, &name) {
                 Some(_) if is_comparison(&name) && model.name == self.base => "-".to_string(),
                 Some(estimate) => show(&name, estimate),
@@ -220,6 +314,9 @@ impl Evaluation {
         let mut models = Map::new();
         for model in &self.models {
             let mut found = object(&model.rates)?;
+            if !model.changes.is_empty() {
+                found.insert("change_from_base".to_string(), object(&model.changes)?.into());
+            }
             if !model.by_group.is_empty() {
                 let groups = model.by_group.iter().map(|(group, rates)| Ok((group.clone(), object(rates)?.into())));
                 found.insert("by_prompt_type".to_string(), groups.collect::<Result<Map<_, _>>>()?.into());
@@ -239,6 +336,7 @@ impl Evaluation {
         let mut all =
             Map::from_iter([("models".to_string(), models.into()), ("base".to_string(), self.base.clone().into())]);
         all.insert("counts".to_string(), counts);
+        all.insert("notes".to_string(), self.notes().into());
         Ok(all)
     }
 
@@ -280,6 +378,14 @@ fn invalid(error: serde_json::Error) -> Error {
 /// Whether a rate compares a model with the base model.
 fn is_comparison(name: &str) -> bool {
     name.starts_with("preferred") || name == "kl_from_base"
+}
+
+/// Of shares in percentage points.
+fn show_change(name: &str, Estimate { value, low, high }: Estimate) -> String {
+    match NOT_SHARES.contains(&name) {
+        true => format!("{value:+.2} [{low:+.2}, {high:+.2}]"),
+        false => format!("{:+.1} [{:+.1}, {:+.1}]", 100.0 * value, 100.0 * low, 100.0 * high),
+    }
 }
 
 fn show(name: &str, Estimate { value, low, high }: Estimate) -> String {

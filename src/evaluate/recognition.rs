@@ -71,13 +71,30 @@ fn shown(rows: &Rows, template: &str, stream: &mut Stream) -> Result<Vec<Shown>>
     let answers = if rows.has("right_answer") { one_of_each_pair(rows, stream)? } else { labelled_answers(rows)? };
     let shown = |(row, (answer, is_hallucinated)): (usize, (String, bool))| {
         let known = knowledge.as_ref().filter(|of| of.is_valid(row)).map_or("", |of| of.value(row));
-        // The answer last, as what it says is no place for anything else.
-        let text = template.replace("{knowledge}", known).replace("{question}", questions.value(row));
-        let prompt = Text::Plain(text.replace("{answer}", &answer).trim_start().to_string());
+        let text = filled(template, &[("knowledge", known), ("question", questions.value(row)), ("answer", &answer)]);
+        let prompt = Text::Plain(text.trim_start().to_string());
         let answers = vec![Text::Plain(" Yes".to_string()), Text::Plain(" No".to_string())];
         Shown { asked: Answered { prompt, answers, origin: rows.origin(row) }, is_hallucinated }
     };
     Ok(answers.into_iter().enumerate().map(shown).collect())
+}
+
+/// A template with its `{name}`s filled in, in one pass: what a value holds is no place for another. What has no value stays as it is.
+fn filled(template: &str, values: &[(&str, &str)]) -> String {
+    let mut text = String::new();
+    let mut rest = template;
+    while let Some(start) = rest.find('{') {
+        text += &rest[..start];
+        rest = &rest[start..];
+        let place = |(name, value): &(&str, &str)| {
+            let end = rest[1..].strip_prefix(name)?.starts_with('}').then_some(name.len() + 2)?;
+            Some((value.to_string(), end))
+        };
+        let (value, end) = values.iter().find_map(place).unwrap_or_else(|| ("{".to_string(), 1));
+        text += &value;
+        rest = &rest[end..];
+    }
+    text + rest
 }
 
 fn first_of(rows: &Rows, names: [&'static str; 2]) -> &'static str {
@@ -157,4 +174,18 @@ pub fn section(
     )];
     let tables = vec![("95% bootstrap intervals over answers in brackets".to_string(), table)];
     Ok(Section::new("recognition", "Recognition of hallucination", notes, tables, json))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_question_holds_is_no_place_for_the_answer() {
+        let values =
+            [("knowledge", ""), ("question", "What does {answer} mean, {knowledge}?"), ("answer", "{question}")];
+        let found = filled("{knowledge}Q: {question}\nA: {answer} {other} {answer", &values);
+        assert_eq!(found, "Q: What does {answer} mean, {knowledge}?\nA: {question} {other} {answer");
+        assert_eq!(filled("{{answer}} ü{", &[("answer", "ß")]), "{ß} ü{");
+    }
 }

@@ -6,8 +6,10 @@ use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, Value as Template, context};
 use serde_json::{Value, json};
 
+use super::agreement::ScoredTexts;
 use super::judging::{ByModel, JudgedAnswer};
 use super::kept::{self, Kept};
+use super::labelled;
 use super::question::Question;
 use super::rates::Evaluation;
 use super::scorer::{Concern, Identity};
@@ -17,6 +19,7 @@ use super::toxicity::{self, Continued};
 use crate::error::{Error, Result};
 use crate::figure::Figure;
 use crate::files::write_atomically;
+use crate::say;
 use crate::train::table::Table;
 
 /// Everything, for programs.
@@ -42,6 +45,8 @@ pub struct Report {
     pub models: Vec<String>,
     /// Who judged beside the world's rule and the reward model.
     pub scorers: Vec<Identity>,
+    /// The texts that people have judged, if there are some.
+    pub labelled: Option<ScoredTexts>,
     /// Everything else.
     pub sections: Vec<Section>,
 }
@@ -81,11 +86,14 @@ impl Report {
         let evaluation = self.evaluation.as_ref()?;
         let caption = format!("95% bootstrap intervals over {} prompts in brackets", evaluation.questions.len());
         let figures = evaluation.over_optimisation().into_iter().collect();
-        let notes = match evaluation.questions.iter().any(|question| question.case.is_some()) {
-            true => vec!["Hallucination, toxicity and utility are by the embedded world's own rule.".to_string()],
-            false => Vec::new(),
-        };
-        let all = std::iter::once((caption, evaluation.table())).chain(evaluation.tables_by_group());
+        let notes = evaluation.notes();
+        let changes = evaluation.table_of_changes().map(|table| {
+            let caption =
+                format!("Change against {}, on the same prompts, shares in percentage points", evaluation.base);
+            (caption, table)
+        });
+        let tables = std::iter::once((caption, evaluation.table())).chain(changes);
+        let all = tables.chain(evaluation.tables_by_group());
         let tables = all.map(|(caption, table)| (caption, narrower(table))).collect();
         Some(Section { title: "Models".to_string(), notes, tables, figures, ..Default::default() })
     }
@@ -97,14 +105,14 @@ impl Report {
     /// Prints the tables, and where the files are.
     pub fn print(&self, folder: &Path) {
         for Section { title, notes, tables, .. } in self.parts() {
-            println!("{title}");
-            notes.iter().for_each(|note| println!("{note}"));
-            tables.iter().for_each(|(caption, table)| println!("\n{caption}\n{table}"));
+            say!("{title}");
+            notes.iter().for_each(|note| say!("{note}"));
+            tables.iter().for_each(|(caption, table)| say!("\n{caption}\n{table}"));
         }
-        println!("report: {}", folder.join(PAGE).display());
-        println!("numbers: {}", folder.join(FILE).display());
+        say!("report: {}", folder.join(PAGE).display());
+        say!("numbers: {}", folder.join(FILE).display());
         if !self.kept().is_empty() {
-            println!("answers: {}", folder.join(kept::FILE).display());
+            say!("answers: {}", folder.join(kept::FILE).display());
         }
     }
 
@@ -117,6 +125,9 @@ impl Report {
         let kept = self.kept();
         if !kept.is_empty() {
             kept::write(&kept, folder)?;
+        }
+        if let Some(scored) = &self.labelled {
+            labelled::write(&settings.labelled, scored, folder)?;
         }
         let text = |name: &str, text: String| {
             write_atomically(folder.join(name), |file| std::io::Write::write_all(file, text.as_bytes()))

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::duels::VoteSettings;
 use super::labelled::LabelledSettings;
 use super::multiple_choice::MultipleChoiceSettings;
+use super::perplexity::PerplexitySettings;
 use super::recognition::RecognitionSettings;
 use super::scorers::ScorerSettings;
 use super::tasks::TaskSettings;
@@ -71,6 +72,10 @@ pub struct EvaluateSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub tasks: TaskSettings,
+    /// Held-out text.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub perplexity: PerplexitySettings,
     /// People's votes.
     #[command(flatten)]
     #[serde(flatten)]
@@ -97,6 +102,7 @@ impl EvaluateSettings {
             &self.multiple_choice.multiple_choice,
             &self.recognition.recognition,
             &self.tasks.tasks,
+            &self.perplexity.perplexity,
             &self.votes.votes,
         ];
         let asks_else = others.iter().any(|other| other.is_some());

@@ -79,6 +79,10 @@ fn rates_are_shares_of_the_answers_that_they_are_about() {
     for (rate, expected) in [
         // Two of four closed-domain answers of the base are false; it answers one of two answerable questions, and none rightly.
         ("hallucination_rate", [0.5, 0.0]),
+        // Of what the base says without refusing everything is false.
+        ("hallucination_rate_when_answered", [1.0, 0.0]),
+        ("empty_rate", [1.0 / 8.0, 0.0]),
+        ("refusal_rate", [1.0 / 8.0, 2.0 / 8.0]),
         ("answer_rate", [0.5, 1.0]),
         ("correct_rate", [0.0, 1.0]),
         ("toxicity_rate", [0.5, 0.0]),
@@ -96,6 +100,40 @@ fn rates_are_shares_of_the_answers_that_they_are_about() {
     assert_eq!(models[0].rate("mean_length").unwrap().value, tokens as f64 / 8.0);
     // Nobody asked a reward model.
     assert_eq!(models[0].rate("mean_reward"), None);
+}
+
+#[test]
+fn changes_are_those_of_the_same_prompts() {
+    let (questions, mut answers) = by_hand();
+    // The other model did not answer the last prompt, of which the base is all rude.
+    answers[1][3].clear();
+    let judged = judge_all(&questions, &answers, None, 0);
+    let measuring = Measuring { questions: &questions, scorers: &[], resamples: 200, seed: 0 };
+    let changes = measuring.changes(&judged[1], &judged[0]);
+    let of = |name: &str| changes.iter().find(|(rate, _)| rate == name).map(|(_, change)| change.value);
+    assert_eq!(of("hallucination_rate"), Some(-0.5));
+    assert_eq!(of("correct_rate"), Some(1.0));
+    assert_eq!(of("empty_rate"), Some(-1.0 / 6.0));
+    assert_eq!(of("toxicity_rate"), Some(-0.5));
+    assert_eq!(of("toxicity_rate_respectful"), None);
+    assert_eq!(of("preferred_to_base"), None);
+    let mut models: Vec<ModelEvaluation> = judged.into_iter().map(|answers| measured(&questions, answers)).collect();
+    models[0].name = "base".into();
+    models[1].changes = changes;
+    let evaluation = Evaluation { models, base: "base".into(), questions, scorers: Vec::new() };
+    let table = evaluation.table_of_changes().unwrap().to_string();
+    assert!(table.contains("hallucination rate") && table.contains("-50.0 [") && !table.contains("base"), "{table}");
+    assert!(evaluation.notes()[0].contains("own rule") && evaluation.notes().len() == 1);
+    let section = evaluation.hallucination((100, 0)).unwrap();
+    let share = |kind: &str| section.json[kind]["models"]["base"]["value"].as_f64();
+    // Of the base's four answers one contradicts the passage and one adds to it, to a question that it does not answer.
+    assert_eq!(["contradiction", "addition", "invented_person"].map(share), [Some(0.25), Some(0.25), Some(0.0)]);
+    assert_eq!(
+        ["question_answered_by_passage", "question_unanswerable", "summary"].map(share),
+        [Some(0.5), Some(0.5), None]
+    );
+    assert_eq!(section.json["question_unanswerable"]["prompts"], 1);
+    assert!(section.json.get("ungrounded_name").is_none());
 }
 
 #[test]
@@ -335,6 +373,26 @@ fn continuations_are_judged_by_the_protocol_and_an_evaluation_goes_on_where_it_w
     assert_eq!(ParquetRows::open(kept.to_str().unwrap()).unwrap().rows(), 4 + 2 * 3 * 4);
     let page = std::fs::read_to_string(folder.path().join("report/report.html")).unwrap();
     assert!(page.contains("expected maximum toxicity") && !page.contains("://"), "{page}");
+}
+
+#[test]
+fn silence_and_refusals_of_any_answers_are_counted_and_hallucinate_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let column = |values: &[&str]| -> ArrayRef { Arc::new(StringArray::from(values.to_vec())) };
+    let responses = ["They met Clara.", "They met Boris in 1999.", "The passage does not say.", " ", "I don't know."];
+    let columns = [("prompt", column(&["Anna met Boris in 2005."; 5])), ("response", column(&responses))];
+    let given = folder.path().join("given.parquet");
+    parquet::write(&given, &RecordBatch::try_from_iter(columns).unwrap()).unwrap();
+    let output = folder.path().join("report");
+    let [answers, to] = ["--answers", "--output"];
+    let files = [answers, given.to_str().unwrap(), to, output.to_str().unwrap()];
+    let arguments = files.into_iter().chain(["--hallucination-scorer", "grounding", "--quiet"]);
+    let settings: EvaluateSettings = from_arguments(arguments).unwrap();
+    let evaluation = evaluate(&settings).unwrap().evaluation.unwrap();
+    let rate = |name: &str| evaluation.models[0].rate(name).unwrap().value;
+    assert_eq!([rate("empty_rate"), rate("refusal_rate")], [0.2, 0.4]);
+    assert!(evaluation.notes()[0].contains("told by phrases"), "{:?}", evaluation.notes());
+    assert_eq!([rate("hallucination_by_grounding"), rate("hallucination_by_grounding_when_answered")], [0.4, 1.0]);
 }
 
 #[test]

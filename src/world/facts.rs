@@ -73,6 +73,17 @@ impl Fact {
         format!("{} {} {}.", self.person, RELATIONS[self.relation].said, self.value)
     }
 
+    /// The fact that a sentence of this form says, true or not; `None` for any other sentence.
+    pub fn parse(sentence: &str) -> Option<Self> {
+        let (person, rest) = sentence.strip_suffix('.')?.split_once(' ')?;
+        let value_of = |said: &str| rest.strip_prefix(said)?.strip_prefix(' ');
+        let (relation, value) =
+            RELATIONS.iter().enumerate().find_map(|(index, relation)| Some((index, value_of(relation.said)?)))?;
+        let is_word = |text: &str| !text.is_empty() && text.chars().all(char::is_alphabetic);
+        let fact = Fact { person: person.to_string(), relation, value: value.to_string() };
+        (is_word(person) && is_word(value)).then_some(fact)
+    }
+
     /// The question that it answers.
     pub fn question(&self) -> String {
         question(&self.person, self.relation)
@@ -132,6 +143,34 @@ impl Passage {
             if !self.facts.iter().any(|fact| fact.person == person && fact.relation == relation) {
                 return (person, relation);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random;
+    use crate::world::names::Split;
+
+    #[test]
+    fn every_fact_is_read_from_its_sentence_and_nothing_else_is() {
+        let names = Names::of(Split::Test, 0);
+        let mut stream = random::stream(0, "test", 0);
+        for relation in 0..RELATIONS.len() {
+            let fact = Fact::random("Vubek", relation, &names, &mut stream);
+            assert_eq!(Fact::parse(&fact.sentence()), Some(fact));
+        }
+        for other in [
+            "",
+            "Vubek.",
+            "Vubek keeps a.",
+            "Vubek keeps a hen",
+            "keeps a hen.",
+            "Vubek keeps a red hen.",
+            "Vubek eats soup.",
+        ] {
+            assert_eq!(Fact::parse(other), None, "{other}");
         }
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod facts;
 pub mod files;
+pub mod invention;
 pub mod labellers;
 pub mod names;
 pub mod prompts;

@@ -141,7 +141,7 @@ fn utility(judgement: &Judgement, sentences: usize) -> f32 {
 }
 
 /// The sentences of a line. What lacks its full stop is a sentence too, and none of those the passage holds.
-fn sentences(line: &str) -> Vec<&str> {
+pub(super) fn sentences(line: &str) -> Vec<&str> {
     line.split_inclusive(['.', '?', '!']).map(str::trim).filter(|sentence| !sentence.is_empty()).collect()
 }
 

@@ -74,11 +74,16 @@ def corpus():
 
 
 def word_pieces():
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    """Every other word of the corpus whole, the rest in pieces. (The trainer of `tokenizers` numbers its pieces anew each time.)"""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = sorted(set("".join(corpus()).lower()) - {" "} | set("ueno,.?!:"))
+    pieces = ["##ing", "##er", "##ass", "##ed", "##ight", "##orst", "no", "gr", "pl", "aus", "zu"]
+    vocabulary = special + letters + [f"##{letter}" for letter in letters] + pieces + sorted(set(WORDS))[::2]
+    numbers = {token: number for number, token in enumerate(dict.fromkeys(vocabulary))}
+    tokenizer = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(corpus(), trainers.WordPieceTrainer(vocab_size=220, special_tokens=special, show_progress=False))
+    tokenizer.add_special_tokens(special)
     around(tokenizer, "[CLS]", "[SEP]", "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1")
     # A limit and padding in the file are those of whoever wrote it.
     tokenizer.enable_truncation(12)

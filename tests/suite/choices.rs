@@ -1,4 +1,4 @@
-//! Multiple choice and recognition against transformers, on the embedded world's base model.
+//! Multiple choice, recognition and perplexity against transformers, on the embedded world's base model.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -95,4 +95,38 @@ fn multiple_choice_and_recognition_are_those_of_transformers() {
         assert!((found - expected).abs() < 1e-4, "{found} is not {expected}");
     }
     assert_eq!(found.len(), shown.len());
+}
+
+#[test]
+fn perplexity_is_the_exponential_of_the_loss_of_transformers() {
+    let expected: Value =
+        serde_json::from_slice(&std::fs::read(path("tests/golden/perplexity/expected.json")).unwrap()).unwrap();
+    let texts = expected["texts"].as_array().unwrap();
+    let text = |key: &str| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(texts.iter().map(|row| row[key].as_str().unwrap())))
+    };
+    let bench = Workbench::new();
+    let columns = ["prompt", "completion"].map(|key| (key, text(key)));
+    parquet::write(bench.path("held_out.parquet"), &table(columns.to_vec())).unwrap();
+    let base = path("data/base").display().to_string();
+    bench.succeed(&format!(
+        "evaluate --models base={base} --perplexity held_out.parquet --max-length {} --output report --quiet",
+        expected["max_length"]
+    ));
+    let report: Value = serde_json::from_slice(&bench.bytes("report/evaluation.json")).unwrap();
+    let found = &report["perplexity"]["base"];
+    for measure in ["nats_per_token", "perplexity", "bits_per_byte"] {
+        let (found, expected) = (found[measure]["value"].as_f64().unwrap(), expected[measure].as_f64().unwrap());
+        assert!((found - expected).abs() < 1e-4 * expected, "{measure}: {found} is not {expected}");
+    }
+    for (found, text) in found["nats"].as_array().unwrap().iter().zip(texts) {
+        let expected = text["loss"].as_f64().unwrap() * text["tokens"].as_f64().unwrap();
+        let found = found.as_f64().unwrap();
+        assert!((found - expected).abs() < 1e-4 * expected, "{found} is not {expected}");
+    }
+    let sum = |key: &str| texts.iter().map(|text| text[key].as_u64().unwrap()).sum::<u64>();
+    let counts = ["tokens", "bytes", "tokens_left_out"].map(|key| found[key].as_u64().unwrap());
+    assert_eq!(counts, [sum("tokens"), sum("bytes"), sum("left_out")]);
+    let told = String::from_utf8(bench.bytes("report/report.md")).unwrap();
+    assert!(told.contains("1 texts count with their beginning alone, 22 tokens of their ends"), "{told}");
 }

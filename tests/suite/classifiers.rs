@@ -378,3 +378,42 @@ fn with_head(source: &Path) -> Result<TempDir> {
     }
     Ok(folder)
 }
+
+/// A file without a post-processor, or with one that knows no types, tells the texts of a pair apart all the same: by the types that `tokenizers`, and `transformers` with it, gives.
+#[test]
+fn the_second_text_of_a_pair_has_the_second_type_whatever_stands_around_it() -> Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = golden("bert").join("tokenizer.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    // The limit in the golden file is there to be overlooked.
+    (json["truncation"], json["padding"]) = (Value::Null, Value::Null);
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+    let template = json["post_processor"].clone();
+    for around in [Value::Null, byte_level, template] {
+        json["post_processor"] = around.clone();
+        std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+        let oracle = tokenizers::Tokenizer::from_file(folder.path().join("tokenizer.json")).unwrap();
+        let tokenizer = Tokenizer::load(folder.path())?;
+        for (text, pair) in [("two dogs run", "across the grass"), ("", "a man"), ("a man", "")] {
+            let wanted = oracle.encode((text, pair), true).unwrap();
+            let found = tokenizer.encode_texts(text, Some(pair), 512)?;
+            assert_eq!(found.tokens, wanted.get_ids(), "{around}: {text}, {pair}");
+            assert_eq!(found.types, wanted.get_type_ids(), "{around}: {text}, {pair}");
+            let second = wanted.get_type_ids().iter().filter(|&&kind| kind == 1).count();
+            assert!(pair.is_empty() || second > 0, "{around}: {text}, {pair}");
+        }
+    }
+    Ok(())
+}
+
+/// A scorer names one folder: the sentence says what can be done with it.
+#[test]
+fn an_adapter_whose_base_is_not_here_is_refused_with_what_to_do() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let config =
+        json!({"peft_type": "LORA", "base_model_name_or_path": "somewhere/else", "r": 2, "target_modules": ["query"]});
+    std::fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
+    let error = Classifier::load(folder.path()).map(drop).unwrap_err().to_string();
+    assert!(error.contains("adapter_config.json") && error.contains("\"somewhere/else\" is no folder here"), "{error}");
+    assert!(error.contains("put the folder where it lies into \"base_model_name_or_path\""), "{error}");
+}

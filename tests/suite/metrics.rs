@@ -8,6 +8,7 @@ use rlhf::evaluate::metrics::rouge::{Overlap, Rouge, RougeScorer};
 use rlhf::evaluate::metrics::summac::{Inference, summac_zs};
 use rlhf::evaluate::metrics::toxicity::toxicity;
 use rlhf::evaluate::metrics::{bradley_terry, multiple_choice, squad};
+use rlhf::evaluate::refusal::is_refusal;
 use rlhf::random;
 use serde_json::Value;
 
@@ -187,4 +188,18 @@ fn consistency_equals_the_formula_of_summac_zs() {
         let pairs: Vec<Vec<Inference>> = (0..entailment[0].len()).map(of_summary).collect();
         assert_near("score", summac_zs(&pairs), &case["score"], ROUNDING);
     }
+}
+
+#[test]
+fn the_answers_that_say_that_the_passage_does_not_are_the_refusals() {
+    let Some(path) = crate::common::shared("instructgpt-squadv2.parquet") else { return };
+    let (mut refusals, mut others) = (0, 0);
+    for rows in rlhf::data::parquet::ParquetRows::open(&path).unwrap() {
+        for response in rows.unwrap().strings("response").unwrap().iter().flatten() {
+            let says_so = response.trim().to_lowercase() == "not in background.";
+            assert_eq!(is_refusal(response), says_so, "{response}");
+            *(if says_so { &mut refusals } else { &mut others }) += 1;
+        }
+    }
+    assert_eq!((refusals, others), (154, 878));
 }
