@@ -234,37 +234,41 @@ fn sampled(settings: &EvaluateSettings, data: &str, models: &[NamedFolder], jour
     let users = Some((data, users));
     let asking = Asking { part: "answers", questions: &questions, users, samples: *samples, sampling, common };
     let mut progress = Progress::new("evaluate", questions.len() * models.len(), common.quiet);
+    let names: Vec<String> = models.iter().map(|model| model.name.clone()).collect();
+    let mut answered = Answered { models: names, questions: Vec::new(), answers: Vec::new() };
     let (mut answers, mut own) = (Vec::new(), Vec::new());
     for (number, model) in models.iter().enumerate() {
         // Read anew for each model, so that no two of them are held at a time.
         let answering = Answering::open(asking, number, model, &mut progress)?;
         let found = answering.answer(journal, &mut progress)?;
-        own.push(
-            journal
-                .piece(&format!("own-log-probs-{number}"), &found.sampled, || answering.log_probs(&found.sampled))?,
-        );
+        let log_probs = || answering.log_probs(&found.sampled);
+        // The base model is at no distance from itself.
+        own.push(match number == answered.base() {
+            true => None,
+            false => Some(journal.piece(&format!("own-log-probs-{number}"), &found.sampled, log_probs)?),
+        });
         answers.push(found);
     }
     progress.finish();
-    let names: Vec<String> = models.iter().map(|model| model.name.clone()).collect();
-    let mut answered = Answered { models: names, questions: Vec::new(), answers: Vec::new() };
     let mut quiet = Progress::new("evaluate", 0, true);
     let base = Answering::open(asking, answered.base(), &models[answered.base()], &mut quiet)?;
     for (number, (found, own)) in answers.into_iter().zip(own).enumerate() {
-        // How much more probable an answer is under the model that gave it has a meaning only between models of one vocabulary.
-        let of_base = match base.has_vocabulary(&found.vocabulary) {
-            true => Some(
-                journal
-                    .piece(&format!("base-log-probs-{number}"), &found.sampled, || base.log_probs(&found.sampled))?,
-            ),
-            false => None,
+        let log_probs = || base.log_probs(&found.sampled);
+        let of_base = match &own {
+            // How much more probable an answer is under the model that gave it has a meaning only between models of one vocabulary.
+            Some(_) if base.has_vocabulary(&found.vocabulary) => {
+                Some(journal.piece(&format!("base-log-probs-{number}"), &found.sampled, log_probs)?)
+            }
+            _ => None,
         };
-        let answer = |question: usize, sample: usize, sampled: crate::sample::Sampled| Answer {
-            kl: of_base.as_ref().map(|of_base| own[question][sample] - of_base[question][sample]),
-            ..Answer::from(sampled)
+        let kl = |question: usize, sample: usize| match (&own, &of_base) {
+            (None, _) => Some(0.0),
+            (Some(own), Some(of_base)) => Some(own[question][sample] - of_base[question][sample]),
+            (Some(_), None) => None,
         };
-        let of_question = |(question, samples): (usize, Vec<_>)| {
-            samples.into_iter().enumerate().map(|(sample, sampled)| answer(question, sample, sampled)).collect()
+        let of_question = |(question, samples): (usize, Vec<crate::sample::Sampled>)| {
+            let answer = |(sample, sampled)| Answer { kl: kl(question, sample), ..Answer::from(sampled) };
+            samples.into_iter().enumerate().map(answer).collect()
         };
         answered.answers.push(found.sampled.into_iter().enumerate().map(of_question).collect());
     }

@@ -22,7 +22,11 @@ const MOST_SLICES = 12;
 const TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"];
 
 const VISITS = [
-  ...[380, 1400].flatMap((width) => ["light", "dark"].map((scheme) => ({ name: `${width}-${scheme}`, width, scheme }))),
+  // The accessibility check takes most of the time: each width and each scheme is held to it once.
+  { name: "380-light", width: 380, scheme: "light", accessibility: true },
+  { name: "380-dark", width: 380, scheme: "dark" },
+  { name: "1400-light", width: 1400, scheme: "light" },
+  { name: "1400-dark", width: 1400, scheme: "dark", accessibility: true },
   { name: "380-without-scripts", width: 380, scheme: "light", scripts: false },
   { name: "print", width: PAPER.width, scheme: "light", print: true },
   // Paper is white whatever the screen was.
@@ -99,7 +103,7 @@ async function checkHidden(page, hidden, found) {
 }
 
 async function check(browser, axe, folder, visit, screenshots) {
-  const { name, width, scheme, print = false, scripts = true } = visit;
+  const { name, width, scheme, print = false, scripts = true, accessibility = false } = visit;
   const address = pathToFileURL(join(folder, "report.html")).href;
   const described = join(folder, "expected.json");
   const expected = existsSync(described) ? JSON.parse(readFileSync(described, "utf8")) : {};
@@ -119,7 +123,7 @@ async function check(browser, axe, folder, visit, screenshots) {
       await checkHidden(page, expected.hidden ?? [], found);
       // What was behind the clicks is held to the same.
       found.push(...(await page.evaluate(inspectPage, wanted)));
-      await checkAccessibility(page, axe, found);
+      if (accessibility) await checkAccessibility(page, axe, found);
     }
   } finally {
     await context.close();
