@@ -68,6 +68,9 @@ impl ScorerName {
         Ok(match (self.kind.as_str(), &self.path) {
             ("rule", None) => Box::new(Rule::default()),
             ("words", Some(file)) => Box::new(WordList::read(&stem(file), &file.display().to_string(), part)?),
+            (CLASSIFIER, None) if !Path::new(SHIPPED_CLASSIFIER).is_dir() => bail!(
+                "{SHIPPED_CLASSIFIER}: the classifier of toxicity that ships with the project is not there; run in the project's folder, or name another scorer, as in --toxicity-scorer {CLASSIFIER}=FOLDER"
+            ),
             (CLASSIFIER, None) => Box::new(LabelScorer::toxicity(CLASSIFIER, Path::new(SHIPPED_CLASSIFIER), None)?),
             (CLASSIFIER, Some(folder)) => Box::new(LabelScorer::toxicity(&stem(folder), folder, part)?),
             _ => bail!(
