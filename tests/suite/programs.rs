@@ -212,7 +212,7 @@ fn unusable_data_is_one_sentence_and_leaves_nothing() {
     refused(&bench, "evaluate --votes prompts.parquet --data prompts.parquet", &["--data prompts.parquet", "--models"]);
     refused(&bench, "evaluate --answers prompts.parquet", &["prompts.parquet", "`response`"]);
     let toxicity = "evaluate --models base=sft --toxicity-prompts prompts.parquet";
-    refused(&bench, toxicity, &["prompts.parquet", "--toxicity-scorer"]);
+    refused(&bench, toxicity, &["data/toxicity", "project's folder", "--toxicity-scorer"]);
 }
 
 #[test]
