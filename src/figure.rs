@@ -1,5 +1,6 @@
 //! Figures: panels of lines and points with named axes, as SVG that is readable in black and white.
 
+use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 
 use plotters::coord::Shift;
@@ -49,6 +50,8 @@ const LETTERS: i32 = 17;
 const BESIDE: u32 = 64;
 const BELOW: u32 = 46;
 const MARGIN: u32 = 12;
+/// Of a panel's width, about what the legend takes.
+const LEGEND_WIDTH: f64 = 0.65;
 const INK: RGBColor = RGBColor(40, 40, 40);
 /// Of different lightness, so that they differ in print too; the markers differ beside.
 const COLOURS: [RGBColor; 6] = [
@@ -161,7 +164,7 @@ impl Panel {
         if self.series.len() > 1 {
             chart
                 .configure_series_labels()
-                .position(self.emptiest_corner(middle(&x), middle(&y)))
+                .position(self.emptiest_place(&x, &y))
                 .background_style(WHITE.mix(0.85))
                 .border_style(RGBColor(200, 200, 200))
                 .label_font(("sans-serif", LETTERS).into_font().color(&INK))
@@ -181,23 +184,31 @@ impl Panel {
         format!("{} against {}{}", self.y, self.x, self.series.iter().filter_map(curve).collect::<String>())
     }
 
-    /// Where the legend hides the fewest points.
-    fn emptiest_corner(&self, x: f64, y: f64) -> SeriesLabelPosition {
-        let points: Vec<(f64, f64)> = self.series.iter().flat_map(Series::finite).collect();
-        let corners = [
-            (SeriesLabelPosition::UpperRight, true, true),
-            (SeriesLabelPosition::LowerRight, true, false),
-            (SeriesLabelPosition::UpperLeft, false, true),
-            (SeriesLabelPosition::LowerLeft, false, false),
+    /// Where the legend hides the fewest points; in doubt in a corner.
+    fn emptiest_place(&self, x: &Range<f64>, y: &Range<f64>) -> SeriesLabelPosition {
+        let share = |number: f64, of: &Range<f64>| (number - of.start) / (of.end - of.start);
+        let points = self.series.iter().flat_map(Series::finite);
+        let points: Vec<(f64, f64)> = points.map(|point| (share(point.0, x), share(point.1, y))).collect();
+        // Of the panel's height, and whether it stands at the right of it.
+        let height = (0.14 * self.series.len() as f64).min(0.5);
+        let (upper, lower, middle) = (1.0 - height..=1.0, 0.0..=height, 0.5 - height / 2.0..=0.5 + height / 2.0);
+        let places = [
+            (SeriesLabelPosition::UpperRight, true, &upper),
+            (SeriesLabelPosition::LowerRight, true, &lower),
+            (SeriesLabelPosition::UpperLeft, false, &upper),
+            (SeriesLabelPosition::LowerLeft, false, &lower),
+            (SeriesLabelPosition::MiddleRight, true, &middle),
+            (SeriesLabelPosition::MiddleLeft, false, &middle),
         ];
-        let hidden = |(_, is_right, is_upper): &(SeriesLabelPosition, bool, bool)| {
-            points.iter().filter(|point| (point.0 > x) == *is_right && (point.1 > y) == *is_upper).count()
+        let hidden = |(_, is_right, rows): &(SeriesLabelPosition, bool, &RangeInclusive<f64>)| {
+            let columns = if *is_right { 1.0 - LEGEND_WIDTH..=1.0 } else { 0.0..=LEGEND_WIDTH };
+            points.iter().filter(|point| columns.contains(&point.0) && rows.contains(&point.1)).count()
         };
-        corners.into_iter().min_by_key(hidden).map_or(SeriesLabelPosition::UpperRight, |(corner, ..)| corner)
+        places.into_iter().min_by_key(hidden).map_or(SeriesLabelPosition::UpperRight, |(place, ..)| place)
     }
 
     /// From the least to the greatest number, with a little room around.
-    fn range(&self, of: fn(&(f64, f64)) -> f64) -> std::ops::Range<f64> {
+    fn range(&self, of: fn(&(f64, f64)) -> f64) -> Range<f64> {
         let numbers = || self.series.iter().flat_map(|series| &series.points).map(of).filter(|x| x.is_finite());
         let (least, greatest) = (numbers().fold(f64::INFINITY, f64::min), numbers().fold(f64::NEG_INFINITY, f64::max));
         if least > greatest {
@@ -212,10 +223,6 @@ impl Series {
     fn finite(&self) -> Vec<(f64, f64)> {
         self.points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect()
     }
-}
-
-fn middle(range: &std::ops::Range<f64>) -> f64 {
-    0.5 * (range.start + range.end)
 }
 
 /// A number on an axis, without what rounding left of zero and without digits that say nothing.
@@ -292,7 +299,11 @@ mod tests {
                 .collect(),
             ..Default::default()
         };
-        assert!(matches!(panel.emptiest_corner(0.5, 1.5), SeriesLabelPosition::LowerRight));
+        assert!(matches!(panel.emptiest_place(&(0.0..1.0), &(1.0..2.0)), SeriesLabelPosition::LowerRight));
+        // One number above the other: in no corner is there room for a legend that reaches over the middle.
+        let alone = |y| Series { name: "one".to_string(), points: vec![(0.5, y)] };
+        let numbers = Panel { series: vec![alone(0.02), alone(0.98)], ..Default::default() };
+        assert!(matches!(numbers.emptiest_place(&(0.0..1.0), &(0.0..1.0)), SeriesLabelPosition::MiddleRight));
         let svg = Figure { panels: vec![panel], ..Default::default() }.svg().unwrap();
         // Of each colour, into how many pieces its curve falls: one for the solid line, and of dashes the more the shorter they are.
         let pieces = COLOURS.map(|RGBColor(red, green, blue)| {
