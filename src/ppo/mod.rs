@@ -164,6 +164,12 @@ fn one_update(
     rollout::look(roles, &policy, &mut groups, settings)?;
     advantage::estimate_advantages(&mut groups, settings, step.kl_coefficient);
     let report = update(roles, material.mix.as_mut(), &groups, settings, step)?;
+    if report.skipped > 0 {
+        let (update, skipped) = (step.number + 1, report.skipped);
+        run.warn(&format!(
+            "update {update}: {skipped} optimizer steps changed nothing, as their gradients are not finite"
+        ))?;
+    }
     if let Some(average) = &mut roles.average {
         average.update(roles.policy.optimizer.variables())?;
     }

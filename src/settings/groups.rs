@@ -126,6 +126,9 @@ pub struct OptimizerSettings {
     /// Gradients are scaled down to this global norm; 0 leaves them as they are
     #[arg(long, help_heading = OPTIMIZER, default_value_t = 1.0, value_parser = not_negative)]
     pub max_gradient_norm: f64,
+    /// A step whose gradients are not finite changes nothing; after this many in a row the run ends
+    #[arg(long, help_heading = OPTIMIZER, default_value_t = 10, value_parser = at_least_one)]
+    pub max_skipped_steps: usize,
     /// Course of the learning rate after the warm-up
     #[arg(long, help_heading = OPTIMIZER, value_enum, default_value_t = ScheduleShape::Cosine)]
     pub schedule: ScheduleShape,

@@ -20,6 +20,9 @@ pub struct Optimizer {
     parameters: Vec<Parameter>,
     settings: OptimizerSettings,
     skipped_steps: usize,
+    skipped_in_a_row: usize,
+    /// What was not finite in the last step that was skipped.
+    not_finite: String,
 }
 
 struct Parameter {
@@ -72,7 +75,8 @@ impl Optimizer {
         if let Some(pair) = parameters.windows(2).find(|pair| pair[0].name == pair[1].name) {
             crate::bail!("two parameters to train have the name {}", pair[0].name);
         }
-        Ok(Optimizer { parameters, settings: settings.clone(), skipped_steps: 0 })
+        let settings = settings.clone();
+        Ok(Optimizer { parameters, settings, skipped_steps: 0, skipped_in_a_row: 0, not_finite: String::new() })
     }
 
     /// The optimizer of what trains in a model; with `--resume-optimizer` it goes on from the moments beside the adapter that was given.
@@ -151,17 +155,30 @@ impl Optimizer {
     /// Clips the summed gradients to the global norm `max_gradient_norm`, changes the parameters by AdamW, and clears the sums.
     ///
     /// The scale is `min(1, max_norm / (norm + 1e-6))`, as in `torch.nn.utils.clip_grad_norm_`. A parameter without a gradient is
-    /// left alone, its moments too. If the norm is not finite nothing is changed: the report says so, and the step is
-    /// counted in [`skipped_steps`](Optimizer::skipped_steps).
+    /// left alone, its moments too. If the norm is not finite nothing is changed: the report says so, the step is
+    /// counted in [`skipped_steps`](Optimizer::skipped_steps), and [`not_finite`](Optimizer::not_finite) names the cause.
+    ///
+    /// # Errors
+    /// After `max_skipped_steps` such steps in a row: what made them so does not go away by itself.
     pub fn step(&mut self, learning_rate: f64) -> Result<StepReport> {
         let gradient_norm = self.gradient_norm()?;
         let max_norm = self.settings.max_gradient_norm;
         let gradient_scale = if max_norm > 0.0 { (max_norm / (gradient_norm + 1e-6)).min(1.0) } else { 1.0 };
         if !gradient_norm.is_finite() {
+            self.not_finite = self.find_not_finite()?;
             self.discard();
             self.skipped_steps += 1;
+            self.skipped_in_a_row += 1;
+            if self.skipped_in_a_row >= self.settings.max_skipped_steps {
+                crate::bail!(
+                    "the gradients of {} steps in a row are not finite, in the last one {}; they changed nothing. Try a smaller --learning-rate, look at the examples of these steps, or start from weights that are finite",
+                    self.skipped_in_a_row,
+                    self.not_finite
+                );
+            }
             return Ok(StepReport { gradient_norm, gradient_scale: 0.0, skipped: true });
         }
+        self.skipped_in_a_row = 0;
         for parameter in &mut self.parameters {
             let Some(gradient) = parameter.gradient.take() else { continue };
             parameter.updates += 1;
@@ -199,6 +216,22 @@ impl Optimizer {
         self.skipped_steps
     }
 
+    /// What was not finite in the last step that was skipped, in words.
+    pub fn not_finite(&self) -> &str {
+        &self.not_finite
+    }
+
+    fn find_not_finite(&self) -> Result<String> {
+        for Parameter { name, gradient, .. } in &self.parameters {
+            if let Some(gradient) = gradient
+                && !squared_norm(&gradient.contiguous()?)?.is_finite()
+            {
+                return Ok(format!("that of \"{name}\""));
+            }
+        }
+        Ok("their norm, though no single one".to_string())
+    }
+
     fn gradient_norm(&self) -> Result<f64> {
         let mut sum = 0.0;
         for gradient in self.parameters.iter().filter_map(|parameter| parameter.gradient.as_ref()) {
@@ -222,6 +255,7 @@ mod tests {
 
     fn settings() -> OptimizerSettings {
         OptimizerSettings {
+            max_skipped_steps: 3,
             weight_decay: 0.1,
             beta1: 0.9,
             beta2: 0.95,
@@ -344,6 +378,28 @@ mod tests {
         let report = optimizer.step(0.1).unwrap();
         assert_eq!((report.gradient_norm, report.skipped), (0.5, false));
         assert!((values(&bad)[0] - 2.9).abs() < 1e-6);
+    }
+
+    #[test]
+    fn too_many_skipped_steps_in_a_row_are_an_error_that_names_the_gradient() {
+        let (good, bad) = (variable(&[1.0], &[1]), variable(&[3.0], &[1]));
+        let mut optimizer = optimizer(&[("good", &good), ("bad", &bad)]);
+        let mut step = |number| {
+            optimizer.accumulate(&gradients(&[(&good, &[1.0]), (&bad, &[number])])).unwrap();
+            optimizer.step(0.1).map(|report| (report.skipped, optimizer.not_finite().to_string()))
+        };
+        let in_a_row = settings().max_skipped_steps;
+        for _ in 1..in_a_row {
+            assert_eq!(step(f32::NAN).unwrap(), (true, "that of \"bad\"".to_string()));
+        }
+        // One that is finite starts the count anew.
+        assert!(!step(1.0).unwrap().0);
+        for _ in 1..in_a_row {
+            assert!(step(f32::INFINITY).unwrap().0);
+        }
+        let error = step(f32::NAN).unwrap_err().to_string();
+        assert!(error.contains("3 steps in a row are not finite, in the last one that of \"bad\""), "{error}");
+        assert!(values(&bad)[0] > 2.8);
     }
 
     #[test]

@@ -106,6 +106,14 @@ impl Run {
         self.write("warnings.txt", &self.warnings)
     }
 
+    /// Warns of a step that changed nothing, as something in its gradients was not finite.
+    pub fn skipped(&mut self, step: usize, not_finite: Option<&str>) -> Result<()> {
+        match not_finite {
+            Some(what) => self.warn(&format!("step {step} changed nothing: of its gradients {what} is not finite")),
+            None => Ok(()),
+        }
+    }
+
     /// Makes the run's folder itself the best model, and says where it is.
     pub fn finish(self) -> Result<()> {
         let best = self.kept.publish_best()?;

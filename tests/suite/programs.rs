@@ -165,6 +165,23 @@ fn refused(bench: &Workbench, line: &str, parts: &[&str]) {
 }
 
 #[test]
+fn a_run_whose_numbers_go_bad_names_them_and_ends_with_the_models_that_it_had() {
+    let bench = Workbench::new();
+    bench.sft("sft", "model", "--max-steps 1");
+    let line = "sft --model sft --data demonstrations.parquet --output out --quiet --batch-size 1 --evaluate-every 1 --epochs 100";
+    let output =
+        bench.run(&format!("{line} --learning-rate 1e30 --warmup-steps 0 --max-gradient-norm 0 --max-skipped-steps 3"));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    let parts = ["error: the gradients of 3 steps in a row are not finite", "that of \"", "--learning-rate"];
+    parts.iter().for_each(|part| assert!(error.contains(part), "expected {part:?} in {error}"));
+    let warnings = String::from_utf8(bench.bytes("out/warnings.txt")).unwrap();
+    assert_eq!(warnings.lines().count(), 2, "{warnings}");
+    assert!(warnings.lines().all(|line| line.contains(" changed nothing: of its gradients that of \"")), "{warnings}");
+    assert!(bench.path("out/last/model.safetensors").exists());
+}
+
+#[test]
 fn unusable_data_is_one_sentence_and_leaves_nothing() {
     let bench = Workbench::new();
     bench.sft("sft", "model", "--max-steps 1");
