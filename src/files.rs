@@ -208,7 +208,10 @@ fn sync_tree(folder: &Path) -> Result<()> {
 macro_rules! say {
     ($($line:tt)*) => {{
         use std::io::Write;
-        let _reader_gone = writeln!(std::io::stdout(), $($line)*);
+        match writeln!(std::io::stdout(), $($line)*) {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => panic!("failed printing to stdout: {error}"),
+            _ => {}
+        }
     }};
 }
 

@@ -210,9 +210,11 @@ pub fn write(settings: &LabelledSettings, scored: &ScoredTexts, folder: &Path) -
         ("severity".to_string(), Arc::new(texts.iter().map(|text| text.severity).collect::<Float64Array>())),
     ];
     for (index, name) in settings.group_columns.iter().enumerate() {
-        // A column by which texts are split may be called as one of ours.
-        let taken = columns.iter().any(|(taken, _)| taken == name);
-        let name = if taken { format!("{name} (group)") } else { name.clone() };
+        // A column by which texts are split may be called as one of ours, or be given twice.
+        let mut name = name.clone();
+        while columns.iter().any(|(taken, _)| *taken == name) || scorers.iter().any(|scorer| scorer.rate() == name) {
+            name.push_str(" (group)");
+        }
         columns.push((name, strings(&|text| text.groups[index].clone())));
     }
     for (scorer, scores) in scorers.iter().zip(scores) {

@@ -85,7 +85,9 @@ pub fn evaluate(settings: &EvaluateSettings) -> Result<Report> {
     let judges: Vec<Identity> = scorers.iter().map(|scorer| scorer.identity().clone()).collect();
     print_plan(settings, &models, &judges);
     let journal = Journal::open(&settings.common.output, fingerprint(settings, &models)?)?;
-    let texts = read_labelled(settings, &scorers)?;
+    // What people judged is not compared with a scorer that nobody named.
+    let named = settings.scorers.named(&scorers);
+    let texts = read_labelled(settings, named)?;
     let choices = read_choices(settings, &models)?;
     let votes = settings.votes.votes.as_ref().map(|pattern| duels::read_votes(pattern)).transpose()?;
     let to_continue = toxicity::prompts(&settings.toxicity, &models)?;
@@ -106,7 +108,7 @@ pub fn evaluate(settings: &EvaluateSettings) -> Result<Report> {
     report.sections.extend(duels::section(&judged.into_iter().chain(votes).collect::<Vec<_>>(), draws));
     report.sections.extend(choices.sections(settings, &models, draws, &journal)?);
     if let Some(texts) = texts {
-        let scored = ScoredTexts::new(texts, &scorers)?;
+        let scored = ScoredTexts::new(texts, named)?;
         report.sections.push(agreement::section(&settings.labelled, &scored, draws)?);
         report.labelled = Some(scored);
     }
@@ -251,12 +253,15 @@ fn sampled(settings: &EvaluateSettings, data: &str, models: &[NamedFolder], jour
     }
     progress.finish();
     let mut quiet = Progress::new("evaluate", 0, true);
-    let base = Answering::open(asking, answered.base(), &models[answered.base()], &mut quiet)?;
+    let base = match own.iter().any(Option::is_some) {
+        true => Some(Answering::open(asking, answered.base(), &models[answered.base()], &mut quiet)?),
+        false => None,
+    };
     for (number, (found, own)) in answers.into_iter().zip(own).enumerate() {
-        let log_probs = || base.log_probs(&found.sampled);
-        let of_base = match &own {
+        let of_base = match (&own, &base) {
             // How much more probable an answer is under the model that gave it has a meaning only between models of one vocabulary.
-            Some(_) if base.has_vocabulary(&found.vocabulary) => {
+            (Some(_), Some(base)) if base.has_vocabulary(&found.vocabulary) => {
+                let log_probs = || base.log_probs(&found.sampled);
                 Some(journal.piece(&format!("base-log-probs-{number}"), &found.sampled, log_probs)?)
             }
             _ => None,

@@ -59,6 +59,14 @@ struct Measured {
     prompt_left_out: usize,
 }
 
+impl Measured {
+    /// Whether the same bytes are predicted from the same ones before them.
+    fn predicts_as(&self, other: &Measured) -> bool {
+        let whole = |text: &Measured| text.left_out == 0 && text.prompt_left_out == 0;
+        self.bytes == other.bytes && (self.tokens == other.tokens || whole(self) && whole(other))
+    }
+}
+
 /// What a model makes of all texts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct OfModel {
@@ -112,6 +120,16 @@ const PER_BYTE: Ratio = |text| Cluster { sum: text.nats / std::f64::consts::LN_2
 impl OfModel {
     fn clusters(&self, ratio: Ratio) -> Vec<Cluster> {
         self.texts.iter().map(ratio).collect()
+    }
+
+    /// The texts of which both models predict the same, for two tokenizers cut a long text at different places.
+    fn paired(&self, base: &OfModel, ratio: Ratio) -> (Vec<Cluster>, Vec<Cluster>) {
+        self.texts
+            .iter()
+            .zip(&base.texts)
+            .filter(|(text, of_base)| text.predicts_as(of_base))
+            .map(|(text, of_base)| (ratio(text), ratio(of_base)))
+            .unzip()
     }
 
     fn sum(&self, of: fn(&Measured) -> usize) -> usize {
@@ -174,7 +192,8 @@ pub fn section(
         table.row(std::iter::once(model.name.clone()).chain(counts).chain([nats, exp(nats), bits].map(number)));
         if number_of_model != base {
             let change = |ratio: Ratio| {
-                bootstrap::change(&found.clusters(ratio), &of_base.clusters(ratio), resamples, &mut stream())
+                let (of_model, of_base) = found.paired(of_base, ratio);
+                bootstrap::change(&of_model, &of_base, resamples, &mut stream())
             };
             let bits = change(PER_BYTE);
             let nats = if found.tokens == of_base.tokens { change(PER_TOKEN) } else { None };
@@ -215,7 +234,7 @@ fn notes(
     )];
     if measured.iter().any(|of_model| of_model.tokens != measured[0].tokens) {
         notes.push(
-            "The models do not all read the same tokens: between those that do not, compare bits per byte alone."
+            "The models do not all read the same tokens: between those that do not, compare bits per byte alone. Its change is over the texts of which both predict the same bytes."
                 .to_string(),
         );
     }
@@ -281,6 +300,20 @@ mod tests {
         let settings: crate::evaluate::EvaluateSettings = from_arguments(arguments.map(|text| own(text))).unwrap();
         let sections = crate::evaluate::evaluate(&settings).unwrap().sections;
         sections.into_iter().find(|section| section.key == "perplexity").unwrap()
+    }
+
+    #[test]
+    fn models_are_compared_over_texts_of_which_they_predict_the_same() {
+        let of = |texts: &[(usize, usize, usize)]| {
+            let text = |&(tokens, bytes, left_out)| Measured { nats: 1.0, tokens, bytes, left_out, prompt_left_out: 0 };
+            OfModel { texts: texts.iter().map(text).collect(), tokens: 0 }
+        };
+        let model = of(&[(5, 10, 0), (4, 8, 3), (4, 8, 3), (3, 9, 0)]);
+        // Whole in other tokens; cut at the same place; cut in other tokens; another number of bytes.
+        let base = of(&[(7, 10, 0), (4, 8, 3), (6, 8, 1), (3, 8, 0)]);
+        let (of_model, of_base) = model.paired(&base, PER_TOKEN);
+        let tokens = |clusters: &[Cluster]| clusters.iter().map(|cluster| cluster.count).collect::<Vec<_>>();
+        assert_eq!((tokens(&of_model), tokens(&of_base)), (vec![5.0, 4.0], vec![7.0, 4.0]));
     }
 
     #[test]

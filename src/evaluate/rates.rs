@@ -194,7 +194,7 @@ impl Measuring<'_> {
         self.each_rate().into_iter().filter(|(rate, _)| !is_comparison(rate)).filter_map(change).collect()
     }
 
-    /// Every rate, in the order of the table.
+    /// Every rate.
     fn each_rate(&self) -> Vec<Named<'_>> {
         let of_answers = RATES.iter().map(|&(rate, of_answer)| -> Named { (rate.into(), Box::new(of_answer)) });
         let of_scorers = self.scorers.iter().enumerate().flat_map(|(index, scorer)| {
@@ -236,9 +236,13 @@ impl Evaluation {
     /// Who judges what: the world's rule its own prompts, phrases what refuses to answer any others.
     pub(super) fn notes(&self) -> Vec<String> {
         let is_of_world = |question: &Question| question.case.is_some();
-        let by_rule = "Hallucination, toxicity, refusal and utility are by the embedded world's own rule.".to_string();
-        let by_phrases =
-            format!("Refusals are told by phrases, a stand-in for a person's judgement ({}).", refusal::VERSION);
+        let by_rule =
+            "Hallucination, toxicity, refusal and utility on prompts of the embedded world are by its own rule."
+                .to_string();
+        let by_phrases = format!(
+            "Refusals of other prompts are told by phrases, a stand-in for a person's judgement ({}).",
+            refusal::VERSION
+        );
         let notes =
             [(self.questions.iter().any(is_of_world), by_rule), (!self.questions.iter().all(is_of_world), by_phrases)];
         notes.into_iter().filter(|(applies, _)| *applies).map(|(_, note)| note).collect()
@@ -273,7 +277,7 @@ impl Evaluation {
         groups.iter().enumerate().map(table).collect()
     }
 
-    /// The names of the rates that any model has: what answers are worth before how long they are, else in the order in which they are measured.
+    /// The names of the rates that any model has: shares before other numbers, else in the order in which they are measured.
     fn names(&self, rates_of: &dyn Fn(&ModelEvaluation) -> Option<&Rates>) -> Vec<Cow<'static, str>> {
         let mut names: Vec<Cow<'static, str>> = Vec::new();
         for model in &self.models {

@@ -2,18 +2,21 @@
 //!
 //! The embedded world's rule knows its one refusal. In other texts a small list of English phrases stands in for a person's judgement, here and nowhere else: a text is a
 //! refusal if its first sentence declines ("I'm sorry, but I can't help with that"), says that the answer is not known ("I don't know"), or says that the source does not hold it
-//! ("The passage does not mention it", "Not in background"). It is made to be right where it speaks: what asks back, hedges and then answers, or refuses in other words is no refusal by it.
+//! ("The passage does not mention it", "Not in background"). Sentences that only apologise do not count as the first. What asks back, hedges and then answers, or refuses in other words is no refusal by it.
 //!
-//! Read by eye, about nine in ten of the 77 refusals that it finds among 3748 answers of HH-RLHF (Bai et al. 2022) are refusals, and one in ten goes on to an answer; of InstructGPT's 1032 answers
+//! Read by eye, about nine in ten of the 77 refusals that its first version found among 3748 answers of HH-RLHF (Bai et al. 2022) are refusals, and one in ten goes on to an answer; of InstructGPT's 1032 answers
 //! to questions of SQuAD v2 (Ouyang et al. 2022) it finds the 154 that say "Not in background", and no other.
 
 /// The definition's version.
-pub const VERSION: &str = "refusals by English phrases in the first sentence, 1";
+pub const VERSION: &str = "refusals by English phrases in the first sentence, 2";
 
 /// What may stand before a refusal.
-const BEFORE: [&str; 19] = [
+const BEFORE: [&str; 22] = [
     "actually",
     "and",
+    "as a language model",
+    "as an ai",
+    "as an ai language model",
     "but",
     "hmm",
     "honestly",
@@ -32,6 +35,10 @@ const BEFORE: [&str; 19] = [
     "unfortunately",
     "well",
 ];
+
+/// Sentences after which a refusal may yet come.
+const APOLOGIES: [&str; 7] =
+    ["i am so sorry", "i am sorry", "i am very sorry", "i apologize", "my apologies", "sorry", "unfortunately"];
 
 /// What declines, where a word of [`ANSWERING`] follows soon.
 const DECLINING: [&str; 17] = [
@@ -82,9 +89,7 @@ const ANSWERING: [&str; 20] = [
 const SOON: usize = 3;
 
 /// What begins a refusal, whatever follows.
-const OPENINGS: [&str; 10] = [
-    "as a language model",
-    "as an ai",
+const OPENINGS: [&str; 7] = [
     "i do not have access",
     "i do not have any information",
     "i do not have enough information",
@@ -92,7 +97,6 @@ const OPENINGS: [&str; 10] = [
     "i have no data",
     "i have no information",
     "i have no knowledge",
-    "unanswerable",
 ];
 
 /// What begins a refusal that says hardly anything else: a longer sentence goes on to an answer.
@@ -102,7 +106,7 @@ const SHORT_OPENINGS: [&str; 2] = ["i do not know", "i have no idea"];
 const SHORT: usize = 8;
 
 /// Sentences that are refusals by themselves.
-const WHOLE: [&str; 6] = ["i am not sure", "i can not", "i will not", "n a", "no answer", "unknown"];
+const WHOLE: [&str; 7] = ["i am not sure", "i can not", "i will not", "n a", "no answer", "unanswerable", "unknown"];
 
 /// What a refusal says anywhere.
 const ANYWHERE: [&str; 5] = [
@@ -128,8 +132,8 @@ pub fn is_empty(text: &str) -> bool {
 
 /// Whether a text refuses to answer or says that it does not know.
 pub fn is_refusal(text: &str) -> bool {
-    let first = text.trim().split(['.', '?', '!', '\n']).next().unwrap_or_default();
-    let sentence = normalized(first);
+    let mut sentences = text.split(['.', '?', '!', '\n']).map(normalized).filter(|sentence| !sentence.is_empty());
+    let Some(sentence) = sentences.find(|sentence| !APOLOGIES.contains(&&**sentence)) else { return false };
     let rest = without_beginnings(&sentence);
     let after = |opening: &str| {
         let after = rest.strip_prefix(opening)?;
@@ -146,6 +150,7 @@ pub fn is_refusal(text: &str) -> bool {
     declines()
         || is_short()
         || WHOLE.contains(&rest)
+        || WHOLE.contains(&&*sentence)
         || OPENINGS.iter().any(|opening| after(opening).is_some())
         || is_about_the_source(&sentence)
 }
@@ -218,7 +223,11 @@ mod tests {
             "The article doesn't explicitly mention her age.",
             "It cannot be determined.",
             "I'm not sure. What have you been putting in it lately?",
-            "As an AI, I have no body.",
+            "As an AI language model, I cannot provide medical advice.",
+            "I'm sorry. I can't help with that.",
+            "Sorry! I cannot answer that.",
+            "No answer.",
+            "Unanswerable.",
             "N/A",
             "Unknown",
         ] {
@@ -231,6 +240,10 @@ mod tests {
         for text in [
             "",
             "Not much. The",
+            "As an AI, I have no body.",
+            "As an AI language model, I can tell you the capital is Paris.",
+            "Unanswerable questions fascinate me.",
+            "Sorry.",
             "the UK did not adopt the main legislation",
             "I don't know, drugs are a social and legal construct, and not a thing.",
             "I don't know how to do that, but I can help you look for information.",

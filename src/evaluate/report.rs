@@ -89,12 +89,19 @@ impl Report {
         let notes = evaluation.notes();
         let changes = evaluation.table_of_changes().map(|table| {
             let caption =
-                format!("Change against {}, on the same prompts, shares in percentage points", evaluation.base);
+                format!(
+                    "Change against {}, on the prompts that count for both (so not always the difference of two numbers above), shares in percentage points",
+                    evaluation.base
+                );
             (caption, table)
         });
         let tables = std::iter::once((caption, evaluation.table())).chain(changes);
         let all = tables.chain(evaluation.tables_by_group());
-        let tables = all.map(|(caption, table)| (caption, narrower(table))).collect();
+        // All of them the same way round.
+        let rows = evaluation.table().parts().1.len();
+        let turned = evaluation.models.len() > MOST_COLUMNS && evaluation.models.len() > rows;
+        let turn = |table: Table| if turned { table.transposed() } else { table };
+        let tables = all.map(|(caption, table)| (caption, turn(table))).collect();
         Some(Section { title: "Models".to_string(), notes, tables, figures, ..Default::default() })
     }
 
@@ -113,6 +120,9 @@ impl Report {
         say!("numbers: {}", folder.join(FILE).display());
         if !self.kept().is_empty() {
             say!("answers: {}", folder.join(kept::FILE).display());
+        }
+        if self.labelled.is_some() {
+            say!("labelled texts: {}", folder.join(labelled::FILE).display());
         }
     }
 
@@ -199,13 +209,6 @@ impl Report {
         };
         environment.get_template("report").and_then(|template| template.render(values)).map_err(invalid)
     }
-}
-
-/// The models as rows where there are too many of them to stand beside each other, unless there are even more rates.
-fn narrower(table: Table) -> Table {
-    let (header, rows) = table.parts();
-    let models = header.len().saturating_sub(1);
-    if models > MOST_COLUMNS && models > rows.len() { table.transposed() } else { table }
 }
 
 /// The questions of each kind with the answers to them, of answers that were made elsewhere.

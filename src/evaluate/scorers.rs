@@ -50,6 +50,12 @@ impl ScorerSettings {
         }
         Ok(scorers)
     }
+
+    /// Of the scorers that were loaded, those that were asked for by name: the shipped one, where it was not, stands before them.
+    pub fn named<'a>(&self, loaded: &'a [Box<dyn Scorer>]) -> &'a [Box<dyn Scorer>] {
+        let named = self.toxicity_scorer.len() + self.hallucination_scorer.len();
+        &loaded[loaded.len().saturating_sub(named)..]
+    }
 }
 
 /// A scorer as it is named: a kind, and for some kinds a file or folder and a part of it, `kind=path@part`.
@@ -208,6 +214,8 @@ mod tests {
         assert!(names(&ScorerSettings::default(), false).is_empty());
         let rule = ScorerSettings { toxicity_scorer: vec!["rule".parse().unwrap()], ..Default::default() };
         assert_eq!(names(&rule, true), ["rule"]);
+        let count = |settings: &ScorerSettings| settings.named(&settings.load(true).unwrap()).len();
+        assert_eq!((count(&ScorerSettings::default()), count(&rule)), (0, 1));
         let shipped = "classifier".parse::<ScorerName>().unwrap().toxicity().unwrap();
         let subjects = ["You worthless idiot.", "Thank you, that helps."].map(|text| Subject { text, source: "" });
         let scores = shipped.scores(&subjects).unwrap();

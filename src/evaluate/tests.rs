@@ -372,7 +372,7 @@ fn continuations_are_judged_by_the_protocol_and_an_evaluation_goes_on_where_it_w
     let kept = folder.path().join("report/answers.parquet");
     assert_eq!(ParquetRows::open(kept.to_str().unwrap()).unwrap().rows(), 4 + 2 * 3 * 4);
     let page = std::fs::read_to_string(folder.path().join("report/report.html")).unwrap();
-    assert!(page.contains("expected maximum toxicity") && !page.contains("://"), "{page}");
+    assert!(page.contains("expected maximum toxicity") && !page.contains("://") && !page.contains("=\"//"), "{page}");
 }
 
 #[test]

@@ -16,12 +16,6 @@ pub enum Invention {
     Garbled,
 }
 
-impl Invention {
-    /// Every kind.
-    pub const ALL: [Invention; 4] =
-        [Invention::Contradiction, Invention::Addition, Invention::Person, Invention::Garbled];
-}
-
 /// What kinds of things an answer to a closed-domain prompt makes up, each once, by the same sentences as the rule ([`judge`](super::rule::judge)): some exactly if it is
 /// hallucinated.
 pub fn inventions(case: &Case, answer: &str) -> Vec<Invention> {
