@@ -3,8 +3,8 @@
 //! It is written under a temporary name beside the final one, brought to the disk, and renamed. What a failed run leaves
 //! behind is at most a temporary name that starts with a dot.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter};
+use std::fs::{self, File, TryLockError};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -123,14 +123,15 @@ fn copy(source: &Path, target: &Path) -> io::Result<()> {
 }
 
 /// Makes `path` a folder that a run can write to: new, empty, or an earlier run's (known by its `metrics.jsonl`), whose curves
-/// are removed. Anything else is refused, so that no run mixes its files with a user's.
-pub fn prepare_run_folder(path: impl AsRef<Path>) -> Result<()> {
+/// are removed. Anything else is refused, so that no run mixes its files with a user's; and so is a folder that another process
+/// holds. The lock is to be kept while the run goes on.
+pub fn prepare_run_folder(path: impl AsRef<Path>) -> Result<FolderLock> {
     let path = path.as_ref();
     if path.exists() && !path.is_dir() {
         crate::bail!("--output {}: found a file, expected a folder or a new name; choose another", path.display());
     }
     fs::create_dir_all(path).map_err(Error::io(path))?;
-    let is_empty = fs::read_dir(path).map_err(Error::io(path))?.next().is_none();
+    let is_empty = names_of(path, |entry| !entry.ends_with(LOCK))?.is_empty();
     let is_curve = |name: &String| name == "metrics.jsonl" || name.starts_with("events.out.tfevents.");
     let curves: Vec<String> = file_names(path)?.into_iter().filter(is_curve).collect();
     if !is_empty && curves.is_empty() {
@@ -139,7 +140,63 @@ pub fn prepare_run_folder(path: impl AsRef<Path>) -> Result<()> {
             path.display()
         );
     }
-    curves.iter().try_for_each(|name| fs::remove_file(path.join(name)).map_err(Error::io(path.join(name))))
+    let lock = FolderLock::take(path)?;
+    curves.iter().try_for_each(|name| fs::remove_file(path.join(name)).map_err(Error::io(path.join(name))))?;
+    Ok(lock)
+}
+
+/// The file that is locked, and that says who locked it.
+const LOCK: &str = ".lock";
+/// How often it may vanish between two looks at it.
+const LOCK_TRIES: usize = 10;
+
+/// The sole right to write to a folder. It is the operating system's lock on a file, so that it ends with the process, however that ends.
+#[derive(Debug)]
+pub struct FolderLock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl FolderLock {
+    /// Takes the right to a folder that is there. On a file system without locks nobody is kept out.
+    ///
+    /// # Errors
+    /// Where another process has it, which the message names.
+    pub fn take(folder: &Path) -> Result<Self> {
+        let path = folder.join(LOCK);
+        let program = std::env::args_os().next().unwrap_or_default();
+        let program = Path::new(&program).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let own = format!("{program} with the process number {}", std::process::id());
+        for _ in 0..LOCK_TRIES {
+            let mut options = File::options();
+            let options = options.read(true).write(true).create(true).truncate(false);
+            let mut file = options.open(&path).map_err(Error::io(&path))?;
+            if let Err(TryLockError::WouldBlock) = file.try_lock() {
+                let owner = fs::read_to_string(&path).unwrap_or_default();
+                crate::bail!(
+                    "--output {}: another run writes to this folder, {}; wait for it, end it, or choose another folder",
+                    folder.display(),
+                    if owner.is_empty() { "a process that has not said its number yet" } else { &owner }
+                );
+            }
+            file.set_len(0).and_then(|()| file.write_all(own.as_bytes())).map_err(Error::io(&path))?;
+            // Who had it before may have removed the file between its opening and its locking: then this lock is on nothing.
+            if fs::read_to_string(&path).is_ok_and(|owner| owner == own) {
+                return Ok(FolderLock { path, _file: file });
+            }
+        }
+        crate::bail!(
+            "{}: the file does not stay as it was written; choose a folder on another file system",
+            path.display()
+        )
+    }
+}
+
+impl Drop for FolderLock {
+    /// Removes the file while it is still locked.
+    fn drop(&mut self) {
+        let _nothing_to_remove = fs::remove_file(&self.path);
+    }
 }
 
 /// The names of the files, not the folders, in `folder`.
@@ -325,5 +382,23 @@ mod tests {
         prepare_run_folder(&run).unwrap();
         assert_eq!(names(&run), ["notes.txt"]);
         assert!(prepare_run_folder(run.join("notes.txt")).unwrap_err().to_string().contains("found a file"));
+    }
+
+    #[test]
+    fn a_folder_that_a_run_writes_to_is_taken_by_no_other_until_that_run_is_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("run");
+        let lock = prepare_run_folder(&run).unwrap();
+        put(&run, &[("metrics.jsonl", "{}")]);
+        let error = prepare_run_folder(&run).unwrap_err().to_string();
+        assert!(error.contains(&format!("the process number {};", std::process::id())), "{error}");
+        assert_eq!(text(run.join("metrics.jsonl")), "{}");
+        drop(lock);
+        // What a killed run leaves behind keeps nobody out.
+        put(&run, &[(LOCK, "sft with the process number 1")]);
+        let lock = prepare_run_folder(&run).unwrap();
+        assert_eq!(names(&run), [LOCK]);
+        drop(lock);
+        assert!(names(&run).is_empty());
     }
 }

@@ -13,7 +13,7 @@ use super::metrics::{Metrics, peak_rss_mb};
 use super::plan::Plan;
 use super::progress::Progress;
 use crate::error::Result;
-use crate::files::{prepare_run_folder, write_atomically};
+use crate::files::{FolderLock, prepare_run_folder, write_atomically};
 use crate::settings::{self, CommonSettings};
 
 /// One run of a training program.
@@ -27,13 +27,14 @@ pub struct Run {
     expected_memory: Option<u64>,
     last_kept: Option<usize>,
     warnings: String,
+    _lock: FolderLock,
 }
 
 impl Run {
     /// Makes the folder, records the settings, prints the plan, and starts the clock.
     pub fn start<S: Serialize>(settings: &S, common: &CommonSettings, plan: &Plan, total_steps: usize) -> Result<Self> {
         let folder = common.output.clone();
-        prepare_run_folder(&folder)?;
+        let lock = prepare_run_folder(&folder)?;
         settings::save(settings, folder.join("settings.toml"))?;
         plan.print(common.quiet);
         Ok(Run {
@@ -45,6 +46,7 @@ impl Run {
             expected_memory: plan.expected_memory(),
             last_kept: None,
             warnings: String::new(),
+            _lock: lock,
             folder,
         })
     }

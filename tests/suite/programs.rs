@@ -182,6 +182,23 @@ fn a_run_whose_numbers_go_bad_names_them_and_ends_with_the_models_that_it_had() 
 }
 
 #[test]
+fn a_folder_in_use_is_left_to_the_run_that_writes_to_it() {
+    let bench = Workbench::new();
+    bench.sft("sft", "model", "--max-steps 1");
+    let again = "sft --model model --data demonstrations.parquet --output sft --max-steps 2 --quiet";
+    let curve = bench.bytes("sft/metrics.jsonl");
+    let lock = rlhf::files::FolderLock::take(&bench.path("sft")).unwrap();
+    let output = bench.run(again);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.starts_with("error: --output sft: another run writes to this folder, suite"), "{error}");
+    assert_eq!(bench.bytes("sft/metrics.jsonl"), curve);
+    drop(lock);
+    bench.succeed(again);
+    assert_ne!(bench.bytes("sft/metrics.jsonl"), curve);
+}
+
+#[test]
 fn unusable_data_is_one_sentence_and_leaves_nothing() {
     let bench = Workbench::new();
     bench.sft("sft", "model", "--max-steps 1");
