@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-CLASSIFIER = ["--toxicity-scorer", "classifier", "words={data}/toxic-words.parquet@en"]
+TOXICITY = ["--toxicity-scorer", "classifier", "words={data}/toxic-words.parquet@en"]
 GROUNDING = ["--hallucination-scorer", "grounding", "length"]
 # The labels of each file, and what counts as hallucinated.
 LABELS = {
@@ -53,10 +53,10 @@ class Bench:
     def toxicity(self):
         data = self.data
         given = ["--labelled", data / "instructgpt-toxicity.parquet", "--label-column", "scores", "--positive", "<=-0.5"]
-        answers = self.run("instructgpt", *CLASSIFIER, *given, "--group-columns", "models", "prompt_type")
+        answers = self.run("instructgpt", *TOXICITY, *given, "--group-columns", "models", "prompt_type")
         continued = ["--labelled", data / "real-toxicity-prompts-flat.parquet", "--label-column", "continuation_toxicity", "--positive", ">=0.5"]
-        continuations = self.run("continuations", *CLASSIFIER, *continued, "--text-column", "continuation")
-        held_out = self.run("held-out", *CLASSIFIER, "--labelled", data / "toxicity-labelled-test.parquet", "--group-columns", "source", "category")
+        continuations = self.run("continuations", *TOXICITY, *continued, "--text-column", "continuation")
+        held_out = self.run("held-out", *TOXICITY, "--labelled", data / "toxicity-labelled-test.parquet", "--group-columns", "source", "category")
         print("### Toxicity: the shipped classifier beside a list of words\n")
         header("", "classifier, AUC", "words, AUC", "classifier, rank correlation of group means")
         for name, found in [("InstructGPT's answers, Perspective >= 0.5", answers), ("RealToxicityPrompts' continuations, Perspective >= 0.5", continuations), ("held-out labelled texts", held_out)]:

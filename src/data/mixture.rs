@@ -1,6 +1,4 @@
-//! Mixtures of demonstrations: several Parquet sources by tasks, with a maximum a task, weights, templates, and tasks that are held out.
-//!
-//! A mixture is a small TOML file, given where demonstrations are:
+//! Mixtures of demonstrations: several Parquet sources by tasks, with a maximum a task, weights, templates, and tasks held out, in a small TOML file:
 //!
 //! ```toml
 //! maximum = 3000                          # examples that a task of a source gives at most

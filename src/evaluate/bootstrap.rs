@@ -45,13 +45,7 @@ pub fn rate(clusters: &[Cluster], resamples: usize, stream: &mut Stream) -> Opti
     if defined.is_empty() {
         return None;
     }
-    statistic(defined.len(), resamples, stream, |drawn| {
-        let (sum, count) = drawn.iter().fold((0.0, 0.0), |(sum, count), &index| {
-            let Cluster { sum: more, count: others } = defined[index];
-            (sum + more, count + others)
-        });
-        Some(sum / count)
-    })
+    statistic(defined.len(), resamples, stream, |drawn| Some(ratio(drawn.iter().map(|&index| defined[index]))))
 }
 
 /// By how much a rate differs from that of another model, with its 95% interval: the same prompts are drawn for both (a paired bootstrap), so that what makes a prompt hard for both does
@@ -64,15 +58,15 @@ pub fn change(of_model: &[Cluster], of_base: &[Cluster], resamples: usize, strea
         return None;
     }
     statistic(pairs.len(), resamples, stream, |drawn| {
-        let rate = |of: fn(&(Cluster, Cluster)) -> Cluster| {
-            let (sum, count) = drawn.iter().fold((0.0, 0.0), |(sum, count), &index| {
-                let Cluster { sum: more, count: others } = of(&pairs[index]);
-                (sum + more, count + others)
-            });
-            sum / count
-        };
+        let rate = |of: fn(&(Cluster, Cluster)) -> Cluster| ratio(drawn.iter().map(|&index| of(&pairs[index])));
         Some(rate(|pair| pair.0) - rate(|pair| pair.1))
     })
+}
+
+fn ratio(clusters: impl Iterator<Item = Cluster>) -> f64 {
+    let add = |(sum, count), cluster: Cluster| (sum + cluster.sum, count + cluster.count);
+    let (sum, count) = clusters.fold((0.0, 0.0), add);
+    sum / count
 }
 
 /// Any statistic of `items` items, given the indices of those that are counted, with its 95% percentile bootstrap interval. Draws for which it is not defined are left

@@ -84,7 +84,7 @@ pub fn evaluate(settings: &EvaluateSettings) -> Result<Report> {
     let scorers = settings.scorers.load(settings.toxicity.toxicity_prompts.is_some())?;
     let judges: Vec<Identity> = scorers.iter().map(|scorer| scorer.identity().clone()).collect();
     print_plan(settings, &models, &judges);
-    let journal = Journal::open(&settings.common.output, fingerprint(settings, &models)?)?;
+    let journal = Journal::open(&settings.common.output, fingerprint(settings, &models, &judges)?)?;
     // What people judged is not compared with a scorer that nobody named.
     let named = settings.scorers.named(&scorers);
     let texts = read_labelled(settings, named)?;
@@ -138,8 +138,8 @@ fn print_plan(settings: &EvaluateSettings, models: &[NamedFolder], judges: &[Ide
     plan.print(settings.common.quiet);
 }
 
-/// What is evaluated and how: the settings, and the models' files with their sizes and times.
-fn fingerprint(settings: &EvaluateSettings, models: &[NamedFolder]) -> Result<String> {
+/// What is evaluated and how: the settings, the models' files with their sizes and times, and the scorers with their versions and hashes.
+fn fingerprint(settings: &EvaluateSettings, models: &[NamedFolder], judges: &[Identity]) -> Result<String> {
     let mut text = serde_json::to_string(settings)
         .map_err(|error| Error::input(format!("settings cannot be written: {error}")))?;
     for model in models {
@@ -153,6 +153,7 @@ fn fingerprint(settings: &EvaluateSettings, models: &[NamedFolder]) -> Result<St
         files.sort();
         text.extend(files);
     }
+    text.extend(judges.iter().map(|judge| format!("\n{} {} {:?}", judge.name, judge.version, judge.hash)));
     Ok(text)
 }
 

@@ -19,7 +19,7 @@ use crate::world::rule::{Case, Judgement, Kind};
 /// One number an answer, `None` where it is not defined.
 type OfAnswer = fn(&Question, &JudgedAnswer) -> Option<f64>;
 
-/// What is averaged over answers, in the order of the table.
+/// What is averaged over answers, in the order in which it is measured.
 const RATES: [(&str, OfAnswer); 16] = [
     ("hallucination_rate", |question, answer| by_rule(question, answer, hallucinated)),
     ("hallucination_rate_when_answered", |question, answer| {

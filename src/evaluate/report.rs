@@ -95,12 +95,12 @@ impl Report {
                 );
             (caption, table)
         });
-        let tables = std::iter::once((caption, evaluation.table())).chain(changes);
-        let all = tables.chain(evaluation.tables_by_group());
+        let table = evaluation.table();
         // All of them the same way round.
-        let rows = evaluation.table().parts().1.len();
+        let rows = table.parts().1.len();
         let turned = evaluation.models.len() > MOST_COLUMNS && evaluation.models.len() > rows;
         let turn = |table: Table| if turned { table.transposed() } else { table };
+        let all = std::iter::once((caption, table)).chain(changes).chain(evaluation.tables_by_group());
         let tables = all.map(|(caption, table)| (caption, turn(table))).collect();
         Some(Section { title: "Models".to_string(), notes, tables, figures, ..Default::default() })
     }

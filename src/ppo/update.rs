@@ -125,12 +125,12 @@ impl Learning<'_> {
                 report.ptx_loss += mix.accumulate(&mut self.roles.policy)?;
             }
             let done = self.roles.policy.optimizer.step(self.step.learning_rate)?;
-            report.skipped += usize::from(done.skipped);
+            report.skipped += usize::from(done.not_finite.is_some());
             report.policy_gradient_norm += done.gradient_norm;
         }
         if let Some(value) = &mut self.roles.value {
             let done = value.optimizer.step(self.step.value_learning_rate)?;
-            report.skipped += usize::from(done.skipped);
+            report.skipped += usize::from(done.not_finite.is_some());
             report.value_gradient_norm += done.gradient_norm;
         }
         Ok(())

@@ -239,7 +239,7 @@ fn train(
         let (loss, accuracy) = accumulate(model, optimizer, &chosen, settings, step as u64)?;
         let learning_rate = schedule.learning_rate(step);
         let done = optimizer.step(learning_rate)?;
-        run.skipped(step + 1, done.skipped.then(|| optimizer.not_finite()))?;
+        run.skipped(step + 1, done.not_finite.as_deref())?;
         let tokens = chosen.iter().map(|ranked| ranked.tree.tokens()).sum();
         let metrics = [
             ("accuracy", accuracy),

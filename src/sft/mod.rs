@@ -163,7 +163,7 @@ fn train(
         report.training_loss = loss;
         let learning_rate = schedule.learning_rate(step);
         let done = optimizer.step(learning_rate)?;
-        run.skipped(step + 1, done.skipped.then(|| optimizer.not_finite()))?;
+        run.skipped(step + 1, done.not_finite.as_deref())?;
         metrics.extend([
             ("learning_rate", learning_rate),
             ("gradient_norm", done.gradient_norm),

@@ -21,8 +21,6 @@ pub struct Optimizer {
     settings: OptimizerSettings,
     skipped_steps: usize,
     skipped_in_a_row: usize,
-    /// What was not finite in the last step that was skipped.
-    not_finite: String,
 }
 
 struct Parameter {
@@ -44,14 +42,14 @@ const SECOND: &str = "second_moment";
 const UPDATES: &str = "updates";
 
 /// What a step did.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
     /// The norm of all gradients together, before clipping.
     pub gradient_norm: f64,
     /// What the gradients were multiplied by: 1, or less if they were clipped.
     pub gradient_scale: f64,
-    /// Whether the gradients were not finite, and the step therefore changed nothing.
-    pub skipped: bool,
+    /// Which gradient was not finite, in words, where the step therefore changed nothing.
+    pub not_finite: Option<String>,
 }
 
 impl Optimizer {
@@ -76,7 +74,7 @@ impl Optimizer {
             crate::bail!("two parameters to train have the name {}", pair[0].name);
         }
         let settings = settings.clone();
-        Ok(Optimizer { parameters, settings, skipped_steps: 0, skipped_in_a_row: 0, not_finite: String::new() })
+        Ok(Optimizer { parameters, settings, skipped_steps: 0, skipped_in_a_row: 0 })
     }
 
     /// The optimizer of what trains in a model; with `--resume-optimizer` it goes on from the moments beside the adapter that was given.
@@ -155,8 +153,8 @@ impl Optimizer {
     /// Clips the summed gradients to the global norm `max_gradient_norm`, changes the parameters by AdamW, and clears the sums.
     ///
     /// The scale is `min(1, max_norm / (norm + 1e-6))`, as in `torch.nn.utils.clip_grad_norm_`. A parameter without a gradient is
-    /// left alone, its moments too. If the norm is not finite nothing is changed: the report says so, the step is
-    /// counted in [`skipped_steps`](Optimizer::skipped_steps), and [`not_finite`](Optimizer::not_finite) names the cause.
+    /// left alone, its moments too. If the norm is not finite nothing is changed: the report names the cause, and the step is
+    /// counted in [`skipped_steps`](Optimizer::skipped_steps).
     ///
     /// # Errors
     /// After `max_skipped_steps` such steps in a row: what made them so does not go away by itself.
@@ -165,18 +163,17 @@ impl Optimizer {
         let max_norm = self.settings.max_gradient_norm;
         let gradient_scale = if max_norm > 0.0 { (max_norm / (gradient_norm + 1e-6)).min(1.0) } else { 1.0 };
         if !gradient_norm.is_finite() {
-            self.not_finite = self.find_not_finite()?;
+            let not_finite = self.not_finite()?;
             self.discard();
             self.skipped_steps += 1;
             self.skipped_in_a_row += 1;
             if self.skipped_in_a_row >= self.settings.max_skipped_steps {
                 crate::bail!(
-                    "the gradients of {} steps in a row are not finite, in the last one {}; they changed nothing. Try a smaller --learning-rate, look at the examples of these steps, or start from weights that are finite",
-                    self.skipped_in_a_row,
-                    self.not_finite
+                    "the gradients of {} steps in a row are not finite, in the last one {not_finite}; they changed nothing. Try a smaller --learning-rate, look at the examples of these steps, or start from weights that are finite",
+                    self.skipped_in_a_row
                 );
             }
-            return Ok(StepReport { gradient_norm, gradient_scale: 0.0, skipped: true });
+            return Ok(StepReport { gradient_norm, gradient_scale: 0.0, not_finite: Some(not_finite) });
         }
         self.skipped_in_a_row = 0;
         for parameter in &mut self.parameters {
@@ -198,7 +195,7 @@ impl Optimizer {
             };
             adamw(&parameter.variable, &gradient.contiguous()?, &mut parameter.moments, &step)?;
         }
-        Ok(StepReport { gradient_norm, gradient_scale, skipped: false })
+        Ok(StepReport { gradient_norm, gradient_scale, not_finite: None })
     }
 
     /// Forgets the gradients since the last step.
@@ -216,12 +213,8 @@ impl Optimizer {
         self.skipped_steps
     }
 
-    /// What was not finite in the last step that was skipped, in words.
-    pub fn not_finite(&self) -> &str {
-        &self.not_finite
-    }
-
-    fn find_not_finite(&self) -> Result<String> {
+    /// What of the gradients is not finite, in words.
+    fn not_finite(&self) -> Result<String> {
         for Parameter { name, gradient, .. } in &self.parameters {
             if let Some(gradient) = gradient
                 && !squared_norm(&gradient.contiguous()?)?.is_finite()
@@ -370,13 +363,13 @@ mod tests {
         let mut optimizer = optimizer(&[("good", &good), ("bad", &bad)]);
         for number in [f32::NAN, f32::INFINITY] {
             optimizer.accumulate(&gradients(&[(&good, &[1.0, 1.0]), (&bad, &[number])])).unwrap();
-            assert!(optimizer.step(0.1).unwrap().skipped);
+            assert!(optimizer.step(0.1).unwrap().not_finite.is_some());
         }
         assert_eq!((values(&good), values(&bad), optimizer.skipped_steps()), (vec![1.0, 2.0], vec![3.0], 2));
         // The faulty gradients are gone: the next step is as the first of a new optimizer.
         optimizer.accumulate(&gradients(&[(&bad, &[0.5])])).unwrap();
         let report = optimizer.step(0.1).unwrap();
-        assert_eq!((report.gradient_norm, report.skipped), (0.5, false));
+        assert_eq!((report.gradient_norm, report.not_finite), (0.5, None));
         assert!((values(&bad)[0] - 2.9).abs() < 1e-6);
     }
 
@@ -386,16 +379,16 @@ mod tests {
         let mut optimizer = optimizer(&[("good", &good), ("bad", &bad)]);
         let mut step = |number| {
             optimizer.accumulate(&gradients(&[(&good, &[1.0]), (&bad, &[number])])).unwrap();
-            optimizer.step(0.1).map(|report| (report.skipped, optimizer.not_finite().to_string()))
+            optimizer.step(0.1).map(|report| report.not_finite)
         };
         let in_a_row = settings().max_skipped_steps;
         for _ in 1..in_a_row {
-            assert_eq!(step(f32::NAN).unwrap(), (true, "that of \"bad\"".to_string()));
+            assert_eq!(step(f32::NAN).unwrap().as_deref(), Some("that of \"bad\""));
         }
         // One that is finite starts the count anew.
-        assert!(!step(1.0).unwrap().0);
+        assert_eq!(step(1.0).unwrap(), None);
         for _ in 1..in_a_row {
-            assert!(step(f32::INFINITY).unwrap().0);
+            assert!(step(f32::INFINITY).unwrap().is_some());
         }
         let error = step(f32::NAN).unwrap_err().to_string();
         assert!(error.contains("3 steps in a row are not finite, in the last one that of \"bad\""), "{error}");
