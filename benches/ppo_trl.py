@@ -1,6 +1,6 @@
 """PPO by TRL 1.12 on a policy and a reward model that `sft` and `reward` saved: what `ppo --preset trl` is compared with.
 
-    python benches/ppo_trl.py runs/sft runs/reward prompts.parquet runs/trl seed=0 updates=60 learning_rate=1e-4 batch_size=64 response_length=40 checkpoint_every=10
+    python benches/ppo_trl.py runs/sft runs/reward prompts.parquet runs/trl seed=0 updates=60 learning_rate=1e-4 batch_size=64 response_length=40 policy_every=10
 
 Needs torch, transformers, trl 1.12, datasets and pyarrow, as for the golden files. Writes the policy and `metrics.jsonl`, with TRL's names; beside them the mean length of an answer,
 which TRL does not record, the seconds since the start and the peak memory.
@@ -20,20 +20,20 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 # Of `--preset trl`; everything else is TRL's default.
-SETTINGS = {"seed": 0, "updates": 60, "learning_rate": 3e-6, "batch_size": 64, "response_length": 53, "max_length": 256, "checkpoint_every": 0}
+SETTINGS = {"seed": 0, "updates": 60, "learning_rate": 3e-6, "batch_size": 64, "response_length": 53, "max_length": 256, "policy_every": 0}
 LENGTHS = []
 
 
 class Record(TrainerCallback):
-    """Writes a line an update, and now and then the policy, as `ppo --checkpoint-every` does."""
+    """Writes a line an update, and now and then the policy, as `ppo --policy-every` does."""
 
-    def __init__(self, output, policy, tokenizer, checkpoint_every):
+    def __init__(self, output, policy, tokenizer, policy_every):
         self.file, self.start = (output / "metrics.jsonl").open("w"), time.time()
-        self.output, self.policy, self.tokenizer, self.every = output, policy, tokenizer, checkpoint_every
+        self.output, self.policy, self.tokenizer, self.every = output, policy, tokenizer, policy_every
 
     def on_step_end(self, args, state, control, **_):
         if self.every and state.global_step % self.every == 0:
-            folder = self.output / "checkpoints" / f"step-{state.global_step:06}"
+            folder = self.output / "policies" / f"step-{state.global_step:06}"
             self.policy.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
 
@@ -85,7 +85,7 @@ def main(policy, reward, prompts, output, **settings):
         save_strategy="no", report_to=[], bf16=False, use_cpu=True, disable_tqdm=True, gradient_checkpointing=False)
     trainer = PPOTrainer(args=config, processing_class=tokenizer, model=model, ref_model=copy.deepcopy(model), reward_model=reward_model,
                          value_model=copy.deepcopy(reward_model), train_dataset=rows.select_columns(["input_ids"]),
-                         eval_dataset=rows.select_columns(["input_ids"]).select(range(8)), callbacks=[Record(output, model, tokenizer, given["checkpoint_every"])])
+                         eval_dataset=rows.select_columns(["input_ids"]).select(range(8)), callbacks=[Record(output, model, tokenizer, given["policy_every"])])
     trainer.train()
     trainer.save_model(str(output))
     tokenizer.save_pretrained(output)

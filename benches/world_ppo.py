@@ -118,7 +118,7 @@ def trl(world, seed):
         start = time.time()
         script = Path(__file__).with_name("ppo_trl.py")
         given = {"seed": seed, "updates": UPDATES, "learning_rate": RATE, "batch_size": BATCH, "response_length": WORLD["response-length"],
-                 "checkpoint_every": 10}
+                 "policy_every": 10}
         done = subprocess.run([sys.executable, script, world.sft(seed), world.reward(seed), world.data / "prompts.parquet", folder,
                                *(f"{name}={value}" for name, value in given.items())], capture_output=True, text=True,
                               env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -129,7 +129,7 @@ def trl(world, seed):
 
 
 def presets(world):
-    flags = WORLD | {"learning-rate": RATE, "max-steps": UPDATES, "checkpoint-every": 10}
+    flags = WORLD | {"learning-rate": RATE, "max-steps": UPDATES, "policy-every": 10}
     # The longest first, so that no core waits at the end.
     calls = {(f"--preset {name}", seed): lambda name=name, seed=seed: world.ppo(f"preset-{name}", seed, preset=name, **flags, **PRESETS[name])
              for name in PRESETS for seed in SEEDS}
@@ -152,8 +152,8 @@ def presets(world):
     held_out(world, runs)
 
 
-def checkpoints(folder):
-    return {int(path.name.split("-")[1]): path for path in sorted((folder / "checkpoints").iterdir())}
+def policies(folder):
+    return {int(path.name.split("-")[1]): path for path in sorted((folder / "policies").iterdir())}
 
 
 def at_equal_kl(world, ours, theirs):
@@ -162,7 +162,7 @@ def at_equal_kl(world, ours, theirs):
     figure, axes = plot.subplots(figsize=(6, 4.2))
 
     def measured(seed):
-        models = {f"{name}-{update}": path for name, folder in (("ours", ours[seed]), ("trl", theirs[seed])) for update, path in checkpoints(folder).items()}
+        models = {f"{name}-{update}": path for name, folder in (("ours", ours[seed]), ("trl", theirs[seed])) for update, path in policies(folder).items()}
         rates, _ = world.evaluate(f"equal-kl-{seed}", seed, models, samples=2, temperature=0.7)
         return {name: [(found["kl_from_base"]["value"], found["mean_reward"]["value"]) for model, found in rates.items()
                        if model == "base" or model.startswith(name)] for name in ("ours", "trl")}
@@ -305,9 +305,9 @@ def estimate(numbers):
 
 def over_optimisation(world):
     """Without a KL penalty and for long: the reward goes on rising, and what it stands for does not."""
-    far = {"learning-rate": 3e-4, "batch-size": 64, "max-steps": 60, "epochs": 1, "ppo-epochs": 4, "kl-coefficient": 0, "checkpoint-every": 10}
+    far = {"learning-rate": 3e-4, "batch-size": 64, "max-steps": 60, "epochs": 1, "ppo-epochs": 4, "kl-coefficient": 0, "policy-every": 10}
     run = world.ppo("far", 0, **PIPELINE | far)
-    world.evaluate("far-evaluation", 0, {}, checkpoints=run)
+    world.evaluate("far-evaluation", 0, {}, policies=run)
     (world.figures / "over_optimisation.svg").write_bytes((world.output / "far-evaluation" / "over_optimisation.svg").read_bytes())
 
 

@@ -2,7 +2,16 @@
 //!
 //! A user's mistake (a missing column, a tensor of another shape, an unknown architecture) is an [`Error::Input`]: one
 //! sentence that names the file and the column or tensor, what was found, what was expected and what to do. The programs
-//! end with exit code 2 on it. Anything else is an [`Error::Tensor`], a fault of ours or of the machine: exit code 1.
+//! end with exit code 2 on it, as on a file that cannot be read or written ([`Error::Io`]).
+//!
+//! | exit code | meaning |
+//! | --- | --- |
+//! | 0 | done |
+//! | 1 | a fault of ours or of the machine ([`Error::Tensor`]) |
+//! | 2 | input that cannot be used, or a file that cannot be read or written; the sentence says which and what to do |
+//! | 3 | stopped by SIGINT or SIGTERM ([`Error::Stopped`]): a checkpoint is written, and `--resume` goes on from it |
+//! | 4 | the numbers went bad ([`Error::NotFinite`]): the weights as they last were good are kept |
+//! | 130, 143 | ended at once by a second SIGINT or SIGTERM |
 
 use std::path::{Path, PathBuf};
 
@@ -13,13 +22,19 @@ pub enum Error {
     #[error("{0}")]
     Input(String),
     /// A file or folder that could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}{}", advice(source))]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// A signal asked the run to stop, and it did so at a point from which it can go on.
+    #[error("{0}")]
+    Stopped(String),
+    /// Gradients were not finite many times in a row.
+    #[error("{0}")]
+    NotFinite(String),
     /// A tensor operation failed.
     #[error("tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),
@@ -40,12 +55,36 @@ impl Error {
         move |source| Error::Io { path, source }
     }
 
+    /// The same error with more to its sentence.
+    pub fn and(self, more: impl std::fmt::Display) -> Self {
+        match self {
+            Error::Stopped(sentence) => Error::Stopped(format!("{sentence}; {more}")),
+            Error::NotFinite(sentence) => Error::NotFinite(format!("{sentence}; {more}")),
+            other => Error::Input(format!("{other}; {more}")),
+        }
+    }
+
     /// The exit code of a program that ends with this error.
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Input(_) | Error::Io { .. } => 2,
+            Error::Stopped(_) => 3,
+            Error::NotFinite(_) => 4,
             Error::Tensor(_) => 1,
         }
+    }
+}
+
+/// What to do where the operating system says no.
+fn advice(error: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind;
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "; free space there or choose another --output; what was complete before is still there"
+        }
+        ErrorKind::PermissionDenied => "; choose a place where you may read and write, or change its permissions",
+        ErrorKind::ReadOnlyFilesystem => "; choose an --output on a file system that can be written to",
+        _ => "",
     }
 }
 

@@ -3,11 +3,14 @@
 //! It is written under a temporary name beside the final one, brought to the disk, and renamed. What a failed run leaves
 //! behind is at most a temporary name that starts with a dot.
 
-use std::fs::{self, File, TryLockError};
-use std::io::{self, BufWriter, Write};
+use std::fs::{self, File};
+use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 
+mod run_folder;
+
 use crate::error::{Error, Result};
+pub use run_folder::{FolderLock, clear_run_folder, take_run_folder};
 
 /// Writes the file at `path` by `write`; its folder is created if it is missing.
 pub fn write_atomically(
@@ -50,12 +53,16 @@ impl OutputFolder {
 
     /// Gives the folder its final name, in place of the folder that has it now.
     ///
-    /// The operating system cannot replace a folder that is not empty in one step: the old one is moved aside first, to a
-    /// temporary name, and deleted last.
+    /// On Linux the two change places in one step, so that there is a whole folder of this name at any time. Elsewhere the old one is moved
+    /// aside first, to a temporary name. It is deleted last.
     pub fn commit(self) -> Result<()> {
         let OutputFolder { temporary, path } = self;
         sync_tree(temporary.path())?;
         let folder = parent(&path)?;
+        if path.exists() && exchange(temporary.path(), &path) {
+            sync(folder)?;
+            return temporary.close().map_err(Error::io(&path));
+        }
         let previous = if path.exists() {
             let aside = temporary_folder(&path, folder)?;
             // A folder may be renamed over an empty one.
@@ -78,6 +85,17 @@ impl OutputFolder {
             None => Ok(()),
         }
     }
+}
+
+/// Lets two names change places in one step; says whether the file system can.
+fn exchange(one: &Path, other: &Path) -> bool {
+    #[cfg(target_os = "linux")]
+    return {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).is_ok()
+    };
+    #[cfg(not(target_os = "linux"))]
+    return false;
 }
 
 /// Fills a folder by `write` and gives it the name `path` when it is complete, in place of the one there.
@@ -122,83 +140,6 @@ fn copy(source: &Path, target: &Path) -> io::Result<()> {
     File::open(target)?.sync_all()
 }
 
-/// Makes `path` a folder that a run can write to: new, empty, or an earlier run's (known by its `metrics.jsonl`), whose curves
-/// are removed. Anything else is refused, so that no run mixes its files with a user's; and so is a folder that another process
-/// holds. The lock is to be kept while the run goes on.
-pub fn prepare_run_folder(path: impl AsRef<Path>) -> Result<FolderLock> {
-    let path = path.as_ref();
-    if path.exists() && !path.is_dir() {
-        crate::bail!("--output {}: found a file, expected a folder or a new name; choose another", path.display());
-    }
-    fs::create_dir_all(path).map_err(Error::io(path))?;
-    let is_empty = names_of(path, |entry| !entry.ends_with(LOCK))?.is_empty();
-    let is_curve = |name: &String| name == "metrics.jsonl" || name.starts_with("events.out.tfevents.");
-    let curves: Vec<String> = file_names(path)?.into_iter().filter(is_curve).collect();
-    if !is_empty && curves.is_empty() {
-        crate::bail!(
-            "--output {}: the folder is not empty and holds no earlier run (no metrics.jsonl); choose another",
-            path.display()
-        );
-    }
-    let lock = FolderLock::take(path)?;
-    curves.iter().try_for_each(|name| fs::remove_file(path.join(name)).map_err(Error::io(path.join(name))))?;
-    Ok(lock)
-}
-
-/// The file that is locked, and that says who locked it.
-const LOCK: &str = ".lock";
-/// How often it may vanish between two looks at it.
-const LOCK_TRIES: usize = 10;
-
-/// The sole right to write to a folder. It is the operating system's lock on a file, so that it ends with the process, however that ends.
-#[derive(Debug)]
-pub struct FolderLock {
-    path: PathBuf,
-    _file: File,
-}
-
-impl FolderLock {
-    /// Takes the right to a folder that is there. On a file system without locks nobody is kept out.
-    ///
-    /// # Errors
-    /// Where another process has it, which the message names.
-    pub fn take(folder: &Path) -> Result<Self> {
-        let path = folder.join(LOCK);
-        let program = std::env::args_os().next().unwrap_or_default();
-        let program = Path::new(&program).file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let own = format!("{program} with the process number {}", std::process::id());
-        for _ in 0..LOCK_TRIES {
-            let mut options = File::options();
-            let options = options.read(true).write(true).create(true).truncate(false);
-            let mut file = options.open(&path).map_err(Error::io(&path))?;
-            if let Err(TryLockError::WouldBlock) = file.try_lock() {
-                let owner = fs::read_to_string(&path).unwrap_or_default();
-                crate::bail!(
-                    "--output {}: another run writes to this folder, {}; wait for it, end it, or choose another folder",
-                    folder.display(),
-                    if owner.is_empty() { "a process that has not said its number yet" } else { &owner }
-                );
-            }
-            file.set_len(0).and_then(|()| file.write_all(own.as_bytes())).map_err(Error::io(&path))?;
-            // Who had it before may have removed the file between its opening and its locking: then this lock is on nothing.
-            if fs::read_to_string(&path).is_ok_and(|owner| owner == own) {
-                return Ok(FolderLock { path, _file: file });
-            }
-        }
-        crate::bail!(
-            "{}: the file does not stay as it was written; choose a folder on another file system",
-            path.display()
-        )
-    }
-}
-
-impl Drop for FolderLock {
-    /// Removes the file while it is still locked.
-    fn drop(&mut self) {
-        let _nothing_to_remove = fs::remove_file(&self.path);
-    }
-}
-
 /// The names of the files, not the folders, in `folder`.
 fn file_names(folder: &Path) -> Result<Vec<String>> {
     names_of(folder, Path::is_file)
@@ -239,8 +180,23 @@ fn parent(path: &Path) -> Result<&Path> {
     }
 }
 
+/// Removes what interrupted writes have left in a folder that nobody else writes to.
+pub fn sweep(folder: &Path) -> Result<()> {
+    for name in names_of(folder, is_temporary)? {
+        let path = folder.join(name);
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(Error::io(&path))?;
+    }
+    Ok(())
+}
+
+fn is_temporary(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with('.') && name.ends_with(".tmp")
+}
+
 /// Brings a folder's list of names to the disk.
-fn sync(folder: &Path) -> Result<()> {
+pub fn sync(folder: &Path) -> Result<()> {
     // Only Unix lets a folder be opened as a file.
     if cfg!(unix) {
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io(folder))?;
@@ -368,37 +324,5 @@ mod tests {
         assert_eq!(names(&run), ["best", "config.json", "metrics.jsonl", "model.safetensors"]);
         assert_eq!(text(run.join("config.json")), "new");
         assert_eq!(names(&best), ["config.json", "model.safetensors"]);
-    }
-
-    #[test]
-    fn only_a_new_an_empty_or_an_earlier_runs_folder_is_taken_for_a_run() {
-        let folder = tempfile::tempdir().unwrap();
-        let run = folder.path().join("runs/sft");
-        prepare_run_folder(&run).unwrap();
-        prepare_run_folder(&run).unwrap();
-        put(&run, &[("notes.txt", "mine")]);
-        assert!(prepare_run_folder(&run).unwrap_err().to_string().contains("not empty"));
-        put(&run, &[("metrics.jsonl", "{}"), ("events.out.tfevents.1.host.1", "")]);
-        prepare_run_folder(&run).unwrap();
-        assert_eq!(names(&run), ["notes.txt"]);
-        assert!(prepare_run_folder(run.join("notes.txt")).unwrap_err().to_string().contains("found a file"));
-    }
-
-    #[test]
-    fn a_folder_that_a_run_writes_to_is_taken_by_no_other_until_that_run_is_over() {
-        let folder = tempfile::tempdir().unwrap();
-        let run = folder.path().join("run");
-        let lock = prepare_run_folder(&run).unwrap();
-        put(&run, &[("metrics.jsonl", "{}")]);
-        let error = prepare_run_folder(&run).unwrap_err().to_string();
-        assert!(error.contains(&format!("the process number {};", std::process::id())), "{error}");
-        assert_eq!(text(run.join("metrics.jsonl")), "{}");
-        drop(lock);
-        // What a killed run leaves behind keeps nobody out.
-        put(&run, &[(LOCK, "sft with the process number 1")]);
-        let lock = prepare_run_folder(&run).unwrap();
-        assert_eq!(names(&run), [LOCK]);
-        drop(lock);
-        assert!(names(&run).is_empty());
     }
 }

@@ -75,6 +75,7 @@ pub mod sample;
 pub mod score;
 pub mod settings;
 pub mod sft;
+pub mod stop;
 pub mod train;
 pub mod world;
 

@@ -45,8 +45,8 @@ use crate::error::{Error, Result};
 use crate::files::write_atomically;
 
 pub use groups::{
-    CommonSettings, EpsilonPlace, ExampleSettings, ModelSettings, OptimizerSettings, ScheduleShape, TrainingSettings,
-    at_least_one, below_one, learning_rate_help, not_negative, ratio,
+    CheckpointSettings, CommonSettings, EpsilonPlace, ExampleSettings, Interval, ModelSettings, OptimizerSettings,
+    ScheduleShape, TrainingSettings, at_least_one, below_one, learning_rate_help, not_negative, ratio,
 };
 pub use methods::{
     BiasGroup, BottleneckSettings, LoraBias, LoraInit, LoraSettings, Method, MethodSettings, Methods, Pattern,
@@ -95,14 +95,16 @@ pub fn save(settings: &impl Serialize, path: impl AsRef<Path>) -> Result<()> {
     write_atomically(path, |file| std::io::Write::write_all(file, text.as_bytes()))
 }
 
+/// The settings by their names, as they are written.
+pub fn table(settings: &impl Serialize) -> Result<toml::Table> {
+    toml::Table::try_from(settings).map_err(|error| Error::input(format!("settings cannot be written: {error}")))
+}
+
 /// The command that runs the program with these settings: every flag whose value is not the default.
 pub fn command_line<S: Parser + Serialize>(settings: &S) -> Result<String> {
-    let to_table = |settings: &S| {
-        toml::Table::try_from(settings).map_err(|error| Error::input(format!("settings cannot be written: {error}")))
-    };
     let mut command = S::command();
     command.build();
-    let table = to_table(settings)?;
+    let table = table(settings)?;
     let mut flags = Vec::new();
     for (key, value) in &table {
         let argument = file::find(&command, key)
@@ -119,7 +121,7 @@ pub fn command_line<S: Parser + Serialize>(settings: &S) -> Result<String> {
     while index < flags.len() {
         let others = flags.iter().enumerate().filter(|&(other, _)| other != index).flat_map(|(_, flag)| &flag.1);
         match from_arguments::<S>(others) {
-            Ok(without) if to_table(&without)? == table => drop(flags.remove(index)),
+            Ok(without) if self::table(&without)? == table => drop(flags.remove(index)),
             _ => index += 1,
         }
     }

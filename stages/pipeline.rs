@@ -36,6 +36,9 @@ struct PipelineSettings {
     /// Number of threads [default: one per core]
     #[arg(long)]
     threads: Option<usize>,
+    /// Go on at the stage and step where an earlier run stopped
+    #[arg(long)]
+    resume: bool,
 }
 
 /// The arguments of a stage.
@@ -69,7 +72,9 @@ fn run(settings: PipelineSettings) -> Result<()> {
     };
     let training = |output: &Path, full: f64| {
         let learning_rate = settings.method.learning_rate(full);
-        stage(output).flag("method", &settings.method).flag("learning-rate", format!("{learning_rate:.1e}"))
+        let arguments =
+            stage(output).flag("method", &settings.method).flag("learning-rate", format!("{learning_rate:.1e}"));
+        if settings.resume { arguments.flag("resume", "auto") } else { arguments }
     };
 
     let arguments = training(&sft, 5e-4)

@@ -6,6 +6,8 @@
 
 use std::ops::AddAssign;
 
+use serde::{Deserialize, Serialize};
+
 use super::batch::{Continuation, TokenTree};
 use super::schema::{Answered, Demonstration, Labelled, Message, Origin, Prompt, Ranking, Text};
 use super::template::Piece;
@@ -14,7 +16,7 @@ use crate::bail;
 use crate::error::{Error, Result};
 
 /// How many records were too long.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Truncation {
     /// Prompts that lost their start.
     pub prompts: usize,

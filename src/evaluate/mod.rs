@@ -157,11 +157,11 @@ fn fingerprint(settings: &EvaluateSettings, models: &[NamedFolder], judges: &[Id
     Ok(text)
 }
 
-/// The models that were named, and the checkpoints of a run.
+/// The models that were named, and the policies that a run kept.
 fn all_models(settings: &EvaluateSettings) -> Result<Vec<NamedFolder>> {
     let mut models = settings.models.clone();
-    if let Some(run) = &settings.checkpoints {
-        models.extend(checkpoints(run)?);
+    if let Some(run) = &settings.policies {
+        models.extend(policies(run)?);
     }
     if let (Some(data), None, true) = (&settings.data, &settings.answers, models.is_empty()) {
         bail!("--data {data}: there is no model to answer; name some with --models, or leave --data out");
@@ -177,16 +177,16 @@ fn all_models(settings: &EvaluateSettings) -> Result<Vec<NamedFolder>> {
     Ok(models)
 }
 
-fn checkpoints(run: &Path) -> Result<Vec<NamedFolder>> {
-    let folder = run.join("checkpoints");
+fn policies(run: &Path) -> Result<Vec<NamedFolder>> {
+    let folder = run.join("policies");
     let mut found: Vec<NamedFolder> = (std::fs::read_dir(&folder).into_iter().flatten())
         .filter_map(|entry| entry.ok())
         .filter_map(|entry| Some(NamedFolder { name: entry.file_name().to_str()?.to_string(), folder: entry.path() }))
-        .filter(|checkpoint| checkpoint.name.starts_with("step-"))
+        .filter(|policy| policy.name.starts_with("step-"))
         .collect();
     if found.is_empty() {
         bail!(
-            "{}: there is no checkpoint in it; give the output folder of a run of ppo with --checkpoint-every",
+            "{}: there is no policy in it; give the output folder of a run of ppo with --policy-every",
             folder.display()
         );
     }
@@ -315,7 +315,7 @@ fn judge(settings: &EvaluateSettings, answered: Answered, scorers: &[Box<dyn Sco
 /// The folders that may be those of runs, with what they are called.
 fn folders<'a>(settings: &'a EvaluateSettings, models: &'a [NamedFolder]) -> Vec<(String, &'a Path)> {
     let reward = settings.reward_model.as_deref().map(|folder| ("the reward model".to_string(), folder));
-    let run = settings.checkpoints.as_deref().map(|folder| ("the run of the checkpoints".to_string(), folder));
+    let run = settings.policies.as_deref().map(|folder| ("the run of the policies".to_string(), folder));
     models.iter().map(|model| (model.name.clone(), &*model.folder)).chain(reward).chain(run).collect()
 }
 

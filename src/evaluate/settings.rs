@@ -29,9 +29,9 @@ pub struct EvaluateSettings {
     /// they are called by the name of their file), and, where there are, score (or scores) and prompt_type, by which rates are split
     #[arg(long, value_name = "FILES")]
     pub answers: Option<String>,
-    /// Folder of a ppo run, whose checkpoints are measured too, named step-000010 and so on
+    /// Folder of a ppo run, whose kept policies (--policy-every) are measured too, named step-000010 and so on
     #[arg(long, value_name = "FOLDER")]
-    pub checkpoints: Option<PathBuf>,
+    pub policies: Option<PathBuf>,
     /// Folder of a reward model that judges the answers too
     #[arg(long, value_name = "FOLDER")]
     pub reward_model: Option<PathBuf>,

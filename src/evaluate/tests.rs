@@ -239,19 +239,19 @@ fn equal_models_tie_and_the_report_names_every_rate() {
 }
 
 #[test]
-fn checkpoints_are_measured_by_their_distance_from_the_base_model() {
+fn policies_are_measured_by_their_distance_from_the_base_model() {
     let folder = tempfile::tempdir().unwrap();
     let base = random_model(folder.path(), false);
     random_model(folder.path(), true);
-    let checkpoint = folder.path().join("run/checkpoints/step-000010");
-    std::fs::create_dir_all(&checkpoint).unwrap();
+    let policy = folder.path().join("run/policies/step-000010");
+    std::fs::create_dir_all(&policy).unwrap();
     let load =
         |folder: &Path, seed| sample::load(&ModelSettings { model: folder.into(), adapter: Vec::new() }, &[], seed);
-    load(&base, 9).unwrap().0.save(&checkpoint).unwrap();
+    load(&base, 9).unwrap().0.save(&policy).unwrap();
     let flags = [
         "--models",
         "base=FOLDER/model",
-        "--checkpoints",
+        "--policies",
         "FOLDER/run",
         "--samples",
         "2",
@@ -261,9 +261,9 @@ fn checkpoints_are_measured_by_their_distance_from_the_base_model() {
     let evaluation = evaluate(&settings(folder.path(), &flags)).unwrap().evaluation.unwrap();
     assert_eq!(evaluation.models[1].name, "step-000010");
     let (base, tokenizer) = load(&base, 0).unwrap();
-    let (checkpoint, _) = load(&checkpoint, 0).unwrap();
+    let (policy, _) = load(&policy, 0).unwrap();
     let settings_of = settings(folder.path(), &flags);
-    let names = [("base", "model"), ("step-000010", "run/checkpoints/step-000010")];
+    let names = [("base", "model"), ("step-000010", "run/policies/step-000010")];
     let models = names.map(|(name, path)| NamedFolder { name: name.into(), folder: folder.path().join(path) });
     let (data, EvaluateSettings { sampling, common, .. }) = (settings_of.prompts().unwrap(), &settings_of);
     let questions = &question::questions(data).unwrap()[..];
@@ -281,14 +281,14 @@ fn checkpoints_are_measured_by_their_distance_from_the_base_model() {
             let tree = TokenTree { prompt, answers: vec![continuation] };
             let log_prob =
                 |model| score::scores(model, std::slice::from_ref(&tree), &[0], 512, |_| ()).unwrap()[0][0].log_prob;
-            let expected = log_prob(&checkpoint).unwrap() - log_prob(&base).unwrap();
+            let expected = log_prob(&policy).unwrap() - log_prob(&base).unwrap();
             assert!((answer.answer.kl.unwrap() - expected).abs() < 1e-4, "{:?} is not {expected}", answer.answer.kl);
         }
     }
     assert!(evaluation.models[1].rate("kl_from_base").unwrap().value > 1.0);
     assert!(folder.path().join("report").join(report::OVER_OPTIMISATION).is_file());
-    let empty = settings(folder.path(), &["--models", "base=FOLDER/model", "--checkpoints", "FOLDER/model"]);
-    assert!(evaluate(&empty).unwrap_err().to_string().contains("checkpoints"));
+    let empty = settings(folder.path(), &["--models", "base=FOLDER/model", "--policies", "FOLDER/model"]);
+    assert!(evaluate(&empty).unwrap_err().to_string().contains("policies"));
 }
 
 #[test]

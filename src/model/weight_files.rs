@@ -150,7 +150,7 @@ fn open_all(folder: &Path) -> Result<(Vec<TensorFile>, Shards)> {
 }
 
 /// A safetensors file of which only the header has been read.
-struct TensorFile {
+pub struct TensorFile {
     path: PathBuf,
     file: File,
     header: Metadata,
@@ -158,7 +158,8 @@ struct TensorFile {
 }
 
 impl TensorFile {
-    fn open(path: &Path) -> Result<Self> {
+    /// Opens a file and checks its header against its length.
+    pub fn open(path: &Path) -> Result<Self> {
         let mut file = File::open(path).map_err(Error::io(path))?;
         let length = file.metadata().map_err(Error::io(path))?.len();
         let mut size = [0u8; 8];
@@ -207,6 +208,19 @@ impl TensorFile {
             Stored::LessOne => (tensor + 1.0)?,
         };
         Ok((tensor, dtype))
+    }
+
+    /// The shape of a tensor, if there is one of this name.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.header.info(name).map(|info| &info.shape[..])
+    }
+
+    /// A tensor's numbers.
+    pub fn numbers(&mut self, name: &str) -> Result<Vec<f32>> {
+        match self.header.info(name).cloned() {
+            Some(info) => Ok(self.values(name, &info)?.0),
+            None => bail!("{}: there is no tensor \"{name}\" in it", self.path.display()),
+        }
     }
 
     fn values(&mut self, name: &str, info: &TensorInfo) -> Result<(Vec<f32>, DType)> {
@@ -282,14 +296,60 @@ fn write_index(folder: &Path, by_file: &BTreeMap<String, BTreeMap<String, Tensor
 
 /// Writes one safetensors file with the metadata `transformers` asks for.
 pub fn write_file(path: &Path, tensors: &BTreeMap<String, Tensor>, dtype: DType) -> Result<()> {
+    write_views(path, tensors.iter().map(|(name, tensor)| (name, Rendered { tensor, dtype })))
+}
+
+/// Writes numbers as they stand in memory, as f32.
+pub fn write_numbers(path: &Path, numbers: Vec<(String, Numbers)>) -> Result<()> {
+    write_views(path, numbers)
+}
+
+fn write_views<N: AsRef<str> + Ord + std::fmt::Display, V: View>(
+    path: &Path,
+    views: impl IntoIterator<Item = (N, V)>,
+) -> Result<()> {
     // `serialize_to_file` gives its file a private mode; what is written is to have that of any new file.
     let permissions =
         File::create(path).and_then(|file| Ok(file.metadata()?.permissions())).map_err(Error::io(path))?;
-    let views = tensors.iter().map(|(name, tensor)| (name, Rendered { tensor, dtype }));
     let metadata = std::collections::HashMap::from([("format".to_string(), "pt".to_string())]);
     safetensors::serialize_to_file(views, Some(metadata), path)
         .map_err(|error| Error::input(format!("{}: could not be written: {error}", path.display())))?;
     std::fs::set_permissions(path, permissions).map_err(Error::io(path))
+}
+
+/// Numbers to be written, or a tensor of them.
+#[derive(Debug)]
+pub enum Numbers<'a> {
+    /// All of a tensor's.
+    Tensor(Tensor),
+    /// These, with their shape.
+    Slice(Vec<usize>, &'a [f32]),
+}
+
+impl View for Numbers<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        match self {
+            Numbers::Tensor(tensor) => tensor.dims(),
+            Numbers::Slice(shape, _) => shape,
+        }
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self {
+            Numbers::Tensor(tensor) => to_bytes(tensor, DType::F32).expect("weights are f32 tensors").into(),
+            Numbers::Slice(_, values) => {
+                values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into()
+            }
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        4 * self.shape().iter().product::<usize>()
+    }
 }
 
 /// A tensor as it will lie on disk; its bytes are made when their turn comes, so that one tensor's are held at a time.

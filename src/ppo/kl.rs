@@ -51,6 +51,11 @@ impl KlCoefficient {
         self.value
     }
 
+    /// The same controller where it was.
+    pub fn at(self, value: f64) -> Self {
+        KlCoefficient { value, ..self }
+    }
+
     /// After a rollout whose answers have this mean divergence: `β ← β (1 + clip(kl / target - 1, ±0.2) episodes / horizon)` where it adapts
     /// (Ziegler et al. 2019, section 2.2).
     pub fn update(&mut self, kl: f64, episodes: usize) {

@@ -2,12 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::rollout::{Episode, Group, episodes};
 use super::settings::PpoSettings;
 use super::update::{Step, UpdateReport};
 
 /// What the warnings look at.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Measures {
     /// Answers of the rollout.
     pub episodes: usize,

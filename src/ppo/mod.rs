@@ -5,6 +5,7 @@
 //! (`update`, by the losses of `objective`), with pretraining mixed in where it is wanted (`ptx`).
 
 pub mod advantage;
+mod course;
 pub mod evaluation;
 pub mod grpo;
 pub mod kl;
@@ -31,15 +32,16 @@ use crate::data::{inspect, schema};
 use crate::error::{Error, Result};
 use crate::files::replace_folder_atomically;
 use crate::say;
+use crate::stop;
 use crate::train::order::Order;
 use crate::train::run::Run;
 use crate::train::schedule::Schedule;
+use course::Course;
 use evaluation::HeldOut;
-use kl::KlCoefficient;
 use measures::{Measures, metrics};
 use ptx::PretrainingMix;
 use roles::{Learner, Roles};
-use rollout::{PromptExample, episodes};
+use rollout::{Group, PromptExample, Sampled, episodes};
 use settings::{LEARNING_RATE, PpoSettings};
 use update::{Step, update};
 use watch::Watch;
@@ -68,8 +70,10 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
         Order::new((0..prompts.len()).collect(), settings.prompts_an_update(), settings.common.seed).without_rest();
     let total_updates = order.total_steps(settings.epochs as f64, settings.training.max_steps);
     let material = Material { tokenizer, stop, prompts, order, held_out, mix };
-    let plan = plan::plan(settings, &roles, &material, truncation, total_updates);
-    let mut run = Run::start(&settings.resolved(), &settings.common, &plan, total_updates)?;
+    let plan = plan::plan(settings, &roles, &material, truncation, total_updates)?;
+    let checkpoints = &settings.training.checkpoints;
+    let mut run =
+        Run::start(&settings.resolved(), &settings.common, checkpoints, &plan, total_updates, settings.inputs()?)?;
     if let Err((updates, error)) = train(settings, &mut roles, material, total_updates, &mut run) {
         return Err(keep_what_is_learned(&mut roles, updates, error, run));
     }
@@ -127,22 +131,24 @@ fn train(
     let value_peak = settings.value.value_learning_rate.unwrap_or(peak);
     let value_schedule = Schedule::new(&training.optimizer, value_peak, total_updates);
     let evaluate_every = observation.evaluate_every.unwrap_or(total_updates.div_ceil(10)).max(1);
-    let mut kl_coefficient = KlCoefficient::new(&settings.kl);
-    let mut watch = Watch::new(&settings.watch);
-    for number in 0..total_updates {
+    let mut course = Course::new(settings);
+    let restored = run.restore(|state| course.take_from(state, roles, material.mix.as_mut(), settings));
+    let done = restored.map_err(|error| (0, error))?;
+    for number in done..total_updates {
         let step = Step {
             number,
             learning_rate: schedule.learning_rate(number),
             value_learning_rate: value_schedule.learning_rate(number),
-            kl_coefficient: kl_coefficient.value(),
+            kl_coefficient: course.kl_coefficient.value(),
         };
-        let done = one_update(settings, roles, &mut material, step, &mut watch, run);
-        let measures = done.map_err(|error| (number, error))?;
-        kl_coefficient.update(measures.kl, measures.episodes);
+        let measures =
+            one_update(settings, roles, &mut material, step, &mut course, run).map_err(|error| (number, error))?;
+        course.kl_coefficient.update(measures.kl, measures.episodes);
         let (updates, last) = (number + 1, number + 1 == total_updates);
-        let observed =
-            observe(settings, roles, &mut material, updates, last || updates % evaluate_every == 0, &mut watch, run);
-        observed.map_err(|error| (updates, error))?;
+        let evaluates = last || updates % evaluate_every == 0;
+        observe(settings, roles, &mut material, updates, evaluates, &mut course.watch, run)
+            .and_then(|()| run.checkpoint(updates, |state| course.add_to(state, roles, material.mix.as_ref())))
+            .map_err(|error| (updates, error))?;
     }
     Ok(())
 }
@@ -153,14 +159,15 @@ fn one_update(
     roles: &mut Roles,
     material: &mut Material,
     step: Step,
-    watch: &mut Watch,
+    course: &mut Course,
     run: &mut Run,
 ) -> Result<Measures> {
-    let chosen: Vec<&PromptExample> =
-        material.order.step(step.number).iter().map(|&index| &material.prompts[index]).collect();
+    let Some(mut groups) = sample(settings, roles, material, step, course)? else {
+        // The answers that are there go into a checkpoint, and the run ends.
+        run.write_checkpoint(step.number, |state| course.add_to(state, roles, material.mix.as_ref()))?;
+        return Err(run.stopped(step.number, stop::requested().unwrap_or_default()));
+    };
     let policy = roles.policy.model.frozen()?;
-    let first = (step.number * settings.training.batch_size) as u64;
-    let mut groups = rollout::sample(&policy, &chosen, settings, &material.tokenizer, &material.stop, first)?;
     rollout::look(roles, &policy, &mut groups, settings)?;
     advantage::estimate_advantages(&mut groups, settings, step.kl_coefficient);
     let report = update(roles, material.mix.as_mut(), &groups, settings, step)?;
@@ -175,7 +182,7 @@ fn one_update(
     }
     let measures = Measures::new(&groups, &report, roles.rewards.truncated());
     let (loss, mut metrics) = metrics(&groups, &measures, &report, settings, step);
-    let warnings = watch.update(step.number, &measures);
+    let warnings = course.watch.update(step.number, &measures);
     warnings.iter().try_for_each(|warning| run.warn(warning))?;
     metrics.push(("warnings", warnings.len() as f64));
     run.show(format!("score {:.2}  kl {:.2}", measures.score, measures.kl));
@@ -189,6 +196,29 @@ fn one_update(
     Ok(measures)
 }
 
+/// Samples the rollout of an update; `None` where a signal interrupts it, and then what is sampled is in `course`.
+fn sample(
+    settings: &PpoSettings,
+    roles: &Roles,
+    material: &mut Material,
+    step: Step,
+    course: &mut Course,
+) -> Result<Option<Vec<Group>>> {
+    let chosen: Vec<&PromptExample> =
+        material.order.step(step.number).iter().map(|&index| &material.prompts[index]).collect();
+    let policy = roles.policy.model.frozen()?;
+    let first = (step.number * settings.training.batch_size) as u64;
+    let known = std::mem::take(&mut course.rollout);
+    let reading = (&material.tokenizer, &material.stop[..]);
+    match rollout::sample(&policy, &chosen, settings, reading, first, known, || stop::requested().is_some())? {
+        Sampled::Whole(groups) => Ok(Some(groups)),
+        Sampled::Interrupted(answers) => {
+            course.rollout = answers;
+            Ok(None)
+        }
+    }
+}
+
 /// Evaluates and keeps what is to be kept after this many updates.
 fn observe(
     settings: &PpoSettings,
@@ -199,9 +229,9 @@ fn observe(
     watch: &mut Watch,
     run: &mut Run,
 ) -> Result<()> {
-    let every = settings.observation.checkpoint_every;
+    let every = settings.observation.policy_every;
     if every > 0 && updates.is_multiple_of(every) {
-        let folder = run.folder().join(format!("checkpoints/step-{updates:06}"));
+        let folder = run.folder().join(format!("policies/step-{updates:06}"));
         roles.with_saved_policy(|policy| replace_folder_atomically(&folder, |folder| policy.model.save(folder)))?;
     }
     let Some(held_out) = material.held_out.as_mut().filter(|_| evaluates) else { return Ok(()) };
@@ -234,16 +264,15 @@ fn keep(roles: &mut Roles, updates: usize, loss: Option<f64>, run: &mut Run) -> 
 
 /// After a failure: keeps the policy as it is after the updates that were done, and says where.
 fn keep_what_is_learned(roles: &mut Roles, updates: usize, error: Error, mut run: Run) -> Error {
-    if updates == 0 {
+    if updates == 0 || matches!(error, Error::Stopped(_)) {
         return error;
     }
     // Not a number: the judge did not see it, and what it found best stays so.
     match keep(roles, updates, Some(f64::NAN), &mut run) {
-        Ok(()) => Error::input(format!(
-            "{error}; the policy after {updates} updates is in {}",
-            run.folder().join("last").display()
-        )),
-        Err(other) => Error::input(format!("{error}; and the policy could not be saved: {other}")),
+        Ok(()) => {
+            error.and(format!("the policy after {updates} updates is in {}", run.folder().join("last").display()))
+        }
+        Err(other) => error.and(format!("and the policy could not be saved: {other}")),
     }
 }
 

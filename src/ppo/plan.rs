@@ -38,7 +38,9 @@ pub fn memory(settings: &PpoSettings, prompts: &[PromptExample]) -> Result<Plan>
     let (_, architecture) = adapt::base(&settings.model.model, &settings.model.adapter)?;
     let step = settings.prompts_an_update() * tokens(settings, prompts).div_ceil(prompts.len());
     let micro_batch = settings.common.tokens_per_batch.min(step);
-    let parts = memory::expected(&models, micro_batch, (&architecture, cached_tokens(settings, prompts)));
+    let sampler = (&architecture, cached_tokens(settings, prompts));
+    memory::check(&models, micro_batch, sampler)?;
+    let parts = memory::expected(&models, micro_batch, sampler);
     let plan = Plan::new("memory by role, before a model is read").memory(parts.iter().map(|(_, bytes)| bytes).sum());
     Ok(parts.into_iter().fold(plan, |plan, (what, bytes)| plan.line(&format!("  {what}"), DecimalBytes(bytes))))
 }
@@ -62,7 +64,7 @@ pub fn plan(
     material: &Material,
     truncation: Truncation,
     total_updates: usize,
-) -> Plan {
+) -> Result<Plan> {
     let training = &settings.training;
     let prompts = &material.prompts;
     let tokens = tokens(settings, prompts);
@@ -79,7 +81,7 @@ pub fn plan(
     beside.extend(judges.map(|judge| Footprint::of("judge", judge.model())));
     let cached_tokens = cached_tokens(settings, prompts);
     let mut plan =
-        training_plan("ppo", &roles.policy.model, &beside, &settings.common, training, &examples, cached_tokens)
+        training_plan("ppo", &roles.policy.model, &beside, &settings.common, training, &examples, cached_tokens)?
             .line("updates", format!("{total_updates} of {} answers", training.batch_size));
     for model in roles.rewards.models() {
         let reading = if model.reads_tokens() { "" } else { " (reads the answers' text)" };
@@ -96,5 +98,5 @@ pub fn plan(
         let name = settings.preset.map_or_else(|| settings.algorithm.name(), |preset| preset.name());
         plan = plan.line("set by", name);
     }
-    set.into_iter().fold(plan, |plan, (name, value)| plan.line(&format!("  {name}"), value))
+    Ok(set.into_iter().fold(plan, |plan, (name, value)| plan.line(&format!("  {name}"), value)))
 }

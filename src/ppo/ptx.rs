@@ -61,6 +61,16 @@ impl PretrainingMix {
         self.texts.is_empty()
     }
 
+    /// Minibatches that have had their texts.
+    pub fn taken(&self) -> usize {
+        self.taken
+    }
+
+    /// Goes on after so many.
+    pub fn go_on_after(&mut self, taken: usize) {
+        self.taken = taken;
+    }
+
     /// Adds the gradient of `γ` times the mean loss of a token of the next texts to the policy's, and gives that mean loss.
     pub fn accumulate(&mut self, policy: &mut Learner) -> Result<f64> {
         let texts: Vec<&TokenTree> = self.order.step(self.taken).iter().map(|&index| &self.texts[index]).collect();

@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::generate::SamplingSettings;
 use crate::rewards::RewardSourceSettings;
 use crate::settings::{CommonSettings, ModelSettings, TrainingSettings, at_least_one, learning_rate_help};
+use crate::train::inputs::Inputs;
 pub use groups::{
     AdvantageSettings, Aggregation, EpisodeSettings, KlController, KlEstimator, KlPlace, KlSettings,
     ObservationSettings, PolicySettings, PtxSettings, ValueHead, ValueSettings, ValueSource, Variance, WatchSettings,
@@ -137,6 +138,20 @@ impl PpoSettings {
     /// Prompts of an update.
     pub fn prompts_an_update(&self) -> usize {
         (self.training.batch_size / self.episode.answers).max(1)
+    }
+
+    /// What the run reads.
+    pub fn inputs(&self) -> Result<Inputs> {
+        let mut inputs = Inputs::default().model("--model", &self.model.model, &self.model.adapter)?;
+        for (flag, folders) in
+            [("--reward-model", &self.rewards.reward_model), ("--judge-model", &self.observation.judge.judge_model)]
+        {
+            for folder in folders {
+                inputs = inputs.model(flag, folder, &[])?;
+            }
+        }
+        let inputs = inputs.data("--data", &self.data)?.optional("--ptx-data", self.ptx.ptx_data.as_ref())?;
+        inputs.optional("--evaluation-data", self.observation.evaluation_data.as_ref())
     }
 
     /// Refuses settings that do not fit each other.

@@ -1,6 +1,8 @@
 //! Signs of trouble: each a measure, a threshold among the settings, and a sentence that says what to try.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
 
 use super::measures::Measures;
 use super::settings::WatchSettings;
@@ -8,6 +10,12 @@ use super::settings::WatchSettings;
 /// Looks at every update and every evaluation.
 pub struct Watch {
     settings: WatchSettings,
+    seen: Seen,
+}
+
+/// What it remembers.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Seen {
     /// The first update, with which later ones are compared.
     first: Option<Measures>,
     /// Updates in a row with a negative divergence.
@@ -17,7 +25,7 @@ pub struct Watch {
     /// Score and judge of the evaluation before.
     evaluated: Option<(f64, f64)>,
     /// When each warning was last given.
-    given: HashMap<&'static str, usize>,
+    given: BTreeMap<String, usize>,
 }
 
 /// A sign of trouble: its name, and the sentence that says what to try.
@@ -29,16 +37,20 @@ const SILENCE: usize = 10;
 const VALUE_UPDATES: usize = 10;
 
 impl Watch {
-    /// Before the first update.
-    pub fn new(settings: &WatchSettings) -> Self {
-        let given = HashMap::new();
-        Watch { settings: settings.clone(), first: None, negative: 0, diverging: 0, evaluated: None, given }
+    /// After what it has seen: by default, nothing.
+    pub fn new(settings: &WatchSettings, seen: Seen) -> Self {
+        Watch { settings: settings.clone(), seen }
+    }
+
+    /// What it remembers.
+    pub fn seen(&self) -> &Seen {
+        &self.seen
     }
 
     /// The warnings that an update gives cause for, those given lately left out.
     pub fn update(&mut self, step: usize, now: &Measures) -> Vec<String> {
-        let first = *self.first.get_or_insert(*now);
-        self.negative = if now.kl < 0.0 { self.negative + 1 } else { 0 };
+        let first = *self.seen.first.get_or_insert(*now);
+        self.seen.negative = if now.kl < 0.0 { self.seen.negative + 1 } else { 0 };
         let mut found = self.signs_of_the_policy(now, &first);
         found.extend(self.signs_of_the_values(step, now));
         found.extend(self.signs_of_the_answers(now, &first));
@@ -55,11 +67,11 @@ impl Watch {
                 now.kl, limits.watch_kl
             )));
         }
-        if self.negative >= limits.watch_negative_kl {
+        if self.seen.negative >= limits.watch_negative_kl {
             found.push(("negative kl", format!(
                 "the divergence has been negative for {} updates (--watch-negative-kl {}), which sampling from the policy itself cannot keep up: leave \
                  --top-k and --top-p at their defaults, or try --kl-estimator k3",
-                self.negative, limits.watch_negative_kl
+                self.seen.negative, limits.watch_negative_kl
             )));
         }
         if now.entropy < limits.watch_entropy * first.entropy {
@@ -123,26 +135,26 @@ impl Watch {
 
     /// The warning that an evaluation gives cause for.
     pub fn evaluation(&mut self, step: usize, score: f64, judge: f64) -> Option<String> {
-        let diverges = self.evaluated.is_some_and(|(before, judged)| score > before && judge < judged);
-        self.diverging = if diverges { self.diverging + 1 } else { 0 };
-        self.evaluated = Some((score, judge));
-        if self.diverging < self.settings.watch_hacking {
+        let diverges = self.seen.evaluated.is_some_and(|(before, judged)| score > before && judge < judged);
+        self.seen.diverging = if diverges { self.seen.diverging + 1 } else { 0 };
+        self.seen.evaluated = Some((score, judge));
+        if self.seen.diverging < self.settings.watch_hacking {
             return None;
         }
         let sentence = format!(
             "the score has risen and the held-out judge fallen in {} evaluations in a row (--watch-hacking {}): the policy exploits the reward; stop here, as the \
              best policy by the judge is kept, raise --kl-coefficient, or combine several reward models",
-            self.diverging, self.settings.watch_hacking
+            self.seen.diverging, self.settings.watch_hacking
         );
         self.once(step, "hacking", sentence)
     }
 
     fn once(&mut self, step: usize, what: &'static str, sentence: String) -> Option<String> {
-        let silent = self.given.get(what).is_some_and(|&given| step < given + SILENCE);
+        let silent = self.seen.given.get(what).is_some_and(|&given| step < given + SILENCE);
         if silent {
             return None;
         }
-        self.given.insert(what, step);
+        self.seen.given.insert(what.to_string(), step);
         Some(format!("warning: update {}: {sentence}", step + 1))
     }
 }
@@ -167,7 +179,7 @@ mod tests {
 
     fn watch() -> Watch {
         let arguments = ["--model", "m", "--reward-model", "r", "--data", "d", "--output", "o"];
-        Watch::new(&from_arguments::<PpoSettings>(arguments).unwrap().watch)
+        Watch::new(&from_arguments::<PpoSettings>(arguments).unwrap().watch, Seen::default())
     }
 
     #[test]

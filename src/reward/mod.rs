@@ -16,16 +16,19 @@ use crate::data::inspect;
 use crate::data::schema::{self, Demonstration, Ranking};
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::adapter::Pass;
 use crate::model::{Model, dropout_seed};
 use crate::say;
 use crate::settings::{CommonSettings, ExampleSettings, ModelSettings, TrainingSettings, learning_rate_help};
+use crate::train::inputs::Inputs;
+use crate::train::memory;
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
 use crate::train::plan::{Examples, training_plan};
 use crate::train::run::Run;
 use crate::train::schedule::Schedule;
+use crate::train::state::StateWriter;
 use evaluation::score;
 pub use evaluation::{RewardEvaluation, evaluate};
 use loss::{LossSettings, pairs};
@@ -74,11 +77,22 @@ pub struct RewardSettings {
 }
 
 impl RewardSettings {
+    /// What it reads.
+    fn inputs(&self) -> Result<Inputs> {
+        let inputs = Inputs::default().model("--model", &self.model.model, &self.model.adapter)?;
+        let inputs = inputs.data("--data", &self.data)?.optional("--demonstrations", self.demonstrations.as_ref())?;
+        inputs.optional("--evaluation-data", self.examples.evaluation_data.as_ref())
+    }
+
     /// With everything that is left to a default, as it is recorded.
     fn resolved(&self) -> Self {
         RewardSettings { training: self.training.resolved(LEARNING_RATE), ..self.clone() }
     }
 }
+
+/// Names in a checkpoint's state.
+const SHIFT_AND_DIVISOR: &str = "shift_and_divisor";
+const OPTIMIZER: &str = "optimizer";
 
 /// A prompt with its ranked answers, as tokens.
 #[derive(Debug, Clone, PartialEq)]
@@ -119,6 +133,7 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
         head: Head::ScalarOrNew,
         seed: common.seed,
     };
+    memory::check_before_reading(&settings.model, &settings.training)?;
     let mut model = Bases::new(Device::Cpu).load(&role)?;
     tokenizer.fits(model.architecture().vocabulary)?;
     let longest = training.iter().chain(&evaluation).map(|ranked| ranked.tree.longest()).max();
@@ -128,18 +143,25 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     let tokens = training.iter().map(|ranked| ranked.tree.tokens()).sum();
     let (what, count) = ("rankings", training.len());
     let examples = Examples { what, training: count, evaluation: evaluation.len(), tokens, truncation };
-    let mut plan = training_plan("reward", &model, &[], common, &settings.training, &examples, 0);
+    let mut plan = training_plan("reward", &model, &[], common, &settings.training, &examples, 0)?;
     if ties > 0 {
         plan = plan.line("left out", format!("{ties} prompts whose answers are one tie"));
     }
     // Read before the training, which a fault in them would make useless.
     let zero_point = zero_point(settings, &training, &reader)?;
-    let mut run = Run::start(&settings.resolved(), common, &plan, total_steps)?;
-    if settings.normalize_first {
+    let checkpoints = &settings.training.checkpoints;
+    let mut run = Run::start(&settings.resolved(), common, checkpoints, &plan, total_steps, settings.inputs()?)?;
+    let mut optimizer = Optimizer::of(&model, &settings.training, &settings.model)?;
+    let done = run.restore(|state| {
+        if let Some(head) = model.head_mut() {
+            (head.form.shift, head.form.divisor) = state.value(SHIFT_AND_DIVISOR)?;
+        }
+        optimizer.take_from(state, OPTIMIZER)
+    })?;
+    if settings.normalize_first && done == 0 {
         normalization::normalize(&mut model, &zero_point, settings.normalize, common.tokens_per_batch)?;
     }
-    let mut optimizer = Optimizer::of(&model, &settings.training, &settings.model)?;
-    let mut report = train(settings, &model, &training, &evaluation, &mut order, &mut optimizer, &mut run)?;
+    let mut report = train(settings, &model, (&training, &evaluation), &mut order, done, &mut optimizer, &mut run)?;
     let before = normalization::normalize(&mut model, &zero_point, settings.normalize, common.tokens_per_batch)?;
     run.keep(total_steps, None, |folder| {
         model.save(folder)?;
@@ -223,9 +245,9 @@ fn read(pattern: &str, mut tree: impl FnMut(&Ranking) -> Result<TokenTree>) -> R
 fn train(
     settings: &RewardSettings,
     model: &Model,
-    ranked: &[RankedTree],
-    evaluation: &[RankedTree],
+    (ranked, evaluation): (&[RankedTree], &[RankedTree]),
     order: &mut Order,
+    done: usize,
     optimizer: &mut Optimizer,
     run: &mut Run,
 ) -> Result<Option<RewardEvaluation>> {
@@ -234,17 +256,23 @@ fn train(
     let schedule = Schedule::new(&training.optimizer, training.learning_rate(LEARNING_RATE), total_steps);
     let evaluate_every = settings.examples.evaluate_every.unwrap_or(order.steps_per_epoch());
     let mut latest = None;
-    for step in 0..total_steps {
+    for step in done..total_steps {
         let chosen: Vec<&RankedTree> = order.step(step).iter().map(|&index| &ranked[index]).collect();
         let (loss, accuracy) = accumulate(model, optimizer, &chosen, settings, step as u64)?;
         let learning_rate = schedule.learning_rate(step);
-        let done = optimizer.step(learning_rate)?;
-        run.skipped(step + 1, done.not_finite.as_deref())?;
+        let stepped = match optimizer.step(learning_rate) {
+            Err(error @ Error::NotFinite(_)) => {
+                let checkpoint = run.write_checkpoint(step, |state| add_to_state(state, model, optimizer))?;
+                return Err(error.and(format!("the weights as they last were good are in {}", checkpoint.display())));
+            }
+            stepped => stepped?,
+        };
+        run.skipped(step + 1, stepped.not_finite.as_deref())?;
         let tokens = chosen.iter().map(|ranked| ranked.tree.tokens()).sum();
         let metrics = [
             ("accuracy", accuracy),
             ("learning_rate", learning_rate),
-            ("gradient_norm", done.gradient_norm),
+            ("gradient_norm", stepped.gradient_norm),
             ("skipped_steps", optimizer.skipped_steps() as f64),
         ];
         run.step(step + 1, loss, tokens, &metrics)?;
@@ -253,8 +281,21 @@ fn train(
             run.evaluation(step + 1, &evaluation.metrics())?;
             latest = Some(evaluation);
         }
+        run.checkpoint(step + 1, |state| add_to_state(state, model, optimizer))?;
+    }
+    if latest.is_none() && !evaluation.is_empty() {
+        // The last step was done, and evaluated, before the run was interrupted.
+        latest = Some(evaluate(&model.frozen()?, evaluation, &settings.loss, common)?);
     }
     Ok(latest)
+}
+
+/// What a checkpoint holds of the training.
+fn add_to_state<'a>(state: &mut StateWriter<'a>, model: &Model, optimizer: &'a Optimizer) -> Result<()> {
+    if let Some(head) = model.head() {
+        state.value(SHIFT_AND_DIVISOR, &(head.form.shift, head.form.divisor))?;
+    }
+    optimizer.add_to(state, OPTIMIZER)
 }
 
 /// Adds the gradient of one optimizer step's mean loss a prompt, and gives the loss and the accuracy before the step.

@@ -16,6 +16,7 @@ use crate::bail;
 use crate::data::batch::TokenTree;
 use crate::data::schema::Prompt;
 use crate::data::tokenize::Tokenizer;
+use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::settings::not_negative;
 pub use command::RewardCommand;
@@ -170,6 +171,16 @@ impl Rewards {
     /// Texts that lost a part to the greatest length before a model read them, so far.
     pub fn truncated(&self) -> usize {
         self.models.iter().map(|model| model.truncation().prompts + model.truncation().answers).sum()
+    }
+
+    /// The texts that were cut, by model.
+    pub fn truncations(&self) -> Vec<Truncation> {
+        self.models.iter().map(RewardModel::truncation).collect()
+    }
+
+    /// Lets the models count on from there.
+    pub fn count_from(&mut self, truncations: &[Truncation]) {
+        self.models.iter_mut().zip(truncations).for_each(|(model, &truncation)| model.count_from(truncation));
     }
 
     /// The reward of every answer of every prompt.

@@ -61,6 +61,11 @@ impl RewardModel {
         self.truncation
     }
 
+    /// Counts on from there.
+    pub fn count_from(&mut self, truncation: Truncation) {
+        self.truncation = truncation;
+    }
+
     /// The model itself.
     pub fn model(&self) -> &Model {
         &self.model

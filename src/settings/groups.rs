@@ -2,7 +2,9 @@
 //!
 //! Where InstructGPT (Ouyang et al. 2022, appendix C) states a value, it is the default.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Arg, Args, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -13,6 +15,7 @@ use crate::error::Result;
 // A heading stands at each flag, as one set for a whole group would go on over the flags that follow the group.
 const TRAINING: &str = "Training";
 const OPTIMIZER: &str = "Optimizer";
+const CHECKPOINTS: &str = "Checkpoints";
 
 /// What every program has.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
@@ -103,6 +106,76 @@ pub struct TrainingSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub optimizer: OptimizerSettings,
+    /// From where it can go on.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub checkpoints: CheckpointSettings,
+}
+
+/// When a run notes all that it needs to go on, and from where it goes on.
+#[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
+pub struct CheckpointSettings {
+    /// Optimizer steps (200; of ppo, updates) or minutes (5min) between checkpoints; one is written at the end and on Ctrl-C or SIGTERM, too
+    #[arg(long, help_heading = CHECKPOINTS, value_name = "STEPS|MINUTES", default_value = "5min")]
+    pub checkpoint_every: Interval,
+    /// Number of checkpoints that are kept, the newest
+    #[arg(long, help_heading = CHECKPOINTS, value_name = "N", default_value_t = 2, value_parser = at_least_one)]
+    pub keep: usize,
+    /// Go on from a checkpoint: the newest in --output where there is one (auto, or no value), or that of another run's folder
+    #[arg(long, help_heading = CHECKPOINTS, value_name = "auto|FOLDER", num_args = 0..=1, default_missing_value = "auto")]
+    #[serde(skip)]
+    pub resume: Option<PathBuf>,
+}
+
+/// Steps, or minutes, after which something is due again.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Interval {
+    /// So many steps.
+    Steps(usize),
+    /// So many minutes.
+    Minutes(f64),
+}
+
+impl FromStr for Interval {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = || "expected a number of steps (200) or of minutes (5min), above 0".to_string();
+        let interval = match text.strip_suffix("min") {
+            Some(minutes) => Interval::Minutes(minutes.trim().parse().map_err(|_| expected())?),
+            None => Interval::Steps(text.parse().map_err(|_| expected())?),
+        };
+        match interval {
+            Interval::Steps(0) => Err(expected()),
+            // Up to a thousand years, which a clock can still add.
+            Interval::Minutes(minutes) if !(minutes > 0.0 && minutes < 5e8) => Err(expected()),
+            interval => Ok(interval),
+        }
+    }
+}
+
+impl fmt::Display for Interval {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Interval::Steps(steps) => write!(f, "{steps}"),
+            Interval::Minutes(minutes) => write!(f, "{minutes}min"),
+        }
+    }
+}
+
+impl TryFrom<String> for Interval {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Interval> for String {
+    fn from(interval: Interval) -> Self {
+        interval.to_string()
+    }
 }
 
 /// AdamW (Loshchilov & Hutter 2019) and the course of its learning rate.

@@ -21,6 +21,7 @@ use crate::model::adapter::Pass;
 use crate::model::{Model, dropout_seed};
 use crate::say;
 use crate::settings::{CommonSettings, Method};
+use crate::train::memory;
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
 use crate::train::plan::{Examples, training_plan};
@@ -70,6 +71,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
         head: if by_words { Head::Language } else { Head::Classes(&data.labels) },
         seed: common.seed,
     };
+    memory::check_before_reading(&settings.model, &settings.training)?;
     let mut bases = Bases::new(Device::Cpu);
     let model = bases.load(&role)?;
     tokenizer.fits(model.architecture().vocabulary)?;
@@ -79,10 +81,11 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let tokens = data.training.iter().map(|example| example.tree.tokens()).sum();
     let (training, evaluation) = (data.training.len(), data.evaluation.len());
     let examples = Examples { what: "labelled texts", training, evaluation, tokens, truncation: data.truncation };
-    let plan = training_plan("sft", &model, &[], common, &settings.training, &examples, 0)
+    let plan = training_plan("sft", &model, &[], common, &settings.training, &examples, 0)?
         .line("classes", format!("{}: {}", data.labels.len(), data.labels.join(", ")));
     let total_steps = order.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
-    let mut run = Run::start(&settings.resolved(), common, &plan, total_steps)?;
+    let checkpoints = &settings.training.checkpoints;
+    let mut run = Run::start(&settings.resolved(), common, checkpoints, &plan, total_steps, settings.inputs()?)?;
     let save = |folder: &Path| {
         model.save(folder)?;
         tokenizer.save(folder)

@@ -22,6 +22,7 @@ use crate::model::{Model, dropout_seed};
 use crate::ops;
 use crate::say;
 use crate::settings::{CommonSettings, below_one, not_negative};
+use crate::train::memory;
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
 use crate::train::plan::{Examples, training_plan};
@@ -111,6 +112,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
         head: Head::Language,
         seed: common.seed,
     };
+    memory::check_before_reading(&settings.model, &settings.training)?;
     let model = Bases::new(Device::Cpu).load(&role)?;
     tokenizer.fits(model.architecture().vocabulary)?;
     let longest = training.iter().chain(&evaluation).map(|preference| preference.tree.longest()).max();
@@ -119,10 +121,11 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let tokens = training.iter().map(|preference| preference.tree.tokens()).sum();
     let (what, count) = ("preferences", training.len());
     let examples = Examples { what, training: count, evaluation: evaluation.len(), tokens, truncation };
-    let plan = training_plan("sft", &model, &[], common, &settings.training, &examples, 0)
+    let plan = training_plan("sft", &model, &[], common, &settings.training, &examples, 0)?
         .line("objective", format!("dpo, beta {}", settings.dpo.beta));
     let total_steps = order.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
-    let mut run = Run::start(&settings.resolved(), common, &plan, total_steps)?;
+    let checkpoints = &settings.training.checkpoints;
+    let mut run = Run::start(&settings.resolved(), common, checkpoints, &plan, total_steps, settings.inputs()?)?;
     let reference = model.frozen()?;
     for preferences in [&mut training, &mut evaluation] {
         look_up_reference(&reference, preferences, common.tokens_per_batch)?;

@@ -21,6 +21,7 @@ use crate::model::weight_files;
 use crate::model::{Model, dropout_seed};
 use crate::say;
 use crate::settings::CommonSettings;
+use crate::train::memory;
 use crate::train::optimizer::Optimizer;
 use crate::train::order::{self, Order};
 use crate::train::plan::{Examples, training_plan};
@@ -50,6 +51,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
         head: Head::Language,
         seed: common.seed,
     };
+    memory::check_before_reading(&settings.model, &settings.training)?;
     let model = Bases::new(Device::Cpu).load(&role)?;
     tokenizer.fits(model.architecture().vocabulary)?;
     let longest = training.iter().chain(&evaluation).map(TokenTree::longest).max();
@@ -58,12 +60,13 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let tokens = training.iter().map(TokenTree::tokens).sum();
     let (what, count) = ("demonstrations", training.len());
     let examples = Examples { what, training: count, evaluation: evaluation.len(), tokens, truncation };
-    let mut plan = training_plan("sft", &model, &[], common, &settings.training, &examples, 0);
+    let mut plan = training_plan("sft", &model, &[], common, &settings.training, &examples, 0)?;
     if let Some(described) = described {
         plan = plan.line("mixture", described);
     }
     let total_steps = order.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
-    let mut run = Run::start(&settings.resolved(), common, &plan, total_steps)?;
+    let checkpoints = &settings.training.checkpoints;
+    let mut run = Run::start(&settings.resolved(), common, checkpoints, &plan, total_steps, settings.inputs()?)?;
     let save = |folder: &Path| {
         model.save(folder)?;
         // In the folder already, unless it was made for this run.

@@ -11,13 +11,15 @@ use std::path::Path;
 use clap::{Parser, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::settings::{CommonSettings, ExampleSettings, ModelSettings, TrainingSettings, learning_rate_help};
+use crate::train::inputs::Inputs;
 use crate::train::optimizer::Optimizer;
 use crate::train::order::Order;
 use crate::train::run::Run;
 use crate::train::schedule::Schedule;
+use crate::train::state::StateWriter;
 pub use dpo::DpoSettings;
 pub use language_modelling::evaluation_loss;
 
@@ -78,6 +80,12 @@ impl SftSettings {
         SftSettings { training: self.training.resolved(self.full_learning_rate()), ..self.clone() }
     }
 
+    /// What it reads.
+    fn inputs(&self) -> Result<Inputs> {
+        let inputs = Inputs::default().model("--model", &self.model.model, &self.model.adapter)?;
+        inputs.data("--data", &self.data)?.optional("--evaluation-data", self.examples.evaluation_data.as_ref())
+    }
+
     /// The default peak learning rate of full weights.
     fn full_learning_rate(&self) -> f64 {
         if self.objective == Objective::Dpo { DPO_LEARNING_RATE } else { LEARNING_RATE }
@@ -97,8 +105,12 @@ pub enum Objective {
     Dpo,
 }
 
+/// Names in a checkpoint's state.
+const REPORT: &str = "report";
+const OPTIMIZER: &str = "optimizer";
+
 /// What came out.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct SftReport {
     /// Optimizer steps.
     pub steps: usize,
@@ -157,33 +169,49 @@ fn train(
     let mut optimizer = Optimizer::of(model, training, &settings.model)?;
     let evaluate_every = settings.examples.evaluate_every.unwrap_or(order.steps_per_epoch());
     let mut report = SftReport { steps: total_steps, ..SftReport::NOTHING };
-    for step in 0..total_steps {
+    let done = run.restore(|state| {
+        report = state.value(REPORT)?;
+        report.steps = total_steps;
+        optimizer.take_from(state, OPTIMIZER)
+    })?;
+    for step in done..total_steps {
         let Accumulated { loss, tokens, mut metrics } =
             task.accumulate(&mut optimizer, order.step(step), step as u64)?;
         report.training_loss = loss;
         let learning_rate = schedule.learning_rate(step);
-        let done = optimizer.step(learning_rate)?;
-        run.skipped(step + 1, done.not_finite.as_deref())?;
+        let stepped = match optimizer.step(learning_rate) {
+            Err(error @ Error::NotFinite(_)) => {
+                let checkpoint = run.write_checkpoint(step, |state| add_to_state(state, &optimizer, &report))?;
+                return Err(error.and(format!("the weights as they last were good are in {}", checkpoint.display())));
+            }
+            stepped => stepped?,
+        };
+        run.skipped(step + 1, stepped.not_finite.as_deref())?;
         metrics.extend([
             ("learning_rate", learning_rate),
-            ("gradient_norm", done.gradient_norm),
+            ("gradient_norm", stepped.gradient_norm),
             ("skipped_steps", optimizer.skipped_steps() as f64),
         ]);
         run.step(step + 1, report.training_loss, tokens, &metrics)?;
-        let last = step + 1 == total_steps;
-        if !last && (step + 1) % evaluate_every != 0 {
-            continue;
+        if step + 1 == total_steps || (step + 1) % evaluate_every == 0 {
+            let evaluation = task.evaluate()?;
+            if let Some((_, loss)) = evaluation.first() {
+                run.evaluation(step + 1, &evaluation)?;
+                report.evaluation_loss = Some(*loss);
+            }
+            run.keep(step + 1, report.evaluation_loss, |folder| {
+                save(folder)?;
+                // What an adapter needs to train on; of full weights it would be twice the model.
+                if model.adapters().is_empty() { Ok(()) } else { optimizer.save(folder) }
+            })?;
         }
-        let evaluation = task.evaluate()?;
-        if let Some((_, loss)) = evaluation.first() {
-            run.evaluation(step + 1, &evaluation)?;
-            report.evaluation_loss = Some(*loss);
-        }
-        run.keep(step + 1, report.evaluation_loss, |folder| {
-            save(folder)?;
-            // What an adapter needs to train on; of full weights it would be twice the model.
-            if model.adapters().is_empty() { Ok(()) } else { optimizer.save(folder) }
-        })?;
+        run.checkpoint(step + 1, |state| add_to_state(state, &optimizer, &report))?;
     }
     Ok(report)
+}
+
+/// What a checkpoint holds of the training.
+fn add_to_state<'a>(state: &mut StateWriter<'a>, optimizer: &'a Optimizer, report: &SftReport) -> Result<()> {
+    state.value(REPORT, report)?;
+    optimizer.add_to(state, OPTIMIZER)
 }

@@ -2,7 +2,11 @@
 
 use candle_core::{Tensor, Var};
 
+use super::state::{StateReader, StateWriter};
 use crate::error::Result;
+
+/// What its tensors' names begin with in a state.
+const SCOPE: &str = "moving average";
 
 /// `a ← decay a + (1 - decay) w` after each update, for every trained weight `w`; it starts as the weights.
 pub struct MovingAverage {
@@ -15,6 +19,22 @@ impl MovingAverage {
     pub fn new<'a>(variables: impl Iterator<Item = &'a Var>, decay: f64) -> Result<Self> {
         let averages = variables.map(|variable| variable.as_tensor().detach().copy()).collect::<Result<_, _>>()?;
         Ok(MovingAverage { decay, averages })
+    }
+
+    /// Adds it to a state.
+    pub fn add_to(&self, state: &mut StateWriter) {
+        for (index, average) in self.averages.iter().enumerate() {
+            state.tensor(format!("{SCOPE}/{index}"), average);
+        }
+    }
+
+    /// Takes it back.
+    pub fn take_from(&mut self, state: &mut StateReader) -> Result<()> {
+        for (index, average) in self.averages.iter_mut().enumerate() {
+            let values = state.numbers(&format!("{SCOPE}/{index}"), average.dims())?;
+            *average = Tensor::from_vec(values, average.shape(), average.device())?;
+        }
+        Ok(())
     }
 
     /// Takes in the weights as they are now.

@@ -5,10 +5,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::tensorboard::EventFile;
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 
 /// Writes each step's values as a line of `metrics.jsonl` and as TensorBoard scalars.
 #[derive(Debug)]
@@ -17,16 +19,54 @@ pub struct Metrics {
     lines: File,
     events: EventFile,
     started: Instant,
+    /// Seconds of the run before this process began.
+    before: f64,
 }
+
+/// How far the files are, so that a run that goes on continues them there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Position {
+    /// Bytes of `metrics.jsonl`.
+    lines: u64,
+    /// The event file, and its bytes.
+    events: (String, u64),
+    /// Seconds since the run began, pauses left out.
+    seconds: f64,
+}
+
+const FILE: &str = "metrics.jsonl";
 
 impl Metrics {
     /// Appends to `metrics.jsonl` in `folder` and starts a new event file beside it. The clock of `seconds` starts.
     pub fn create(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        let path = folder.join("metrics.jsonl");
+        let path = folder.join(FILE);
         let lines = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io(&path))?;
-        Ok(Metrics { path, lines, events: EventFile::create(folder)?, started: Instant::now() })
+        Ok(Metrics { path, lines, events: EventFile::create(folder)?, started: Instant::now(), before: 0.0 })
+    }
+
+    /// Goes on in `folder` where the files of the run in `from` were; what they hold after that is dropped.
+    ///
+    /// Files that are gone, or shorter than they were, are no reason not to go on: the curves then have a gap.
+    pub fn resume(folder: &Path, from: &Path, position: &Position) -> Result<Self> {
+        let (name, length) = &position.events;
+        let path = cut(folder, from, FILE, position.lines)?;
+        let events = cut(folder, from, name, *length)?;
+        let lines = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io(&path))?;
+        let events = if events.is_file() { EventFile::resume(events)? } else { EventFile::create(folder)? };
+        Ok(Metrics { path, lines, events, started: Instant::now(), before: position.seconds })
+    }
+
+    /// Brings the files to the disk, and says how far they are.
+    pub fn sync(&mut self) -> Result<Position> {
+        self.lines.sync_data().map_err(Error::io(&self.path))?;
+        let lines = self.lines.metadata().map_err(Error::io(&self.path))?.len();
+        Ok(Position { lines, events: self.events.sync()?, seconds: self.seconds() })
+    }
+
+    fn seconds(&self) -> f64 {
+        self.before + self.started.elapsed().as_secs_f64()
     }
 
     /// Writes `values` of `step`, with `seconds` since the start and `peak_rss_mb` added; complete on return.
@@ -34,7 +74,7 @@ impl Metrics {
     /// A number that is not finite stands as `null` in the line, as JSON has no other way.
     pub fn write(&mut self, step: usize, values: &[(&str, f64)]) -> Result<()> {
         let mut all = Vec::from(values);
-        all.push(("seconds", self.started.elapsed().as_secs_f64()));
+        all.push(("seconds", self.seconds()));
         all.extend(peak_rss_mb().map(|peak| ("peak_rss_mb", peak)));
         let mut object = Map::new();
         object.insert("step".to_string(), Value::from(step));
@@ -45,6 +85,17 @@ impl Metrics {
         self.lines.write_all(line.as_bytes()).map_err(Error::io(&self.path))?;
         self.events.scalars(step, &all)
     }
+}
+
+/// Brings the first `length` bytes of a file of the folder `from` into `folder`, and gives its path there.
+fn cut(folder: &Path, from: &Path, name: &str, length: u64) -> Result<PathBuf> {
+    let (source, target) = (from.join(name), folder.join(name));
+    if source.is_file() {
+        let bytes = std::fs::read(&source).map_err(Error::io(&source))?;
+        let kept = &bytes[..bytes.len().min(length as usize)];
+        write_atomically(&target, |file| file.write_all(kept))?;
+    }
+    Ok(target)
 }
 
 /// The most memory this process has held so far, in megabytes (10^6 bytes); `None` where the system has no

@@ -3,13 +3,17 @@
 
 pub mod checkpoint;
 pub mod ema;
+pub mod inputs;
+pub mod kept;
 pub mod memory;
 pub mod metrics;
 pub mod optimizer;
 pub mod order;
 pub mod plan;
 pub mod progress;
+pub mod resume;
 pub mod run;
 pub mod schedule;
+pub mod state;
 pub mod table;
 pub mod tensorboard;

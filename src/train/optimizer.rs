@@ -6,8 +6,10 @@ use std::path::Path;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
+use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use super::state::{StateReader, StateWriter};
+use crate::error::{Error, Result};
 use crate::model::{Model, adapter, weight_files};
 use crate::ops::adamw::{AdamwState, AdamwStep, adamw, add_in_place, squared_norm};
 use crate::settings::{EpsilonPlace, ModelSettings, OptimizerSettings, TrainingSettings};
@@ -40,6 +42,15 @@ const FILE: &str = "optimizer.safetensors";
 const FIRST: &str = "first_moment";
 const SECOND: &str = "second_moment";
 const UPDATES: &str = "updates";
+
+/// What a checkpoint holds of an optimizer beside its tensors.
+#[derive(Debug, Serialize, Deserialize)]
+struct Counts {
+    /// Of each parameter, in the order of their names.
+    updates: Vec<u64>,
+    skipped_steps: usize,
+    skipped_in_a_row: usize,
+}
 
 /// What a step did.
 #[derive(Debug, Clone, PartialEq)]
@@ -136,6 +147,39 @@ impl Optimizer {
         Ok(())
     }
 
+    /// Adds what it trains and all that it needs to go on to a state, under names that begin with `scope`.
+    pub fn add_to<'a>(&'a self, state: &mut StateWriter<'a>, scope: &str) -> Result<()> {
+        for Parameter { name, variable, moments, .. } in &self.parameters {
+            state.tensor(format!("{scope}/{name}"), variable.as_tensor());
+            for (part, values) in [(FIRST, &moments.first_moment), (SECOND, &moments.second_moment)] {
+                // A parameter that no gradient has reached has none.
+                if !values.is_empty() {
+                    state.numbers(format!("{scope}/{name}.{part}"), variable.dims(), values);
+                }
+            }
+        }
+        let updates = self.parameters.iter().map(|parameter| parameter.updates).collect();
+        let Optimizer { skipped_steps, skipped_in_a_row, .. } = *self;
+        state.value(scope, &Counts { updates, skipped_steps, skipped_in_a_row })
+    }
+
+    /// Takes all of it back.
+    pub fn take_from(&mut self, state: &mut StateReader, scope: &str) -> Result<()> {
+        let Counts { updates, skipped_steps, skipped_in_a_row } = state.value(scope)?;
+        (self.skipped_steps, self.skipped_in_a_row) = (skipped_steps, skipped_in_a_row);
+        for (parameter, updates) in self.parameters.iter_mut().zip(updates) {
+            let Parameter { name, variable, moments, .. } = parameter;
+            let values = state.numbers(&format!("{scope}/{name}"), variable.dims())?;
+            variable.set(&Tensor::from_vec(values, variable.shape(), variable.device())?)?;
+            for (part, values) in [(FIRST, &mut moments.first_moment), (SECOND, &mut moments.second_moment)] {
+                let name = format!("{scope}/{name}.{part}");
+                *values = if state.has_tensor(&name) { state.numbers(&name, variable.dims())? } else { Vec::new() };
+            }
+            parameter.updates = updates;
+        }
+        Ok(())
+    }
+
     /// Adds a micro-batch's gradients to those of the step. Its loss is to be weighted by the caller, as the sum over the step's
     /// micro-batches is what is minimised.
     pub fn accumulate(&mut self, gradients: &GradStore) -> Result<()> {
@@ -168,10 +212,10 @@ impl Optimizer {
             self.skipped_steps += 1;
             self.skipped_in_a_row += 1;
             if self.skipped_in_a_row >= self.settings.max_skipped_steps {
-                crate::bail!(
+                return Err(Error::NotFinite(format!(
                     "the gradients of {} steps in a row are not finite, in the last one {not_finite}; they changed nothing. Try a smaller --learning-rate, look at the examples of these steps, or start from weights that are finite",
                     self.skipped_in_a_row
-                );
+                )));
             }
             return Ok(StepReport { gradient_norm, gradient_scale: 0.0, not_finite: Some(not_finite) });
         }

@@ -7,6 +7,7 @@ use indicatif::{DecimalBytes, HumanCount};
 use super::memory::{self, Footprint};
 use super::table::Table;
 use crate::data::tokenize_records::Truncation;
+use crate::error::Result;
 use crate::model::Model;
 use crate::settings::{CommonSettings, TrainingSettings};
 
@@ -87,7 +88,7 @@ pub struct Examples<'a> {
     pub truncation: Truncation,
 }
 
-/// The plan of a training program. The model is what the user asked to have trained; others stand beside it in memory, with `cached_tokens` whose keys
+/// The plan of a training program, which cannot be made where the run does not fit the machine's memory. The model is what the user asked to have trained; others stand beside it in memory, with `cached_tokens` whose keys
 /// and values are held.
 pub fn training_plan(
     program: &str,
@@ -97,7 +98,7 @@ pub fn training_plan(
     training: &TrainingSettings,
     examples: &Examples,
     cached_tokens: usize,
-) -> Plan {
+) -> Result<Plan> {
     let trainable = model.trainable_count();
     let count = |number: usize| HumanCount(number as u64);
     let evaluated = match examples.evaluation {
@@ -108,7 +109,9 @@ pub fn training_plan(
     let step = training.batch_size * examples.tokens.div_ceil(examples.training.max(1));
     let footprints = [&[Footprint::of("model", model)], beside].concat();
     let tokens = common.tokens_per_batch.min(step);
-    let memory = memory::expected(&footprints, tokens, (model.architecture(), cached_tokens));
+    let sampler = (model.architecture(), cached_tokens);
+    memory::check(&footprints, tokens, sampler)?;
+    let memory = memory::expected(&footprints, tokens, sampler);
     let mut plan = Plan::new(program)
         .line("model", model.folder().path.display())
         .line("method", &training.method)
@@ -126,7 +129,7 @@ pub fn training_plan(
             plan = plan.line(what, text);
         }
     }
-    plan
+    Ok(plan)
 }
 
 #[cfg(test)]

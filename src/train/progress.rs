@@ -14,6 +14,8 @@ pub struct Progress {
     label: String,
     total: usize,
     done: usize,
+    /// Steps that were done before this process began.
+    before: usize,
     tokens: usize,
     loss: Option<f64>,
     status: Option<String>,
@@ -40,7 +42,16 @@ impl Progress {
         } else {
             Display::Lines { last: started }
         };
-        Progress { label, total, done: 0, tokens: 0, loss: None, status: None, started, display }
+        Progress { label, total, done: 0, before: 0, tokens: 0, loss: None, status: None, started, display }
+    }
+
+    /// So many steps were done before.
+    pub fn start_at(&mut self, done: usize) {
+        (self.done, self.before) = (done, done);
+        if let Display::Bar(bar) = &self.display {
+            bar.set_position(done as u64);
+            bar.reset_eta();
+        }
     }
 
     /// One more step is done, with this loss if it has one, and this many real tokens.
@@ -102,7 +113,7 @@ impl Progress {
         let time = if remaining == 0 {
             format!("took {:#}", HumanDuration(elapsed))
         } else {
-            let left = elapsed.mul_f64(remaining as f64 / self.done.max(1) as f64);
+            let left = elapsed.mul_f64(remaining as f64 / (self.done - self.before).max(1) as f64);
             format!("{:#} left", HumanDuration(left))
         };
         let parts = [format!("{} {}/{}", self.label, self.done, self.total), self.message(), time];

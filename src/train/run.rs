@@ -1,54 +1,221 @@
-//! A training run: its folder, what is printed while it goes on, and what is recorded.
+//! A training run: its folder, what is printed while it goes on, what is recorded, and from where it can go on.
 //!
-//! The folder holds `settings.toml` as resolved, `metrics.jsonl`, TensorBoard events, the models `best/` and `last/`, and, at its
+//! The folder holds `settings.toml` as resolved, `metrics.jsonl`, TensorBoard events, checkpoints, the models `best/` and `last/`, and, at its
 //! top, the best model, so that the folder itself is the model of the next stage.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use toml::Table;
 
-use super::checkpoint::{BestAndLast, Kept};
-use super::metrics::{Metrics, peak_rss_mb};
+use super::checkpoint::{Checkpoint, Checkpoints};
+use super::inputs::Inputs;
+use super::kept::{BestAndLast, Kept};
+use super::metrics::{Metrics, Position, peak_rss_mb};
 use super::plan::Plan;
 use super::progress::Progress;
-use crate::error::Result;
-use crate::files::{FolderLock, prepare_run_folder, write_atomically};
-use crate::settings::{self, CommonSettings};
+use super::resume;
+use super::state::{StateReader, StateWriter};
+use crate::bail;
+use crate::error::{Error, Result};
+use crate::files::{
+    FolderLock, clear_run_folder, publish, replace_folder_atomically, take_run_folder, write_atomically,
+};
+use crate::settings::{self, CheckpointSettings, CommonSettings, Interval};
+use crate::stop;
 
 /// One run of a training program.
 pub struct Run {
     folder: PathBuf,
     quiet: bool,
+    program: String,
+    settings: Table,
+    inputs: Inputs,
+    total_steps: usize,
     metrics: Metrics,
     progress: Progress,
     kept: BestAndLast,
-    step_started: Instant,
-    expected_memory: Option<u64>,
     last_kept: Option<usize>,
     warnings: String,
+    step_started: Instant,
+    expected_memory: Option<u64>,
+    checkpoints: Checkpoints,
+    checkpoint_every: Interval,
+    /// When a checkpoint was last written, or the run began.
+    noted: Instant,
+    /// From where it goes on.
+    resumed: Option<(usize, StateReader)>,
+    _listening: stop::Listening,
     _lock: FolderLock,
 }
 
+/// What a checkpoint holds of the run itself.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    program: String,
+    total_steps: usize,
+    best: Option<Kept>,
+    last_kept: Option<usize>,
+    /// Bytes of `warnings.txt`.
+    warnings: usize,
+    metrics: Position,
+}
+
+const RECORD: &str = "run";
+const SETTINGS: &str = "settings";
+const INPUTS: &str = "inputs";
+const WARNINGS: &str = "warnings.txt";
+/// Written when a run is over; without it, checkpoints are those of one that is not.
+const FINISHED: &str = "finished.json";
+
 impl Run {
-    /// Makes the folder, records the settings, prints the plan, and starts the clock.
-    pub fn start<S: Serialize>(settings: &S, common: &CommonSettings, plan: &Plan, total_steps: usize) -> Result<Self> {
+    /// Takes the folder, records the settings, prints the plan, and starts the clock. With `--resume` the run goes on from a checkpoint:
+    /// [`restore`](Run::restore) gives the state back.
+    ///
+    /// # Errors
+    /// Where the folder holds a run that is not over and is not to go on, and where settings or inputs are not those of the checkpoint.
+    pub fn start<S: Serialize>(
+        settings: &S,
+        common: &CommonSettings,
+        checkpoints: &CheckpointSettings,
+        plan: &Plan,
+        total_steps: usize,
+        inputs: Inputs,
+    ) -> Result<Self> {
         let folder = common.output.clone();
-        let lock = prepare_run_folder(&folder)?;
-        settings::save(settings, folder.join("settings.toml"))?;
-        plan.print(common.quiet);
-        Ok(Run {
+        let lock = take_run_folder(&folder)?;
+        let table = settings::table(settings)?;
+        let own = Checkpoints::of(&folder, checkpoints.keep);
+        own.sweep()?;
+        let (checkpoint, mut notes) = resume::choose(checkpoints.resume.as_deref(), &own)?;
+        let mut run = Run {
             quiet: common.quiet,
-            metrics: Metrics::create(&folder)?,
+            program: plan.title().to_string(),
+            metrics: begin(&folder, &own, checkpoint.is_some())?,
+            settings: table,
+            inputs,
+            total_steps,
             progress: Progress::new(plan.title(), total_steps, common.quiet),
             kept: BestAndLast::new(&folder),
-            step_started: Instant::now(),
-            expected_memory: plan.expected_memory(),
             last_kept: None,
             warnings: String::new(),
+            step_started: Instant::now(),
+            expected_memory: plan.expected_memory(),
+            checkpoints: own,
+            checkpoint_every: checkpoints.checkpoint_every,
+            noted: Instant::now(),
+            resumed: None,
+            _listening: stop::listen()?,
             _lock: lock,
             folder,
-        })
+        };
+        if let Some(checkpoint) = checkpoint {
+            notes.extend(run.go_on_from(checkpoint)?);
+        }
+        settings::save(settings, run.folder.join("settings.toml"))?;
+        plan.print(common.quiet);
+        notes.iter().try_for_each(|note| run.warn(&format!("warning: {note}")))?;
+        if let Some((step, _)) = &run.resumed {
+            run.note(&format!("goes on after step {step} of {total_steps}"));
+        }
+        Ok(run)
+    }
+
+    /// Compares a checkpoint with this run, and brings the folder to where it was; what is worth a warning comes back.
+    fn go_on_from(&mut self, checkpoint: Checkpoint) -> Result<Option<String>> {
+        let Checkpoint { folder, step } = &checkpoint;
+        let state = StateReader::open(folder)?;
+        let record: Record = state.value(RECORD)?;
+        if record.program != self.program {
+            bail!("{}: a checkpoint of {}, which {} cannot go on from", folder.display(), record.program, self.program);
+        }
+        resume::check_settings(&self.settings, &state.value(SETTINGS)?, folder)?;
+        self.inputs.check(&state.value(INPUTS)?, folder)?;
+        if *step > self.total_steps {
+            bail!(
+                "{}: {step} steps are done, and --max-steps and --epochs allow {}; raise them",
+                folder.display(),
+                self.total_steps
+            );
+        }
+        if let Some(best) = checkpoint.best() {
+            replace_folder_atomically(self.folder.join("best"), |folder| publish(&best, folder))?;
+        }
+        self.kept = BestAndLast::resume(&self.folder, record.best);
+        self.last_kept = record.last_kept;
+        let warnings = std::fs::read(checkpoint.run().join(WARNINGS)).unwrap_or_default();
+        self.warnings = String::from_utf8_lossy(&warnings[..record.warnings.min(warnings.len())]).into_owned();
+        if !self.warnings.is_empty() {
+            self.write(WARNINGS, &self.warnings)?;
+        }
+        self.metrics = Metrics::resume(&self.folder, checkpoint.run(), &record.metrics)?;
+        self.progress.start_at(*step);
+        self.resumed = Some((*step, state));
+        Ok((record.total_steps != self.total_steps).then(|| {
+            format!(
+                "the run is now one of {} steps and was one of {}; the course of the learning rate changes with it",
+                self.total_steps, record.total_steps
+            )
+        }))
+    }
+
+    /// Gives the state back with which the run goes on, and the number of steps that are done; 0 for a run that begins.
+    pub fn restore(&mut self, restore: impl FnOnce(&mut StateReader) -> Result<()>) -> Result<usize> {
+        match self.resumed.take() {
+            Some((step, mut state)) => restore(&mut state).map(|()| step),
+            None => Ok(0),
+        }
+    }
+
+    /// Writes a checkpoint after `step` steps if one is due: by `--checkpoint-every`, at the end, or because a signal asks the run to stop.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] after a signal, and where the checkpoint cannot be written.
+    pub fn checkpoint<'a>(&mut self, step: usize, fill: impl FnOnce(&mut StateWriter<'a>) -> Result<()>) -> Result<()> {
+        let is_due = match self.checkpoint_every {
+            Interval::Steps(steps) => step.is_multiple_of(steps),
+            Interval::Minutes(minutes) => self.noted.elapsed().as_secs_f64() >= 60.0 * minutes,
+        };
+        let signal = stop::requested().filter(|_| step < self.total_steps);
+        if is_due || signal.is_some() || step == self.total_steps {
+            self.write_checkpoint(step, fill)?;
+        }
+        signal.map_or(Ok(()), |signal| Err(self.stopped(step, signal)))
+    }
+
+    /// Writes a checkpoint after `step` steps.
+    pub fn write_checkpoint<'a>(
+        &mut self,
+        step: usize,
+        fill: impl FnOnce(&mut StateWriter<'a>) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let mut state = StateWriter::default();
+        fill(&mut state)?;
+        let record = Record {
+            program: self.program.clone(),
+            total_steps: self.total_steps,
+            best: self.kept.best(),
+            last_kept: self.last_kept,
+            warnings: self.warnings.len(),
+            metrics: self.metrics.sync()?,
+        };
+        state.value(RECORD, &record)?;
+        state.value(SETTINGS, &self.settings)?;
+        state.value(INPUTS, &self.inputs)?;
+        let best = self.kept.best().map(|_| self.folder.join("best"));
+        let path = self.checkpoints.write(step, best.as_deref(), state)?;
+        self.noted = Instant::now();
+        self.step_started = Instant::now();
+        Ok(path)
+    }
+
+    /// What a run says that a signal stopped after it wrote a checkpoint.
+    pub fn stopped(&self, step: usize, signal: &str) -> Error {
+        Error::Stopped(format!(
+            "stopped by {signal} after step {step} of {}; the same command with --resume goes on from there",
+            self.total_steps
+        ))
     }
 
     /// Shows this beside the loss from now on, such as the score that PPO raises.
@@ -105,7 +272,7 @@ impl Run {
         self.progress.note(text);
         self.warnings.push_str(text);
         self.warnings.push('\n');
-        self.write("warnings.txt", &self.warnings)
+        self.write(WARNINGS, &self.warnings)
     }
 
     /// Warns of a step that changed nothing, as something in its gradients was not finite.
@@ -119,6 +286,10 @@ impl Run {
     /// Makes the run's folder itself the best model, and says where it is.
     pub fn finish(self) -> Result<()> {
         let best = self.kept.publish_best()?;
+        self.write(
+            FINISHED,
+            &format!("{}\n", serde_json::json!({ "steps": self.total_steps, "model_of_step": best.step })),
+        )?;
         self.progress.finish();
         if !self.quiet {
             eprintln!("model of step {} in {}", best.step, self.folder.display());
@@ -138,4 +309,22 @@ impl Run {
     pub fn write(&self, name: &str, text: &str) -> Result<()> {
         write_atomically(self.folder.join(name), |file| std::io::Write::write_all(file, text.as_bytes()))
     }
+}
+
+/// Readies the folder: a run that goes on keeps what is there, and a new one takes the place of one that is over.
+fn begin(folder: &Path, checkpoints: &Checkpoints, goes_on: bool) -> Result<Metrics> {
+    let finished = folder.join(FINISHED);
+    if !goes_on {
+        if checkpoints.any()? && !finished.is_file() {
+            bail!(
+                "--output {}: holds a run that is not over; go on with it by --resume, or choose another folder, or delete its folder checkpoints to begin again",
+                folder.display()
+            );
+        }
+        clear_run_folder(folder)?;
+    }
+    if finished.is_file() {
+        std::fs::remove_file(&finished).map_err(Error::io(&finished))?;
+    }
+    Metrics::create(folder)
 }

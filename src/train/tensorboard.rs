@@ -48,6 +48,8 @@ struct Scalar {
 pub struct EventFile {
     path: PathBuf,
     file: File,
+    /// The time of the last event: none is earlier, whatever becomes of the clock.
+    latest: f64,
 }
 
 impl EventFile {
@@ -66,20 +68,35 @@ impl EventFile {
                 Err(error) => return Err(Error::io(path)(error)),
             }
         };
-        let mut events = EventFile { path, file };
+        let mut events = EventFile { path, file, latest: 0.0 };
         let version = Some("brain.Event:2".to_string());
-        events.append(&Event { wall_time: now(), step: 0, file_version: version, summary: None })?;
+        events.append(Event { wall_time: now(), step: 0, file_version: version, summary: None })?;
         Ok(events)
+    }
+
+    /// Goes on with a file.
+    pub fn resume(path: PathBuf) -> Result<Self> {
+        let file = File::options().append(true).open(&path).map_err(Error::io(&path))?;
+        Ok(EventFile { path, file, latest: 0.0 })
+    }
+
+    /// Brings the file to the disk; gives its name and length.
+    pub fn sync(&mut self) -> Result<(String, u64)> {
+        self.file.sync_data().map_err(Error::io(&self.path))?;
+        let length = self.file.metadata().map_err(Error::io(&self.path))?.len();
+        Ok((self.path.file_name().unwrap_or_default().to_string_lossy().into_owned(), length))
     }
 
     /// Appends the named values of `step`; on the disk's way on return, as a dashboard may be watching.
     pub fn scalars(&mut self, step: usize, values: &[(&str, f64)]) -> Result<()> {
         let scalar = |&(tag, value): &(&str, f64)| Scalar { tag: tag.to_string(), simple_value: Some(value as f32) };
         let summary = Some(Summary { value: values.iter().map(scalar).collect() });
-        self.append(&Event { wall_time: now(), step: step as i64, file_version: None, summary })
+        self.append(Event { wall_time: now(), step: step as i64, file_version: None, summary })
     }
 
-    fn append(&mut self, event: &Event) -> Result<()> {
+    fn append(&mut self, mut event: Event) -> Result<()> {
+        self.latest = self.latest.max(event.wall_time);
+        event.wall_time = self.latest;
         self.file.write_all(&record(&event.encode_to_vec())).map_err(Error::io(&self.path))
     }
 }

@@ -7,6 +7,8 @@ mod classification;
 mod classifiers;
 mod common;
 mod data;
+#[cfg(target_os = "linux")]
+mod faults;
 mod golden;
 mod methods;
 mod metrics;
@@ -18,6 +20,7 @@ mod programs;
 mod report_in_browser;
 mod reward;
 mod stages;
+mod survival;
 mod tokens;
 mod users;
 mod workbench;

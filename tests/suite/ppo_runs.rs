@@ -52,7 +52,7 @@ fn every_preset_and_algorithm_starts_at_ratio_one_and_samples_what_the_update_se
         let length = if variant.contains("--response-length") { "" } else { "--response-length 8" };
         bench.succeed(&format!(
             "ppo --model sft {reward} --data prompts.parquet --output {run} --max-steps 3 --epochs 9 {length} --max-length 64 \
-             --learning-rate 1e-3 --warmup-steps 0 --sample-every 2 --checkpoint-every 3 --quiet {variant}"
+             --learning-rate 1e-3 --warmup-steps 0 --sample-every 2 --policy-every 3 --quiet {variant}"
         ));
         let updates = updates(&bench, &run);
         assert_eq!(updates.len(), 3, "{variant}");
@@ -69,7 +69,7 @@ fn every_preset_and_algorithm_starts_at_ratio_one_and_samples_what_the_update_se
         assert!(text.contains(">>>") && text.contains("reward "), "{text}");
         assert!(!numbers(&bench, &format!("{run}/samples/update-000002.parquet"), "score").is_empty());
         bench.succeed(&format!(
-            "sample --model {run}/checkpoints/step-000003 --data prompts.parquet --output {run}.parquet --response-length 4 --quiet"
+            "sample --model {run}/policies/step-000003 --data prompts.parquet --output {run}.parquet --response-length 4 --quiet"
         ));
     }
     let adaptive: Vec<f64> =

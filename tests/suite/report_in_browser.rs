@@ -93,16 +93,16 @@ fn expect(bench: &Workbench, report: &str, figures: &[&str], shown: &[&str], hid
     bench.path(report)
 }
 
-/// A report with every part: of runs and their checkpoints, judged by everything.
+/// A report with every part: of runs and their policies, judged by everything.
 fn full_report(bench: &Workbench) -> PathBuf {
     bench.sft("base", "model", "--max-steps 8 --quiet");
     bench.sft("sft", "base", "--quiet");
     bench.reward("reward", "sft", "--quiet");
-    bench.ppo("ppo", "sft", "reward", "--checkpoint-every 1 --quiet");
+    bench.ppo("ppo", "sft", "reward", "--policy-every 1 --quiet");
     write_world(bench);
     write_other_data(bench);
     bench.succeed(
-        "evaluate --models base=base sft=sft ppo=ppo --checkpoints ppo --reward-model reward --data world --response-length 16 \
+        "evaluate --models base=base sft=sft ppo=ppo --policies ppo --reward-model reward --data world --response-length 16 \
          --toxicity-prompts toxic.parquet --toxicity-samples 3 --toxicity-scorer rule --hallucination-scorer grounding length \
          --multiple-choice choices.parquet --recognition shown.parquet --tasks tasks.parquet --votes votes.parquet \
          --labelled labelled.parquet --group-columns category --resamples 50 --output full --quiet",

@@ -75,6 +75,11 @@ impl Workbench {
 
     /// Runs `program arguments` in this folder; a no-break space within an argument becomes a space.
     pub fn run(&self, line: &str) -> Output {
+        self.command(line).output().unwrap()
+    }
+
+    /// The same, to be started otherwise.
+    pub fn command(&self, line: &str) -> Command {
         let (program, arguments) = line.split_once(' ').unwrap();
         let executable = match program {
             "sft" => env!("CARGO_BIN_EXE_sft"),
@@ -87,7 +92,9 @@ impl Workbench {
             _ => panic!("no program {program}"),
         };
         let arguments = arguments.split_ascii_whitespace().map(|argument| argument.replace('\u{a0}', " "));
-        Command::new(executable).args(arguments).current_dir(self.folder.path()).output().unwrap()
+        let mut command = Command::new(executable);
+        command.args(arguments).current_dir(self.folder.path());
+        command
     }
 
     /// Runs it, expects that it succeeds, and gives what it printed on the standard output stream.

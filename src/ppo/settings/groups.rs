@@ -263,9 +263,9 @@ pub struct ObservationSettings {
     /// Sample answers written at a time
     #[arg(long, help_heading = OBSERVATION, default_value_t = 8, value_parser = at_least_one)]
     pub samples: usize,
-    /// Updates between checkpoints, kept as checkpoints/step-000010 and so on; 0 for none
+    /// Updates between policies that are kept as models, policies/step-000010 and so on, for `evaluate --policies`; 0 for none
     #[arg(long, help_heading = OBSERVATION, value_name = "UPDATES", default_value_t = 0)]
-    pub checkpoint_every: usize,
+    pub policy_every: usize,
     /// Prompts kept apart, whose answers a held-out judge scores; the best policy by that judge is kept beside the last
     #[arg(long, help_heading = OBSERVATION, value_name = "FILES")]
     pub evaluation_data: Option<String>,

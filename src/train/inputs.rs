@@ -1,0 +1,171 @@
+//! What a run reads: the size and hash of every file, by which a changed one is found when the run goes on.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::adapt;
+use crate::bail;
+use crate::data::{mixture, parquet};
+use crate::error::{Error, Result};
+
+/// Of a file larger than this, so many bytes are hashed in blocks: the first, the last, and others at equal distances between them.
+const HASHED: u64 = 64 << 20;
+const BLOCK: u64 = 1 << 20;
+
+/// The files of a run, by the flag that named them and their own names.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inputs {
+    files: BTreeMap<String, Fingerprint>,
+}
+
+/// What tells a file from others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Fingerprint {
+    bytes: u64,
+    xxh3: String,
+}
+
+impl Inputs {
+    /// Adds the data that a pattern names: Parquet files, or a mixture and its sources.
+    pub fn data(mut self, flag: &str, pattern: &str) -> Result<Self> {
+        if !mixture::is_mixture(pattern) {
+            return self.parquet(flag, pattern);
+        }
+        self.file(flag, Path::new(pattern))?;
+        for source in mixture::sources(pattern)? {
+            self = self.parquet(flag, &source)?;
+        }
+        Ok(self)
+    }
+
+    /// The same where there may be no such data.
+    pub fn optional(self, flag: &str, pattern: Option<&String>) -> Result<Self> {
+        pattern.map_or(Ok(self.clone()), |pattern| self.data(flag, pattern))
+    }
+
+    fn parquet(mut self, flag: &str, pattern: &str) -> Result<Self> {
+        parquet::files(pattern)?.iter().try_for_each(|file| self.file(flag, file))?;
+        Ok(self)
+    }
+
+    /// Adds the weights and configuration of a model, the adapters on top of it, and its base.
+    pub fn model(mut self, flag: &str, folder: &Path, adapters: &[std::path::PathBuf]) -> Result<Self> {
+        let (base, adapters) = adapt::resolve(folder, adapters)?;
+        for folder in std::iter::once(&base).chain(&adapters) {
+            for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+                let path = entry.map_err(Error::io(folder))?.path();
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let is_weights = name.ends_with(".safetensors") && name != "optimizer.safetensors";
+                if is_weights || ["config.json", "adapter_config.json", "head.json", "tokenizer.json"].contains(&&*name)
+                {
+                    self.file(flag, &path)?;
+                }
+            }
+        }
+        Ok(self)
+    }
+
+    fn file(&mut self, flag: &str, path: &Path) -> Result<()> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let fingerprint = fingerprint(path)?;
+        let mut key = format!("{flag} {name}");
+        // Two files of a run may have the same name in different folders.
+        for number in 2.. {
+            if !self.files.contains_key(&key) {
+                break;
+            }
+            key = format!("{flag} {name} ({number})");
+        }
+        self.files.insert(key, fingerprint);
+        Ok(())
+    }
+
+    /// Refuses to go on where a file is not what it was.
+    pub fn check(&self, then: &Inputs, checkpoint: &Path) -> Result<()> {
+        let names = self.files.keys().chain(then.files.keys());
+        for name in names {
+            let reason = match (then.files.get(name), self.files.get(name)) {
+                (Some(then), Some(now)) if then == now => continue,
+                (Some(then), Some(now)) if then.bytes != now.bytes => {
+                    format!("had {} bytes when the run began, now {}", then.bytes, now.bytes)
+                }
+                (Some(_), Some(_)) => "has other contents than when the run began".to_string(),
+                (Some(_), None) => "was there when the run began, and is not now".to_string(),
+                (None, _) => "was not there when the run began".to_string(),
+            };
+            bail!(
+                "{name}: the file {reason}, so the run cannot go on from {} as it would have; bring the old file back, or start a new run in another --output",
+                checkpoint.display()
+            );
+        }
+        Ok(())
+    }
+}
+
+fn fingerprint(path: &Path) -> Result<Fingerprint> {
+    let mut file = File::open(path).map_err(Error::io(path))?;
+    let bytes = file.metadata().map_err(Error::io(path))?.len();
+    let blocks = if bytes <= HASHED { bytes.div_ceil(BLOCK) } else { HASHED / BLOCK };
+    let (mut hasher, mut buffer) = (Xxh3::new(), Vec::new());
+    for block in 0..blocks {
+        let start = if bytes <= HASHED { block * BLOCK } else { start_of(block, bytes) };
+        file.seek(SeekFrom::Start(start)).map_err(Error::io(path))?;
+        buffer.clear();
+        (&mut file).take(BLOCK).read_to_end(&mut buffer).map_err(Error::io(path))?;
+        hasher.update(&buffer);
+    }
+    Ok(Fingerprint { bytes, xxh3: format!("{:016x}", hasher.digest()) })
+}
+
+/// Where a block of a large file begins, the last being the file's end.
+fn start_of(block: u64, bytes: u64) -> u64 {
+    (u128::from(bytes - BLOCK) * u128::from(block) / u128::from(HASHED / BLOCK - 1)) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_a_new_and_a_missing_file_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = ["a", "b"].map(|name| folder.path().join(name));
+        let inputs = |present: &[usize]| {
+            let mut inputs = Inputs::default();
+            present.iter().for_each(|&index| inputs.file("--data", &paths[index]).unwrap());
+            inputs
+        };
+        paths.iter().for_each(|path| std::fs::write(path, "one").unwrap());
+        let then = inputs(&[0, 1]);
+        let fault = |now: Inputs| now.check(&then, Path::new("c")).unwrap_err().to_string();
+        assert!(then.check(&then.clone(), Path::new("c")).is_ok());
+        assert!(fault(inputs(&[0])).starts_with("--data b: the file was there"));
+        std::fs::write(&paths[1], "two").unwrap();
+        assert!(fault(inputs(&[0, 1])).starts_with("--data b: the file has other contents"));
+        std::fs::write(&paths[1], "three").unwrap();
+        assert!(fault(inputs(&[0, 1])).starts_with("--data b: the file had 3 bytes when the run began, now 5"));
+    }
+
+    #[test]
+    fn of_a_large_file_the_ends_and_blocks_between_them_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("large");
+        let length = HASHED as usize + 12_345;
+        let mut bytes = vec![7u8; length];
+        let mut hash = |at: Option<usize>| {
+            at.iter().for_each(|&at| bytes[at] ^= 1);
+            std::fs::write(&path, &bytes).unwrap();
+            at.iter().for_each(|&at| bytes[at] ^= 1);
+            fingerprint(&path).unwrap()
+        };
+        let plain = hash(None);
+        for at in [0, length - 1, start_of(32, length as u64) as usize] {
+            assert_ne!(hash(Some(at)), plain, "{at}");
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! Runs that are killed, stopped and gone on with end in the bytes of one that was left alone.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+use rlhf::random::{Stream, stream};
+use rlhf::train::checkpoint::Checkpoints;
+use serde_json::Value;
+
+use crate::workbench::Workbench;
+
+/// How often each run is killed; `RLHF_KILLS` sets another number, for the long form (`benches/survival.py`).
+fn kills() -> usize {
+    std::env::var("RLHF_KILLS").map_or(3, |kills| kills.parse().unwrap())
+}
+
+/// A workbench with a model to start from and a reward model.
+pub fn bench() -> Workbench {
+    let bench = Workbench::new();
+    bench.sft("start", "model", "--max-steps 4 --quiet");
+    bench.reward("judge", "start", "--max-steps 4 --quiet");
+    bench
+}
+
+/// Each stage, many steps of it, with a checkpoint after each.
+pub fn line(stage: &str) -> String {
+    let stage = match stage {
+        "sft" => {
+            "sft --model start --data demonstrations.parquet --evaluation-share 0.2 --epochs 12 --batch-size 4 --learning-rate 3e-3"
+        }
+        "reward" => {
+            "reward --model start --data rankings.parquet --demonstrations demonstrations.parquet --normalize-first --evaluation-share 0.2 --epochs 12 --batch-size 4 --learning-rate 3e-3"
+        }
+        "ppo" => {
+            "ppo --model start --reward-model judge --data prompts.parquet --batch-size 6 --minibatches 2 --epochs 6 --response-length 8 --max-length 64 \
+             --learning-rate 1e-3 --kl-controller adaptive --ema-decay 0.9 --ptx-data demonstrations.parquet --ptx-ratio 1"
+        }
+        _ => panic!("no stage {stage}"),
+    };
+    format!("{stage} --checkpoint-every 1 --quiet")
+}
+
+/// The files of a run that have to be the same: models and settings, without what tells the time.
+fn models(run: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![PathBuf::new()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(run.join(&folder)).unwrap() {
+            let entry = entry.unwrap();
+            let (path, name) = (folder.join(entry.file_name()), entry.file_name().into_string().unwrap());
+            assert!(!name.ends_with(".tmp"), "{name} was left behind");
+            if entry.path().is_dir() {
+                // A checkpoint holds times.
+                if name != "checkpoints" {
+                    folders.push(path);
+                }
+            } else if !(name == "settings.toml" || name == "metrics.jsonl" || name.contains("tfevents")) {
+                found.insert(path, std::fs::read(entry.path()).unwrap());
+            }
+        }
+    }
+    found
+}
+
+/// The metrics of a run without what tells the time or the memory.
+fn curves(bench: &Workbench, run: &str) -> Vec<BTreeMap<String, Value>> {
+    let mut lines = bench.metrics(run);
+    for line in &mut lines {
+        line.retain(|name, _| !["seconds", "tokens_per_second", "peak_rss_mb"].contains(&&**name));
+    }
+    lines
+}
+
+#[track_caller]
+pub fn assert_same(bench: &Workbench, one: &str, other: &str) {
+    let (left, right) = (models(&bench.path(one)), models(&bench.path(other)));
+    let names = |files: &BTreeMap<PathBuf, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&left), names(&right), "{one} and {other}");
+    for (name, bytes) in &left {
+        assert!(bytes == &right[name], "{} differs between {one} and {other}", name.display());
+    }
+    assert_eq!(curves(bench, one), curves(bench, other), "{one} and {other}");
+}
+
+/// Waits for so long at most.
+fn wait(child: &mut std::process::Child, limit: Duration) -> Option<ExitStatus> {
+    let started = Instant::now();
+    while started.elapsed() < limit {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    None
+}
+
+/// Lets a run go on again and again, killing it `kills` times at random instants, until it is over.
+fn kill_often(bench: &Workbench, line: &str, run: &str, longest: Duration, kills: usize, random: &mut Stream) {
+    let command = format!("{line} --output {run} --resume");
+    let mut killed = 0;
+    while killed < kills {
+        let mut child = bench.command(&command).stderr(Stdio::piped()).spawn().unwrap();
+        match wait(&mut child, longest.mul_f64(random.random_range(0.0..1.0))) {
+            Some(status) => {
+                assert!(status.success(), "{command}: {:?}", child.wait_with_output().unwrap());
+                // It was faster than the hand that was to kill it, and is over: begin again.
+                std::fs::remove_dir_all(bench.path(run)).unwrap();
+            }
+            None => {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                killed += 1;
+            }
+        }
+    }
+    bench.succeed(&command);
+}
+
+fn survives(stage: &str) {
+    let bench = bench();
+    let mut random = stream(0, stage, 0);
+    for method in ["full", "lora", "prefix-tuning", "adapters"] {
+        for threads in [1, 2] {
+            let line = format!("{} --method {method} --threads {threads}", line(stage));
+            let [whole, killed] = ["whole", "killed"].map(|name| format!("{name}-{method}-{threads}"));
+            let started = Instant::now();
+            bench.succeed(&format!("{line} --output {whole}"));
+            kill_often(&bench, &line, &killed, started.elapsed(), kills(), &mut random);
+            assert_same(&bench, &whole, &killed);
+        }
+        // And whatever the number of threads.
+        assert_same(&bench, &format!("whole-{method}-1"), &format!("killed-{method}-2"));
+    }
+}
+
+#[test]
+fn sft_survives_being_killed() {
+    survives("sft");
+}
+
+#[test]
+fn reward_survives_being_killed() {
+    survives("reward");
+}
+
+#[test]
+fn ppo_survives_being_killed() {
+    survives("ppo");
+}
+
+/// Sends a signal by its name.
+fn send(child: &std::process::Child, signal: &str) {
+    let id = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
+}
+
+/// Starts a run, waits until it has done a step and a little longer, and sends it a signal.
+fn stop(bench: &Workbench, line: &str, run: &str, signal: &str, later: Duration) -> std::process::Output {
+    let child = bench.command(line).stderr(Stdio::piped()).spawn().unwrap();
+    let metrics = bench.path(run).join("metrics.jsonl");
+    let started = Instant::now();
+    while !std::fs::read(&metrics).is_ok_and(|lines| !lines.is_empty()) && started.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::thread::sleep(later);
+    send(&child, signal);
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn a_signal_stops_a_run_at_a_checkpoint_with_a_code_of_its_own() {
+    let bench = bench();
+    let mut random = stream(0, "signals", 0);
+    let mut within_rollouts = 0;
+    // No checkpoint is due by itself.
+    for (stage, signal) in [("sft", "INT"), ("reward", "TERM"), ("ppo", "INT"), ("ppo", "TERM")] {
+        let line = line(stage).replace("--checkpoint-every 1", "--checkpoint-every 60min --epochs 40");
+        let line = line
+            .replace("--response-length 8", "--response-length 40")
+            .replace("--epochs 12", "")
+            .replace("--epochs 6", "");
+        let [whole, stopped] = ["whole", "stopped"].map(|name| format!("{name}-{stage}-{signal}"));
+        bench.succeed(&format!("{line} --output {whole}"));
+        let command = format!("{line} --output {stopped} --resume");
+        let mut stops = 0;
+        loop {
+            let output = stop(&bench, &command, &stopped, signal, Duration::from_millis(random.random_range(0..30)));
+            let said = String::from_utf8_lossy(&output.stderr);
+            match output.status.code() {
+                Some(0) => break,
+                Some(3) => stops += 1,
+                other => panic!("{stage}, {signal}: {other:?}: {said}"),
+            }
+            assert!(said.starts_with(&format!("error: stopped by SIG{signal} after step ")), "{said}");
+            assert!(said.contains("--resume goes on from there") && said.lines().count() == 1, "{said}");
+            let newest = Checkpoints::of(&bench.path(&stopped), 2).newest().unwrap().0.unwrap();
+            let state = std::fs::read_to_string(newest.folder.join("state.toml")).unwrap();
+            within_rollouts += usize::from(state.contains("log_probs"));
+            if stops == 4 {
+                bench.succeed(&command);
+                break;
+            }
+        }
+        assert!(stops > 0, "{stage} was over before the signal came");
+        assert_same(&bench, &whole, &stopped);
+    }
+    // Answers of rollouts that were not over were kept.
+    assert!(within_rollouts > 0);
+}
+
+#[test]
+fn a_second_signal_ends_a_run_at_once() {
+    let bench = bench();
+    let line = line("ppo").replace("--batch-size 6", "--batch-size 6 --reward-command sleep\u{a0}60");
+    let child = bench.command(&format!("{line} --output run")).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    // The reward is waited for, so the first is only noted.
+    send(&child, "TERM");
+    std::thread::sleep(Duration::from_millis(200));
+    let started = Instant::now();
+    send(&child, "TERM");
+    let status = child.wait_with_output().unwrap().status;
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15));
+    assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn what_may_not_change_when_a_run_goes_on_is_refused_and_named() {
+    let bench = bench();
+    let line = line("sft");
+    bench.succeed(&format!("{line} --max-steps 5 --output run"));
+    let fault = |line: &str| {
+        let output = bench.run(line);
+        assert_eq!(output.status.code(), Some(2), "{line}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let other =
+        |from: &str, to: &str| fault(&format!("{} --max-steps 9 --output run --resume", line.replace(from, to)));
+    let rate = other("3e-3", "2e-3");
+    assert!(rate.contains("--learning-rate: was 0.003 when the run began, now it is 0.002"), "{rate}");
+    assert!(fault(&format!("{line} --max-steps 4 --output run --resume")).contains("5 steps are done"));
+    assert!(fault(&format!("{line} --output new --resume model")).contains("there is no checkpoint in it"));
+    let reward = crate::survival::line("reward");
+    assert!(
+        fault(&format!("{reward} --output run --resume"))
+            .contains("a checkpoint of sft, which reward cannot go on from")
+    );
+    // More steps, another output, another number of threads: as one run of as many steps would have gone on.
+    bench.succeed(
+        &format!("{line} --max-steps 9 --threads 1 --output longer --resume run --schedule constant")
+            .replace("--schedule constant", ""),
+    );
+    assert_eq!(curves(&bench, "longer").len(), curves(&bench, "run").len() + 4 + 1);
+    let warnings = String::from_utf8(bench.bytes("longer/warnings.txt")).unwrap();
+    assert!(warnings.contains("the run is now one of 9 steps and was one of 5"), "{warnings}");
+    // A run that is not over is not written over.
+    std::fs::remove_file(bench.path("run/finished.json")).unwrap();
+    assert!(fault(&format!("{line} --max-steps 5 --output run")).contains("holds a run that is not over"));
+    // Data that changed are found, whatever their names.
+    let data = bench.bytes("demonstrations.parquet");
+    std::fs::rename(bench.path("demonstrations.parquet"), bench.path("moved.parquet")).unwrap();
+    let moved = other("demonstrations.parquet", "moved.parquet");
+    assert!(moved.contains("moved.parquet: the file was not there when the run began") || moved.is_empty(), "{moved}");
+    let mut damaged = data.clone();
+    damaged.push(0);
+    bench.put("demonstrations.parquet", &damaged);
+    assert!(!bench.run(&format!("{line} --max-steps 9 --output run --resume")).status.success());
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
+    let bench = bench();
+    let line = line("ppo");
+    bench.succeed(&format!("{line} --output whole"));
+    bench.succeed(&format!("{line} --max-steps 5 --output run"));
+    // The schedule of the whole run.
+    std::fs::remove_dir_all(bench.path("run")).unwrap();
+    let mut child = bench.command(&format!("{line} --output run")).spawn().unwrap();
+    let checkpoints = bench.path("run/checkpoints");
+    while !checkpoints.join("step-000005").is_dir() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let newest = Checkpoints::of(&bench.path("run"), 2).newest().unwrap().0.unwrap();
+    let tensors = newest.folder.join("state.safetensors");
+    let mut bytes = std::fs::read(&tensors).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    std::fs::write(&tensors, bytes).unwrap();
+    bench.succeed(&format!("{line} --output run --resume"));
+    let warnings = String::from_utf8(bench.bytes("run/warnings.txt")).unwrap();
+    assert!(
+        warnings.contains("state.safetensors: not what was written, by its checksum; the checkpoint is passed over")
+    );
+    std::fs::remove_file(bench.path("run/warnings.txt")).unwrap();
+    assert_same(&bench, "whole", "run");
+}
