@@ -146,8 +146,8 @@ impl PpoSettings {
         for (flag, folders) in
             [("--reward-model", &self.rewards.reward_model), ("--judge-model", &self.observation.judge.judge_model)]
         {
-            for folder in folders {
-                inputs = inputs.model(flag, folder, &[])?;
+            for (number, folder) in folders.iter().enumerate() {
+                inputs = inputs.model(&format!("{flag} {number}"), folder, &[])?;
             }
         }
         let inputs = inputs.data("--data", &self.data)?.optional("--ptx-data", self.ptx.ptx_data.as_ref())?;

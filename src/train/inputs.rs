@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 const HASHED: u64 = 64 << 20;
 const BLOCK: u64 = 1 << 20;
 
-/// The files of a run, by the flag that named them and their own names.
+/// The files of a run, by the flag that named them and their place among its files.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inputs {
     files: BTreeMap<String, Fingerprint>,
@@ -26,6 +26,7 @@ pub struct Inputs {
 /// What tells a file from others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Fingerprint {
+    path: String,
     bytes: u64,
     xxh3: String,
 }
@@ -36,9 +37,9 @@ impl Inputs {
         if !mixture::is_mixture(pattern) {
             return self.parquet(flag, pattern);
         }
-        self.file(flag, Path::new(pattern))?;
-        for source in mixture::sources(pattern)? {
-            self = self.parquet(flag, &source)?;
+        self.file(format!("{flag} mixture"), Path::new(pattern))?;
+        for (number, source) in mixture::sources(pattern)?.iter().enumerate() {
+            self = self.parquet(&format!("{flag} {number}"), source)?;
         }
         Ok(self)
     }
@@ -49,57 +50,50 @@ impl Inputs {
     }
 
     fn parquet(mut self, flag: &str, pattern: &str) -> Result<Self> {
-        parquet::files(pattern)?.iter().try_for_each(|file| self.file(flag, file))?;
+        for (number, file) in parquet::files(pattern)?.iter().enumerate() {
+            self.file(format!("{flag} file {number}"), file)?;
+        }
         Ok(self)
     }
 
     /// Adds the weights and configuration of a model, the adapters on top of it, and its base.
     pub fn model(mut self, flag: &str, folder: &Path, adapters: &[std::path::PathBuf]) -> Result<Self> {
         let (base, adapters) = adapt::resolve(folder, adapters)?;
-        for folder in std::iter::once(&base).chain(&adapters) {
+        for (number, folder) in std::iter::once(&base).chain(&adapters).enumerate() {
             for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
                 let path = entry.map_err(Error::io(folder))?.path();
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 let is_weights = name.ends_with(".safetensors") && name != "optimizer.safetensors";
                 if is_weights || ["config.json", "adapter_config.json", "head.json", "tokenizer.json"].contains(&&*name)
                 {
-                    self.file(flag, &path)?;
+                    self.file(format!("{flag} {number} {name}"), &path)?;
                 }
             }
         }
         Ok(self)
     }
 
-    fn file(&mut self, flag: &str, path: &Path) -> Result<()> {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let fingerprint = fingerprint(path)?;
-        let mut key = format!("{flag} {name}");
-        // Two files of a run may have the same name in different folders.
-        for number in 2.. {
-            if !self.files.contains_key(&key) {
-                break;
-            }
-            key = format!("{flag} {name} ({number})");
-        }
-        self.files.insert(key, fingerprint);
+    fn file(&mut self, key: String, path: &Path) -> Result<()> {
+        self.files.insert(key, fingerprint(path)?);
         Ok(())
     }
 
-    /// Refuses to go on where a file is not what it was.
+    /// Refuses to go on where a file is not what it was. It may have another name.
     pub fn check(&self, then: &Inputs, checkpoint: &Path) -> Result<()> {
-        let names = self.files.keys().chain(then.files.keys());
-        for name in names {
-            let reason = match (then.files.get(name), self.files.get(name)) {
-                (Some(then), Some(now)) if then == now => continue,
+        for key in self.files.keys().chain(then.files.keys()) {
+            let (name, reason) = match (then.files.get(key), self.files.get(key)) {
+                (Some(then), Some(now)) if (then.bytes, &then.xxh3) == (now.bytes, &now.xxh3) => continue,
                 (Some(then), Some(now)) if then.bytes != now.bytes => {
-                    format!("had {} bytes when the run began, now {}", then.bytes, now.bytes)
+                    (&now.path, format!("had {} bytes when the run began, now {}", then.bytes, now.bytes))
                 }
-                (Some(_), Some(_)) => "has other contents than when the run began".to_string(),
-                (Some(_), None) => "was there when the run began, and is not now".to_string(),
-                (None, _) => "was not there when the run began".to_string(),
+                (Some(_), Some(now)) => (&now.path, "has other contents than when the run began".to_string()),
+                (Some(then), None) => (&then.path, "was there when the run began, and is not now".to_string()),
+                (None, Some(now)) => (&now.path, "was not there when the run began".to_string()),
+                (None, None) => continue,
             };
+            let flag = key.split(' ').next().unwrap_or_default();
             bail!(
-                "{name}: the file {reason}, so the run cannot go on from {} as it would have; bring the old file back, or start a new run in another --output",
+                "{flag}: {name} {reason}, so the run cannot go on from {} as it would have; bring the old file back, or start a new run in another --output",
                 checkpoint.display()
             );
         }
@@ -119,7 +113,7 @@ fn fingerprint(path: &Path) -> Result<Fingerprint> {
         (&mut file).take(BLOCK).read_to_end(&mut buffer).map_err(Error::io(path))?;
         hasher.update(&buffer);
     }
-    Ok(Fingerprint { bytes, xxh3: format!("{:016x}", hasher.digest()) })
+    Ok(Fingerprint { path: path.display().to_string(), bytes, xxh3: format!("{:016x}", hasher.digest()) })
 }
 
 /// Where a block of a large file begins, the last being the file's end.
@@ -137,18 +131,18 @@ mod tests {
         let paths = ["a", "b"].map(|name| folder.path().join(name));
         let inputs = |present: &[usize]| {
             let mut inputs = Inputs::default();
-            present.iter().for_each(|&index| inputs.file("--data", &paths[index]).unwrap());
+            present.iter().for_each(|&index| inputs.file(format!("--data file {index}"), &paths[index]).unwrap());
             inputs
         };
         paths.iter().for_each(|path| std::fs::write(path, "one").unwrap());
         let then = inputs(&[0, 1]);
         let fault = |now: Inputs| now.check(&then, Path::new("c")).unwrap_err().to_string();
         assert!(then.check(&then.clone(), Path::new("c")).is_ok());
-        assert!(fault(inputs(&[0])).starts_with("--data b: the file was there"));
+        assert!(fault(inputs(&[0])).contains("/b was there"));
         std::fs::write(&paths[1], "two").unwrap();
-        assert!(fault(inputs(&[0, 1])).starts_with("--data b: the file has other contents"));
+        assert!(fault(inputs(&[0, 1])).contains("/b has other contents"));
         std::fs::write(&paths[1], "three").unwrap();
-        assert!(fault(inputs(&[0, 1])).starts_with("--data b: the file had 3 bytes when the run began, now 5"));
+        assert!(fault(inputs(&[0, 1])).contains("/b had 3 bytes when the run began, now 5"));
     }
 
     #[test]
@@ -161,7 +155,7 @@ mod tests {
             at.iter().for_each(|&at| bytes[at] ^= 1);
             std::fs::write(&path, &bytes).unwrap();
             at.iter().for_each(|&at| bytes[at] ^= 1);
-            fingerprint(&path).unwrap()
+            fingerprint(&path).unwrap().xxh3
         };
         let plain = hash(None);
         for at in [0, length - 1, start_of(32, length as u64) as usize] {
