@@ -9,6 +9,7 @@ pub mod mixture;
 mod mixture_template;
 pub mod parquet;
 mod remarks;
+pub mod row_index;
 pub mod schema;
 pub mod template;
 pub mod text_column;
