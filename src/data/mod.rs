@@ -17,3 +17,4 @@ pub mod tokenize;
 pub mod tokenize_records;
 mod tokenizer_files;
 pub mod train_tokenizer;
+pub mod window;
