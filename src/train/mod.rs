@@ -3,6 +3,7 @@
 
 pub mod checkpoint;
 pub mod ema;
+pub mod examples;
 pub mod memory;
 pub mod metrics;
 pub mod optimizer;

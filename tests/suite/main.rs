@@ -18,6 +18,7 @@ mod programs;
 mod report_in_browser;
 mod reward;
 mod stages;
+mod streaming;
 mod tokens;
 mod users;
 mod workbench;
