@@ -7,7 +7,8 @@
 //! * [`error`], [`random`], [`files`], [`settings`]: one error type, whose messages name the file and the column or tensor; every random
 //!   number by the name of its stream; files that appear whole or not at all; settings that are the command line, the TOML
 //!   file and the record.
-//! * [`data`]: from Parquet rows to packed batches. [`data::parquet`] reads row groups, [`data::schema`] makes records of them in
+//! * [`data`]: from Parquet rows to packed batches. [`data::parquet`] reads files, [`data::row_index`] any rows of many, [`data::window`] orders more
+//!   rows than memory holds, [`data::schema`] makes records of them in
 //!   the layouts that people use, [`data::template`] renders conversations, [`data::tokenize`] gives trees of token ids (a prompt with the
 //!   answers that continue it), [`data::batch`] lays them end to end.
 //! * [`ops`]: the operations that carry a transformer, each with its own backward pass that skips what is frozen, and a reference in
@@ -19,7 +20,7 @@
 //!   [`model::sites`] applies what adapters declare: to all rows alike, or to each group of rows its own.
 //! * [`adapt`]: what trains: full weights, or lightweight methods in the forms of PEFT and AdapterHub. The only place that knows methods by name.
 //! * [`generate`]: sampling with a key-value cache and continuous batching.
-//! * [`train`]: what the stages share: optimizer, schedule, order of examples, metrics, progress, the run's folder.
+//! * [`train`]: what the stages share: optimizer, schedule, examples by step, in memory or streamed ([`train::examples`]), metrics, progress, the run's folder.
 //! * [`classifier`]: sequence classifiers of others (toxicity, inference), on the core or, for DeBERTa, beside it: texts to probabilities of labels.
 //! * [`rewards`]: what says how good an answer is: reward models of any tokenizer, several together, or a command. [`figure`]: curves as SVG.
 //! * [`sft`], [`reward`], [`ppo`]: the three stages; [`sample`], [`score`], [`evaluate`], [`export`]: what is done with a model afterwards.

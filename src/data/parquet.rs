@@ -13,14 +13,16 @@ use parquet::arrow::arrow_reader::{
 };
 use parquet::arrow::arrow_writer::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::metadata::{ParquetMetaData, ParquetStatisticsPolicy};
 use parquet::file::properties::WriterProperties;
+use parquet::schema::types::SchemaDescriptor;
 use tempfile::NamedTempFile;
 
 use crate::bail;
 use crate::error::{Error, Result};
 
 /// Rows decoded at a time.
-const ROWS_PER_BATCH: usize = 1024;
+pub(super) const ROWS_PER_BATCH: usize = 1024;
 /// Rows of a row group that is written: what the writer holds in memory.
 const ROWS_PER_GROUP: usize = 16 * 1024;
 /// The four bytes at which a Parquet file begins and ends.
@@ -109,7 +111,9 @@ impl ParquetRows {
         let mut rows = 0;
         for path in files(pattern)? {
             let metadata = read_footer(&path)?;
-            rows += metadata.metadata().file_metadata().num_rows().max(0) as usize;
+            for count in rows_of_groups(&path, metadata.metadata())? {
+                rows = total_rows(&path, rows, count)?;
+            }
             opened.push((Arc::<Path>::from(path), metadata));
         }
         if rows == 0 {
@@ -140,10 +144,7 @@ impl ParquetRows {
         let mut builder =
             ParquetRecordBatchReaderBuilder::new_with_metadata(handle, metadata).with_batch_size(ROWS_PER_BATCH);
         if let Some(columns) = self.columns {
-            let fields = builder.schema().fields().iter().enumerate();
-            let roots: Vec<usize> =
-                fields.filter(|(_, field)| columns.contains(&field.name().as_str())).map(|(index, _)| index).collect();
-            let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
+            let mask = projection(builder.schema(), builder.parquet_schema(), columns);
             builder = builder.with_projection(mask);
         }
         let reader = without_panic(|| builder.build()).map_err(|error| unreadable(&file, 0, error))?;
@@ -182,15 +183,22 @@ impl Iterator for ParquetRows {
     }
 }
 
-fn unreadable(file: &Path, row: usize, error: impl std::fmt::Display) -> Error {
+/// Those of the columns of these names that a file has.
+pub(super) fn projection(schema: &SchemaRef, stored: &SchemaDescriptor, columns: &[&str]) -> ProjectionMask {
+    let fields = schema.fields().iter().enumerate();
+    let wanted = fields.filter(|(_, field)| columns.contains(&field.name().as_str())).map(|(index, _)| index);
+    ProjectionMask::roots(stored, wanted)
+}
+
+pub(super) fn unreadable(file: &Path, row: usize, error: impl std::fmt::Display) -> Error {
     Error::input(format!(
         "{}: the rows from {row} on cannot be read ({error}); the file is damaged: copy or make it again",
         file.display()
     ))
 }
 
-/// Reads the footer of a file, or says in one sentence what the file is instead of a Parquet file.
-fn read_footer(path: &Path) -> Result<ArrowReaderMetadata> {
+/// Reads the footer of a file without its statistics, which nothing here looks at, or says in one sentence what the file is instead of a Parquet file.
+pub(super) fn read_footer(path: &Path) -> Result<ArrowReaderMetadata> {
     let mut file = File::open(path).map_err(Error::io(path))?;
     let name = path.display();
     let length = file.metadata().map_err(Error::io(path))?.len();
@@ -215,12 +223,49 @@ fn read_footer(path: &Path) -> Result<ArrowReaderMetadata> {
     let unreadable = |reason: &str| {
         Error::input(format!("{name}: the footer of the Parquet file cannot be read ({reason}); copy or make it again"))
     };
-    without_panic(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())).map_err(|reason| unreadable(&reason))
+    let options = ArrowReaderOptions::new()
+        .with_column_stats_policy(ParquetStatisticsPolicy::SkipAll)
+        .with_size_stats_policy(ParquetStatisticsPolicy::SkipAll)
+        .with_encoding_stats_policy(ParquetStatisticsPolicy::SkipAll);
+    without_panic(|| ArrowReaderMetadata::load(&file, options)).map_err(|reason| unreadable(&reason))
+}
+
+/// The numbers of rows of a file's row groups, which must be possible.
+pub(super) fn rows_of_groups(file: &Path, footer: &ParquetMetaData) -> Result<Vec<usize>> {
+    let (name, all) = (file.display(), footer.file_metadata().num_rows());
+    let mut sum = 0i64;
+    let mut counts = Vec::with_capacity(footer.num_row_groups());
+    for (number, group) in footer.row_groups().iter().enumerate() {
+        let rows = group.num_rows();
+        let (Ok(count), Some(total)) = (usize::try_from(rows), sum.checked_add(rows)) else {
+            bail!(
+                "{name}: the footer gives row group {number} (counted from 0) {rows} rows, which cannot be; the file is \
+                 damaged: copy or make it again"
+            );
+        };
+        counts.push(count);
+        sum = total;
+    }
+    if sum != all {
+        bail!("{name}: the footer counts {all} rows, its row groups {sum}; the file is damaged: copy or make it again");
+    }
+    Ok(counts)
+}
+
+/// Adds to a number of rows, up to what can be counted.
+pub(super) fn total_rows(file: &Path, rows: usize, more: usize) -> Result<usize> {
+    let counted = rows.checked_add(more).filter(|&total| i64::try_from(total).is_ok());
+    counted.ok_or_else(|| {
+        Error::input(format!(
+            "{}: with its rows there are more than can be counted; the file is damaged: copy or make it again",
+            file.display()
+        ))
+    })
 }
 
 /// Runs a step of the Parquet reader, which takes some numbers of a file on trust and panics where damage made them
 /// impossible; what it was working on must be dropped then.
-fn without_panic<T, E: std::fmt::Display>(step: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+pub(super) fn without_panic<T, E: std::fmt::Display>(step: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(step)) {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Err("it holds impossible numbers".to_owned()),

@@ -14,7 +14,8 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::Array;
+use arrow::array::{Array, RecordBatch};
+use arrow::datatypes::SchemaRef;
 
 use super::labels;
 use super::layout;
@@ -167,18 +168,51 @@ pub enum AnswerLayout {
     Pair,
 }
 
+/// The layouts of one kind of record: which columns they use, and how rows become records.
+#[derive(Debug)]
+pub struct Layouts<R> {
+    /// The columns that any of the layouts uses.
+    pub columns: &'static [&'static str],
+    decode: fn(&Rows) -> Result<Vec<R>>,
+}
+
+/// The layouts of demonstrations.
+pub const DEMONSTRATIONS: Layouts<Demonstration> =
+    Layouts { columns: layout::DEMONSTRATION_COLUMNS, decode: layout::demonstrations };
+/// The layouts of rankings.
+pub const RANKINGS: Layouts<Ranking> = Layouts { columns: layout::RANKING_COLUMNS, decode: layout::rankings };
+/// The layouts of labelled texts.
+pub const LABELLED: Layouts<Labelled> = Layouts { columns: labels::COLUMNS, decode: labels::labelled };
+/// The layouts of prompts.
+pub const PROMPTS: Layouts<Prompt> = Layouts { columns: layout::PROMPT_COLUMNS, decode: layout::prompts };
+
+impl<R> Layouts<R> {
+    /// One record a row, in their order; the first layout that the columns allow.
+    ///
+    /// # Errors
+    /// Where no layout fits, or a row is not what its column promises.
+    pub fn records(&self, rows: &Rows) -> Result<Vec<R>> {
+        (self.decode)(rows)
+    }
+
+    /// Decodes no rows of a file, which finds missing columns and wrong types before work begins.
+    pub(super) fn check(&self, file: &Arc<Path>, schema: &SchemaRef) -> Result<()> {
+        self.records(&no_rows(file, schema)).map(drop)
+    }
+}
+
 /// The demonstrations in the files that `pattern` names (a file, a folder or a glob), in order.
 ///
 /// # Errors
 /// At once, where a file cannot be read or has none of the layouts; with the first record that is not what its column
 /// promises (a null, a conversation in which the assistant does not speak), after which the iterator ends.
 pub fn demonstrations(pattern: &str) -> Result<impl Iterator<Item = Result<Demonstration>> + use<>> {
-    records(pattern, layout::DEMONSTRATION_COLUMNS, layout::demonstrations)
+    records(pattern, DEMONSTRATIONS)
 }
 
 /// The rankings in the files that `pattern` names; errors as for [`demonstrations`].
 pub fn rankings(pattern: &str) -> Result<impl Iterator<Item = Result<Ranking>> + use<>> {
-    records(pattern, layout::RANKING_COLUMNS, layout::rankings)
+    records(pattern, RANKINGS)
 }
 
 /// The strings of one column of the files that `pattern` names, with where each stands.
@@ -195,18 +229,21 @@ pub fn names(pattern: &str, column: &str) -> Result<Vec<(Option<String>, Origin)
 
 /// The labelled texts in the files that `pattern` names; errors as for [`demonstrations`].
 pub fn labelled(pattern: &str) -> Result<impl Iterator<Item = Result<Labelled>> + use<>> {
-    records(pattern, labels::COLUMNS, labels::labelled)
+    records(pattern, LABELLED)
 }
 
 /// The prompts in the files that `pattern` names; errors as for [`demonstrations`].
 pub fn prompts(pattern: &str) -> Result<impl Iterator<Item = Result<Prompt>> + use<>> {
-    records(pattern, layout::PROMPT_COLUMNS, layout::prompts)
+    records(pattern, PROMPTS)
 }
 
 /// The rows of the files that `pattern` names, with all their columns and the prompt and answers found in them:
 /// `prompt` + `completion`, `response`, `completions` or `responses`; or any layout of demonstrations or pairs.
 pub fn answered(pattern: &str) -> Result<impl Iterator<Item = Result<AnsweredRows>> + use<>> {
-    let rows = checked(pattern, |rows| layout::answered(rows).map(drop))?;
+    let rows = ParquetRows::open(pattern)?;
+    for (file, schema) in rows.schemas() {
+        layout::answered(&no_rows(file, schema))?;
+    }
     Ok(until_error(rows.map(|rows| {
         let rows = rows?;
         let (layout, records) = layout::answered(&rows)?;
@@ -214,23 +251,17 @@ pub fn answered(pattern: &str) -> Result<impl Iterator<Item = Result<AnsweredRow
     })))
 }
 
-/// Opens the files and decodes no rows of each, which finds missing columns and wrong types before work begins.
-fn checked(pattern: &str, decode: impl Fn(&Rows) -> Result<()>) -> Result<ParquetRows> {
-    let rows = ParquetRows::open(pattern)?;
-    for (file, schema) in rows.schemas() {
-        let batch = arrow::array::RecordBatch::new_empty(schema.clone());
-        decode(&Rows { file: file.clone(), first_row: 0, batch })?;
-    }
-    Ok(rows)
+/// A file's columns without its rows.
+fn no_rows(file: &Arc<Path>, schema: &SchemaRef) -> Rows {
+    Rows { file: file.clone(), first_row: 0, batch: RecordBatch::new_empty(schema.clone()) }
 }
 
-fn records<T: 'static>(
-    pattern: &str,
-    columns: &'static [&'static str],
-    decode: fn(&Rows) -> Result<Vec<T>>,
-) -> Result<impl Iterator<Item = Result<T>> + use<T>> {
-    let rows = checked(pattern, |rows| decode(rows).map(drop))?.only(columns);
-    Ok(until_error(rows.flat_map(move |rows| match rows.and_then(|rows| decode(&rows)) {
+fn records<R: 'static>(pattern: &str, layouts: Layouts<R>) -> Result<impl Iterator<Item = Result<R>> + use<R>> {
+    let rows = ParquetRows::open(pattern)?.only(layouts.columns);
+    for (file, schema) in rows.schemas() {
+        layouts.check(file, schema)?;
+    }
+    Ok(until_error(rows.flat_map(move |rows| match rows.and_then(|rows| layouts.records(&rows)) {
         Ok(records) => records.into_iter().map(Ok).collect::<Vec<_>>(),
         Err(error) => vec![Err(error)],
     })))

@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod ema;
 pub mod inputs;
 pub mod kept;
+pub mod examples;
 pub mod memory;
 pub mod metrics;
 pub mod optimizer;

@@ -1,7 +1,48 @@
 //! Which examples an optimizer step sees, and how they are grouped for memory.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use rand::RngCore;
+
 use crate::data::batch::split_by_budget;
 use crate::random::{shuffle, stream};
+
+/// The most rows that a share of the data sets aside for evaluation where the data are more than one window: as many say enough of a model, and
+/// they are kept in memory and gone through at every evaluation.
+pub const MOST_HELD_OUT: usize = 10_000;
+
+/// How the examples of an epoch are cut into optimizer steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Steps {
+    /// Examples of an epoch.
+    pub examples: usize,
+    /// Examples of a step, at least 1.
+    pub batch_size: usize,
+    /// Whether a last step that would be short is left out, unless there is no other.
+    pub drops_rest: bool,
+}
+
+impl Steps {
+    /// The number of steps in which every example is seen once; the last of them may be short, if it is not left out.
+    pub fn per_epoch(&self) -> usize {
+        let (whole, all) = (self.examples / self.batch_size, self.examples.div_ceil(self.batch_size));
+        if self.drops_rest && whole > 0 { whole } else { all }
+    }
+
+    /// The number of steps of a run of `epochs`, which may be a fraction, and at most `max_steps`.
+    pub fn total(&self, epochs: f64, max_steps: Option<usize>) -> usize {
+        let steps = (epochs * self.per_epoch() as f64).ceil() as usize;
+        steps.min(max_steps.unwrap_or(usize::MAX))
+    }
+
+    /// The epoch of optimizer step `step`, the first being 0, and the places in that epoch's order that it takes.
+    pub fn places(&self, step: usize) -> (usize, Range<usize>) {
+        let steps = self.per_epoch().max(1);
+        let start = step % steps * self.batch_size;
+        (step / steps, start..self.examples.min(start + self.batch_size))
+    }
+}
 
 /// The order of the examples: each epoch is a permutation of its own, cut into optimizer steps.
 ///
@@ -9,10 +50,8 @@ use crate::random::{shuffle, stream};
 #[derive(Debug, Clone)]
 pub struct Order {
     examples: Vec<usize>,
-    batch_size: usize,
+    steps: Steps,
     seed: u64,
-    /// Whether a last step that would be short is left out.
-    drops_rest: bool,
     /// The epoch whose permutation is at hand, and that permutation.
     epoch: Option<(usize, Vec<usize>)>,
 }
@@ -20,33 +59,28 @@ pub struct Order {
 impl Order {
     /// The order of `examples` (indices), `batch_size` of them a step.
     pub fn new(examples: Vec<usize>, batch_size: usize, seed: u64) -> Self {
-        Order { examples, batch_size: batch_size.max(1), seed, drops_rest: false, epoch: None }
+        let steps = Steps { examples: examples.len(), batch_size: batch_size.max(1), drops_rest: false };
+        Order { examples, steps, seed, epoch: None }
     }
 
     /// The same order, in which the last examples of an epoch that do not fill a step are left out of it, unless there is no other step.
     pub fn without_rest(self) -> Self {
-        Order { drops_rest: true, ..self }
+        Order { steps: Steps { drops_rest: true, ..self.steps }, ..self }
     }
 
     /// The number of steps in which every example is seen once; the last of them may be short, if it is not left out.
     pub fn steps_per_epoch(&self) -> usize {
-        let (whole, all) = (self.examples.len() / self.batch_size, self.examples.len().div_ceil(self.batch_size));
-        if self.drops_rest && whole > 0 { whole } else { all }
+        self.steps.per_epoch()
     }
 
     /// The number of steps of a run of `epochs`, which may be a fraction, and at most `max_steps`.
     pub fn total_steps(&self, epochs: f64, max_steps: Option<usize>) -> usize {
-        let steps = (epochs * self.steps_per_epoch() as f64).ceil() as usize;
-        steps.min(max_steps.unwrap_or(usize::MAX))
+        self.steps.total(epochs, max_steps)
     }
 
     /// The examples of optimizer step `step`, the first being 0.
     pub fn step(&mut self, step: usize) -> &[usize] {
-        let steps = self.steps_per_epoch();
-        if steps == 0 {
-            return &[];
-        }
-        let (epoch, step) = (step / steps, step % steps);
+        let (epoch, places) = self.steps.places(step);
         let permutation = match self.epoch.take() {
             Some((at_hand, permutation)) if at_hand == epoch => permutation,
             _ => {
@@ -56,8 +90,7 @@ impl Order {
             }
         };
         let (_, permutation) = self.epoch.insert((epoch, permutation));
-        let start = step * self.batch_size;
-        &permutation[start..permutation.len().min(start + self.batch_size)]
+        &permutation[places]
     }
 }
 
@@ -72,8 +105,7 @@ pub fn micro_batches(examples: &[usize], tokens: impl Fn(usize) -> usize, budget
 ///
 /// A fraction above 0 sets aside at least one example, but never the only one.
 pub fn evaluation_split(count: usize, fraction: f64, seed: u64) -> (Vec<usize>, Vec<usize>) {
-    let wanted = (fraction * count as f64).round() as usize;
-    let held_out = wanted.max(usize::from(fraction > 0.0)).min(count.saturating_sub(1));
+    let held_out = held_out_count(count, fraction);
     let mut examples: Vec<usize> = (0..count).collect();
     shuffle(&mut examples, &mut stream(seed, "evaluation split", 0));
     let mut training = examples.split_off(held_out);
@@ -91,6 +123,28 @@ pub fn split<T>(examples: Vec<T>, fraction: f64, seed: u64) -> (Vec<T>, Vec<T>) 
         if held_out { evaluation.push(example) } else { training.push(example) }
     }
     (training, evaluation)
+}
+
+/// The rows, ascending, that are set aside for evaluation of so many that no list of all is made: as many as [`evaluation_split`] would, up to
+/// [`MOST_HELD_OUT`].
+pub fn held_out_rows(count: usize, fraction: f64, seed: u64) -> Vec<usize> {
+    let wanted = held_out_count(count, fraction).min(MOST_HELD_OUT);
+    let mut random = stream(seed, "evaluation split", 0);
+    let mut chosen = BTreeSet::new();
+    // Floyd's algorithm (Bentley & Floyd 1987): every set of `wanted` rows is equally likely.
+    for last in count - wanted..count {
+        let row = ((u128::from(random.next_u64()) * (last as u128 + 1)) >> 64) as usize;
+        if !chosen.insert(row) {
+            chosen.insert(last);
+        }
+    }
+    chosen.into_iter().collect()
+}
+
+/// The number of examples that a fraction of them is: at least one if it is above 0, but never the only one.
+fn held_out_count(count: usize, fraction: f64) -> usize {
+    let wanted = (fraction * count as f64).round() as usize;
+    wanted.max(usize::from(fraction > 0.0)).min(count.saturating_sub(1))
 }
 
 #[cfg(test)]
@@ -165,5 +219,26 @@ mod tests {
         assert_eq!(evaluation_split(10, 0.0, 5).1.len(), 0);
         assert_eq!(evaluation_split(1, 0.5, 5), (vec![0], vec![]));
         assert_eq!(evaluation_split(0, 0.5, 5), (vec![], vec![]));
+    }
+
+    #[test]
+    fn the_rows_held_out_of_many_are_as_many_as_of_few_up_to_a_limit() {
+        let rows = held_out_rows(1000, 0.2, 5);
+        assert_eq!((rows.len(), rows.is_sorted_by(|left, right| left < right)), (200, true));
+        assert!(rows[199] < 1000 && rows[199] > 900 && rows[0] < 100, "{rows:?}");
+        assert_ne!(rows, held_out_rows(1000, 0.2, 6));
+        assert_eq!(held_out_rows(usize::MAX / 2, 0.05, 5).len(), MOST_HELD_OUT);
+        assert_eq!((held_out_rows(10, 0.01, 5).len(), held_out_rows(10, 0.0, 5).len()), (1, 0));
+        assert_eq!((held_out_rows(3, 0.9, 5).len(), held_out_rows(1, 0.5, 5).len()), (2, 0));
+    }
+
+    #[test]
+    fn every_row_is_as_likely_to_be_held_out() {
+        let mut counts = [0.0; 20];
+        for seed in 0..4000 {
+            held_out_rows(20, 0.25, seed).into_iter().for_each(|row| counts[row] += 1.0);
+        }
+        // 4000 draws at 1/4: a standard deviation of 27 about 1000.
+        assert!(counts.iter().all(|count: &f64| (count - 1000.0).abs() < 110.0), "{counts:?}");
     }
 }

@@ -21,6 +21,7 @@ mod report_in_browser;
 mod reward;
 mod stages;
 mod survival;
+mod streaming;
 mod tokens;
 mod users;
 mod workbench;

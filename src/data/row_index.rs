@@ -1,0 +1,235 @@
+//! Where the rows of many Parquet files lie, and reading from any of them on.
+//!
+//! Rows are numbered through, from 0: those of the first file, then those of the second, and so on. Of each footer only the
+//! numbers of rows are kept, so that an index takes 32 bytes a row group, whatever its columns are.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{RecordBatch, UInt32Array};
+use arrow::compute::take_record_batch;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder, RowSelection,
+};
+use parquet::file::metadata::ParquetMetaData;
+
+use super::parquet::{
+    ROWS_PER_BATCH, Rows, files, projection, read_footer, rows_of_groups, total_rows, unreadable, without_panic,
+};
+use super::schema::{Layouts, Origin};
+use crate::bail;
+use crate::error::{Error, Result};
+
+/// Bytes decoded at a time, as far as a footer can foretell them: fewer rows are decoded at a time where they are long.
+const BYTES_PER_BATCH: i64 = 16 << 20;
+
+/// A row group of one of the files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowGroup {
+    /// Its file's number.
+    file: u32,
+    /// Its number in its file.
+    number: u32,
+    /// The number of its first row in its file.
+    first_row: usize,
+    /// Its rows, numbered through all files.
+    pub rows: Range<usize>,
+}
+
+/// The row groups of the files that a pattern names.
+#[derive(Debug, Clone)]
+pub struct RowIndex {
+    files: Vec<Arc<Path>>,
+    groups: Vec<RowGroup>,
+    columns: &'static [&'static str],
+}
+
+impl RowIndex {
+    /// Reads the footers of the files that `pattern` names (see [`files`]) and checks that records can be made of their columns.
+    ///
+    /// # Errors
+    /// Where a file cannot be read, has none of the layouts, or has a footer whose numbers of rows cannot be true; or where there is not one row
+    /// in all of them.
+    pub fn open<R>(pattern: &str, layouts: &Layouts<R>) -> Result<Self> {
+        let mut index = RowIndex { files: Vec::new(), groups: Vec::new(), columns: layouts.columns };
+        for path in files(pattern)? {
+            let footer = read_footer(&path)?;
+            let file = Arc::<Path>::from(path);
+            layouts.check(&file, footer.schema())?;
+            index.add(file, footer.metadata())?;
+        }
+        if index.groups.is_empty() {
+            bail!("{pattern}: a valid Parquet file, but without a single row; name one that has rows");
+        }
+        Ok(index)
+    }
+
+    fn add(&mut self, file: Arc<Path>, footer: &ParquetMetaData) -> Result<()> {
+        let counts = rows_of_groups(&file, footer)?;
+        let (mut first_row, mut start) = (0, self.rows());
+        for (number, rows) in counts.into_iter().enumerate().filter(|(_, rows)| *rows > 0) {
+            let end = total_rows(&file, start, rows)?;
+            let (file, number) = (self.files.len() as u32, number as u32);
+            self.groups.push(RowGroup { file, number, first_row, rows: start..end });
+            (first_row, start) = (first_row + rows, end);
+        }
+        self.files.push(file);
+        Ok(())
+    }
+
+    /// The row groups in the order of the files; none is empty.
+    pub fn groups(&self) -> &[RowGroup] {
+        &self.groups
+    }
+
+    /// The number of rows in all files.
+    pub fn rows(&self) -> usize {
+        self.groups.last().map_or(0, |group| group.rows.end)
+    }
+
+    /// The file and the row in it of a row that is numbered through.
+    pub fn origin(&self, row: usize) -> Origin {
+        let group = self.group_of(row);
+        Origin { file: self.file(group).clone(), row: group.first_row + (row - group.rows.start) }
+    }
+
+    fn file(&self, group: &RowGroup) -> &Arc<Path> {
+        &self.files[group.file as usize]
+    }
+
+    fn group_of(&self, row: usize) -> &RowGroup {
+        &self.groups[self.groups.partition_point(|group| group.rows.end <= row)]
+    }
+}
+
+/// Reads rows of an indexed set of files. It stays where it is, so that rows in the order of a row group are read in one pass; memory is that
+/// of a few pages and of the rows decoded at a time, whatever the size of the row groups.
+pub struct RowReader {
+    index: Arc<RowIndex>,
+    /// The footer read last, with its file's number.
+    footer: Option<(u32, ArrowReaderMetadata)>,
+    open: Option<OpenGroup>,
+}
+
+/// A row group that is being read.
+struct OpenGroup {
+    reader: ParquetRecordBatchReader,
+    /// Decoded rows that were not asked for yet, and the number of the first of them.
+    rest: Option<RecordBatch>,
+    next: usize,
+    end: usize,
+}
+
+impl RowReader {
+    /// A reader of these files.
+    pub fn new(index: Arc<RowIndex>) -> Self {
+        RowReader { index, footer: None, open: None }
+    }
+
+    /// The first rows of `rows`, which must not be empty: at least one of them, and none beyond its row group.
+    ///
+    /// # Errors
+    /// Where the file is damaged, ends early or is no longer the file that was indexed.
+    pub fn read(&mut self, rows: Range<usize>) -> Result<Rows> {
+        let index = self.index.clone();
+        let group = index.group_of(rows.start);
+        let mut open = match self.open.take().filter(|open| open.next == rows.start && open.next < open.end) {
+            Some(open) => open,
+            None => {
+                let skipped = rows.start - group.rows.start;
+                let reader = self.open_group(group, ROWS_PER_BATCH, |builder| builder.with_offset(skipped))?;
+                OpenGroup { reader, rest: None, next: rows.start, end: group.rows.end }
+            }
+        };
+        let origin = index.origin(rows.start);
+        let mut batch = match open.rest.take() {
+            Some(batch) => batch,
+            None => next_batch(&mut open.reader, &origin)?,
+        };
+        let wanted = rows.end.min(open.end) - rows.start;
+        if batch.num_rows() > wanted {
+            open.rest = Some(batch.slice(wanted, batch.num_rows() - wanted));
+            batch = batch.slice(0, wanted);
+        }
+        open.next += batch.num_rows();
+        self.open = Some(open);
+        Ok(Rows { file: origin.file, first_row: origin.row, batch })
+    }
+
+    /// Single rows, which must ascend, each handed to `take`. Every row group among them is gone through once, and pages without
+    /// any of them are skipped where the file allows it.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), and those of `take`.
+    pub fn read_each(&mut self, rows: &[usize], mut take: impl FnMut(Rows) -> Result<()>) -> Result<()> {
+        let index = self.index.clone();
+        let mut left = rows;
+        while let Some(&first) = left.first() {
+            let group = index.group_of(first);
+            let (here, later) = left.split_at(left.partition_point(|&row| row < group.rows.end));
+            let within = here.iter().map(|row| row - group.rows.start);
+            let chosen = RowSelection::from_consecutive_ranges(within.map(|row| row..row + 1), group.rows.len());
+            let mut reader = self.open_group(group, here.len(), |builder| builder.with_row_selection(chosen))?;
+            let mut here = here.iter();
+            while here.len() > 0 {
+                let origin = index.origin(here.as_slice()[0]);
+                let batch = next_batch(&mut reader, &origin)?;
+                for (number, &row) in (0..batch.num_rows()).zip(&mut here) {
+                    let Origin { file, row: first_row } = index.origin(row);
+                    take(single(&Rows { file, first_row, batch: batch.clone() }, number, first_row)?)?;
+                }
+            }
+            left = later;
+        }
+        Ok(())
+    }
+
+    /// Opens a row group after its file's footer, which is read again where it is not at hand.
+    fn open_group(
+        &mut self,
+        group: &RowGroup,
+        most_rows: usize,
+        choose: impl FnOnce(ParquetRecordBatchReaderBuilder<File>) -> ParquetRecordBatchReaderBuilder<File>,
+    ) -> Result<ParquetRecordBatchReader> {
+        let file = self.index.file(group).clone();
+        let footer = match self.footer.take() {
+            Some((number, footer)) if number == group.file => footer,
+            _ => read_footer(&file)?,
+        };
+        let number = group.number as usize;
+        let stored = footer.metadata().row_groups().get(number);
+        let Some(stored) = stored.filter(|stored| stored.num_rows() == group.rows.len() as i64) else {
+            bail!(
+                "{}: the file has changed since its rows were counted; leave it as it is during a run",
+                file.display()
+            );
+        };
+        let mask = projection(footer.schema(), footer.parquet_schema(), self.index.columns);
+        let columns = stored.columns().iter().enumerate().filter(|(leaf, _)| mask.leaf_included(*leaf));
+        let bytes = columns.fold(1i64, |sum, (_, column)| sum.saturating_add(column.uncompressed_size().max(0)));
+        let bytes_per_row = (bytes / group.rows.len() as i64).max(1);
+        let batch_size = most_rows.min((BYTES_PER_BATCH / bytes_per_row) as usize).clamp(1, ROWS_PER_BATCH);
+        let handle = File::open(&file).map_err(Error::io(&file))?;
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(handle, footer.clone());
+        let builder = builder.with_row_groups(vec![number]).with_projection(mask).with_batch_size(batch_size);
+        self.footer = Some((group.file, footer));
+        without_panic(|| choose(builder).build()).map_err(|error| unreadable(&file, group.first_row, error))
+    }
+}
+
+fn next_batch(reader: &mut ParquetRecordBatchReader, origin: &Origin) -> Result<RecordBatch> {
+    match without_panic(|| reader.next().transpose()) {
+        Ok(Some(batch)) => Ok(batch),
+        Ok(None) => Err(unreadable(&origin.file, origin.row, "there are fewer rows than its footer counts")),
+        Err(error) => Err(unreadable(&origin.file, origin.row, error)),
+    }
+}
+
+/// A copy of row `number` of some rows, which is `row` in its file: the others can go.
+pub(super) fn single(rows: &Rows, number: usize, row: usize) -> Result<Rows> {
+    let batch = take_record_batch(&rows.batch, &UInt32Array::from(vec![number as u32]))
+        .map_err(|error| unreadable(&rows.file, row, error))?;
+    Ok(Rows { file: rows.file.clone(), first_row: row, batch })
+}
