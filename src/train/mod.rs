@@ -3,9 +3,9 @@
 
 pub mod checkpoint;
 pub mod ema;
+pub mod examples;
 pub mod inputs;
 pub mod kept;
-pub mod examples;
 pub mod memory;
 pub mod metrics;
 pub mod optimizer;
