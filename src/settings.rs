@@ -46,7 +46,7 @@ use crate::files::write_atomically;
 
 pub use groups::{
     CheckpointSettings, CommonSettings, EpsilonPlace, ExampleSettings, Interval, ModelSettings, OptimizerSettings,
-    ScheduleShape, TrainingSettings, at_least_one, below_one, learning_rate_help, not_negative, ratio,
+    SHUFFLE_WINDOW, ScheduleShape, TrainingSettings, at_least_one, below_one, learning_rate_help, not_negative, ratio,
 };
 pub use methods::{
     BiasGroup, BottleneckSettings, LoraBias, LoraInit, LoraSettings, Method, MethodSettings, Methods, Pattern,

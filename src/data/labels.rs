@@ -36,6 +36,12 @@ pub(super) fn labelled(rows: &Rows) -> Result<Vec<Labelled>> {
     })
 }
 
+/// The class of each row.
+pub(super) fn classes(rows: &Rows) -> Result<Vec<String>> {
+    let labels = Labels::new(rows)?;
+    rows.map(|row| labels.get(row))
+}
+
 /// The column `label`: names, numbers, truth values, or numbers that the file's metadata give names to.
 struct Labels<'a> {
     rows: &'a Rows,

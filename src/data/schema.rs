@@ -10,6 +10,7 @@
 //! A text is a string, taken as it is, or a list of `{role, content}`, to which the chat template applies. The two may be
 //! mixed in a row (a `prompt` string beside `chosen` messages): then strings become messages.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -230,6 +231,22 @@ pub fn names(pattern: &str, column: &str) -> Result<Vec<(Option<String>, Origin)
 /// The labelled texts in the files that `pattern` names; errors as for [`demonstrations`].
 pub fn labelled(pattern: &str) -> Result<impl Iterator<Item = Result<Labelled>> + use<>> {
     records(pattern, LABELLED)
+}
+
+/// The classes of the labelled texts in the files that `pattern` names, of which the column `label` alone is read.
+///
+/// # Errors
+/// Where a file cannot be read or has none of the layouts, and where a row has no class.
+pub fn classes(pattern: &str) -> Result<BTreeSet<String>> {
+    let rows = ParquetRows::open(pattern)?;
+    for (file, schema) in rows.schemas() {
+        LABELLED.check(file, schema)?;
+    }
+    let mut found = BTreeSet::new();
+    for rows in rows.only(&["label"]) {
+        found.extend(labels::classes(&rows?)?);
+    }
+    Ok(found)
 }
 
 /// The prompts in the files that `pattern` names; errors as for [`demonstrations`].

@@ -6,7 +6,9 @@ use super::settings::PpoSettings;
 use crate::adapt::Bases;
 use crate::bail;
 use crate::data::parquet::ParquetRows;
+use crate::data::schema;
 use crate::data::tokenize::Tokenizer;
+use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::random;
 use crate::rewards::{Asked, RewardModel, Rewards};
@@ -44,7 +46,9 @@ impl HeldOut {
     /// Reads `--evaluation-data` and the judge, whose models share their base with others of `bases`; `None` without such data.
     pub fn read(settings: &PpoSettings, bases: &mut Bases, tokenizer: &Tokenizer) -> Result<Option<Self>> {
         let Some(pattern) = &settings.observation.evaluation_data else { return Ok(None) };
-        let prompts = super::read_prompts(pattern, settings, tokenizer)?.0;
+        // All of them are kept, as all are answered at every evaluation.
+        let prompt = |record| super::prompt_example(record?, settings, tokenizer, &mut Truncation::default());
+        let prompts = schema::prompts(pattern)?.map(prompt).collect::<Result<Vec<_>>>()?;
         let limit = settings.rewards.reward_timeout;
         let (max_length, seed) = (settings.common.max_length, settings.common.seed);
         let judge = match Rewards::judge(&settings.observation.judge, limit, bases, tokenizer, max_length, seed)? {

@@ -24,17 +24,18 @@ pub mod watch;
 use candle_core::Device;
 
 use crate::adapt::{self, Bases};
-use crate::bail;
 use crate::data::batch::TokenTree;
+use crate::data::inspect;
+use crate::data::schema::{PROMPTS, Prompt};
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
-use crate::data::{inspect, schema};
 use crate::error::{Error, Result};
 use crate::files::replace_folder_atomically;
 use crate::say;
 use crate::stop;
-use crate::train::order::Order;
-use crate::train::run::Run;
+use crate::train::examples::{Examples, values};
+use crate::train::plan::check_length;
+use crate::train::run::{Run, rows_named};
 use crate::train::schedule::Schedule;
 use course::Course;
 use evaluation::HeldOut;
@@ -51,10 +52,13 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
     settings.check()?;
     let tokenizer = Tokenizer::load(adapt::tokenizer_folder(&settings.model.model)?)?;
     let stop = stop_tokens(settings, &tokenizer)?;
-    let (prompts, truncation) = read_prompts(&settings.data, settings, &tokenizer)?;
+    let prompts = Examples::open(&settings.source(), PROMPTS, |record, truncation| {
+        prompt_example(record, settings, &tokenizer, truncation).map(Some)
+    })?;
     if let Some(count) = settings.inspect {
-        for prompt in prompts.into_iter().take(count) {
-            say!("{}", inspect::inspect(&TokenTree { prompt: prompt.tokens, answers: Vec::new() }, &tokenizer)?);
+        for prompt in prompts.first(count)? {
+            let tree = TokenTree { prompt: prompt.value.tokens.clone(), answers: Vec::new() };
+            say!("{}", inspect::inspect(&tree, &tokenizer)?);
         }
         return Ok(());
     }
@@ -64,13 +68,10 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
     let mix = PretrainingMix::read(settings, &tokenizer)?;
     let mut roles = Roles::load(settings, &mut bases, &tokenizer)?;
     drop(bases);
-    check_lengths(settings, &roles, &tokenizer, &prompts, held_out.as_ref(), mix.as_ref())?;
-    // A rest of a few prompts would be an update at the full learning rate on almost nothing.
-    let order =
-        Order::new((0..prompts.len()).collect(), settings.prompts_an_update(), settings.common.seed).without_rest();
-    let total_updates = order.total_steps(settings.epochs as f64, settings.training.max_steps);
-    let material = Material { tokenizer, stop, prompts, order, held_out, mix };
-    let plan = plan::plan(settings, &roles, &material, truncation, total_updates)?;
+    let total_updates = prompts.total_steps(settings.epochs as f64, settings.training.max_steps);
+    let material = Material { tokenizer: &tokenizer, stop, prompts, held_out, mix };
+    check_lengths(settings, &roles, &material)?;
+    let plan = plan::plan(settings, &roles, &material, total_updates)?;
     let checkpoints = &settings.training.checkpoints;
     let mut run =
         Run::start(&settings.resolved(), &settings.common, checkpoints, &plan, total_updates, settings.inputs()?)?;
@@ -85,36 +86,33 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
 }
 
 /// Refuses models that cannot read what they will have to.
-fn check_lengths(
-    settings: &PpoSettings,
-    roles: &Roles,
-    tokenizer: &Tokenizer,
-    prompts: &[PromptExample],
-    held_out: Option<&HeldOut>,
-    mix: Option<&PretrainingMix>,
-) -> Result<()> {
-    let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
-    let longest = longest.max(held_out.map_or(0, HeldOut::longest)) + settings.sampling.response_length;
+fn check_lengths(settings: &PpoSettings, roles: &Roles, material: &Material) -> Result<()> {
+    let Material { tokenizer, prompts, held_out, mix, .. } = material;
+    let held_out_length = held_out.as_ref().map_or(0, HeldOut::longest);
+    let longest = prompts.largest(|prompt| prompt.tokens.len());
+    let longest = longest.map(|longest| longest.max(held_out_length) + settings.sampling.response_length);
     let judges = held_out.iter().flat_map(|held_out| held_out.judge_models());
     let reading = roles.rewards.models().iter().chain(judges).filter(|model| model.reads_tokens());
     let values = roles.value.iter().map(|value| &value.model);
     let policy = &roles.policy.model;
     for model in [policy].into_iter().chain(values).chain(reading.map(|model| model.model())) {
         tokenizer.fits(model.architecture().vocabulary)?;
-        model.architecture().check_length(longest)?;
+        check_length(model.architecture(), longest, settings.common.max_length)?;
     }
-    policy.architecture().check_length(mix.map_or(0, PretrainingMix::longest))
+    match mix {
+        Some(mix) => check_length(policy.architecture(), mix.longest(), settings.common.max_length),
+        None => Ok(()),
+    }
 }
 
 /// What the run works through.
-struct Material {
-    tokenizer: Tokenizer,
+struct Material<'a> {
+    tokenizer: &'a Tokenizer,
     /// Tokens that end an answer.
     stop: Vec<u32>,
-    prompts: Vec<PromptExample>,
-    order: Order,
+    prompts: Examples<'a, PromptExample>,
     held_out: Option<HeldOut>,
-    mix: Option<PretrainingMix>,
+    mix: Option<PretrainingMix<'a>>,
 }
 
 /// All updates. An error comes with the number of updates that were done.
@@ -170,11 +168,15 @@ fn one_update(
     let policy = roles.policy.model.frozen()?;
     rollout::look(roles, &policy, &mut groups, settings)?;
     advantage::estimate_advantages(&mut groups, settings, step.kl_coefficient);
-    let report = update(roles, material.mix.as_mut(), &groups, settings, step)?;
-    if report.skipped > 0 {
-        let (update, skipped) = (step.number + 1, report.skipped);
+    let origins = || groups.iter().map(|group| &group.prompt.origin);
+    let report = match update(roles, material.mix.as_mut(), &groups, settings, step) {
+        Err(error @ Error::NotFinite(_)) => return Err(run.gave_up(error, origins())),
+        report => report?,
+    };
+    if let Some(what) = &report.not_finite {
+        let (update, skipped, prompts) = (step.number + 1, report.skipped, rows_named(origins()));
         run.warn(&format!(
-            "update {update}: {skipped} optimizer steps changed nothing, as their gradients are not finite"
+            "update {update}: {skipped} optimizer steps changed nothing: {what} is not finite (at the first of them); its prompts: {prompts}"
         ))?;
     }
     if let Some(average) = &mut roles.average {
@@ -204,13 +206,12 @@ fn sample(
     step: Step,
     course: &mut Course,
 ) -> Result<Option<Vec<Group>>> {
-    let chosen: Vec<&PromptExample> =
-        material.order.step(step.number).iter().map(|&index| &material.prompts[index]).collect();
+    let chosen = material.prompts.step(step.number)?;
     let policy = roles.policy.model.frozen()?;
     let first = (step.number * settings.training.batch_size) as u64;
     let known = std::mem::take(&mut course.rollout);
-    let reading = (&material.tokenizer, &material.stop[..]);
-    match rollout::sample(&policy, &chosen, settings, reading, first, known, || stop::requested().is_some())? {
+    let reading = (material.tokenizer, &material.stop[..]);
+    match rollout::sample(&policy, &values(&chosen), settings, reading, first, known, || stop::requested().is_some())? {
         Sampled::Whole(groups) => Ok(Some(groups)),
         Sampled::Interrupted(answers) => {
             course.rollout = answers;
@@ -235,7 +236,7 @@ fn observe(
         roles.with_saved_policy(|policy| replace_folder_atomically(&folder, |folder| policy.model.save(folder)))?;
     }
     let Some(held_out) = material.held_out.as_mut().filter(|_| evaluates) else { return Ok(()) };
-    let found = held_out.evaluate(roles, &material.tokenizer, &material.stop)?;
+    let found = held_out.evaluate(roles, material.tokenizer, &material.stop)?;
     let warning = watch.evaluation(updates - 1, found.reward, found.judge);
     let metrics = [
         ("evaluation/judge", found.judge),
@@ -276,24 +277,16 @@ fn keep_what_is_learned(roles: &mut Roles, updates: usize, error: Error, mut run
     }
 }
 
-/// Reads prompts.
-fn read_prompts(
-    pattern: &str,
+/// Makes tokens of a prompt, of which an answer leaves so much room.
+fn prompt_example(
+    record: Prompt,
     settings: &PpoSettings,
     tokenizer: &Tokenizer,
-) -> Result<(Vec<PromptExample>, Truncation)> {
-    let mut truncation = Truncation::default();
+    truncation: &mut Truncation,
+) -> Result<PromptExample> {
     let prompt_length = settings.common.max_length - settings.sampling.response_length;
-    let mut prompts = Vec::new();
-    for record in schema::prompts(pattern)? {
-        let record = record?;
-        let tokens = tokenizer.prompt(&record, prompt_length, &mut truncation)?;
-        prompts.push(PromptExample { record, tokens });
-    }
-    if prompts.is_empty() {
-        bail!("{pattern}: no prompt is left after reading; check the column prompt");
-    }
-    Ok((prompts, truncation))
+    let tokens = tokenizer.prompt(&record, prompt_length, truncation)?;
+    Ok(PromptExample { record, tokens })
 }
 
 /// The tokens that end an answer: the user's, or else the tokenizer's.

@@ -7,14 +7,14 @@ use super::roles::Roles;
 use super::rollout::PromptExample;
 use super::settings::{PpoSettings, ValueSource, presets};
 use crate::adapt;
-use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::generate::MOST_ACTIVE;
+use crate::train::examples::Examples;
 use crate::train::memory::{self, Footprint};
-use crate::train::plan::{Examples, Plan, training_plan};
+use crate::train::plan::{Plan, Workload, training_plan};
 
 /// Memory by role, from the models' configurations alone.
-pub fn memory(settings: &PpoSettings, prompts: &[PromptExample]) -> Result<Plan> {
+pub fn memory(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> Result<Plan> {
     let training = Some(&settings.training);
     let of = |role, training| Footprint::before_reading(role, &settings.model.model, &settings.model.adapter, training);
     let mut models = vec![of("policy", training)?];
@@ -36,7 +36,7 @@ pub fn memory(settings: &PpoSettings, prompts: &[PromptExample]) -> Result<Plan>
         }
     }
     let (_, architecture) = adapt::base(&settings.model.model, &settings.model.adapter)?;
-    let step = settings.prompts_an_update() * tokens(settings, prompts).div_ceil(prompts.len());
+    let step = settings.prompts_an_update() * tokens_of_one(settings, prompts);
     let micro_batch = settings.common.tokens_per_batch.min(step);
     let sampler = (&architecture, cached_tokens(settings, prompts));
     memory::check(&models, micro_batch, sampler)?;
@@ -45,31 +45,28 @@ pub fn memory(settings: &PpoSettings, prompts: &[PromptExample]) -> Result<Plan>
     Ok(parts.into_iter().fold(plan, |plan, (what, bytes)| plan.line(&format!("  {what}"), DecimalBytes(bytes))))
 }
 
-/// Tokens of all prompts and their answers at their longest.
-fn tokens(settings: &PpoSettings, prompts: &[PromptExample]) -> usize {
-    let answers = settings.episode.answers * settings.sampling.response_length;
-    prompts.iter().map(|prompt| prompt.tokens.len() + answers).sum()
+/// Tokens of a prompt and its answers at their longest.
+fn tokens(settings: &PpoSettings, prompt: &PromptExample) -> usize {
+    prompt.tokens.len() + settings.episode.answers * settings.sampling.response_length
+}
+
+/// The mean of that.
+fn tokens_of_one(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> usize {
+    prompts.sum(|prompt| tokens(settings, prompt)).div_ceil(prompts.len().max(1))
 }
 
 /// Tokens whose keys and values the sampler holds.
-fn cached_tokens(settings: &PpoSettings, prompts: &[PromptExample]) -> usize {
+fn cached_tokens(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> usize {
     let at_once = settings.prompts_an_update().min(MOST_ACTIVE.div_ceil(settings.episode.answers));
-    at_once * tokens(settings, prompts).div_ceil(prompts.len())
+    at_once * tokens_of_one(settings, prompts)
 }
 
 /// Parameters, data, memory as the models are, where the reward comes from, and what preset and algorithm set.
-pub fn plan(
-    settings: &PpoSettings,
-    roles: &Roles,
-    material: &Material,
-    truncation: Truncation,
-    total_updates: usize,
-) -> Result<Plan> {
+pub fn plan(settings: &PpoSettings, roles: &Roles, material: &Material, total_updates: usize) -> Result<Plan> {
     let training = &settings.training;
     let prompts = &material.prompts;
-    let tokens = tokens(settings, prompts);
     let evaluation = material.held_out.as_ref().map_or(0, |held_out| held_out.len());
-    let examples = Examples { what: "prompts", training: prompts.len(), evaluation, tokens, truncation };
+    let workload = Workload { evaluation, ..Workload::new("prompts", prompts, |prompt| tokens(settings, prompt)) };
     let mut beside: Vec<Footprint> =
         roles.value.iter().map(|value| Footprint::of("value model", &value.model)).collect();
     if roles.average.is_some() {
@@ -81,7 +78,7 @@ pub fn plan(
     beside.extend(judges.map(|judge| Footprint::of("judge", judge.model())));
     let cached_tokens = cached_tokens(settings, prompts);
     let mut plan =
-        training_plan("ppo", &roles.policy.model, &beside, &settings.common, training, &examples, cached_tokens)?
+        training_plan("ppo", &roles.policy.model, &beside, &settings.common, training, &workload, cached_tokens)?
             .line("updates", format!("{total_updates} of {} answers", training.batch_size));
     for model in roles.rewards.models() {
         let reading = if model.reads_tokens() { "" } else { " (reads the answers' text)" };

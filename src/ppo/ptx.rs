@@ -6,49 +6,50 @@ use super::roles::Learner;
 use super::settings::PpoSettings;
 use crate::bail;
 use crate::data::batch::{Batch, TokenTree, split_by_budget};
-use crate::data::schema;
+use crate::data::schema::{DEMONSTRATIONS, Demonstration};
 use crate::data::tokenize::Tokenizer;
-use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::adapter::Pass;
 use crate::random;
-use crate::train::order::Order;
+use crate::train::examples::{Examples, Source, values};
 
 /// The texts that are mixed in, and how far the run has come in them.
-pub struct PretrainingMix {
-    texts: Vec<TokenTree>,
-    order: Order,
+pub struct PretrainingMix<'a> {
+    texts: Examples<'a, TokenTree>,
     /// Minibatches that have had their texts.
     taken: usize,
     coefficient: f64,
     tokens_per_batch: usize,
 }
 
-impl PretrainingMix {
-    /// Reads the texts of `--ptx-data`; `None` where there are none to be mixed in.
-    pub fn read(settings: &PpoSettings, tokenizer: &Tokenizer) -> Result<Option<Self>> {
+impl<'a> PretrainingMix<'a> {
+    /// The texts of `--ptx-data`; `None` where there are none to be mixed in.
+    pub fn read(settings: &'a PpoSettings, tokenizer: &'a Tokenizer) -> Result<Option<Self>> {
         let Some(pattern) = &settings.ptx.ptx_data else { return Ok(None) };
-        let mut truncation = Truncation::default();
-        let mut texts = Vec::new();
-        for record in schema::demonstrations(pattern)? {
-            texts.push(tokenizer.demonstration(&record?, settings.common.max_length, &mut truncation)?);
-        }
-        texts.retain(|text| text.learned_tokens() > 0);
+        let episodes = settings.training.batch_size.div_ceil(settings.policy.minibatches);
+        let source = Source {
+            data: pattern,
+            // Texts of a minibatch.
+            batch_size: ((settings.ptx.ptx_ratio * episodes as f64).round() as usize).max(1),
+            drops_rest: false,
+            seed: random::named_seed(settings.common.seed, "ptx"),
+            ..settings.source()
+        };
+        let texts = Examples::open(&source, DEMONSTRATIONS, |record: Demonstration, truncation| {
+            let text = tokenizer.demonstration(&record, settings.common.max_length, truncation)?;
+            Ok((text.learned_tokens() > 0).then_some(text))
+        })?;
         if texts.is_empty() {
             bail!("{pattern}: no text is left after reading; --ptx-data needs texts or demonstrations");
         }
-        let episodes = settings.training.batch_size.div_ceil(settings.policy.minibatches);
-        let a_minibatch = ((settings.ptx.ptx_ratio * episodes as f64).round() as usize).max(1);
-        let seed = random::named_seed(settings.common.seed, "ptx");
-        let order = Order::new((0..texts.len()).collect(), a_minibatch, seed);
         let (coefficient, tokens_per_batch) = (settings.ptx.ptx_coefficient, settings.common.tokens_per_batch);
-        Ok(Some(PretrainingMix { texts, order, taken: 0, coefficient, tokens_per_batch }))
+        Ok(Some(PretrainingMix { texts, taken: 0, coefficient, tokens_per_batch }))
     }
 
-    /// Tokens of the longest text.
-    pub fn longest(&self) -> usize {
-        self.texts.iter().map(TokenTree::longest).max().unwrap_or(0)
+    /// Tokens of the longest text, where it is known.
+    pub fn longest(&self) -> Option<usize> {
+        self.texts.largest(TokenTree::longest)
     }
 
     /// Number of texts.
@@ -73,7 +74,8 @@ impl PretrainingMix {
 
     /// Adds the gradient of `γ` times the mean loss of a token of the next texts to the policy's, and gives that mean loss.
     pub fn accumulate(&mut self, policy: &mut Learner) -> Result<f64> {
-        let texts: Vec<&TokenTree> = self.order.step(self.taken).iter().map(|&index| &self.texts[index]).collect();
+        let chosen = self.texts.step(self.taken)?;
+        let texts = values(&chosen);
         self.taken += 1;
         let tokens: usize = texts.iter().map(|text| text.learned_tokens()).sum();
         let sizes: Vec<usize> = texts.iter().map(|text| text.tokens()).collect();

@@ -10,7 +10,10 @@ use crate::bail;
 use crate::error::Result;
 use crate::generate::SamplingSettings;
 use crate::rewards::RewardSourceSettings;
-use crate::settings::{CommonSettings, ModelSettings, TrainingSettings, at_least_one, learning_rate_help};
+use crate::settings::{
+    CommonSettings, ModelSettings, SHUFFLE_WINDOW, TrainingSettings, at_least_one, learning_rate_help,
+};
+use crate::train::examples::Source;
 use crate::train::inputs::Inputs;
 pub use groups::{
     AdvantageSettings, Aggregation, EpisodeSettings, KlController, KlEstimator, KlPlace, KlSettings,
@@ -66,6 +69,9 @@ pub struct PpoSettings {
     /// Passes over the prompts
     #[arg(long, default_value_t = 1, value_parser = at_least_one)]
     pub epochs: usize,
+    /// Prompts, and texts of --ptx-data, among which the order is random; as many or fewer are kept in memory, of more one window at a time
+    #[arg(long, value_name = "ROWS", default_value_t = SHUFFLE_WINDOW, value_parser = at_least_one)]
+    pub shuffle_window: usize,
     /// What becomes of an answer's score.
     #[command(flatten)]
     #[serde(flatten)]
@@ -138,6 +144,20 @@ impl PpoSettings {
     /// Prompts of an update.
     pub fn prompts_an_update(&self) -> usize {
         (self.training.batch_size / self.episode.answers).max(1)
+    }
+
+    /// Which prompts it learns from, and in which order.
+    pub fn source(&self) -> Source<'_> {
+        Source {
+            data: &self.data,
+            evaluation_data: None,
+            evaluation_share: 0.0,
+            window: self.shuffle_window,
+            batch_size: self.prompts_an_update(),
+            // A rest of a few prompts would be an update at the full learning rate on almost nothing.
+            drops_rest: true,
+            seed: self.common.seed,
+        }
     }
 
     /// What the run reads.

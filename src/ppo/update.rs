@@ -47,6 +47,8 @@ pub struct UpdateReport {
     pub minibatches: usize,
     /// Optimizer steps that were left out because a gradient was not finite.
     pub skipped: usize,
+    /// What was not finite in the first of them.
+    pub not_finite: Option<String>,
     /// Minibatches that changed nothing because their ratio was too large.
     pub over_ratio: usize,
     /// Whether the passes ended early because the policy had gone far enough.
@@ -81,6 +83,14 @@ pub fn update(
 }
 
 impl UpdateReport {
+    /// Counts an optimizer step if something in its gradients, which are `whose`, was not finite.
+    fn skipped(&mut self, not_finite: Option<String>, whose: &str) {
+        if let Some(what) = not_finite {
+            self.skipped += 1;
+            self.not_finite.get_or_insert_with(|| format!("{whose} {what}"));
+        }
+    }
+
     /// Sums over minibatches as means.
     fn means(mut self) -> Self {
         let count = self.minibatches.max(1) as f64;
@@ -93,15 +103,15 @@ impl UpdateReport {
 }
 
 /// An update under way.
-struct Learning<'a> {
+struct Learning<'a, 'm> {
     roles: &'a mut Roles,
-    mix: Option<&'a mut PretrainingMix>,
+    mix: Option<&'a mut PretrainingMix<'m>>,
     objective: Objective,
     settings: &'a PpoSettings,
     step: Step,
 }
 
-impl Learning<'_> {
+impl Learning<'_, '_> {
     /// Accumulates one minibatch's gradients and steps both optimizers, unless the policy has gone too far.
     fn minibatch(&mut self, groups: &[&Group], report: &mut UpdateReport) -> Result<()> {
         let trains_policy = self.step.number >= self.settings.value.critic_warmup;
@@ -125,12 +135,12 @@ impl Learning<'_> {
                 report.ptx_loss += mix.accumulate(&mut self.roles.policy)?;
             }
             let done = self.roles.policy.optimizer.step(self.step.learning_rate)?;
-            report.skipped += usize::from(done.not_finite.is_some());
+            report.skipped(done.not_finite, "of the policy's gradients");
             report.policy_gradient_norm += done.gradient_norm;
         }
         if let Some(value) = &mut self.roles.value {
             let done = value.optimizer.step(self.step.value_learning_rate)?;
-            report.skipped += usize::from(done.not_finite.is_some());
+            report.skipped(done.not_finite, "of the value model's gradients");
             report.value_gradient_norm += done.gradient_norm;
         }
         Ok(())

@@ -86,11 +86,10 @@ pub(super) fn score<'a>(
 /// Loss and agreement of a frozen model.
 pub fn evaluate(
     model: &Model,
-    ranked: &[RankedTree],
+    ranked: &[&RankedTree],
     settings: &LossSettings,
     common: &CommonSettings,
 ) -> Result<RewardEvaluation> {
-    let ranked: Vec<&RankedTree> = ranked.iter().collect();
     let sizes: Vec<usize> = ranked.iter().map(|ranked| ranked.tree.tokens()).collect();
     let weight: f64 = ranked.iter().map(|ranked| f64::from(ranked.weight)).sum();
     let mut evaluation = RewardEvaluation::default();

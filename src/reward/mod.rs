@@ -13,7 +13,7 @@ use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
 use crate::data::batch::{TokenTree, split_by_budget};
 use crate::data::inspect;
-use crate::data::schema::{self, Demonstration, Ranking};
+use crate::data::schema::{DEMONSTRATIONS, Demonstration, RANKINGS, Ranking};
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::error::{Error, Result};
@@ -21,11 +21,11 @@ use crate::model::adapter::Pass;
 use crate::model::{Model, dropout_seed};
 use crate::say;
 use crate::settings::{CommonSettings, ExampleSettings, ModelSettings, TrainingSettings, learning_rate_help};
+use crate::train::examples::{Examples, Source, values};
 use crate::train::inputs::Inputs;
 use crate::train::memory;
 use crate::train::optimizer::Optimizer;
-use crate::train::order::{self, Order};
-use crate::train::plan::{Examples, training_plan};
+use crate::train::plan::{Plan, Workload, check_length, training_plan};
 use crate::train::run::Run;
 use crate::train::schedule::Schedule;
 use crate::train::state::StateWriter;
@@ -90,6 +90,9 @@ impl RewardSettings {
     }
 }
 
+/// Of data larger than a window, the examples whose mean reward stands for that of all.
+const MOST_FOR_ZERO_POINT: usize = 10_000;
+
 /// Names in a checkpoint's state.
 const SHIFT_AND_DIVISOR: &str = "shift_and_divisor";
 const OPTIMIZER: &str = "optimizer";
@@ -114,18 +117,13 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     let common = &settings.common;
     let reader = Reader::new(settings)?;
     let tokenizer = &reader.tokenizer;
-    let mut truncation = Truncation::default();
-    let (ranked, ties) = reader.rankings(&settings.data, &mut truncation)?;
+    let mut examples = reader.rankings(settings)?;
     if let Some(count) = settings.examples.inspect {
-        for ranked in ranked.iter().take(count) {
-            say!("{}", inspect::inspect(&ranked.tree, tokenizer)?);
+        for example in examples.first(count)? {
+            say!("{}", inspect::inspect(&example.value.tree, tokenizer)?);
         }
         return Ok(None);
     }
-    let (training, evaluation) = match &settings.examples.evaluation_data {
-        Some(pattern) => (ranked, reader.rankings(pattern, &mut Truncation::default())?.0),
-        None => order::split(ranked, settings.examples.evaluation_share, common.seed),
-    };
     let role = Role {
         folder: &settings.model.model,
         adapters: &settings.model.adapter,
@@ -136,19 +134,11 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     memory::check_before_reading(&settings.model, &settings.training)?;
     let mut model = Bases::new(Device::Cpu).load(&role)?;
     tokenizer.fits(model.architecture().vocabulary)?;
-    let longest = training.iter().chain(&evaluation).map(|ranked| ranked.tree.longest()).max();
-    model.architecture().check_length(longest.unwrap_or(0))?;
-    let mut order = Order::new((0..training.len()).collect(), settings.training.batch_size, common.seed);
-    let total_steps = order.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
-    let tokens = training.iter().map(|ranked| ranked.tree.tokens()).sum();
-    let (what, count) = ("rankings", training.len());
-    let examples = Examples { what, training: count, evaluation: evaluation.len(), tokens, truncation };
-    let mut plan = training_plan("reward", &model, &[], common, &settings.training, &examples, 0)?;
-    if ties > 0 {
-        plan = plan.line("left out", format!("{ties} prompts whose answers are one tie"));
-    }
+    check_length(model.architecture(), examples.largest(|ranked| ranked.tree.longest()), common.max_length)?;
+    let total_steps = examples.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
     // Read before the training, which a fault in them would make useless.
-    let zero_point = zero_point(settings, &training, &reader)?;
+    let (zero_point, described) = zero_point(settings, &mut examples, &reader)?;
+    let plan = plan(settings, &model, &examples, described)?;
     let checkpoints = &settings.training.checkpoints;
     let mut run = Run::start(&settings.resolved(), common, checkpoints, &plan, total_steps, settings.inputs()?)?;
     let mut optimizer = Optimizer::of(&model, &settings.training, &settings.model)?;
@@ -161,7 +151,7 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     if settings.normalize_first && done == 0 {
         normalization::normalize(&mut model, &zero_point, settings.normalize, common.tokens_per_batch)?;
     }
-    let mut report = train(settings, &model, (&training, &evaluation), &mut order, done, &mut optimizer, &mut run)?;
+    let mut report = train(settings, &model, &mut examples, done, &mut optimizer, &mut run)?;
     let before = normalization::normalize(&mut model, &zero_point, settings.normalize, common.tokens_per_batch)?;
     run.keep(total_steps, None, |folder| {
         model.save(folder)?;
@@ -171,7 +161,7 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
         && before.deviation != 1.0
     {
         // Losses and calibration are those of the scores that are saved.
-        *report = evaluate(&model.frozen()?, &evaluation, &settings.loss, common)?;
+        *report = evaluate(&model.frozen()?, &values(examples.evaluation()?), &settings.loss, common)?;
     } else if let Some(report) = &mut report {
         report.mean_reward -= before.mean;
     }
@@ -182,6 +172,22 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     }
     run.finish()?;
     Ok(report)
+}
+
+/// What the run is about to do; `zero_point` says over what the mean reward becomes 0, where that is a sample.
+fn plan(
+    settings: &RewardSettings,
+    model: &Model,
+    examples: &Examples<RankedTree>,
+    zero_point: Option<String>,
+) -> Result<Plan> {
+    let workload = Workload::new("rankings", examples, |ranked| ranked.tree.tokens());
+    let mut plan = training_plan("reward", model, &[], &settings.common, &settings.training, &workload, 0)?;
+    if examples.left_out() > 0 {
+        let ties = format!("{} prompts whose answers are one tie", workload.counted(examples.left_out()));
+        plan = plan.line("left out", ties);
+    }
+    Ok(zero_point.into_iter().fold(plan, |plan, text| plan.line("mean reward 0", text)))
 }
 
 /// Reads examples in the way that the model wants them.
@@ -216,78 +222,95 @@ impl Reader {
         self.tokenizer.answer_pairs(prompt.as_ref(), answers, origin, self.max_length, truncation)
     }
 
-    /// Reads rankings as token trees, and says how many were left out because all their answers are one tie.
-    fn rankings(&self, pattern: &str, truncation: &mut Truncation) -> Result<(Vec<RankedTree>, usize)> {
-        read(pattern, |ranking| self.ranking(ranking, truncation))
-    }
-}
-
-fn read(pattern: &str, mut tree: impl FnMut(&Ranking) -> Result<TokenTree>) -> Result<(Vec<RankedTree>, usize)> {
-    let (mut ranked, mut ties) = (Vec::new(), 0);
-    for ranking in schema::rankings(pattern)? {
-        let ranking = ranking?;
-        if pairs(&ranking.ranks).is_empty() {
-            ties += 1;
-            continue;
+    /// The rankings of a run; those whose answers are one tie are left out.
+    fn rankings(&self, settings: &RewardSettings) -> Result<Examples<'_, RankedTree>> {
+        let source = Source::new(&settings.data, &settings.examples, &settings.training, &settings.common);
+        let examples = Examples::open(&source, RANKINGS, |ranking: Ranking, truncation| {
+            if pairs(&ranking.ranks).is_empty() {
+                return Ok(None);
+            }
+            let tree = self.ranking(&ranking, truncation)?;
+            let Ranking { ranks, margin, weight, agreement, .. } = ranking;
+            Ok(Some(RankedTree { tree, ranks, margin, weight, agreement }))
+        })?;
+        if let Some(pattern) = examples.nothing_in(&source) {
+            let ties = if pattern == source.data { examples.left_out().to_string() } else { "all".to_string() };
+            bail!(
+                "{pattern}: no ranking is left after reading ({ties} were one tie); at least one prompt with a better and a worse answer is needed"
+            );
         }
-        let tree = tree(&ranking)?;
-        let Ranking { ranks, margin, weight, agreement, .. } = ranking;
-        ranked.push(RankedTree { tree, ranks, margin, weight, agreement });
+        Ok(examples)
     }
-    if ranked.is_empty() {
-        bail!(
-            "{pattern}: no ranking is left after reading ({ties} were one tie); at least one prompt with a better and a worse answer is needed"
-        );
-    }
-    Ok((ranked, ties))
 }
 
 fn train(
     settings: &RewardSettings,
     model: &Model,
-    (ranked, evaluation): (&[RankedTree], &[RankedTree]),
-    order: &mut Order,
+    examples: &mut Examples<RankedTree>,
     done: usize,
     optimizer: &mut Optimizer,
     run: &mut Run,
 ) -> Result<Option<RewardEvaluation>> {
     let (common, training) = (&settings.common, &settings.training);
-    let total_steps = order.total_steps(settings.examples.epochs as f64, training.max_steps);
+    let total_steps = examples.total_steps(settings.examples.epochs as f64, training.max_steps);
     let schedule = Schedule::new(&training.optimizer, training.learning_rate(LEARNING_RATE), total_steps);
-    let evaluate_every = settings.examples.evaluate_every.unwrap_or(order.steps_per_epoch());
+    let evaluate_every = settings.examples.evaluate_every.unwrap_or(examples.steps_per_epoch());
     let mut latest = None;
     for step in done..total_steps {
-        let chosen: Vec<&RankedTree> = order.step(step).iter().map(|&index| &ranked[index]).collect();
-        let (loss, accuracy) = accumulate(model, optimizer, &chosen, settings, step as u64)?;
-        let learning_rate = schedule.learning_rate(step);
-        let stepped = match optimizer.step(learning_rate) {
-            Err(error @ Error::NotFinite(_)) => {
-                let checkpoint = run.write_checkpoint(step, |state| add_to_state(state, model, optimizer))?;
-                return Err(error.and(format!("the weights as they last were good are in {}", checkpoint.display())));
+        learn(settings, model, examples, optimizer, (step, schedule.learning_rate(step)), run)?;
+        if step + 1 == total_steps || (step + 1) % evaluate_every == 0 {
+            let evaluation = values(examples.evaluation()?);
+            if !evaluation.is_empty() {
+                let evaluation = evaluate(&model.frozen()?, &evaluation, &settings.loss, common)?;
+                run.evaluation(step + 1, &evaluation.metrics())?;
+                latest = Some(evaluation);
             }
-            stepped => stepped?,
-        };
-        run.skipped(step + 1, stepped.not_finite.as_deref())?;
-        let tokens = chosen.iter().map(|ranked| ranked.tree.tokens()).sum();
-        let metrics = [
-            ("accuracy", accuracy),
-            ("learning_rate", learning_rate),
-            ("gradient_norm", stepped.gradient_norm),
-            ("skipped_steps", optimizer.skipped_steps() as f64),
-        ];
-        run.step(step + 1, loss, tokens, &metrics)?;
-        if !evaluation.is_empty() && (step + 1 == total_steps || (step + 1) % evaluate_every == 0) {
-            let evaluation = evaluate(&model.frozen()?, evaluation, &settings.loss, common)?;
-            run.evaluation(step + 1, &evaluation.metrics())?;
-            latest = Some(evaluation);
         }
         run.checkpoint(step + 1, |state| add_to_state(state, model, optimizer))?;
     }
-    if latest.is_none() && !evaluation.is_empty() {
+    if latest.is_none() {
         // The last step was done, and evaluated, before the run was interrupted.
-        latest = Some(evaluate(&model.frozen()?, evaluation, &settings.loss, common)?);
+        let evaluation = values(examples.evaluation()?);
+        if !evaluation.is_empty() {
+            latest = Some(evaluate(&model.frozen()?, &evaluation, &settings.loss, common)?);
+        }
     }
     Ok(latest)
+}
+
+/// One optimizer step, recorded. Of streamed data all rows of a step may be ties: it changes nothing then and has no loss.
+fn learn(
+    settings: &RewardSettings,
+    model: &Model,
+    examples: &mut Examples<RankedTree>,
+    optimizer: &mut Optimizer,
+    (step, learning_rate): (usize, f64),
+    run: &mut Run,
+) -> Result<()> {
+    let chosen = examples.step(step)?;
+    let ranked = values(&chosen);
+    let (loss, accuracy) = match &ranked[..] {
+        [] => (f64::NAN, f64::NAN),
+        ranked => accumulate(model, optimizer, ranked, settings, step as u64)?,
+    };
+    let origins = || chosen.iter().map(|example| &example.origin);
+    let stepped = match optimizer.step(learning_rate) {
+        Err(error @ Error::NotFinite(_)) => {
+            let checkpoint = run.write_checkpoint(step, |state| add_to_state(state, model, optimizer))?;
+            let error = run.gave_up(error, origins());
+            return Err(error.and(format!("the weights as they last were good are in {}", checkpoint.display())));
+        }
+        stepped => stepped?,
+    };
+    run.skipped(step + 1, stepped.not_finite.as_deref(), origins())?;
+    let tokens = ranked.iter().map(|ranked| ranked.tree.tokens()).sum();
+    let metrics = [
+        ("accuracy", accuracy),
+        ("learning_rate", learning_rate),
+        ("gradient_norm", stepped.gradient_norm),
+        ("skipped_steps", optimizer.skipped_steps() as f64),
+    ];
+    run.step(step + 1, loss, tokens, &metrics)
 }
 
 /// What a checkpoint holds of the training.
@@ -320,15 +343,35 @@ fn accumulate(
     Ok((total, agreement::accuracy(&judged).accuracy))
 }
 
-/// The trees whose mean reward becomes 0: the demonstrations, or the prompts with their best-ranked answers.
-fn zero_point(settings: &RewardSettings, ranked: &[RankedTree], reader: &Reader) -> Result<Vec<TokenTree>> {
-    let Some(pattern) = &settings.demonstrations else {
-        return Ok(ranked.iter().map(best_answers).collect());
+/// The trees whose mean reward becomes 0: the demonstrations, or the prompts with their best-ranked answers; of data larger than a window a sample,
+/// with a line about it for the plan.
+fn zero_point(
+    settings: &RewardSettings,
+    examples: &mut Examples<RankedTree>,
+    reader: &Reader,
+) -> Result<(Vec<TokenTree>, Option<String>)> {
+    if settings.normalize == Normalization::None {
+        return Ok((Vec::new(), None));
+    }
+    let (trees, is_sample): (Vec<TokenTree>, bool) = match &settings.demonstrations {
+        None => {
+            let some = examples.training_or_some(MOST_FOR_ZERO_POINT)?;
+            (values(&some).into_iter().map(best_answers).collect(), examples.is_streamed())
+        }
+        Some(pattern) => {
+            let source = Source::new(pattern, &settings.examples, &settings.training, &settings.common);
+            let source = Source { evaluation_data: None, evaluation_share: 0.0, ..source };
+            let mut examples = Examples::open(&source, DEMONSTRATIONS, |demonstration, truncation| {
+                reader.demonstration(&demonstration, truncation).map(Some)
+            })?;
+            let some = examples.training_or_some(MOST_FOR_ZERO_POINT)?;
+            (values(&some).into_iter().cloned().collect(), examples.is_streamed())
+        }
     };
-    let mut truncation = Truncation::default();
-    schema::demonstrations(pattern)?
-        .map(|demonstration| reader.demonstration(&demonstration?, &mut truncation))
-        .collect()
+    let of = if settings.demonstrations.is_some() { "demonstrations" } else { "rankings" };
+    let count = indicatif::HumanCount(trees.len() as u64);
+    let described = is_sample.then(|| format!("over {count} random {of}"));
+    Ok((trees, described))
 }
 
 /// The prompt with its best-ranked answers only.

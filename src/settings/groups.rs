@@ -17,6 +17,9 @@ const TRAINING: &str = "Training";
 const OPTIMIZER: &str = "Optimizer";
 const CHECKPOINTS: &str = "Checkpoints";
 
+/// The default of `--shuffle-window`.
+pub const SHUFFLE_WINDOW: usize = 10_000;
+
 /// What every program has.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct CommonSettings {
@@ -61,10 +64,10 @@ pub struct ModelSettings {
 /// How a program that learns from examples goes through them.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct ExampleSettings {
-    /// Examples to evaluate on, in the form of --data [default: a share of the data]
+    /// Examples to evaluate on, in the form of --data; of more than 10,000 and than --shuffle-window, 10,000 random ones [default: a share of the data]
     #[arg(long, value_name = "FILES")]
     pub evaluation_data: Option<String>,
-    /// Share of the examples kept apart for evaluation, where there is no --evaluation-data
+    /// Share of the examples kept apart for evaluation, where there is no --evaluation-data; at most 10,000 of data larger than --shuffle-window
     #[arg(long, default_value_t = 0.05, value_parser = below_one)]
     pub evaluation_share: f64,
     /// Optimizer steps between evaluations [default: once an epoch]
@@ -73,6 +76,9 @@ pub struct ExampleSettings {
     /// Passes over the examples
     #[arg(long, default_value_t = 1, value_parser = at_least_one)]
     pub epochs: usize,
+    /// Rows among which the order is random; data of no more rows are kept in memory, of larger data one window at a time
+    #[arg(long, value_name = "ROWS", default_value_t = SHUFFLE_WINDOW, value_parser = at_least_one)]
+    pub shuffle_window: usize,
     /// Print this many examples as the model will see them, and stop
     #[arg(long, value_name = "N")]
     pub inspect: Option<usize>,

@@ -1,6 +1,6 @@
 //! Labelled texts to classes: by a head over a hidden state, or by the words with which a language model names the classes.
 
-use std::collections::BTreeSet;
+use std::cell::OnceCell;
 use std::path::Path;
 
 use candle_core::{D, Device, Tensor};
@@ -13,7 +13,7 @@ use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
 use crate::data::batch::{Batch, TokenTree, split_by_budget};
 use crate::data::inspect;
-use crate::data::schema::{self, Labelled, Text};
+use crate::data::schema::{self, LABELLED, Labelled, Text};
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::{Ending, Truncation};
 use crate::error::Result;
@@ -21,107 +21,110 @@ use crate::model::adapter::Pass;
 use crate::model::{Model, dropout_seed};
 use crate::say;
 use crate::settings::{CommonSettings, Method};
+use crate::train::examples::{Examples, values};
 use crate::train::memory;
 use crate::train::optimizer::Optimizer;
-use crate::train::order::{self, Order};
-use crate::train::plan::{Examples, training_plan};
+use crate::train::plan::{Workload, check_length, training_plan};
 use crate::train::run::Run;
 use crate::train::table::Table;
 
 /// A text as tokens, with the number of its class.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Example {
+pub struct LabelledText {
     /// The text; or, for a language model, the text and every class's word as an answer.
     pub tree: TokenTree,
     /// The types of the text's tokens; none for a language model.
     pub types: Vec<u32>,
     /// The class.
     pub label: usize,
+    /// The hidden state that stands for the text, once it is computed, as the model under a probe does not change.
+    features: OnceCell<Vec<f32>>,
 }
 
-impl Example {
+impl LabelledText {
     fn typed(&self) -> (&TokenTree, &[u32]) {
         (&self.tree, &self.types)
     }
 }
 
-/// The examples of a run.
-pub(super) struct Data {
-    labels: Vec<String>,
-    training: Vec<Example>,
-    evaluation: Vec<Example>,
-    truncation: Truncation,
-}
-
 pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let common = &settings.common;
     let tokenizer = Tokenizer::load(adapt::tokenizer_folder(&settings.model.model)?)?;
-    let data = read(settings, &tokenizer)?;
+    let labels = labels(settings)?;
+    let mut examples = read(settings, &labels, &tokenizer)?;
     if let Some(count) = settings.examples.inspect {
-        for example in data.training.iter().take(count) {
-            say!("{}\n{}", data.labels[example.label], inspect::inspect(&example.tree, &tokenizer)?);
+        for example in examples.first(count)? {
+            let LabelledText { tree, label, .. } = &example.value;
+            say!("{}\n{}", labels[*label], inspect::inspect(tree, &tokenizer)?);
         }
         return Ok(SftReport::NOTHING);
     }
     let by_words = !settings.label_words.is_empty();
+    let is_probe = settings.training.method.list() == [Method::Probing] && !by_words;
+    if let (true, Some(window)) = (is_probe, examples.window()) {
+        bail!(
+            "{}: has {} rows to train on and --shuffle-window is {window}, and a probe is trained on hidden states that are computed once and all kept; raise \
+             --shuffle-window above the number of rows, or name fewer rows",
+            settings.data,
+            examples.len()
+        );
+    }
     let role = Role {
         folder: &settings.model.model,
         adapters: &settings.model.adapter,
         training: Training::With(&settings.training),
-        head: if by_words { Head::Language } else { Head::Classes(&data.labels) },
+        head: if by_words { Head::Language } else { Head::Classes(&labels) },
         seed: common.seed,
     };
     memory::check_before_reading(&settings.model, &settings.training)?;
     let mut bases = Bases::new(Device::Cpu);
     let model = bases.load(&role)?;
     tokenizer.fits(model.architecture().vocabulary)?;
-    let longest = data.training.iter().chain(&data.evaluation).map(|example| example.tree.longest()).max();
-    model.architecture().check_length(longest.unwrap_or(0))?;
-    let order = Order::new((0..data.training.len()).collect(), settings.training.batch_size, common.seed);
-    let tokens = data.training.iter().map(|example| example.tree.tokens()).sum();
-    let (training, evaluation) = (data.training.len(), data.evaluation.len());
-    let examples = Examples { what: "labelled texts", training, evaluation, tokens, truncation: data.truncation };
-    let plan = training_plan("sft", &model, &[], common, &settings.training, &examples, 0)?
-        .line("classes", format!("{}: {}", data.labels.len(), data.labels.join(", ")));
-    let total_steps = order.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
+    check_length(model.architecture(), examples.largest(|text| text.tree.longest()), common.max_length)?;
+    let workload = Workload::new("labelled texts", &examples, |text| text.tree.tokens());
+    let plan = training_plan("sft", &model, &[], common, &settings.training, &workload, 0)?
+        .line("classes", format!("{}: {}", labels.len(), labels.join(", ")));
+    let total_steps = examples.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
     let checkpoints = &settings.training.checkpoints;
     let mut run = Run::start(&settings.resolved(), common, checkpoints, &plan, total_steps, settings.inputs()?)?;
     let save = |folder: &Path| {
         model.save(folder)?;
         tokenizer.save(folder)
     };
-    let is_probe = settings.training.method.list() == [Method::Probing] && !by_words;
+    let classes = Classes { model: &model, labels: &labels, common };
     let report = if by_words {
-        let task = ByWords { model: &model, data: &data, common };
-        let report = train(settings, &model, &task, order, &mut run, save)?;
-        write_report(&run, &data, task.predictions()?, None)?;
-        report
-    } else if is_probe {
-        let features = |examples: &[Example]| pooled(&model, examples, common.tokens_per_batch);
-        let (training, evaluation) = (features(&data.training)?, features(&data.evaluation)?);
-        let task = ByHead::new(&model, &data, Input::Pooled { training: &training, evaluation: &evaluation }, common);
-        let report = train(settings, &model, &task, order, &mut run, save)?;
-        let control = control_task::run(settings, &bases.load(&role)?, &data, (&training, &evaluation))?;
-        write_report(&run, &data, task.predictions()?, Some(control))?;
+        let task = ByWords(classes);
+        let report = train(settings, &model, &task, &mut examples, &mut run, save)?;
+        write_report(&run, &labels, task.predictions(&values(examples.evaluation()?))?, None)?;
         report
     } else {
-        let task = ByHead::new(&model, &data, Input::Tokens, common);
-        let report = train(settings, &model, &task, order, &mut run, save)?;
-        write_report(&run, &data, task.predictions()?, None)?;
+        let probed = if is_probe { examples.training() } else { None };
+        if let Some(training) = &probed {
+            compute_features(&model, &values(training), common.tokens_per_batch)?;
+            compute_features(&model, &values(examples.evaluation()?), common.tokens_per_batch)?;
+        }
+        let task = ByHead { classes, is_probe };
+        let report = train(settings, &model, &task, &mut examples, &mut run, save)?;
+        let evaluation = values(examples.evaluation()?);
+        let control = match &probed {
+            Some(training) => {
+                let texts = (&values(training)[..], &evaluation[..]);
+                Some(control_task::run(settings, &bases.load(&role)?, labels.len(), texts)?)
+            }
+            None => None,
+        };
+        write_report(&run, &labels, task.predictions(&evaluation)?, control)?;
         report
     };
     run.finish()?;
     Ok(report)
 }
 
-fn read(settings: &SftSettings, tokenizer: &Tokenizer) -> Result<Data> {
-    let rows = |pattern: &str| schema::labelled(pattern)?.collect::<Result<Vec<Labelled>>>();
-    let training = rows(&settings.data)?;
-    let (training, evaluation) = match &settings.examples.evaluation_data {
-        Some(pattern) => (training, rows(pattern)?),
-        None => order::split(training, settings.examples.evaluation_share, settings.common.seed),
-    };
-    let labels = labels(settings, &training)?;
+fn read<'a>(
+    settings: &'a SftSettings,
+    labels: &'a [String],
+    tokenizer: &'a Tokenizer,
+) -> Result<Examples<'a, LabelledText>> {
     if !settings.label_words.is_empty() && settings.label_words.len() != labels.len() {
         bail!(
             "--label-words has {} words, the data have the {} classes {}; give one for each, in this order",
@@ -130,8 +133,7 @@ fn read(settings: &SftSettings, tokenizer: &Tokenizer) -> Result<Data> {
             labels.join(", ")
         );
     }
-    let mut truncation = Truncation::default();
-    let mut example = |record: &Labelled| -> Result<Example> {
+    Examples::open(&settings.source(), LABELLED, |record, truncation| {
         let Some(label) = labels.iter().position(|label| *label == record.label) else {
             bail!(
                 "{}, column `label`: \"{}\" is none of the classes {}; name all of them with --labels",
@@ -140,26 +142,22 @@ fn read(settings: &SftSettings, tokenizer: &Tokenizer) -> Result<Data> {
                 labels.join(", ")
             );
         };
-        let max_length = settings.common.max_length;
-        if !settings.label_words.is_empty() {
-            let tree = with_words(settings, tokenizer, record, &mut truncation)?;
-            return Ok(Example { tree, types: Vec::new(), label });
-        }
-        let texts = tokenizer.labelled(record, max_length, &mut truncation)?;
-        Ok(Example { tree: texts.tree(), types: texts.types, label })
-    };
-    let training = training.iter().map(&mut example).collect::<Result<Vec<_>>>()?;
-    let evaluation = evaluation.iter().map(&mut example).collect::<Result<Vec<_>>>()?;
-    Ok(Data { labels, training, evaluation, truncation })
+        let (tree, types) = if settings.label_words.is_empty() {
+            let texts = tokenizer.labelled(&record, settings.common.max_length, truncation)?;
+            (texts.tree(), texts.types)
+        } else {
+            (with_words(settings, tokenizer, &record, truncation)?, Vec::new())
+        };
+        Ok(Some(LabelledText { tree, types, label, features: OnceCell::new() }))
+    })
 }
 
-/// The classes: as given, or those of the training data, numbers in their order and names in that of the alphabet.
-fn labels(settings: &SftSettings, training: &[Labelled]) -> Result<Vec<String>> {
+/// The classes: as given, or those of `--data`, for which its labels are gone through: numbers in their order and names in that of the alphabet.
+fn labels(settings: &SftSettings) -> Result<Vec<String>> {
     if !settings.labels.is_empty() {
         return Ok(settings.labels.clone());
     }
-    let found: BTreeSet<&String> = training.iter().map(|record| &record.label).collect();
-    let mut labels: Vec<String> = found.into_iter().cloned().collect();
+    let mut labels: Vec<String> = schema::classes(&settings.data)?.into_iter().collect();
     if labels.iter().all(|label| label.parse::<i64>().is_ok()) {
         labels.sort_by_key(|label| label.parse::<i64>().unwrap_or_default());
     }
@@ -193,107 +191,101 @@ fn with_words(
     tokenizer.tree(Some(&prompt), &answers, |_| Ending::AsIs, settings.common.max_length, truncation)
 }
 
-/// The hidden states that stand for the texts, `[texts, d_model]`, under a frozen model.
-fn pooled(model: &Model, examples: &[Example], tokens_per_batch: usize) -> Result<Tensor> {
+/// Computes the hidden states that stand for the texts under a frozen model.
+fn compute_features(model: &Model, texts: &[&LabelledText], tokens_per_batch: usize) -> Result<()> {
     let frozen = model.frozen()?;
-    let sizes: Vec<usize> = examples.iter().map(|example| example.tree.tokens()).collect();
-    let mut all = Vec::new();
+    let sizes: Vec<usize> = texts.iter().map(|text| text.tree.tokens()).collect();
     for range in split_by_budget(&sizes, tokens_per_batch) {
-        let batch = frozen.pack_texts(examples[range].iter().map(Example::typed));
-        all.push(frozen.pooled(&frozen.hidden(&batch, &Pass::default())?, &batch)?);
+        let batch = frozen.pack_texts(texts[range.clone()].iter().map(|text| text.typed()));
+        let pooled = frozen.pooled(&frozen.hidden(&batch, &Pass::default())?, &batch)?; // [texts, d_model]
+        for (text, features) in texts[range].iter().zip(pooled.to_vec2()?) {
+            text.features.get_or_init(|| features);
+        }
     }
-    if all.is_empty() {
-        return Ok(Tensor::zeros((0, model.architecture().d_model), candle_core::DType::F32, model.device())?);
-    }
-    Ok(Tensor::cat(&all, 0)?)
+    Ok(())
 }
 
-/// What a head reads.
-enum Input<'a> {
-    /// The texts, through the model.
-    Tokens,
-    /// Hidden states that were computed once, `[texts, d_model]`, as the model under a probe does not change.
-    Pooled { training: &'a Tensor, evaluation: &'a Tensor },
+/// The hidden states that were computed, `[texts, d_model]`.
+pub(super) fn features(model: &Model, texts: &[&LabelledText]) -> Result<Tensor> {
+    let all: Vec<f32> = texts.iter().flat_map(|text| text.features.get().into_iter().flatten()).copied().collect();
+    Ok(Tensor::from_vec(all, (texts.len(), model.architecture().d_model), model.device())?)
+}
+
+/// What both ways to classify need.
+struct Classes<'a> {
+    model: &'a Model,
+    labels: &'a [String],
+    common: &'a CommonSettings,
 }
 
 /// Classes by a head.
 struct ByHead<'a> {
-    model: &'a Model,
-    data: &'a Data,
-    input: Input<'a>,
-    common: &'a CommonSettings,
+    classes: Classes<'a>,
+    /// Whether the head reads hidden states that were computed before.
+    is_probe: bool,
 }
 
-impl<'a> ByHead<'a> {
-    fn new(model: &'a Model, data: &'a Data, input: Input<'a>, common: &'a CommonSettings) -> Self {
-        ByHead { model, data, input, common }
-    }
-
+impl ByHead<'_> {
     /// The log-probability of every class for some texts, `[texts, classes]`.
-    fn log_probs(&self, model: &Model, examples: &[&Example], pass: &Pass) -> Result<Tensor> {
-        let batch = model.pack_texts(examples.iter().map(|example| example.typed()));
+    fn log_probs(&self, model: &Model, texts: &[&LabelledText], pass: &Pass) -> Result<Tensor> {
+        let batch = model.pack_texts(texts.iter().map(|text| text.typed()));
         log_softmax(&model.classes(&model.hidden(&batch, pass)?, &batch)?)
     }
 
-    /// The log-probabilities of every class for every evaluation text.
-    fn predictions(&self) -> Result<Predictions> {
-        let model = self.model.frozen()?;
-        let examples: Vec<&Example> = self.data.evaluation.iter().collect();
-        let rows = match &self.input {
-            Input::Pooled { evaluation, .. } => log_softmax(&model.classes_of_pooled(evaluation)?)?.to_vec2()?,
-            Input::Tokens => {
-                let sizes: Vec<usize> = examples.iter().map(|example| example.tree.tokens()).collect();
-                let mut rows = Vec::new();
-                for range in split_by_budget(&sizes, self.common.tokens_per_batch) {
-                    let log_probs = self.log_probs(&model, &examples[range], &Pass::default())?;
-                    rows.extend(log_probs.to_vec2::<f32>()?);
-                }
-                rows
-            }
-        };
-        Ok(Predictions { log_probs: rows, labels: examples.iter().map(|example| example.label).collect() })
+    /// The log-probabilities of every class for every text.
+    fn predictions(&self, texts: &[&LabelledText]) -> Result<Predictions> {
+        let model = self.classes.model.frozen()?;
+        let labels = texts.iter().map(|text| text.label).collect();
+        if self.is_probe {
+            let log_probs = log_softmax(&model.classes_of_pooled(&features(&model, texts)?)?)?.to_vec2()?;
+            return Ok(Predictions { log_probs, labels });
+        }
+        let sizes: Vec<usize> = texts.iter().map(|text| text.tree.tokens()).collect();
+        let mut log_probs = Vec::new();
+        for range in split_by_budget(&sizes, self.classes.common.tokens_per_batch) {
+            log_probs.extend(self.log_probs(&model, &texts[range], &Pass::default())?.to_vec2::<f32>()?);
+        }
+        Ok(Predictions { log_probs, labels })
     }
 }
 
 impl Task for ByHead<'_> {
-    fn accumulate(&self, optimizer: &mut Optimizer, chosen: &[usize], step: u64) -> Result<Accumulated> {
-        let examples: Vec<&Example> = chosen.iter().map(|&index| &self.data.training[index]).collect();
-        let sizes: Vec<usize> = examples.iter().map(|example| example.tree.tokens()).collect();
+    type Value = LabelledText;
+
+    fn accumulate(&self, optimizer: &mut Optimizer, texts: &[&LabelledText], step: u64) -> Result<Accumulated> {
+        let Classes { model, common, .. } = self.classes;
+        let sizes: Vec<usize> = texts.iter().map(|text| text.tree.tokens()).collect();
         let tokens = sizes.iter().sum();
-        if let Input::Pooled { training, .. } = &self.input {
-            let labels: Vec<usize> = examples.iter().map(|example| example.label).collect();
-            let loss = accumulate_pooled(self.model, optimizer, training, chosen, &labels)?;
+        let labels: Vec<usize> = texts.iter().map(|text| text.label).collect();
+        if self.is_probe {
+            let loss = accumulate_pooled(model, optimizer, &features(model, texts)?, &labels)?;
             return Ok(Accumulated { loss, tokens, metrics: Vec::new() });
         }
         let mut total = 0.0;
-        for (index, range) in split_by_budget(&sizes, self.common.tokens_per_batch).into_iter().enumerate() {
-            let pass = Pass { dropout_seed: Some(dropout_seed(self.common.seed, step, index as u64)) };
-            let log_probs = self.log_probs(self.model, &examples[range.clone()], &pass)?; // [texts, classes]
-            let labels: Vec<usize> = examples[range].iter().map(|example| example.label).collect();
-            let loss = (cross_entropy(&log_probs, &labels)? / examples.len() as f64)?;
+        for (index, range) in split_by_budget(&sizes, common.tokens_per_batch).into_iter().enumerate() {
+            let pass = Pass { dropout_seed: Some(dropout_seed(common.seed, step, index as u64)) };
+            let log_probs = self.log_probs(model, &texts[range.clone()], &pass)?; // [texts, classes]
+            let loss = (cross_entropy(&log_probs, &labels[range])? / texts.len() as f64)?;
             optimizer.accumulate(&loss.backward()?)?;
             total += f64::from(loss.to_scalar::<f32>()?);
         }
         Ok(Accumulated { loss: total, tokens, metrics: Vec::new() })
     }
 
-    fn evaluate(&self) -> Result<Vec<(&'static str, f64)>> {
-        Ok(self.predictions()?.metrics(self.data.labels.len()))
+    fn evaluate(&self, texts: &[&LabelledText]) -> Result<Vec<(&'static str, f64)>> {
+        Ok(self.predictions(texts)?.metrics(self.classes.labels.len()))
     }
 }
 
-/// Adds the gradient of the mean loss over hidden states, and gives the loss.
+/// Adds the gradient of the mean loss over hidden states `[texts, d_model]`, and gives the loss.
 pub(super) fn accumulate_pooled(
     model: &Model,
     optimizer: &mut Optimizer,
-    pooled: &Tensor,
-    chosen: &[usize],
+    hidden: &Tensor,
     labels: &[usize],
 ) -> Result<f64> {
-    let rows: Vec<u32> = chosen.iter().map(|&index| index as u32).collect();
-    let hidden = pooled.index_select(&Tensor::from_slice(&rows, rows.len(), pooled.device())?, 0)?; // [texts, d_model]
-    let log_probs = log_softmax(&model.classes_of_pooled(&hidden)?)?;
-    let loss = (cross_entropy(&log_probs, labels)? / chosen.len() as f64)?;
+    let log_probs = log_softmax(&model.classes_of_pooled(hidden)?)?;
+    let loss = (cross_entropy(&log_probs, labels)? / labels.len() as f64)?;
     optimizer.accumulate(&loss.backward()?)?;
     Ok(f64::from(loss.to_scalar::<f32>()?))
 }
@@ -311,67 +303,59 @@ fn cross_entropy(log_probs: &Tensor, labels: &[usize]) -> Result<Tensor> {
 }
 
 /// Classes by the words of a language model.
-struct ByWords<'a> {
-    model: &'a Model,
-    data: &'a Data,
-    common: &'a CommonSettings,
-}
+struct ByWords<'a>(Classes<'a>);
 
 impl ByWords<'_> {
-    /// The log-probability of every class's word after every evaluation text, normalised over the classes.
-    fn predictions(&self) -> Result<Predictions> {
-        let model = self.model.frozen()?;
-        let examples = &self.data.evaluation;
-        let sizes: Vec<usize> = examples.iter().map(|example| example.tree.tokens()).collect();
+    /// The log-probability of every class's word after every text, normalised over the classes.
+    fn predictions(&self, texts: &[&LabelledText]) -> Result<Predictions> {
+        let model = self.0.model.frozen()?;
+        let sizes: Vec<usize> = texts.iter().map(|text| text.tree.tokens()).collect();
         let mut rows = Vec::new();
-        for range in split_by_budget(&sizes, self.common.tokens_per_batch) {
-            let batch = Batch::pack(examples[range].iter().map(|example| &example.tree));
+        for range in split_by_budget(&sizes, self.0.common.tokens_per_batch) {
+            let batch = Batch::pack(texts[range].iter().map(|text| &text.tree));
             let hidden = model.hidden(&batch, &Pass::default())?; // [tokens, d_model]
             let log_probs: Vec<f32> = model.log_probs(&hidden, &batch, 1.0)?.log_probs.to_vec1()?; // [targets]
             let sums: Vec<f32> =
                 batch.answer_targets.iter().map(|targets| log_probs[targets.clone()].iter().sum()).collect();
-            let classes = self.data.labels.len();
-            let sums = Tensor::from_vec(sums, (batch.trees.len(), classes), &Device::Cpu)?;
+            let sums = Tensor::from_vec(sums, (batch.trees.len(), self.0.labels.len()), &Device::Cpu)?;
             rows.extend(log_softmax(&sums)?.to_vec2::<f32>()?);
         }
-        Ok(Predictions { log_probs: rows, labels: examples.iter().map(|example| example.label).collect() })
+        Ok(Predictions { log_probs: rows, labels: texts.iter().map(|text| text.label).collect() })
     }
 }
 
 impl Task for ByWords<'_> {
-    fn accumulate(&self, optimizer: &mut Optimizer, chosen: &[usize], step: u64) -> Result<Accumulated> {
+    type Value = LabelledText;
+
+    fn accumulate(&self, optimizer: &mut Optimizer, texts: &[&LabelledText], step: u64) -> Result<Accumulated> {
         // The right word alone is learned.
-        let right = |&index: &usize| {
-            let Example { tree, label, .. } = &self.data.training[index];
-            TokenTree { prompt: tree.prompt.clone(), answers: vec![tree.answers[*label].clone()] }
+        let right = |LabelledText { tree, label, .. }: &LabelledText| TokenTree {
+            prompt: tree.prompt.clone(),
+            answers: vec![tree.answers[*label].clone()],
         };
-        let trees: Vec<TokenTree> = chosen.iter().map(right).collect();
-        let loss = language_modelling::accumulate(
-            self.model,
-            optimizer,
-            &trees.iter().collect::<Vec<_>>(),
-            self.common,
-            step,
-        )?;
-        let tokens = trees.iter().map(TokenTree::tokens).sum();
+        let trees: Vec<TokenTree> = texts.iter().map(|text| right(text)).collect();
+        let trees: Vec<&TokenTree> = trees.iter().collect();
+        let Classes { model, common, .. } = self.0;
+        let loss = language_modelling::accumulate(model, optimizer, &trees, common, step)?;
+        let tokens = trees.iter().map(|tree| tree.tokens()).sum();
         Ok(Accumulated { loss, tokens, metrics: Vec::new() })
     }
 
-    fn evaluate(&self) -> Result<Vec<(&'static str, f64)>> {
-        Ok(self.predictions()?.metrics(self.data.labels.len()))
+    fn evaluate(&self, texts: &[&LabelledText]) -> Result<Vec<(&'static str, f64)>> {
+        Ok(self.predictions(texts)?.metrics(self.0.labels.len()))
     }
 }
 
 /// Prints the confusion matrix and writes `evaluation.json`.
-fn write_report(run: &Run, data: &Data, predictions: Predictions, control: Option<ControlTask>) -> Result<()> {
-    if data.evaluation.is_empty() {
+fn write_report(run: &Run, labels: &[String], predictions: Predictions, control: Option<ControlTask>) -> Result<()> {
+    if predictions.labels.is_empty() {
         return Ok(());
     }
-    let labels = &data.labels;
     let confusion = predictions.confusion(labels.len());
     let percent = |share: f64| format!("{:.1}%", 100.0 * share);
-    let mut table =
-        Table::new(["class, taken for".to_string()].into_iter().chain(labels.clone()).chain(["F1".to_string()]));
+    let mut table = Table::new(
+        ["class, taken for".to_string()].into_iter().chain(labels.iter().cloned()).chain(["F1".to_string()]),
+    );
     for (class, label) in labels.iter().enumerate() {
         let counts = confusion.counts[class].iter().map(usize::to_string);
         table.row([label.clone()].into_iter().chain(counts).chain([percent(confusion.f1(class))]));
@@ -407,16 +391,4 @@ fn write_report(run: &Run, data: &Data, predictions: Predictions, control: Optio
         json["selectivity"] = json!(confusion.accuracy() - control.accuracy);
     }
     run.write("evaluation.json", &format!("{json:#}\n"))
-}
-
-impl Data {
-    /// Number of classes.
-    pub(super) fn classes(&self) -> usize {
-        self.labels.len()
-    }
-
-    /// Training and evaluation texts.
-    pub(super) fn both(&self) -> (&[Example], &[Example]) {
-        (&self.training, &self.evaluation)
-    }
 }

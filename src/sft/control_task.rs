@@ -6,10 +6,9 @@
 
 use std::collections::HashMap;
 
-use candle_core::Tensor;
 use rand::Rng;
 
-use super::classification::{Example, accumulate_pooled, log_softmax};
+use super::classification::{LabelledText, accumulate_pooled, features, log_softmax};
 use super::confusion::Predictions;
 use super::{LEARNING_RATE, SftSettings};
 use crate::error::Result;
@@ -28,19 +27,18 @@ pub(super) struct ControlTask {
     pub most_common: f64,
 }
 
-/// Trains a new probe of the same form (`model`) on the same hidden states with control labels.
+/// Trains a new probe of the same form (`model`) on the same hidden states, those of training and evaluation texts, with control labels.
 pub(super) fn run(
     settings: &SftSettings,
     model: &Model,
-    data: &super::classification::Data,
-    (training, evaluation): (&Tensor, &Tensor),
+    classes: usize,
+    (training, evaluation): (&[&LabelledText], &[&LabelledText]),
 ) -> Result<ControlTask> {
-    let (training_examples, evaluation_examples) = data.both();
-    let classes: Vec<usize> = training_examples.iter().map(|example| example.label).collect();
+    let real: Vec<usize> = training.iter().map(|text| text.label).collect();
     let mut types = HashMap::new();
-    let mut label = |example: &Example| control_label(&mut types, &classes, example, settings.common.seed);
-    let labels: Vec<usize> = training_examples.iter().map(&mut label).collect();
-    let expected: Vec<usize> = evaluation_examples.iter().map(&mut label).collect();
+    let mut label = |text: &&LabelledText| control_label(&mut types, &real, text, settings.common.seed);
+    let labels: Vec<usize> = training.iter().map(&mut label).collect();
+    let expected: Vec<usize> = evaluation.iter().map(&mut label).collect();
     let mut order = Order::new((0..labels.len()).collect(), settings.training.batch_size, settings.common.seed);
     let steps = order.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
     let optimizer_settings = &settings.training.optimizer;
@@ -49,18 +47,19 @@ pub(super) fn run(
     for step in 0..steps {
         let chosen = order.step(step);
         let chosen_labels: Vec<usize> = chosen.iter().map(|&index| labels[index]).collect();
-        accumulate_pooled(model, &mut optimizer, training, chosen, &chosen_labels)?;
+        let texts: Vec<&LabelledText> = chosen.iter().map(|&index| training[index]).collect();
+        accumulate_pooled(model, &mut optimizer, &features(model, &texts)?, &chosen_labels)?;
         optimizer.step(schedule.learning_rate(step))?;
     }
-    let log_probs = log_softmax(&model.frozen()?.classes_of_pooled(evaluation)?)?.to_vec2()?;
-    let confusion = Predictions { log_probs, labels: expected }.confusion(data.classes());
+    let log_probs = log_softmax(&model.frozen()?.classes_of_pooled(&features(model, evaluation)?)?)?.to_vec2()?;
+    let confusion = Predictions { log_probs, labels: expected }.confusion(classes);
     Ok(ControlTask { accuracy: confusion.accuracy(), most_common: confusion.most_common() })
 }
 
 /// The control label of a text: that of its first word, after what the tokenizer puts in front. A word's label is the class of a
 /// text drawn at random, so that labels are as common as classes.
-fn control_label(types: &mut HashMap<u32, usize>, classes: &[usize], example: &Example, seed: u64) -> usize {
-    let tree = &example.tree;
+fn control_label(types: &mut HashMap<u32, usize>, classes: &[usize], text: &LabelledText, seed: u64) -> usize {
+    let tree = &text.tree;
     let tokens = if tree.prompt.is_empty() { &tree.answers[0].tokens } else { &tree.prompt };
     // The first token of every text is the same where it is a special one.
     let word = tokens.get(1).or(tokens.first()).copied().unwrap_or_default();

@@ -3,6 +3,7 @@
 //! A ranking of k answers gives all its pairs, which share the prompt's segment and count together as one element, as the pairwise loss of
 //! reward models has them. The reference is the model as it is at the start; its log-probabilities are computed once.
 
+use std::cell::OnceCell;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
@@ -13,19 +14,20 @@ use super::{Accumulated, SftReport, SftSettings, Task, train};
 use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
 use crate::data::batch::{Batch, TokenTree, split_by_budget};
+use crate::data::inspect;
+use crate::data::schema::{RANKINGS, Ranking};
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
-use crate::data::{inspect, schema};
 use crate::error::Result;
 use crate::model::adapter::Pass;
 use crate::model::{Model, dropout_seed};
 use crate::ops;
 use crate::say;
 use crate::settings::{CommonSettings, below_one, not_negative};
-use crate::train::memory;
+use crate::train::examples::{Examples, values};
+use crate::train::memory::{self, Footprint};
 use crate::train::optimizer::Optimizer;
-use crate::train::order::{self, Order};
-use crate::train::plan::{Examples, training_plan};
+use crate::train::plan::{Workload, check_length, training_plan};
 use crate::train::run::Run;
 
 const HEADING: &str = "Direct preference optimisation";
@@ -54,13 +56,13 @@ pub enum PreferenceLoss {
     Ipo,
 }
 
-/// A prompt with its answers, every pair of which one is better, and the log-probabilities of the answers under the reference.
+/// A prompt with its answers, every pair of which one is better, and the log-probabilities of the answers under the reference once they are known.
 struct Preference {
     tree: TokenTree,
     /// Indices of the better and the worse answer.
     pairs: Vec<(usize, usize)>,
     weight: f32,
-    reference: Vec<f32>,
+    reference: OnceCell<Vec<f32>>,
 }
 
 /// The pairs of a micro-batch: one number each.
@@ -93,18 +95,21 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     settings.dpo.check()?;
     let common = &settings.common;
     let tokenizer = Tokenizer::load(adapt::tokenizer_folder(&settings.model.model)?)?;
-    let mut truncation = Truncation::default();
-    let preferences = read(&settings.data, &tokenizer, common.max_length, &mut truncation)?;
+    let source = settings.source();
+    let mut examples = Examples::open(&source, RANKINGS, |ranking, truncation| {
+        preference(&ranking, &tokenizer, common.max_length, truncation)
+    })?;
+    if let Some(pattern) = examples.nothing_in(&source) {
+        bail!(
+            "{pattern}: no preference is left after reading; at least one prompt with a better and a worse answer is needed"
+        );
+    }
     if let Some(count) = settings.examples.inspect {
-        for preference in preferences.iter().take(count) {
-            say!("{}", inspect::inspect(&preference.tree, &tokenizer)?);
+        for example in examples.first(count)? {
+            say!("{}", inspect::inspect(&example.value.tree, &tokenizer)?);
         }
         return Ok(SftReport::NOTHING);
     }
-    let (mut training, mut evaluation) = match &settings.examples.evaluation_data {
-        Some(pattern) => (preferences, read(pattern, &tokenizer, common.max_length, &mut Truncation::default())?),
-        None => order::split(preferences, settings.examples.evaluation_share, common.seed),
-    };
     let role = Role {
         folder: &settings.model.model,
         adapters: &settings.model.adapter,
@@ -113,73 +118,64 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
         seed: common.seed,
     };
     memory::check_before_reading(&settings.model, &settings.training)?;
-    let model = Bases::new(Device::Cpu).load(&role)?;
+    let mut bases = Bases::new(Device::Cpu);
+    let model = bases.load(&role)?;
     tokenizer.fits(model.architecture().vocabulary)?;
-    let longest = training.iter().chain(&evaluation).map(|preference| preference.tree.longest()).max();
-    model.architecture().check_length(longest.unwrap_or(0))?;
-    let order = Order::new((0..training.len()).collect(), settings.training.batch_size, common.seed);
-    let tokens = training.iter().map(|preference| preference.tree.tokens()).sum();
-    let (what, count) = ("preferences", training.len());
-    let examples = Examples { what, training: count, evaluation: evaluation.len(), tokens, truncation };
-    let plan = training_plan("sft", &model, &[], common, &settings.training, &examples, 0)?
+    let longest = examples.largest(|preference| preference.tree.longest());
+    check_length(model.architecture(), longest, common.max_length)?;
+    // A frozen model has the weights of the one that trains, and here has to keep those of the start.
+    let copy = if examples.is_streamed() { Some(bases.load(&role)?.frozen()?) } else { None };
+    drop(bases);
+    let beside: Vec<Footprint> = copy.iter().map(|copy| Footprint::of("reference", copy)).collect();
+    let workload = Workload::new("preferences", &examples, |preference| preference.tree.tokens());
+    let plan = training_plan("sft", &model, &beside, common, &settings.training, &workload, 0)?
         .line("objective", format!("dpo, beta {}", settings.dpo.beta));
-    let total_steps = order.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
+    let total_steps = examples.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
     let checkpoints = &settings.training.checkpoints;
     let mut run = Run::start(&settings.resolved(), common, checkpoints, &plan, total_steps, settings.inputs()?)?;
-    let reference = model.frozen()?;
-    for preferences in [&mut training, &mut evaluation] {
-        look_up_reference(&reference, preferences, common.tokens_per_batch)?;
+    if let Some(training) = examples.training() {
+        let reference = model.frozen()?;
+        look_up_reference(&reference, &values(&training), common.tokens_per_batch)?;
+        look_up_reference(&reference, &values(examples.evaluation()?), common.tokens_per_batch)?;
     }
     let save = |folder: &Path| model.save(folder);
-    let task =
-        Preferences { model: &model, training: &training, evaluation: &evaluation, settings: &settings.dpo, common };
-    let report = train(settings, &model, &task, order, &mut run, save)?;
+    let task = Preferences { model: &model, reference: copy, settings: &settings.dpo, common };
+    let report = train(settings, &model, &task, &mut examples, &mut run, save)?;
     run.finish()?;
     Ok(report)
 }
 
-/// Reads rankings; those whose answers are one tie are left out.
-fn read(
-    pattern: &str,
+/// A ranking as pairs of its answers; nothing where these are one tie.
+fn preference(
+    ranking: &Ranking,
     tokenizer: &Tokenizer,
     max_length: usize,
     truncation: &mut Truncation,
-) -> Result<Vec<Preference>> {
-    let mut preferences = Vec::new();
-    for ranking in schema::rankings(pattern)? {
-        let ranking = ranking?;
-        let ranks = ranking.ranks.iter().enumerate();
-        let worse = |(better, low): (usize, &i64)| {
-            let low = *low;
-            ranking
-                .ranks
-                .iter()
-                .enumerate()
-                .filter(move |(_, high)| low < **high)
-                .map(move |(worse, _)| (better, worse))
-        };
-        let pairs: Vec<(usize, usize)> = ranks.flat_map(worse).collect();
-        if !pairs.is_empty() {
-            let tree = tokenizer.ranking(&ranking, max_length, truncation)?;
-            preferences.push(Preference { tree, pairs, weight: ranking.weight, reference: Vec::new() });
-        }
+) -> Result<Option<Preference>> {
+    let ranks = ranking.ranks.iter().enumerate();
+    let worse = |(better, low): (usize, &i64)| {
+        let low = *low;
+        let worse = ranking.ranks.iter().enumerate().filter(move |(_, high)| low < **high);
+        worse.map(move |(worse, _)| (better, worse))
+    };
+    let pairs: Vec<(usize, usize)> = ranks.flat_map(worse).collect();
+    if pairs.is_empty() {
+        return Ok(None);
     }
-    if preferences.is_empty() {
-        bail!(
-            "{pattern}: no preference is left after reading; at least one prompt with a better and a worse answer is needed"
-        );
-    }
-    Ok(preferences)
+    let tree = tokenizer.ranking(ranking, max_length, truncation)?;
+    Ok(Some(Preference { tree, pairs, weight: ranking.weight, reference: OnceCell::new() }))
 }
 
-fn look_up_reference(reference: &Model, preferences: &mut [Preference], tokens_per_batch: usize) -> Result<()> {
-    let sizes: Vec<usize> = preferences.iter().map(|preference| preference.tree.tokens()).collect();
+/// Computes the log-probabilities of the answers under the reference where they are not known.
+fn look_up_reference(reference: &Model, preferences: &[&Preference], tokens_per_batch: usize) -> Result<()> {
+    let unknown: Vec<_> = preferences.iter().filter(|preference| preference.reference.get().is_none()).collect();
+    let sizes: Vec<usize> = unknown.iter().map(|preference| preference.tree.tokens()).collect();
     for range in split_by_budget(&sizes, tokens_per_batch) {
-        let preferences = &mut preferences[range];
+        let preferences = &unknown[range];
         let batch = Batch::pack(preferences.iter().map(|preference| &preference.tree));
         let found: Vec<f32> = answer_log_probs(reference, &batch, &Pass::default())?.to_vec1()?;
-        for (preference, answers) in preferences.iter_mut().zip(&batch.trees) {
-            preference.reference = found[answers.clone()].to_vec();
+        for (preference, answers) in preferences.iter().zip(&batch.trees) {
+            preference.reference.get_or_init(|| found[answers.clone()].to_vec());
         }
     }
     Ok(())
@@ -218,8 +214,8 @@ pub fn loss(
 
 struct Preferences<'a> {
     model: &'a Model,
-    training: &'a [Preference],
-    evaluation: &'a [Preference],
+    /// The model as it was at the start, where the reference's log-probabilities are not known before the training.
+    reference: Option<Model>,
     settings: &'a DpoSettings,
     common: &'a CommonSettings,
 }
@@ -250,6 +246,9 @@ impl Preferences<'_> {
         pass: impl Fn(u64) -> Pass,
         mut learn: impl FnMut(&Tensor) -> Result<()>,
     ) -> Result<Sums> {
+        if let Some(reference) = &self.reference {
+            look_up_reference(reference, preferences, self.common.tokens_per_batch)?;
+        }
         let sizes: Vec<usize> = preferences.iter().map(|preference| preference.tree.tokens()).collect();
         let total: f32 = preferences.iter().map(|preference| preference.weight).sum();
         let mut sums = Sums::default();
@@ -265,7 +264,8 @@ impl Preferences<'_> {
                     pairs.weights.push(weight);
                 }
             }
-            let reference: Vec<f32> = preferences.iter().flat_map(|preference| preference.reference.clone()).collect();
+            let known = preferences.iter().flat_map(|preference| preference.reference.get().into_iter().flatten());
+            let reference: Vec<f32> = known.copied().collect();
             let log_probs = answer_log_probs(model, &batch, &pass(index as u64))?;
             let (loss, rewards) = loss(self.settings, &log_probs, &reference, &pairs)?;
             learn(&loss)?;
@@ -283,21 +283,18 @@ impl Preferences<'_> {
 }
 
 impl Task for Preferences<'_> {
-    fn accumulate(&self, optimizer: &mut Optimizer, chosen: &[usize], step: u64) -> Result<Accumulated> {
-        let preferences: Vec<&Preference> = chosen.iter().map(|&index| &self.training[index]).collect();
+    type Value = Preference;
+
+    fn accumulate(&self, optimizer: &mut Optimizer, preferences: &[&Preference], step: u64) -> Result<Accumulated> {
         let pass = |index| Pass { dropout_seed: Some(dropout_seed(self.common.seed, step, index)) };
-        let sums = self.losses(self.model, &preferences, pass, |loss| optimizer.accumulate(&loss.backward()?))?;
+        let sums = self.losses(self.model, preferences, pass, |loss| optimizer.accumulate(&loss.backward()?))?;
         let names = ["rewards/accuracies", "rewards/chosen", "rewards/rejected", "rewards/margins"];
         let tokens = preferences.iter().map(|preference| preference.tree.tokens()).sum();
         Ok(Accumulated { loss: sums.loss, tokens, metrics: sums.metrics(names) })
     }
 
-    fn evaluate(&self) -> Result<Vec<(&'static str, f64)>> {
-        if self.evaluation.is_empty() {
-            return Ok(Vec::new());
-        }
-        let preferences: Vec<&Preference> = self.evaluation.iter().collect();
-        let sums = self.losses(&self.model.frozen()?, &preferences, |_| Pass::default(), |_| Ok(()))?;
+    fn evaluate(&self, preferences: &[&Preference]) -> Result<Vec<(&'static str, f64)>> {
+        let sums = self.losses(&self.model.frozen()?, preferences, |_| Pass::default(), |_| Ok(()))?;
         let names =
             ["evaluation_accuracy", "evaluation_reward_chosen", "evaluation_reward_rejected", "evaluation_margin"];
         Ok(std::iter::once(("evaluation_loss", sums.loss)).chain(sums.metrics(names)).collect())

@@ -10,7 +10,7 @@ use crate::bail;
 use crate::data::batch::{Batch, TokenTree, split_by_budget};
 use crate::data::inspect;
 use crate::data::mixture::{self, Mixture, Part};
-use crate::data::schema::{self, Demonstration};
+use crate::data::schema::{DEMONSTRATIONS, Demonstration};
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::data::train_tokenizer::{SpecialTokens, train_bpe, train_bpe_on_files};
@@ -21,10 +21,10 @@ use crate::model::weight_files;
 use crate::model::{Model, dropout_seed};
 use crate::say;
 use crate::settings::CommonSettings;
+use crate::train::examples::{Example, Examples, Source};
 use crate::train::memory;
 use crate::train::optimizer::Optimizer;
-use crate::train::order::{self, Order};
-use crate::train::plan::{Examples, training_plan};
+use crate::train::plan::{Workload, check_length, training_plan};
 use crate::train::run::Run;
 
 pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
@@ -33,17 +33,13 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let mixture = mixture_of(&settings.data, common)?;
     let tokenizer = tokenizer(settings, mixture.as_ref())?;
     let described = mixture.as_ref().map(Mixture::describe);
-    let (trees, truncation) = read(&settings.data, mixture, &tokenizer, common)?;
+    let mut examples = read(settings, mixture, &tokenizer)?;
     if let Some(count) = settings.examples.inspect {
-        for tree in trees.iter().take(count) {
-            say!("{}", inspect::inspect(tree, &tokenizer)?);
+        for example in examples.first(count)? {
+            say!("{}", inspect::inspect(&example.value, &tokenizer)?);
         }
         return Ok(SftReport::NOTHING);
     }
-    let (training, evaluation) = match &settings.examples.evaluation_data {
-        Some(pattern) => (trees, read(pattern, mixture_of(pattern, common)?, &tokenizer, common)?.0),
-        None => order::split(trees, settings.examples.evaluation_share, common.seed),
-    };
     let role = Role {
         folder: &settings.model.model,
         adapters: &settings.model.adapter,
@@ -54,17 +50,13 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     memory::check_before_reading(&settings.model, &settings.training)?;
     let model = Bases::new(Device::Cpu).load(&role)?;
     tokenizer.fits(model.architecture().vocabulary)?;
-    let longest = training.iter().chain(&evaluation).map(TokenTree::longest).max();
-    model.architecture().check_length(longest.unwrap_or(0))?;
-    let order = Order::new((0..training.len()).collect(), settings.training.batch_size, common.seed);
-    let tokens = training.iter().map(TokenTree::tokens).sum();
-    let (what, count) = ("demonstrations", training.len());
-    let examples = Examples { what, training: count, evaluation: evaluation.len(), tokens, truncation };
-    let mut plan = training_plan("sft", &model, &[], common, &settings.training, &examples, 0)?;
+    check_length(model.architecture(), examples.largest(TokenTree::longest), common.max_length)?;
+    let workload = Workload::new("demonstrations", &examples, TokenTree::tokens);
+    let mut plan = training_plan("sft", &model, &[], common, &settings.training, &workload, 0)?;
     if let Some(described) = described {
         plan = plan.line("mixture", described);
     }
-    let total_steps = order.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
+    let total_steps = examples.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
     let checkpoints = &settings.training.checkpoints;
     let mut run = Run::start(&settings.resolved(), common, checkpoints, &plan, total_steps, settings.inputs()?)?;
     let save = |folder: &Path| {
@@ -72,8 +64,8 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
         // In the folder already, unless it was made for this run.
         tokenizer.save(folder)
     };
-    let task = LanguageModelling { model: &model, trees: &training, evaluation: &evaluation, common };
-    let report = train(settings, &model, &task, order, &mut run, save)?;
+    let task = LanguageModelling { model: &model, common };
+    let report = train(settings, &model, &task, &mut examples, &mut run, save)?;
     run.finish()?;
     Ok(report)
 }
@@ -92,17 +84,53 @@ fn tokenizer(settings: &SftSettings, mixture: Option<&Mixture>) -> Result<Tokeni
     }
 }
 
-/// The token trees of a mixture, or else of the Parquet files that `pattern` names.
-fn read(
-    pattern: &str,
+/// The examples of a run: those of a mixture in memory, those of Parquet files as they are needed where they are many.
+fn read<'a>(
+    settings: &SftSettings,
     mixture: Option<Mixture>,
-    tokenizer: &Tokenizer,
-    common: &CommonSettings,
-) -> Result<(Vec<TokenTree>, Truncation)> {
-    match mixture {
-        Some(mixture) => trees(pattern, mixture.into_demonstrations().map(Ok), tokenizer, common.max_length),
-        None => trees(pattern, schema::demonstrations(pattern)?, tokenizer, common.max_length),
+    tokenizer: &'a Tokenizer,
+) -> Result<Examples<'a, TokenTree>> {
+    let (source, max_length) = (settings.source(), settings.common.max_length);
+    let prepare = move |demonstration: &Demonstration, truncation: &mut Truncation| {
+        let tree = tokenizer.demonstration(demonstration, max_length, truncation)?;
+        Ok((tree.learned_tokens() > 0).then_some(tree))
+    };
+    let in_memory = |mixture: Mixture, truncation: &mut Truncation| {
+        let example = |demonstration: Demonstration| {
+            let value = prepare(&demonstration, truncation).transpose()?;
+            Some(value.map(|value| Example { origin: demonstration.origin, value }))
+        };
+        mixture.into_demonstrations().filter_map(example).collect::<Result<Vec<_>>>()
+    };
+    // Mixtures are in memory, the ones to evaluate on too.
+    let held_out = match source.evaluation_data {
+        Some(pattern) => mixture_of(pattern, &settings.common)?,
+        None => None,
+    };
+    let held_out = held_out.map(|mixture| in_memory(mixture, &mut Truncation::default())).transpose()?;
+    let of_data = match held_out {
+        Some(_) => Source { evaluation_data: None, evaluation_share: 0.0, ..source },
+        None => source,
+    };
+    let decoded = move |demonstration: Demonstration, truncation: &mut Truncation| prepare(&demonstration, truncation);
+    let mut examples = match mixture {
+        None => Examples::open(&of_data, DEMONSTRATIONS, decoded)?,
+        Some(mixture) => {
+            let mut truncation = Truncation::default();
+            let all = in_memory(mixture, &mut truncation)?;
+            let examples = Examples::in_memory(&of_data, all).counting(truncation, 0);
+            examples.with_evaluation_data(&of_data, DEMONSTRATIONS, decoded)?
+        }
+    };
+    if let Some(held_out) = held_out {
+        examples = examples.with_evaluation(held_out);
     }
+    if let Some(pattern) = examples.nothing_in(&source) {
+        bail!(
+            "{pattern}: no demonstration with a token to learn is left after reading; check the completions and --max-length"
+        );
+    }
+    Ok(examples)
 }
 
 /// The mixture that a pattern names, if it names one.
@@ -110,49 +138,22 @@ fn mixture_of(pattern: &str, common: &CommonSettings) -> Result<Option<Mixture>>
     mixture::is_mixture(pattern).then(|| mixture::read(pattern, Part::Training, common.seed)).transpose()
 }
 
-/// Makes token trees of demonstrations; those without a token to learn are left out.
-fn trees(
-    pattern: &str,
-    demonstrations: impl Iterator<Item = Result<Demonstration>>,
-    tokenizer: &Tokenizer,
-    max_length: usize,
-) -> Result<(Vec<TokenTree>, Truncation)> {
-    let mut truncation = Truncation::default();
-    let mut trees = Vec::new();
-    for demonstration in demonstrations {
-        let tree = tokenizer.demonstration(&demonstration?, max_length, &mut truncation)?;
-        if tree.learned_tokens() > 0 {
-            trees.push(tree);
-        }
-    }
-    if trees.is_empty() {
-        bail!(
-            "{pattern}: no demonstration with a token to learn is left after reading; check the completions and --max-length"
-        );
-    }
-    Ok((trees, truncation))
-}
-
 struct LanguageModelling<'a> {
     model: &'a Model,
-    trees: &'a [TokenTree],
-    evaluation: &'a [TokenTree],
     common: &'a CommonSettings,
 }
 
 impl Task for LanguageModelling<'_> {
-    fn accumulate(&self, optimizer: &mut Optimizer, chosen: &[usize], step: u64) -> Result<Accumulated> {
-        let trees: Vec<&TokenTree> = chosen.iter().map(|&index| &self.trees[index]).collect();
-        let loss = accumulate(self.model, optimizer, &trees, self.common, step)?;
-        let tokens = trees.iter().map(|tree| tree.tokens()).sum();
+    type Value = TokenTree;
+
+    fn accumulate(&self, optimizer: &mut Optimizer, chosen: &[&TokenTree], step: u64) -> Result<Accumulated> {
+        let loss = accumulate(self.model, optimizer, chosen, self.common, step)?;
+        let tokens = chosen.iter().map(|tree| tree.tokens()).sum();
         Ok(Accumulated { loss, tokens, metrics: Vec::new() })
     }
 
-    fn evaluate(&self) -> Result<Vec<(&'static str, f64)>> {
-        if self.evaluation.is_empty() {
-            return Ok(Vec::new());
-        }
-        let loss = evaluation_loss(&self.model.frozen()?, self.evaluation, self.common.tokens_per_batch)?;
+    fn evaluate(&self, examples: &[&TokenTree]) -> Result<Vec<(&'static str, f64)>> {
+        let loss = evaluation_loss(&self.model.frozen()?, examples, self.common.tokens_per_batch)?;
         Ok(vec![("evaluation_loss", loss), ("evaluation_perplexity", loss.exp())])
     }
 }
@@ -181,11 +182,11 @@ pub(super) fn accumulate(
 }
 
 /// Mean cross-entropy a target token of a frozen model.
-pub fn evaluation_loss(model: &Model, trees: &[TokenTree], tokens_per_batch: usize) -> Result<f64> {
-    let sizes: Vec<usize> = trees.iter().map(TokenTree::tokens).collect();
+pub fn evaluation_loss(model: &Model, trees: &[&TokenTree], tokens_per_batch: usize) -> Result<f64> {
+    let sizes: Vec<usize> = trees.iter().map(|tree| tree.tokens()).collect();
     let (mut total, mut targets) = (0.0, 0);
     for range in split_by_budget(&sizes, tokens_per_batch) {
-        let batch = Batch::pack(&trees[range]);
+        let batch = Batch::pack(trees[range].iter().copied());
         let hidden = model.hidden(&batch, &Pass::default())?; // [tokens, d_model]
         let log_probs = model.log_probs(&hidden, &batch, 1.0)?.log_probs; // [targets]
         total -= f64::from(log_probs.sum_all()?.to_scalar::<f32>()?);

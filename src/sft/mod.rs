@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::settings::{CommonSettings, ExampleSettings, ModelSettings, TrainingSettings, learning_rate_help};
+use crate::train::examples::{Examples, Source, values};
 use crate::train::inputs::Inputs;
 use crate::train::optimizer::Optimizer;
-use crate::train::order::Order;
 use crate::train::run::Run;
 use crate::train::schedule::Schedule;
 use crate::train::state::StateWriter;
@@ -78,6 +78,11 @@ impl SftSettings {
     /// With everything that is left to a default, as it is recorded.
     fn resolved(&self) -> Self {
         SftSettings { training: self.training.resolved(self.full_learning_rate()), ..self.clone() }
+    }
+
+    /// Which rows it learns from, and in which order.
+    fn source(&self) -> Source<'_> {
+        Source::new(&self.data, &self.examples, &self.training, &self.common)
     }
 
     /// What it reads.
@@ -146,28 +151,31 @@ struct Accumulated {
 
 /// What the objectives differ in.
 trait Task {
-    /// Adds the gradient of one optimizer step's mean loss over the chosen examples.
-    fn accumulate(&self, optimizer: &mut Optimizer, chosen: &[usize], step: u64) -> Result<Accumulated>;
+    /// What is learned from one row.
+    type Value;
 
-    /// Evaluates the model as it is: the loss first, under the name `evaluation_loss`; nothing where there are no evaluation examples.
-    fn evaluate(&self) -> Result<Vec<(&'static str, f64)>>;
+    /// Adds the gradient of one optimizer step's mean loss over the chosen examples, of which there is at least one.
+    fn accumulate(&self, optimizer: &mut Optimizer, chosen: &[&Self::Value], step: u64) -> Result<Accumulated>;
+
+    /// Evaluates the model as it is on some examples, of which there is at least one: the loss first, under the name `evaluation_loss`.
+    fn evaluate(&self, examples: &[&Self::Value]) -> Result<Vec<(&'static str, f64)>>;
 }
 
 /// Trains by a task, keeping the best model and the last.
-fn train(
+fn train<T: Task>(
     settings: &SftSettings,
     model: &Model,
-    task: &impl Task,
-    mut order: Order,
+    task: &T,
+    examples: &mut Examples<T::Value>,
     run: &mut Run,
     save: impl Fn(&Path) -> Result<()>,
 ) -> Result<SftReport> {
     let training = &settings.training;
-    let total_steps = order.total_steps(settings.examples.epochs as f64, training.max_steps);
+    let total_steps = examples.total_steps(settings.examples.epochs as f64, training.max_steps);
     let peak = training.learning_rate(settings.full_learning_rate());
     let schedule = Schedule::new(&training.optimizer, peak, total_steps);
     let mut optimizer = Optimizer::of(model, training, &settings.model)?;
-    let evaluate_every = settings.examples.evaluate_every.unwrap_or(order.steps_per_epoch());
+    let evaluate_every = settings.examples.evaluate_every.unwrap_or(examples.steps_per_epoch());
     let mut report = SftReport { steps: total_steps, ..SftReport::NOTHING };
     let done = run.restore(|state| {
         report = state.value(REPORT)?;
@@ -175,26 +183,10 @@ fn train(
         optimizer.take_from(state, OPTIMIZER)
     })?;
     for step in done..total_steps {
-        let Accumulated { loss, tokens, mut metrics } =
-            task.accumulate(&mut optimizer, order.step(step), step as u64)?;
-        report.training_loss = loss;
-        let learning_rate = schedule.learning_rate(step);
-        let stepped = match optimizer.step(learning_rate) {
-            Err(error @ Error::NotFinite(_)) => {
-                let checkpoint = run.write_checkpoint(step, |state| add_to_state(state, &optimizer, &report))?;
-                return Err(error.and(format!("the weights as they last were good are in {}", checkpoint.display())));
-            }
-            stepped => stepped?,
-        };
-        run.skipped(step + 1, stepped.not_finite.as_deref())?;
-        metrics.extend([
-            ("learning_rate", learning_rate),
-            ("gradient_norm", stepped.gradient_norm),
-            ("skipped_steps", optimizer.skipped_steps() as f64),
-        ]);
-        run.step(step + 1, report.training_loss, tokens, &metrics)?;
+        learn(task, examples, &mut optimizer, (step, schedule.learning_rate(step)), &mut report, run)?;
         if step + 1 == total_steps || (step + 1) % evaluate_every == 0 {
-            let evaluation = task.evaluate()?;
+            let held_out = values(examples.evaluation()?);
+            let evaluation = if held_out.is_empty() { Vec::new() } else { task.evaluate(&held_out)? };
             if let Some((_, loss)) = evaluation.first() {
                 run.evaluation(step + 1, &evaluation)?;
                 report.evaluation_loss = Some(*loss);
@@ -208,6 +200,41 @@ fn train(
         run.checkpoint(step + 1, |state| add_to_state(state, &optimizer, &report))?;
     }
     Ok(report)
+}
+
+/// One optimizer step, recorded. Of streamed data all rows of a step may hold nothing to learn: it changes nothing then and has no loss.
+fn learn<T: Task>(
+    task: &T,
+    examples: &mut Examples<T::Value>,
+    optimizer: &mut Optimizer,
+    (step, learning_rate): (usize, f64),
+    report: &mut SftReport,
+    run: &mut Run,
+) -> Result<()> {
+    let chosen = examples.step(step)?;
+    let Accumulated { loss, tokens, mut metrics } = match &chosen[..] {
+        [] => Accumulated { loss: f64::NAN, tokens: 0, metrics: Vec::new() },
+        chosen => task.accumulate(optimizer, &values(chosen), step as u64)?,
+    };
+    if !chosen.is_empty() {
+        report.training_loss = loss;
+    }
+    let origins = || chosen.iter().map(|example| &example.origin);
+    let stepped = match optimizer.step(learning_rate) {
+        Err(error @ Error::NotFinite(_)) => {
+            let checkpoint = run.write_checkpoint(step, |state| add_to_state(state, optimizer, report))?;
+            let error = run.gave_up(error, origins());
+            return Err(error.and(format!("the weights as they last were good are in {}", checkpoint.display())));
+        }
+        stepped => stepped?,
+    };
+    run.skipped(step + 1, stepped.not_finite.as_deref(), origins())?;
+    metrics.extend([
+        ("learning_rate", learning_rate),
+        ("gradient_norm", stepped.gradient_norm),
+        ("skipped_steps", optimizer.skipped_steps() as f64),
+    ]);
+    run.step(step + 1, loss, tokens, &metrics)
 }
 
 /// What a checkpoint holds of the training.

@@ -5,15 +5,17 @@
 //! read at the start; a step's rows are decoded and prepared when the step comes ([`crate::data::window`]), so that memory is that of a window.
 //! Either way a step's examples depend on the seed, the step and the files alone.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
-use super::order::{Order, Steps, evaluation_split, held_out_rows};
+use super::order::{MOST_HELD_OUT, Order, Steps, evaluation_split, held_out_rows};
 use crate::data::parquet::Rows;
 use crate::data::row_index::{RowIndex, RowReader};
 use crate::data::schema::{Layouts, Origin};
 use crate::data::tokenize_records::Truncation;
 use crate::data::window::WindowedRows;
 use crate::error::Result;
+use crate::settings::{CommonSettings, ExampleSettings, TrainingSettings};
 
 /// Rows at the start of data larger than a window from which counts are estimated.
 const SAMPLED_ROWS: usize = 256;
@@ -27,12 +29,18 @@ pub struct Example<T> {
     pub value: T,
 }
 
+/// What is learned from each of some examples.
+pub fn values<T>(examples: &[Arc<Example<T>>]) -> Vec<&T> {
+    examples.iter().map(|example| &example.value).collect()
+}
+
 /// Which rows a program learns from, and in which order.
 #[derive(Debug, Clone, Copy)]
 pub struct Source<'s> {
     /// A Parquet file, folder or glob.
     pub data: &'s str,
-    /// The same of the examples to evaluate on; they are kept in memory, all of them.
+    /// The same of the examples to evaluate on. All of them are read at the start and kept, unless there are more than [`MOST_HELD_OUT`] and
+    /// than a window: then so many random ones of them stand for all.
     pub evaluation_data: Option<&'s str>,
     /// The share of `data` to evaluate on, where there is no `evaluation_data`.
     pub evaluation_share: f64,
@@ -49,8 +57,12 @@ pub struct Source<'s> {
 /// Examples to train on by step, and to evaluate on.
 pub struct Examples<'a, T> {
     steps: Steps,
-    evaluation: Option<Vec<Arc<Example<T>>>>,
     way: Way<'a, T>,
+    evaluation: Vec<Arc<Example<T>>>,
+    /// Examples to evaluate on that were not read yet.
+    unread: Option<Unread<'a, T>>,
+    /// Rows of the data to evaluate on, where only some of them are kept.
+    evaluation_rows: Option<usize>,
     truncation: Truncation,
     left_out: usize,
 }
@@ -64,15 +76,23 @@ enum Way<'a, T> {
 struct Streamed<'a, T> {
     index: Arc<RowIndex>,
     rows: WindowedRows,
-    held_out: Vec<usize>,
+    window: usize,
     prepare: Prepare<'a, T>,
     /// The examples of the first rows.
     sample: Vec<Arc<Example<T>>>,
     sampled_rows: usize,
 }
 
+/// Chosen rows, of which examples can be made.
+struct Unread<'a, T> {
+    index: Arc<RowIndex>,
+    /// Ascending.
+    rows: Vec<usize>,
+    prepare: Prepare<'a, T>,
+}
+
 /// Makes an example, or nothing, of each row.
-type Prepare<'a, T> = Box<dyn Fn(&Rows, &mut Truncation) -> Result<Vec<Option<T>>> + 'a>;
+type Prepare<'a, T> = Rc<dyn Fn(&Rows, &mut Truncation) -> Result<Vec<Option<T>>> + 'a>;
 
 impl<'a, T> Examples<'a, T> {
     /// The examples that `prepare` makes of the records of `source`; where it gives `None`, there is nothing to learn from a row. It counts
@@ -85,53 +105,97 @@ impl<'a, T> Examples<'a, T> {
         layouts: Layouts<R>,
         prepare: impl Fn(R, &mut Truncation) -> Result<Option<T>> + 'a,
     ) -> Result<Self> {
-        let index = RowIndex::open(source.data, &layouts)?;
+        let index = Arc::new(RowIndex::open(source.data, &layouts)?);
         let evaluation = source.evaluation_data.map(|pattern| RowIndex::open(pattern, &layouts)).transpose()?;
-        let prepare: Prepare<T> = Box::new(move |rows, truncation| {
-            layouts.records(rows)?.into_iter().map(|record| prepare(record, truncation)).collect()
-        });
-        let whole = index.rows() <= source.window;
-        let sampled_rows = if whole { index.rows() } else { index.rows().min(SAMPLED_ROWS) };
-        let index = Arc::new(index);
-        let read = read_first(&index, sampled_rows, &prepare)?;
-        let evaluation = match evaluation {
-            Some(index) => Some(read_first(&Arc::new(index), usize::MAX, &prepare)?.examples),
-            None => None,
-        };
-        let mut examples = if whole {
-            Examples::in_memory(source, read.examples, evaluation)
+        let prepare = of_rows(layouts, prepare);
+        let examples = if index.rows() <= source.window {
+            let Read { examples, truncation, left_out } = read_first(&index, index.rows(), &prepare)?;
+            Examples::in_memory(source, examples).counting(truncation, left_out)
         } else {
-            let share = if evaluation.is_some() { 0.0 } else { source.evaluation_share };
-            let held_out = held_out_rows(index.rows(), share, source.seed);
-            let rows = WindowedRows::new(index.clone(), held_out.clone(), source.window, source.seed);
-            let steps = source.steps(rows.rows());
-            let sample = read.examples.into_iter().map(Arc::new).collect();
-            let way = Way::Streamed(Box::new(Streamed { index, rows, held_out, prepare, sample, sampled_rows }));
-            let evaluation = evaluation.map(|examples| examples.into_iter().map(Arc::new).collect());
-            Examples { steps, evaluation, way, truncation: Truncation::default(), left_out: 0 }
+            Examples::streamed(source, index, prepare.clone())?
         };
-        (examples.truncation, examples.left_out) = (read.truncation, read.left_out);
-        Ok(examples)
+        match evaluation {
+            Some(index) => examples.evaluating(Arc::new(index), source, prepare),
+            None => Ok(examples),
+        }
     }
 
-    /// Examples that are in memory already, and those to evaluate on; without these, a share of all is set aside.
-    pub fn in_memory(source: &Source, all: Vec<Example<T>>, evaluation: Option<Vec<Example<T>>>) -> Self {
-        let share = if evaluation.is_some() { 0.0 } else { source.evaluation_share };
-        let (training, held_out) = evaluation_split(all.len(), share, source.seed);
+    /// The same with the examples to evaluate on that the `evaluation_data` of `source` hold, if it names such.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn with_evaluation_data<R: 'a>(
+        self,
+        source: &Source,
+        layouts: Layouts<R>,
+        prepare: impl Fn(R, &mut Truncation) -> Result<Option<T>> + 'a,
+    ) -> Result<Self> {
+        let Some(pattern) = source.evaluation_data else { return Ok(self) };
+        let index = RowIndex::open(pattern, &layouts)?;
+        self.evaluating(Arc::new(index), source, of_rows(layouts, prepare))
+    }
+
+    fn evaluating(mut self, index: Arc<RowIndex>, source: &Source, prepare: Prepare<'a, T>) -> Result<Self> {
+        let rows = index.rows();
+        if rows <= source.window.max(MOST_HELD_OUT) {
+            return Ok(self.with_evaluation(read_first(&index, rows, &prepare)?.examples));
+        }
+        self.evaluation_rows = Some(rows);
+        self.unread = Some(Unread { index, rows: held_out_rows(rows, 1.0, source.seed), prepare });
+        Ok(self)
+    }
+
+    fn streamed(source: &Source, index: Arc<RowIndex>, prepare: Prepare<'a, T>) -> Result<Self> {
+        let sampled_rows = index.rows().min(SAMPLED_ROWS);
+        let Read { examples, truncation, left_out } = read_first(&index, sampled_rows, &prepare)?;
+        let held_out = held_out_rows(index.rows(), source.share(), source.seed);
+        let rows = WindowedRows::new(index.clone(), held_out.clone(), source.window, source.seed);
+        let unread = Unread { index: index.clone(), rows: held_out, prepare: prepare.clone() };
+        let sample = examples.into_iter().map(Arc::new).collect();
+        Ok(Examples {
+            steps: source.steps(rows.rows()),
+            way: Way::Streamed(Box::new(Streamed {
+                index,
+                rows,
+                window: source.window,
+                prepare,
+                sample,
+                sampled_rows,
+            })),
+            evaluation: Vec::new(),
+            unread: Some(unread),
+            evaluation_rows: None,
+            truncation,
+            left_out,
+        })
+    }
+
+    /// Examples that are in memory already; unless `source` names others to evaluate on, a share of them is set aside.
+    pub fn in_memory(source: &Source, all: Vec<Example<T>>) -> Self {
+        let (training, held_out) = evaluation_split(all.len(), source.share(), source.seed);
         let all: Vec<_> = all.into_iter().map(Arc::new).collect();
-        let evaluation = match evaluation {
-            Some(examples) => examples.into_iter().map(Arc::new).collect(),
-            None => held_out.into_iter().map(|index| all[index].clone()).collect(),
-        };
+        let evaluation = held_out.into_iter().map(|index| all[index].clone()).collect();
         let order = Order::new(training.clone(), source.batch_size, source.seed);
         let order = if source.drops_rest { order.without_rest() } else { order };
         Examples {
             steps: source.steps(training.len()),
-            evaluation: Some(evaluation),
             way: Way::InMemory { all, training, order },
+            evaluation,
+            unread: None,
+            evaluation_rows: None,
             truncation: Truncation::default(),
             left_out: 0,
         }
+    }
+
+    /// The same with these to evaluate on, where none are set aside.
+    pub fn with_evaluation(self, evaluation: Vec<Example<T>>) -> Self {
+        Examples { evaluation: evaluation.into_iter().map(Arc::new).collect(), unread: None, ..self }
+    }
+
+    /// The same, of which it is known what was cut and how many records were left out when they were made.
+    pub fn counting(self, truncation: Truncation, left_out: usize) -> Self {
+        Examples { truncation, left_out, ..self }
     }
 
     /// Whether the examples are read as they are needed: counts of other things than rows are estimates then.
@@ -155,11 +219,52 @@ impl<'a, T> Examples<'a, T> {
 
     /// The number of examples to evaluate on, which may hold rows with nothing to learn as long as they were not read.
     pub fn evaluation_len(&self) -> usize {
-        match (&self.evaluation, &self.way) {
-            (Some(examples), _) => examples.len(),
-            (None, Way::Streamed(streamed)) => streamed.held_out.len(),
-            (None, Way::InMemory { .. }) => 0,
+        self.evaluation.len() + self.unread.as_ref().map_or(0, |unread| unread.rows.len())
+    }
+
+    /// The number of rows of the data to evaluate on, where they are so many that only some of them stand for all.
+    pub fn evaluation_rows(&self) -> Option<usize> {
+        self.evaluation_rows
+    }
+
+    /// The data in which there is nothing to learn from, or nothing to evaluate on, if there are such.
+    pub fn nothing_in<'s>(&self, source: &Source<'s>) -> Option<&'s str> {
+        let nothing = self.is_empty().then_some(source.data);
+        nothing.or(source.evaluation_data.filter(|_| self.evaluation_len() == 0))
+    }
+
+    /// Rows among which the order is random, where the examples are streamed.
+    pub fn window(&self) -> Option<usize> {
+        match &self.way {
+            Way::InMemory { .. } => None,
+            Way::Streamed(streamed) => Some(streamed.window),
         }
+    }
+
+    /// All examples to train on, in the order of the files; `None` where they are streamed.
+    pub fn training(&self) -> Option<Vec<Arc<Example<T>>>> {
+        match &self.way {
+            Way::InMemory { all, training, .. } => Some(training.iter().map(|&index| all[index].clone()).collect()),
+            Way::Streamed(_) => None,
+        }
+    }
+
+    /// All examples to train on, in the order of the files; where they are streamed, those of the first steps, at least `count` if there are so many.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn training_or_some(&mut self, count: usize) -> Result<Vec<Arc<Example<T>>>> {
+        if let Some(all) = self.training() {
+            return Ok(all);
+        }
+        let mut some = Vec::new();
+        for step in 0..self.steps_per_epoch() {
+            if some.len() >= count {
+                break;
+            }
+            some.extend(self.step(step)?);
+        }
+        Ok(some)
     }
 
     /// The sum over the examples to train on of what `measure` gives for each, such as its tokens; where they are streamed, an estimate from
@@ -174,10 +279,13 @@ impl<'a, T> Examples<'a, T> {
         }
     }
 
-    /// The largest of what `measure` gives for the examples to train and to evaluate on; `None` where they are streamed, so that it is not known.
+    /// The largest of what `measure` gives for the examples to train and to evaluate on; `None` where some are not read yet, so that it is not known.
     pub fn largest(&self, measure: impl Fn(&T) -> usize) -> Option<usize> {
         let Way::InMemory { all, .. } = &self.way else { return None };
-        let examples = all.iter().chain(self.evaluation.iter().flatten());
+        if self.unread.is_some() {
+            return None;
+        }
+        let examples = all.iter().chain(&self.evaluation);
         Some(examples.map(|example| measure(&example.value)).max().unwrap_or(0))
     }
 
@@ -250,29 +358,59 @@ impl<'a, T> Examples<'a, T> {
         }
     }
 
-    /// The examples to evaluate on, in the order of the files. Where they are a share of streamed data, they are read when this is first called, and kept.
+    /// The examples to evaluate on, in the order of the files. Where they are a share of streamed data, or some of many, they are read when this is first
+    /// called, and kept.
     ///
     /// # Errors
     /// As [`step`](Self::step).
     pub fn evaluation(&mut self) -> Result<&[Arc<Example<T>>]> {
-        let examples = match (self.evaluation.take(), &self.way) {
-            (Some(examples), _) => examples,
-            (None, Way::InMemory { .. }) => Vec::new(),
-            (None, Way::Streamed(streamed)) => {
-                let mut read = Read::new();
-                let mut reader = RowReader::new(streamed.index.clone());
-                reader.read_each(&streamed.held_out, |rows| read.add(&rows, &streamed.prepare))?;
-                read.examples.into_iter().map(Arc::new).collect()
-            }
-        };
-        Ok(self.evaluation.insert(examples))
+        if let Some(unread) = self.unread.take() {
+            let mut read = Read::new();
+            let mut reader = RowReader::new(unread.index);
+            reader.read_each(&unread.rows, |rows| read.add(&rows, &unread.prepare))?;
+            self.evaluation = read.examples.into_iter().map(Arc::new).collect();
+        }
+        Ok(&self.evaluation)
     }
 }
 
-impl Source<'_> {
+impl<'s> Source<'s> {
+    /// What a program's settings say of the data of `--data`. Examples that are only shown need none to evaluate on.
+    pub fn new(
+        data: &'s str,
+        examples: &'s ExampleSettings,
+        training: &TrainingSettings,
+        common: &CommonSettings,
+    ) -> Self {
+        Source {
+            data,
+            evaluation_data: examples.evaluation_data.as_deref().filter(|_| examples.inspect.is_none()),
+            evaluation_share: examples.evaluation_share,
+            window: examples.shuffle_window,
+            batch_size: training.batch_size,
+            drops_rest: false,
+            seed: common.seed,
+        }
+    }
+
+    /// The share of the data to evaluate on.
+    fn share(&self) -> f64 {
+        if self.evaluation_data.is_some() { 0.0 } else { self.evaluation_share }
+    }
+
     fn steps(&self, examples: usize) -> Steps {
         Steps { examples, batch_size: self.batch_size.max(1), drops_rest: self.drops_rest }
     }
+}
+
+/// Makes examples of rows by what makes them of records.
+fn of_rows<'a, R: 'a, T>(
+    layouts: Layouts<R>,
+    prepare: impl Fn(R, &mut Truncation) -> Result<Option<T>> + 'a,
+) -> Prepare<'a, T> {
+    Rc::new(move |rows, truncation| {
+        layouts.records(rows)?.into_iter().map(|record| prepare(record, truncation)).collect()
+    })
 }
 
 /// What was made of some rows.

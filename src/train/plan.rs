@@ -4,11 +4,14 @@ use std::fmt;
 
 use indicatif::{DecimalBytes, HumanCount};
 
+use super::examples::Examples;
 use super::memory::{self, Footprint};
 use super::table::Table;
+use crate::bail;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::model::Model;
+use crate::model::architecture::Architecture;
 use crate::settings::{CommonSettings, TrainingSettings};
 
 /// What a program is about to do, shown before it starts.
@@ -75,17 +78,69 @@ impl fmt::Display for Plan {
 
 /// What a training program works through.
 #[derive(Debug, Clone, Copy)]
-pub struct Examples<'a> {
-    /// What they are, in the plural.
+pub struct Workload<'a> {
+    /// What the examples are, in the plural.
     pub what: &'a str,
     /// How many there are to train on.
     pub training: usize,
     /// How many there are to evaluate on.
     pub evaluation: usize,
+    /// Of how many these are some.
+    pub evaluation_rows: Option<usize>,
     /// Tokens of those to train on, of one epoch.
     pub tokens: usize,
     /// What was too long.
     pub truncation: Truncation,
+    /// The rows from which tokens and truncation are known, and those of a window, where the examples are read as they are needed.
+    pub sampled_rows: Option<(usize, usize)>,
+}
+
+impl<'a> Workload<'a> {
+    /// These examples, of which `tokens` gives the tokens of each.
+    pub fn new<T>(what: &'a str, examples: &Examples<T>, tokens: impl Fn(&T) -> usize) -> Self {
+        Workload {
+            what,
+            training: examples.len(),
+            evaluation: examples.evaluation_len(),
+            evaluation_rows: examples.evaluation_rows(),
+            tokens: examples.sum(tokens),
+            truncation: examples.truncation(),
+            sampled_rows: examples.sampled_rows().zip(examples.window()),
+        }
+    }
+
+    /// So many of the examples, or of those that are known at the start.
+    pub fn counted(&self, number: usize) -> String {
+        let number = count(number);
+        self.sampled_rows.map_or(number.to_string(), |(rows, _)| format!("{number} of the first {}", count(rows)))
+    }
+
+    fn examples(&self) -> String {
+        let rows = if self.sampled_rows.is_some() { " rows" } else { "" };
+        let of = self.evaluation_rows.map_or(String::new(), |rows| format!(" of {}", count(rows)));
+        let evaluated = match self.evaluation {
+            0 => String::new(),
+            evaluation => format!(", {}{of} to evaluate on", count(evaluation)),
+        };
+        format!("{}{rows} to train on{evaluated}", count(self.training))
+    }
+}
+
+fn count(number: usize) -> HumanCount {
+    HumanCount(number as u64)
+}
+
+/// Refuses a model that cannot read the longest of its texts; where these are read as they are needed, so that `longest` is not known, one that
+/// cannot read texts of `max_length` tokens.
+pub fn check_length(model: &Architecture, longest: Option<usize>, max_length: usize) -> Result<()> {
+    match (longest, model.longest()) {
+        (Some(longest), _) => model.check_length(longest),
+        (None, Some(positions)) if max_length > positions => bail!(
+            "--max-length is {max_length}, the model has {positions} positions, and of data larger than --shuffle-window it is not known at the start \
+             how long the longest text is; give --max-length {positions}"
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// The plan of a training program, which cannot be made where the run does not fit the machine's memory. The model is what the user asked to have trained; others stand beside it in memory, with `cached_tokens` whose keys
@@ -96,15 +151,10 @@ pub fn training_plan(
     beside: &[Footprint],
     common: &CommonSettings,
     training: &TrainingSettings,
-    examples: &Examples,
+    examples: &Workload,
     cached_tokens: usize,
 ) -> Result<Plan> {
     let trainable = model.trainable_count();
-    let count = |number: usize| HumanCount(number as u64);
-    let evaluated = match examples.evaluation {
-        0 => String::new(),
-        evaluation => format!(", {} to evaluate on", count(evaluation)),
-    };
     // A step's examples may be fewer tokens than go through the model at a time.
     let step = training.batch_size * examples.tokens.div_ceil(examples.training.max(1));
     let footprints = [&[Footprint::of("model", model)], beside].concat();
@@ -116,16 +166,21 @@ pub fn training_plan(
         .line("model", model.folder().path.display())
         .line("method", &training.method)
         .parameters(model.base_parameters() + model.added_parameters(), trainable)
-        .line(examples.what, format!("{} to train on{evaluated}", count(examples.training)))
-        .tokens("tokens an epoch", examples.tokens)
-        .memory(memory.iter().map(|(_, bytes)| bytes).sum());
+        .line(examples.what, examples.examples());
+    plan = match examples.sampled_rows {
+        None => plan.tokens("tokens an epoch", examples.tokens),
+        Some((_, window)) => plan
+            .line("tokens an epoch", format!("about {}", count(examples.tokens)))
+            .line("order", format!("random in windows of {} rows, read as they are needed", count(window))),
+    };
+    plan = plan.memory(memory.iter().map(|(_, bytes)| bytes).sum());
     for note in model.adapters().iter().filter_map(|adapter| adapter.note()) {
         plan = plan.line("note", note);
     }
     let Truncation { prompts, answers } = examples.truncation;
     for (what, number, lost) in [("prompts cut", prompts, "start"), ("answers cut", answers, "end")] {
         if number > 0 {
-            let text = format!("{} lost their {lost} to --max-length {}", count(number), common.max_length);
+            let text = format!("{} lost their {lost} to --max-length {}", examples.counted(number), common.max_length);
             plan = plan.line(what, text);
         }
     }

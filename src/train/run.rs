@@ -3,6 +3,7 @@
 //! The folder holds `settings.toml` as resolved, `metrics.jsonl`, TensorBoard events, checkpoints, the models `best/` and `last/`, and, at its
 //! top, the best model, so that the folder itself is the model of the next stage.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -18,6 +19,7 @@ use super::progress::Progress;
 use super::resume;
 use super::state::{StateReader, StateWriter};
 use crate::bail;
+use crate::data::schema::Origin;
 use crate::error::{Error, Result};
 use crate::files::{
     FolderLock, clear_run_folder, publish, replace_folder_atomically, take_run_folder, write_atomically,
@@ -66,6 +68,8 @@ const RECORD: &str = "run";
 const SETTINGS: &str = "settings";
 const INPUTS: &str = "inputs";
 const WARNINGS: &str = "warnings.txt";
+/// Examples of a step that are named where something is wrong with it.
+const MOST_ROWS_NAMED: usize = 32;
 /// Written when a run is over; without it, checkpoints are those of one that is not.
 const FINISHED: &str = "finished.json";
 
@@ -275,12 +279,27 @@ impl Run {
         self.write(WARNINGS, &self.warnings)
     }
 
-    /// Warns of a step that changed nothing, as something in its gradients was not finite.
-    pub fn skipped(&mut self, step: usize, not_finite: Option<&str>) -> Result<()> {
-        match not_finite {
-            Some(what) => self.warn(&format!("step {step} changed nothing: of its gradients {what} is not finite")),
-            None => Ok(()),
-        }
+    /// Warns of a step over these examples that changed nothing, as something in its gradients was not finite.
+    pub fn skipped<'o>(
+        &mut self,
+        step: usize,
+        not_finite: Option<&str>,
+        examples: impl IntoIterator<Item = &'o Origin>,
+    ) -> Result<()> {
+        let Some(what) = not_finite else { return Ok(()) };
+        let examples = rows_named(examples);
+        self.warn(&format!(
+            "step {step} changed nothing: of its gradients {what} is not finite; its examples: {examples}"
+        ))
+    }
+
+    /// The error with which a run ends after too many such steps in a row, the last of them over these examples.
+    pub fn gave_up<'o>(&self, error: Error, examples: impl IntoIterator<Item = &'o Origin>) -> Error {
+        let before = match self.warnings.is_empty() {
+            true => String::new(),
+            false => format!(", those of the steps before are in {}", self.folder.join(WARNINGS).display()),
+        };
+        error.and(format!("the examples of the last step are {}{before}", rows_named(examples)))
     }
 
     /// Makes the run's folder itself the best model, and says where it is.
@@ -311,6 +330,26 @@ impl Run {
     }
 }
 
+/// Rows by their files, such as `a.parquet rows 1, 5; b.parquet row 3 (counted from 0)`: the first of many, and how many there are beside them.
+pub fn rows_named<'o>(origins: impl IntoIterator<Item = &'o Origin>) -> String {
+    let mut files: BTreeMap<&Path, BTreeSet<usize>> = BTreeMap::new();
+    for Origin { file, row } in origins {
+        files.entry(file).or_default().insert(*row);
+    }
+    let (mut shown, mut left) = (Vec::new(), MOST_ROWS_NAMED);
+    for (file, rows) in &files {
+        let first: Vec<String> = rows.iter().take(left).map(usize::to_string).collect();
+        left -= first.len();
+        if !first.is_empty() {
+            let rows = if first.len() == 1 { "row" } else { "rows" };
+            shown.push(format!("{} {rows} {}", file.display(), first.join(", ")));
+        }
+    }
+    let more = files.values().map(BTreeSet::len).sum::<usize>() - (MOST_ROWS_NAMED - left);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{more} (counted from 0)", shown.join("; "))
+}
+
 /// Readies the folder: a run that goes on keeps what is there, and a new one takes the place of one that is over.
 fn begin(folder: &Path, checkpoints: &Checkpoints, goes_on: bool) -> Result<Metrics> {
     let finished = folder.join(FINISHED);
@@ -327,4 +366,24 @@ fn begin(folder: &Path, checkpoints: &Checkpoints, goes_on: bool) -> Result<Metr
         std::fs::remove_file(&finished).map_err(Error::io(&finished))?;
     }
     Metrics::create(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn rows_are_named_by_their_files_and_the_rest_of_many_counted() {
+        let origin = |file: &str, row| Origin { file: Arc::from(Path::new(file)), row };
+        let few = [origin("b", 9), origin("a", 7), origin("a", 2), origin("a", 7)];
+        assert_eq!(rows_named(&few), "a rows 2, 7; b row 9 (counted from 0)");
+        let many: Vec<Origin> = (0..31).chain(50..90).map(|row| origin("a", row)).chain([origin("b", 1)]).collect();
+        let named = rows_named(&many);
+        assert!(
+            named.starts_with("a rows 0, 1, 2, ") && named.ends_with(" 30, 50 and 40 more (counted from 0)"),
+            "{named}"
+        );
+    }
 }
