@@ -20,6 +20,7 @@ mod programs;
 mod report_in_browser;
 mod reward;
 mod stages;
+mod streamed_stages;
 mod streaming;
 mod survival;
 mod tokens;

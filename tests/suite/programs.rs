@@ -178,6 +178,8 @@ fn a_run_whose_numbers_go_bad_names_them_and_ends_with_the_models_that_it_had() 
     let warnings = String::from_utf8(bench.bytes("out/warnings.txt")).unwrap();
     assert_eq!(warnings.lines().count(), 2, "{warnings}");
     assert!(warnings.lines().all(|line| line.contains(" changed nothing: of its gradients that of \"")), "{warnings}");
+    let named = |text: &str| text.contains(" demonstrations.parquet row ") && text.contains(" (counted from 0)");
+    assert!(warnings.lines().all(named) && named(&error) && error.contains("out/warnings.txt"), "{warnings}{error}");
     assert!(bench.path("out/last/model.safetensors").exists());
 }
 

@@ -25,7 +25,7 @@ use tempfile::TempDir;
 use crate::common::{lists, shared, strings, table};
 
 /// Writes a file whose row groups have these sizes, one after the other.
-fn write(path: &Path, batch: &RecordBatch, groups: &[usize]) {
+pub fn write(path: &Path, batch: &RecordBatch, groups: &[usize]) {
     let properties = WriterProperties::builder().set_data_page_row_count_limit(5).set_write_batch_size(5).build();
     let mut writer = ArrowWriter::try_new(File::create(path).unwrap(), batch.schema(), Some(properties)).unwrap();
     let mut start = 0;
@@ -348,4 +348,19 @@ fn footers_with_impossible_numbers_of_rows_are_an_error_and_cost_nothing() {
             assert!(error.contains("fewer rows") || error.contains("cannot be read"), "{error}");
         }
     }
+}
+
+#[test]
+fn of_many_examples_to_evaluate_on_some_stand_for_all() {
+    let folder = folder(&[vec![30], vec![6000, 6000]]);
+    let [data, evaluation] = [0, 1].map(|file| folder.path().join(format!("{file}.parquet")).display().to_string());
+    let open = |window| texts(&Source { evaluation_data: Some(&evaluation), window, ..source(&data) }).unwrap();
+    let mut some = open(10_000);
+    assert_eq!((some.evaluation_len(), some.evaluation_rows(), some.len()), (10_000, Some(12_000), 30));
+    assert_eq!(some.largest(String::len), None);
+    let found: BTreeSet<String> = values(some.evaluation().unwrap()).into_iter().collect();
+    assert_eq!(found.len(), 10_000);
+    assert!(found.contains("1 11999") || found.contains("1 11998") || found.contains("1 11997"));
+    assert_eq!(some.largest(String::len), Some(7));
+    assert_eq!((open(12_000).evaluation_len(), open(12_000).evaluation_rows()), (12_000, None));
 }
