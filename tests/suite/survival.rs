@@ -178,7 +178,7 @@ fn a_signal_stops_a_run_at_a_checkpoint_with_a_code_of_its_own() {
     let mut within_rollouts = 0;
     // No checkpoint is due by itself.
     for (stage, signal) in [("sft", "INT"), ("reward", "TERM"), ("ppo", "INT"), ("ppo", "TERM")] {
-        let line = line(stage).replace("--checkpoint-every 1", "--checkpoint-every 60min --epochs 40");
+        let line = line(stage).replace("--checkpoint-every 1", "--checkpoint-every 60min --epochs 20");
         let line = line
             .replace("--response-length 8", "--response-length 40")
             .replace("--epochs 12", "")
