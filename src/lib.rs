@@ -60,6 +60,7 @@
 //! candle-transformers is not used: none of its models can be trained (gradients stop at its fused norms and rotations), there is no GPT-2
 //! in it, and its DeBERTa panics on the convolution of DeBERTa-v2's larger models. Of candle-nn, the differentiable functions of the reference implementations and the benchmark's baseline are used.
 #![warn(missing_docs)]
+#![deny(unsafe_code)]
 
 pub mod adapt;
 pub mod classifier;
