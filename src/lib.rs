@@ -4,8 +4,8 @@
 //!
 //! From the bottom up; a module imports only modules below it.
 //!
-//! * [`error`], [`random`], [`files`], [`settings`]: one error type, whose messages name the file and the column or tensor; every random
-//!   number by the name of its stream; files that appear whole or not at all; settings that are the command line, the TOML
+//! * [`error`], [`random`], [`files`], [`stop`], [`settings`]: one error type, whose messages name the file and the column or tensor; every random
+//!   number by the name of its stream; files that appear whole or not at all; signals; settings that are the command line, the TOML
 //!   file and the record.
 //! * [`data`]: from Parquet rows to packed batches. [`data::parquet`] reads files, [`data::row_index`] any rows of many, [`data::window`] orders more
 //!   rows than memory holds, [`data::schema`] makes records of them in
@@ -20,7 +20,7 @@
 //!   [`model::sites`] applies what adapters declare: to all rows alike, or to each group of rows its own.
 //! * [`adapt`]: what trains: full weights, or lightweight methods in the forms of PEFT and AdapterHub. The only place that knows methods by name.
 //! * [`generate`]: sampling with a key-value cache and continuous batching.
-//! * [`train`]: what the stages share: optimizer, schedule, examples by step, in memory or streamed ([`train::examples`]), metrics, progress, the run's folder.
+//! * [`train`]: what the stages share: optimizer, schedule, examples by step, in memory or streamed ([`train::examples`]), metrics, progress, the run's folder, checkpoints ([`train::checkpoint`]).
 //! * [`classifier`]: sequence classifiers of others (toxicity, inference), on the core or, for DeBERTa, beside it: texts to probabilities of labels.
 //! * [`rewards`]: what says how good an answer is: reward models of any tokenizer, several together, or a command. [`figure`]: curves as SVG.
 //! * [`sft`], [`reward`], [`ppo`]: the three stages; [`sample`], [`score`], [`evaluate`], [`export`]: what is done with a model afterwards.
@@ -28,8 +28,9 @@
 //!
 //! # From a row to a gradient step
 //!
-//! [`sft::run`] reads demonstrations ([`data::schema::demonstrations`]), makes token trees of them
-//! ([`data::tokenize::Tokenizer::demonstration`]), and for each optimizer step packs some ([`data::batch::Batch::pack`]), computes hidden states
+//! [`sft::run`] opens its data ([`train::examples`]): rows of more than a window are read as they are needed ([`data::window`]), fewer are read at once. Of each row a demonstration is made
+//! ([`data::schema::DEMONSTRATIONS`]), and of this a token tree
+//! ([`data::tokenize::Tokenizer::demonstration`]); each optimizer step takes its examples ([`train::examples::Examples::step`]), packs some at a time ([`data::batch::Batch::pack`]), computes hidden states
 //! `[tokens, d_model]` ([`model::Model::hidden`]), the log-probabilities of the targets alone ([`model::Model::log_probs`]), their gradient
 //! (`backward`), and steps ([`train::optimizer::Optimizer`]). [`reward::run`] does the same with scores at each answer's last token and
 //! the k-wise loss ([`reward::loss`]). [`ppo::run`] samples answers ([`generate::generate`]), looks at them with policy, reference, reward and value model
@@ -53,9 +54,14 @@
 //!
 //! **Bit for bit.** Reductions run over fixed chunks, so that the same seed gives the same bytes on any number of threads.
 //!
+//! **A run goes on as if nothing had happened.** Everything that changes from step to step is in a checkpoint ([`train::state`]); a step's examples and
+//! random numbers depend on its number alone. So a run that was killed ends in the bytes of one that was not. Another processor (other kernels), another
+//! version, or a reward command that is not the same function twice would break that.
+//!
 //! candle-transformers is not used: none of its models can be trained (gradients stop at its fused norms and rotations), there is no GPT-2
 //! in it, and its DeBERTa panics on the convolution of DeBERTa-v2's larger models. Of candle-nn, the differentiable functions of the reference implementations and the benchmark's baseline are used.
 #![warn(missing_docs)]
+#![deny(unsafe_code)]
 
 pub mod adapt;
 pub mod classifier;

@@ -47,6 +47,7 @@ use crate::adapt;
 use crate::bail;
 use crate::data::schema::Demonstration;
 use crate::error::{Error, Result};
+use crate::files::FolderLock;
 use crate::settings::NamedFolder;
 use crate::train::plan::Plan;
 use crate::train::progress::Progress;
@@ -84,6 +85,9 @@ pub fn evaluate(settings: &EvaluateSettings) -> Result<Report> {
     let scorers = settings.scorers.load(settings.toxicity.toxicity_prompts.is_some())?;
     let judges: Vec<Identity> = scorers.iter().map(|scorer| scorer.identity().clone()).collect();
     print_plan(settings, &models, &judges);
+    let output = &settings.common.output;
+    std::fs::create_dir_all(output).map_err(Error::io(output))?;
+    let _lock = FolderLock::take(output)?;
     let journal = Journal::open(&settings.common.output, fingerprint(settings, &models, &judges)?)?;
     // What people judged is not compared with a scorer that nobody named.
     let named = settings.scorers.named(&scorers);

@@ -68,9 +68,6 @@ impl From<Vec<u32>> for PromptTokens {
     }
 }
 
-/// The answers to each prompt, as far as they are known.
-pub type KnownAnswers = Vec<Vec<Option<Answer>>>;
-
 /// Samples `answers` answers to each prompt; `stop` says what ends one.
 ///
 /// The stream of answer `j` to prompt `i` is (`seed`, "sampling", `first + i * answers + j`).
@@ -83,37 +80,16 @@ pub fn generate(
     seed: u64,
     first: u64,
 ) -> Result<Vec<Vec<Answer>>> {
-    let known = vec![vec![None; answers]; prompts.len()];
-    let answers = generate_rest(model, prompts, known, settings, stop, (seed, first), || false)?;
-    Ok(answers.into_iter().map(|answers| answers.into_iter().flatten().collect()).collect())
-}
-
-/// Samples those answers that are not known yet, until `interrupted` says true; as many for each prompt as there are places in `known`. An
-/// answer is the same whichever others are known.
-///
-/// The stream of answer `j` of `n` to prompt `i` is (`seed`, "sampling", `first + i * n + j`).
-pub fn generate_rest(
-    model: &Model,
-    prompts: &[PromptTokens],
-    known: KnownAnswers,
-    settings: &SamplingSettings,
-    stop: Stop,
-    (seed, first): (u64, u64),
-    interrupted: impl Fn() -> bool,
-) -> Result<KnownAnswers> {
     settings.check()?;
     let model = model.frozen()?;
-    let mut batch = ContinuousBatch::new(&model, prompts, known, settings, stop)?;
-    let answers = batch.answers;
-    let mut waiting = (0..prompts.len()).filter(|&prompt| batch.is_wanted(prompt)).collect::<Vec<_>>().into_iter();
-    while (!waiting.as_slice().is_empty() || !batch.active.is_empty()) && !interrupted() {
+    let mut batch = ContinuousBatch::new(&model, prompts, answers, settings, stop)?;
+    let mut waiting = 0..prompts.len();
+    while !waiting.is_empty() || !batch.active.is_empty() {
         if batch.active.len() <= MOST_ACTIVE / 2 {
             let mut admitted = Vec::new();
-            while batch.active.len() + admitted.len() * answers < MOST_ACTIVE
-                && let Some(&prompt) = waiting.as_slice().first()
-            {
-                let Some(rows) = batch.take_rows(prompt) else { break };
-                admitted.push((prompt, rows));
+            while batch.active.len() + admitted.len() * answers < MOST_ACTIVE && !waiting.is_empty() {
+                let Some(rows) = batch.take_rows(waiting.start) else { break };
+                admitted.push((waiting.start, rows));
                 waiting.next();
             }
             if !admitted.is_empty() {
@@ -154,18 +130,17 @@ struct ContinuousBatch<'a> {
     active: Vec<Active>,
     /// For each prompt: its rows in the cache, and how many of its answers still need them.
     borrowed: Vec<Option<(Span, usize)>>,
-    finished: KnownAnswers,
+    finished: Vec<Vec<Answer>>,
 }
 
 impl<'a> ContinuousBatch<'a> {
     fn new(
         model: &'a Model,
         prompts: &'a [PromptTokens],
-        known: KnownAnswers,
+        answers: usize,
         settings: &'a SamplingSettings,
         stop: Stop<'a>,
     ) -> Result<Self> {
-        let answers = known.iter().map(Vec::len).max().unwrap_or(0);
         if let Some(index) = prompts.iter().position(|prompt| prompt.tokens.is_empty()) {
             bail!("prompt {index} has no token, so there is nothing to continue; remove it from the prompts");
         }
@@ -187,13 +162,8 @@ impl<'a> ContinuousBatch<'a> {
             own_rows,
             active: Vec::new(),
             borrowed: vec![None; prompts.len()],
-            finished: known,
+            finished: vec![vec![Answer::default(); answers]; prompts.len()],
         })
-    }
-
-    /// Whether an answer to a prompt is not known.
-    fn is_wanted(&self, prompt: usize) -> bool {
-        self.finished[prompt].iter().any(Option::is_none)
     }
 
     fn take_rows(&mut self, prompt: usize) -> Option<Span> {
@@ -227,10 +197,8 @@ impl<'a> ContinuousBatch<'a> {
         for ((&(prompt, rows), query), logits) in admitted.iter().zip(&layout.plan.queries).zip(&logits) {
             let context_rows: usize = query.keys.iter().map(|span| span.len).sum();
             let mut next_row = rows.start + query.rows.len;
-            let wanted = (0..self.answers).filter(|&answer| self.finished[prompt][answer].is_none());
-            let wanted: Vec<usize> = wanted.collect();
-            self.borrowed[prompt] = Some((rows, wanted.len()));
-            for answer in wanted {
+            self.borrowed[prompt] = Some((rows, self.answers));
+            for answer in 0..self.answers {
                 let mut stream = stream((prompt * self.answers + answer) as u64);
                 let (token, log_prob) = self.settings.draw(logits, &mut stream);
                 let own = Span { start: next_row, len: self.settings.response_length };
@@ -302,7 +270,7 @@ impl<'a> ContinuousBatch<'a> {
                 continue;
             }
             let Active { tokens, log_probs, .. } = answer;
-            self.finished[answer.prompt][answer.answer] = Some(Answer { tokens, ended, log_probs });
+            self.finished[answer.prompt][answer.answer] = Answer { tokens, ended, log_probs };
             let borrowed = &mut self.borrowed[answer.prompt];
             if let Some((rows, users)) = borrowed {
                 *users -= 1;

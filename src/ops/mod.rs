@@ -4,6 +4,7 @@
 //! operation here is a `CustomOp` with its own backward pass, parallel, deterministic on any number of threads, that skips
 //! what is frozen; beside each stands a reference in candle's own differentiable operations, which is the oracle of its tests and the path on
 //! devices for which no kernel is written. Nothing outside this module may call a candle function that loses gradients.
+#![allow(unsafe_code)] // Here alone; each block says why it is sound.
 
 pub mod activation;
 pub mod adamw;

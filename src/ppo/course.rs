@@ -18,8 +18,8 @@ pub struct Course {
     pub kl_coefficient: KlCoefficient,
     /// Signs of trouble.
     pub watch: Watch,
-    /// Answers of the next rollout that are sampled already, as it was interrupted: each with its prompt's number and its own.
-    pub rollout: Vec<(usize, usize, Answer)>,
+    /// The answers to each prompt of an update that was interrupted after they were sampled.
+    pub rollout: Option<Vec<Vec<Answer>>>,
 }
 
 /// The same in a checkpoint, beside the optimizers.
@@ -31,7 +31,7 @@ struct Record {
     pretraining: usize,
     /// Texts that reward models have had to cut.
     truncations: Vec<Truncation>,
-    rollout: Vec<(usize, usize, Answer)>,
+    rollout: Option<Vec<Vec<Answer>>>,
 }
 
 const RECORD: &str = "course";
@@ -42,7 +42,7 @@ impl Course {
     /// At the start.
     pub fn new(settings: &PpoSettings) -> Self {
         let watch = Watch::new(&settings.watch, Seen::default());
-        Course { kl_coefficient: KlCoefficient::new(&settings.kl), watch, rollout: Vec::new() }
+        Course { kl_coefficient: KlCoefficient::new(&settings.kl), watch, rollout: None }
     }
 
     /// Adds everything to a checkpoint's state.

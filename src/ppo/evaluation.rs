@@ -1,7 +1,7 @@
 //! Answers to held-out prompts, and a judge that nothing is trained against: what tells a better policy from one that exploits the reward.
 
 use super::roles::Roles;
-use super::rollout::{self, Group, PromptExample, Sampled, episodes};
+use super::rollout::{self, Group, PromptExample, episodes};
 use super::settings::PpoSettings;
 use crate::adapt::Bases;
 use crate::bail;
@@ -96,8 +96,8 @@ impl HeldOut {
         let prompts: Vec<&PromptExample> = self.prompts.iter().collect();
         let mut groups = roles.with_saved_policy(|policy| {
             let policy = policy.model.frozen()?;
-            let sampled = rollout::sample(&policy, &prompts, settings, (tokenizer, stop), 0, Vec::new(), || false)?;
-            let Sampled::Whole(mut groups) = sampled else { unreachable!("nothing interrupts it") };
+            let answers = rollout::sample(&policy, &prompts, settings, stop, 0)?;
+            let mut groups = rollout::groups(&prompts, answers, tokenizer)?;
             let log_probs = rollout::log_probs(&policy, &groups, temperature, budget)?;
             groups.iter_mut().zip(log_probs).for_each(|(group, found)| group.episodes[0].log_probs = found);
             Ok(groups)

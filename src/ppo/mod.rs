@@ -32,7 +32,6 @@ use crate::data::tokenize_records::Truncation;
 use crate::error::{Error, Result};
 use crate::files::replace_folder_atomically;
 use crate::say;
-use crate::stop;
 use crate::train::examples::{Examples, values};
 use crate::train::plan::check_length;
 use crate::train::run::{Run, rows_named};
@@ -42,7 +41,7 @@ use evaluation::HeldOut;
 use measures::{Measures, metrics};
 use ptx::PretrainingMix;
 use roles::{Learner, Roles};
-use rollout::{Group, PromptExample, Sampled, episodes};
+use rollout::{PromptExample, episodes};
 use settings::{LEARNING_RATE, PpoSettings};
 use update::{Step, update};
 use watch::Watch;
@@ -160,12 +159,17 @@ fn one_update(
     course: &mut Course,
     run: &mut Run,
 ) -> Result<Measures> {
-    let Some(mut groups) = sample(settings, roles, material, step, course)? else {
-        // The answers that are there go into a checkpoint, and the run ends.
-        run.write_checkpoint(step.number, |state| course.add_to(state, roles, material.mix.as_ref()))?;
-        return Err(run.stopped(step.number, stop::requested().unwrap_or_default()));
-    };
+    let chosen = material.prompts.step(step.number)?;
+    let chosen = values(&chosen);
     let policy = roles.policy.model.frozen()?;
+    if course.rollout.is_none() {
+        let first = (step.number * settings.training.batch_size) as u64;
+        course.rollout = Some(rollout::sample(&policy, &chosen, settings, &material.stop, first)?);
+        // Nothing has been learned from them yet, so this is a point from which the run can go on.
+        run.checkpoint_within(step.number, |state| course.add_to(state, roles, material.mix.as_ref()))?;
+    }
+    let answers = course.rollout.take().unwrap_or_default();
+    let mut groups = rollout::groups(&chosen, answers, material.tokenizer)?;
     rollout::look(roles, &policy, &mut groups, settings)?;
     advantage::estimate_advantages(&mut groups, settings, step.kl_coefficient);
     let origins = || groups.iter().map(|group| &group.prompt.origin);
@@ -196,28 +200,6 @@ fn one_update(
     }
     debug_assert!(episodes(&groups).all(|episode| episode.len() == episode.advantages.len()));
     Ok(measures)
-}
-
-/// Samples the rollout of an update; `None` where a signal interrupts it, and then what is sampled is in `course`.
-fn sample(
-    settings: &PpoSettings,
-    roles: &Roles,
-    material: &mut Material,
-    step: Step,
-    course: &mut Course,
-) -> Result<Option<Vec<Group>>> {
-    let chosen = material.prompts.step(step.number)?;
-    let policy = roles.policy.model.frozen()?;
-    let first = (step.number * settings.training.batch_size) as u64;
-    let known = std::mem::take(&mut course.rollout);
-    let reading = (material.tokenizer, &material.stop[..]);
-    match rollout::sample(&policy, &values(&chosen), settings, reading, first, known, || stop::requested().is_some())? {
-        Sampled::Whole(groups) => Ok(Some(groups)),
-        Sampled::Interrupted(answers) => {
-            course.rollout = answers;
-            Ok(None)
-        }
-    }
 }
 
 /// Evaluates and keeps what is to be kept after this many updates.

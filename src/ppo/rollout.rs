@@ -8,7 +8,7 @@ use crate::data::batch::{Batch, Continuation, TokenTree, split_by_budget};
 use crate::data::schema::Prompt;
 use crate::data::tokenize::Tokenizer;
 use crate::error::Result;
-use crate::generate::{Answer, PromptTokens, Stop, generate_rest};
+use crate::generate::{Answer, PromptTokens, Stop, generate};
 use crate::model::Model;
 use crate::model::adapter::Pass;
 use crate::rewards::{Asked, Reply};
@@ -134,45 +134,22 @@ pub fn episodes<'a>(groups: impl IntoIterator<Item = &'a Group>) -> impl Iterato
     groups.into_iter().flat_map(|group| group.episodes.iter())
 }
 
-/// What sampling comes to.
-pub enum Sampled {
-    /// Every prompt with its answers, of which nothing else is known yet.
-    Whole(Vec<Group>),
-    /// Those answers that were there when it was interrupted: each with its prompt's number and its own.
-    Interrupted(Vec<(usize, usize, Answer)>),
-}
-
-/// Samples answers to each prompt, those left out that are known from a rollout that was interrupted. `first` is the number of answers sampled
-/// before, which chooses the random numbers.
+/// Samples answers to each prompt. `first` is the number of answers sampled before, which chooses the random numbers.
 pub fn sample(
     policy: &Model,
     prompts: &[&PromptExample],
     settings: &PpoSettings,
-    (tokenizer, stop): (&Tokenizer, &[u32]),
+    stop: &[u32],
     first: u64,
-    known: Vec<(usize, usize, Answer)>,
-    interrupted: impl Fn() -> bool,
-) -> Result<Sampled> {
+) -> Result<Vec<Vec<Answer>>> {
     let asked: Vec<PromptTokens> = prompts.iter().map(|prompt| PromptTokens::from(prompt.tokens.clone())).collect();
-    let mut places = vec![vec![None; settings.episode.answers]; prompts.len()];
-    for (prompt, index, answer) in known {
-        if let Some(place) = places.get_mut(prompt).and_then(|answers| answers.get_mut(index)) {
-            *place = Some(answer);
-        }
-    }
     let stop = Stop { tokens: stop, after: settings.episode.stop_after };
-    let from = (settings.common.seed, first);
-    let answers = generate_rest(policy, &asked, places, &settings.sampling, stop, from, interrupted)?;
-    if answers.iter().flatten().any(Option::is_none) {
-        let numbered = answers.into_iter().enumerate().flat_map(|(prompt, answers)| {
-            let answers = answers.into_iter().enumerate();
-            answers.filter_map(move |(index, answer)| Some((prompt, index, answer?)))
-        });
-        return Ok(Sampled::Interrupted(numbered.collect()));
-    }
-    let answers = answers.into_iter().map(|answers| answers.into_iter().flatten().collect());
-    let groups = prompts.iter().zip(answers).map(|(prompt, answers)| Group::new(prompt, answers, tokenizer));
-    groups.collect::<Result<_>>().map(Sampled::Whole)
+    generate(policy, &asked, settings.episode.answers, &settings.sampling, stop, settings.common.seed, first)
+}
+
+/// Prompts with answers of which nothing else is known yet.
+pub fn groups(prompts: &[&PromptExample], answers: Vec<Vec<Answer>>, tokenizer: &Tokenizer) -> Result<Vec<Group>> {
+    prompts.iter().zip(answers).map(|(prompt, answers)| Group::new(prompt, answers, tokenizer)).collect()
 }
 
 /// Lets policy, reference, value model and the sources of rewards look at every answer once.

@@ -2,9 +2,14 @@
 
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::checkpoint::{self, Checkpoint, Checkpoints};
+use super::inputs::Inputs;
+use super::kept::Kept;
+use super::metrics::Position;
+use super::state::{StateReader, StateWriter};
 use crate::bail;
 use crate::error::Result;
 
@@ -26,19 +31,96 @@ const SAFE: [&str; 11] = [
 const INPUTS: [&str; 8] =
     ["model", "adapter", "data", "evaluation_data", "demonstrations", "ptx_data", "reward_model", "judge_model"];
 
+/// What makes a run the one that it is.
+#[derive(Debug)]
+pub struct Identity {
+    /// Its program.
+    pub program: String,
+    /// Its settings by name.
+    pub settings: Table,
+    /// What it reads.
+    pub inputs: Inputs,
+    /// How many steps it has.
+    pub total_steps: usize,
+}
+
+/// What a checkpoint holds of the run itself, beside its settings and inputs.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// Its program.
+    pub program: String,
+    /// How many steps it had.
+    pub total_steps: usize,
+    /// The best model so far.
+    pub best: Option<Kept>,
+    /// The step after which a model was last kept.
+    pub last_kept: Option<usize>,
+    /// Bytes of its warnings.
+    pub warnings: usize,
+    /// How far its curves were.
+    pub metrics: Position,
+}
+
+/// A checkpoint from which a run may go on.
+pub struct Resumed {
+    /// Where it lies.
+    pub checkpoint: Checkpoint,
+    /// What it holds of the run.
+    pub record: Record,
+    /// And of everything else.
+    pub state: StateReader,
+}
+
+const RECORD: &str = "run";
+const SETTINGS: &str = "settings";
+const FILES: &str = "inputs";
+
+impl Identity {
+    /// Adds itself and the record to a checkpoint's state.
+    pub fn add_to(&self, state: &mut StateWriter, record: &Record) -> Result<()> {
+        state.value(RECORD, record)?;
+        state.value(SETTINGS, &self.settings)?;
+        state.value(FILES, &self.inputs)
+    }
+
+    /// Opens a checkpoint, and refuses it where it is of another run.
+    fn open(&self, checkpoint: Checkpoint) -> Result<Resumed> {
+        let Checkpoint { folder, step } = &checkpoint;
+        let state = StateReader::open(folder)?;
+        let record: Record = state.value(RECORD)?;
+        if record.program != self.program {
+            bail!("{}: a checkpoint of {}, which {} cannot go on from", folder.display(), record.program, self.program);
+        }
+        check_settings(&self.settings, &state.value(SETTINGS)?, folder)?;
+        self.inputs.check(&state.value(FILES)?, folder)?;
+        if *step > self.total_steps {
+            bail!(
+                "{}: {step} steps are done, and --max-steps and --epochs allow {}; raise them",
+                folder.display(),
+                self.total_steps
+            );
+        }
+        Ok(Resumed { checkpoint, record, state })
+    }
+}
+
 /// The checkpoint that `--resume` names, `auto` being the newest of the run's own, if there is one; and sentences about damaged ones.
-pub fn choose(resume: Option<&Path>, own: &Checkpoints) -> Result<(Option<Checkpoint>, Vec<String>)> {
-    match resume {
-        None => Ok((None, Vec::new())),
+///
+/// # Errors
+/// Where none is whole, or it is of a run with other settings or inputs; the sentence says which.
+pub fn choose(resume: Option<&Path>, own: &Checkpoints, run: &Identity) -> Result<(Option<Resumed>, Vec<String>)> {
+    let (found, damaged) = match resume {
+        None => (None, Vec::new()),
         Some(auto) if auto == Path::new("auto") => match own.newest()? {
             (None, damaged) if !damaged.is_empty() => bail!(
                 "no checkpoint of this run is whole: {}; delete the folder checkpoints to begin again",
                 damaged.join("; ")
             ),
-            found => Ok(found),
+            found => found,
         },
-        Some(folder) => checkpoint::named(folder).map(|(checkpoint, damaged)| (Some(checkpoint), damaged)),
-    }
+        Some(folder) => checkpoint::named(folder).map(|(checkpoint, damaged)| (Some(checkpoint), damaged))?,
+    };
+    Ok((found.map(|checkpoint| run.open(checkpoint)).transpose()?, damaged))
 }
 
 /// Refuses to go on with other settings.

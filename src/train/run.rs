@@ -7,16 +7,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
-use toml::Table;
+use serde::Serialize;
 
-use super::checkpoint::{Checkpoint, Checkpoints};
+use super::checkpoint::Checkpoints;
 use super::inputs::Inputs;
 use super::kept::{BestAndLast, Kept};
-use super::metrics::{Metrics, Position, peak_rss_mb};
+use super::metrics::{Metrics, peak_rss_mb};
 use super::plan::Plan;
 use super::progress::Progress;
-use super::resume;
+use super::resume::{self, Identity, Record, Resumed};
 use super::state::{StateReader, StateWriter};
 use crate::bail;
 use crate::data::schema::Origin;
@@ -31,10 +30,7 @@ use crate::stop;
 pub struct Run {
     folder: PathBuf,
     quiet: bool,
-    program: String,
-    settings: Table,
-    inputs: Inputs,
-    total_steps: usize,
+    identity: Identity,
     metrics: Metrics,
     progress: Progress,
     kept: BestAndLast,
@@ -52,21 +48,6 @@ pub struct Run {
     _lock: FolderLock,
 }
 
-/// What a checkpoint holds of the run itself.
-#[derive(Debug, Serialize, Deserialize)]
-struct Record {
-    program: String,
-    total_steps: usize,
-    best: Option<Kept>,
-    last_kept: Option<usize>,
-    /// Bytes of `warnings.txt`.
-    warnings: usize,
-    metrics: Position,
-}
-
-const RECORD: &str = "run";
-const SETTINGS: &str = "settings";
-const INPUTS: &str = "inputs";
 const WARNINGS: &str = "warnings.txt";
 /// Examples of a step that are named where something is wrong with it.
 const MOST_ROWS_NAMED: usize = 32;
@@ -89,17 +70,23 @@ impl Run {
     ) -> Result<Self> {
         let folder = common.output.clone();
         let lock = take_run_folder(&folder)?;
-        let table = settings::table(settings)?;
         let own = Checkpoints::of(&folder, checkpoints.keep);
         own.sweep()?;
-        let (checkpoint, mut notes) = resume::choose(checkpoints.resume.as_deref(), &own)?;
+        let identity =
+            Identity { program: plan.title().to_string(), settings: settings::table(settings)?, inputs, total_steps };
+        // Nothing is touched before all of this holds.
+        let (resumed, mut notes) = resume::choose(checkpoints.resume.as_deref(), &own, &identity)?;
+        if resumed.is_none() {
+            clear(&folder, &own)?;
+        }
+        remove_if_there(&folder.join(FINISHED))?;
         let mut run = Run {
             quiet: common.quiet,
-            program: plan.title().to_string(),
-            metrics: begin(&folder, &own, checkpoint.is_some())?,
-            settings: table,
-            inputs,
-            total_steps,
+            identity,
+            metrics: match &resumed {
+                Some(resumed) => Metrics::resume(&folder, resumed.checkpoint.run(), &resumed.record.metrics)?,
+                None => Metrics::create(&folder)?,
+            },
             progress: Progress::new(plan.title(), total_steps, common.quiet),
             kept: BestAndLast::new(&folder),
             last_kept: None,
@@ -114,52 +101,41 @@ impl Run {
             _lock: lock,
             folder,
         };
-        if let Some(checkpoint) = checkpoint {
-            notes.extend(run.go_on_from(checkpoint)?);
-        }
         settings::save(settings, run.folder.join("settings.toml"))?;
         plan.print(common.quiet);
-        notes.iter().try_for_each(|note| run.warn(&format!("warning: {note}")))?;
-        if let Some((step, _)) = &run.resumed {
-            run.note(&format!("goes on after step {step} of {total_steps}"));
+        if let Some(resumed) = resumed {
+            notes.extend(run.go_on_from(resumed)?);
         }
+        notes.iter().try_for_each(|note| run.warn(&format!("warning: {note}")))?;
         Ok(run)
     }
 
-    /// Compares a checkpoint with this run, and brings the folder to where it was; what is worth a warning comes back.
-    fn go_on_from(&mut self, checkpoint: Checkpoint) -> Result<Option<String>> {
-        let Checkpoint { folder, step } = &checkpoint;
-        let state = StateReader::open(folder)?;
-        let record: Record = state.value(RECORD)?;
-        if record.program != self.program {
-            bail!("{}: a checkpoint of {}, which {} cannot go on from", folder.display(), record.program, self.program);
-        }
-        resume::check_settings(&self.settings, &state.value(SETTINGS)?, folder)?;
-        self.inputs.check(&state.value(INPUTS)?, folder)?;
-        if *step > self.total_steps {
-            bail!(
-                "{}: {step} steps are done, and --max-steps and --epochs allow {}; raise them",
-                folder.display(),
-                self.total_steps
-            );
-        }
+    /// Brings the folder to where it was at a checkpoint; what is worth a warning comes back.
+    fn go_on_from(&mut self, resumed: Resumed) -> Result<Option<String>> {
+        let Resumed { checkpoint, record, state } = resumed;
+        let total_steps = self.identity.total_steps;
         if let Some(best) = checkpoint.best() {
             replace_folder_atomically(self.folder.join("best"), |folder| publish(&best, folder))?;
+        }
+        let last = checkpoint.run().join("last");
+        if last.is_dir() && !self.folder.join("last").is_dir() {
+            replace_folder_atomically(self.folder.join("last"), |folder| publish(&last, folder))?;
         }
         self.kept = BestAndLast::resume(&self.folder, record.best);
         self.last_kept = record.last_kept;
         let warnings = std::fs::read(checkpoint.run().join(WARNINGS)).unwrap_or_default();
         self.warnings = String::from_utf8_lossy(&warnings[..record.warnings.min(warnings.len())]).into_owned();
-        if !self.warnings.is_empty() {
-            self.write(WARNINGS, &self.warnings)?;
+        match self.warnings.is_empty() {
+            true => remove_if_there(&self.folder.join(WARNINGS))?,
+            false => self.write(WARNINGS, &self.warnings)?,
         }
-        self.metrics = Metrics::resume(&self.folder, checkpoint.run(), &record.metrics)?;
-        self.progress.start_at(*step);
-        self.resumed = Some((*step, state));
-        Ok((record.total_steps != self.total_steps).then(|| {
+        self.progress.start_at(checkpoint.step);
+        self.note(&format!("goes on after step {} of {total_steps}", checkpoint.step));
+        self.resumed = Some((checkpoint.step, state));
+        Ok((record.total_steps != total_steps).then(|| {
             format!(
-                "the run is now one of {} steps and was one of {}; the course of the learning rate changes with it",
-                self.total_steps, record.total_steps
+                "the run is now one of {total_steps} steps and was one of {}; the course of the learning rate changes with it",
+                record.total_steps
             )
         }))
     }
@@ -177,12 +153,32 @@ impl Run {
     /// # Errors
     /// [`Error::Stopped`] after a signal, and where the checkpoint cannot be written.
     pub fn checkpoint<'a>(&mut self, step: usize, fill: impl FnOnce(&mut StateWriter<'a>) -> Result<()>) -> Result<()> {
+        let last = step == self.identity.total_steps;
+        let is_due = matches!(self.checkpoint_every, Interval::Steps(steps) if step.is_multiple_of(steps));
+        if !is_due && !last {
+            return self.checkpoint_within(step, fill);
+        }
+        self.write_checkpoint(step, fill)?;
+        // At the end there is little left to do.
+        stop::requested().filter(|_| !last).map_or(Ok(()), |signal| Err(self.stopped(step, signal)))
+    }
+
+    /// Writes a checkpoint in the middle of a step, `step` steps being done, if one is due by the minutes of `--checkpoint-every` or because a
+    /// signal asks the run to stop.
+    ///
+    /// # Errors
+    /// As [`checkpoint`](Run::checkpoint).
+    pub fn checkpoint_within<'a>(
+        &mut self,
+        step: usize,
+        fill: impl FnOnce(&mut StateWriter<'a>) -> Result<()>,
+    ) -> Result<()> {
         let is_due = match self.checkpoint_every {
-            Interval::Steps(steps) => step.is_multiple_of(steps),
             Interval::Minutes(minutes) => self.noted.elapsed().as_secs_f64() >= 60.0 * minutes,
+            Interval::Steps(_) => false,
         };
-        let signal = stop::requested().filter(|_| step < self.total_steps);
-        if is_due || signal.is_some() || step == self.total_steps {
+        let signal = stop::requested();
+        if is_due || signal.is_some() {
             self.write_checkpoint(step, fill)?;
         }
         signal.map_or(Ok(()), |signal| Err(self.stopped(step, signal)))
@@ -197,16 +193,14 @@ impl Run {
         let mut state = StateWriter::default();
         fill(&mut state)?;
         let record = Record {
-            program: self.program.clone(),
-            total_steps: self.total_steps,
+            program: self.identity.program.clone(),
+            total_steps: self.identity.total_steps,
             best: self.kept.best(),
             last_kept: self.last_kept,
             warnings: self.warnings.len(),
             metrics: self.metrics.sync()?,
         };
-        state.value(RECORD, &record)?;
-        state.value(SETTINGS, &self.settings)?;
-        state.value(INPUTS, &self.inputs)?;
+        self.identity.add_to(&mut state, &record)?;
         let best = self.kept.best().map(|_| self.folder.join("best"));
         let path = self.checkpoints.write(step, best.as_deref(), state)?;
         self.noted = Instant::now();
@@ -215,10 +209,10 @@ impl Run {
     }
 
     /// What a run says that a signal stopped after it wrote a checkpoint.
-    pub fn stopped(&self, step: usize, signal: &str) -> Error {
+    fn stopped(&self, step: usize, signal: &str) -> Error {
         Error::Stopped(format!(
             "stopped by {signal} after step {step} of {}; the same command with --resume goes on from there",
-            self.total_steps
+            self.identity.total_steps
         ))
     }
 
@@ -307,7 +301,7 @@ impl Run {
         let best = self.kept.publish_best()?;
         self.write(
             FINISHED,
-            &format!("{}\n", serde_json::json!({ "steps": self.total_steps, "model_of_step": best.step })),
+            &format!("{}\n", serde_json::json!({ "steps": self.identity.total_steps, "model_of_step": best.step })),
         )?;
         self.progress.finish();
         if !self.quiet {
@@ -350,22 +344,19 @@ pub fn rows_named<'o>(origins: impl IntoIterator<Item = &'o Origin>) -> String {
     format!("{}{more} (counted from 0)", shown.join("; "))
 }
 
-/// Readies the folder: a run that goes on keeps what is there, and a new one takes the place of one that is over.
-fn begin(folder: &Path, checkpoints: &Checkpoints, goes_on: bool) -> Result<Metrics> {
-    let finished = folder.join(FINISHED);
-    if !goes_on {
-        if checkpoints.any()? && !finished.is_file() {
-            bail!(
-                "--output {}: holds a run that is not over; go on with it by --resume, or choose another folder, or delete its folder checkpoints to begin again",
-                folder.display()
-            );
-        }
-        clear_run_folder(folder)?;
+/// Readies the folder of a run that begins: it may take the place of one that is over.
+fn clear(folder: &Path, checkpoints: &Checkpoints) -> Result<()> {
+    if checkpoints.any()? && !folder.join(FINISHED).is_file() {
+        bail!(
+            "--output {}: holds a run that is not over; go on with it by --resume, or choose another folder, or delete its folder checkpoints to begin again",
+            folder.display()
+        );
     }
-    if finished.is_file() {
-        std::fs::remove_file(&finished).map_err(Error::io(&finished))?;
-    }
-    Metrics::create(folder)
+    clear_run_folder(folder)
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    if path.is_file() { std::fs::remove_file(path).map_err(Error::io(path)) } else { Ok(()) }
 }
 
 #[cfg(test)]
