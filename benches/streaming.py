@@ -7,6 +7,7 @@ Needs pyarrow and 2 GB of disk. The model is so small that what is held is the d
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -55,7 +56,7 @@ def resident(process, name):
 def run(program, output, model, data, steps):
     """Seconds from the start to the first step, memory after it and at its peak, before and after the evaluation."""
     metrics = output / "metrics.jsonl"
-    metrics.unlink(missing_ok=True)
+    shutil.rmtree(output, ignore_errors=True)
     started = time.monotonic()
     process = subprocess.Popen([program, "--model", model, "--data", data, "--output", output, "--max-steps", str(steps), "--max-length", "256",
                                 "--checkpoint-every", "1000", "--quiet"])
