@@ -42,6 +42,7 @@ use super::parquet::{ParquetRows, Rows};
 use super::schema::{self, Demonstration};
 use crate::bail;
 use crate::error::{Error, Result};
+use crate::limits;
 use crate::random::{shuffle, stream};
 
 /// A mixture as its file has it.
@@ -133,7 +134,7 @@ pub fn is_mixture(pattern: &str) -> bool {
 /// # Errors
 /// Where the file is none, a source cannot be read, a row names no task, or a template does not fit the row.
 pub fn read(path: &str, part: Part, seed: u64) -> Result<Mixture> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = limits::read_text(path, limits::SMALL_FILE)?;
     let file: MixtureFile = toml::from_str(&text).map_err(|error| Error::input(format!("{path}: {error}")))?;
     if file.templates_per_example == 0 || file.maximum == Some(0) {
         bail!("{path}: `maximum` and `templates_per_example` are expected to be at least 1");

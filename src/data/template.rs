@@ -203,16 +203,17 @@ fn without_generation_tags(source: &str) -> String {
     let mut result = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let tag = &rest[start + 2..start + length];
+        let inside = start + 2;
+        let Some(length) = rest[inside..].find("%}") else { break };
+        let tag = &rest[inside..inside + length];
         let replaced = match tag.trim_matches(['-', '+', ' ', '\n', '\t']) {
             "generation" => tag.replace("generation", "if true"),
             "endgeneration" => tag.replace("endgeneration", "endif"),
             _ => tag.to_owned(),
         };
-        result.push_str(&rest[..start + 2]);
+        result.push_str(&rest[..inside]);
         result.push_str(&replaced);
-        rest = &rest[start + length..];
+        rest = &rest[inside + length..];
     }
     result + rest
 }

@@ -1,0 +1,5 @@
+//! Hostile input: whatever a file holds, a program ends with a sentence, in time and within bounds of memory.
+
+mod mutants;
+mod seeds;
+mod tables;
