@@ -56,6 +56,11 @@ pub fn read_text(path: impl AsRef<Path>, limit: u64) -> Result<String> {
     })
 }
 
+/// Whether a name that a file gives is that of something in its own folder, and leads nowhere else.
+pub fn is_plain_name(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0'])
+}
+
 thread_local! {
     /// Whether a panic on this thread will be caught and told as an error.
     static IS_CAUGHT: Cell<bool> = const { Cell::new(false) };

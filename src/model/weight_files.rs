@@ -168,7 +168,7 @@ fn open_all(folder: &Path) -> Result<(Vec<TensorFile>, Shards)> {
     let mut names: Vec<&String> = index.weight_map.values().collect();
     names.sort();
     names.dedup();
-    if let Some(name) = names.iter().find(|name| name.contains(['/', '\\']) || name.starts_with('.')) {
+    if let Some(name) = names.iter().find(|name| !limits::is_plain_name(name)) {
         bail!("{}: \"{name}\" is not the name of a file in this folder", index_path.display());
     }
     let files = names.iter().map(|name| TensorFile::open(&folder.join(name))).collect::<Result<_>>()?;

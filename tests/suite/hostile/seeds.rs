@@ -143,10 +143,9 @@ const FAMILIES: [&str; 14] = [
 ];
 
 /// Adapters of the golden Llama.
-pub const ADAPTERS: [&str; 13] = [
+pub const ADAPTERS: [&str; 12] = [
     "lora-llama",
     "lora-llama-all",
-    "lora-bias",
     "lora-dora",
     "lora-embedding",
     "lora-modules-to-save",
