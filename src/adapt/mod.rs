@@ -321,9 +321,13 @@ fn read_adapter(folder: &Path, base: &Base) -> Result<Read> {
     let name = folder.display().to_string();
     read_adapter_of_any_form(folder, base).map_err(|error| match error {
         Error::Input(sentence) if !sentence.contains(&name) => Error::input(format!("{name}: {sentence}")),
-        Error::Tensor(error) => Error::input(format!(
-            "{name}: the adapter's tensors do not fit together ({error}); save or download it again"
-        )),
+        Error::Tensor(error) => {
+            let error = error.to_string();
+            let reason = error.lines().next().unwrap_or_default();
+            Error::input(format!(
+                "{name}: the adapter's tensors do not fit together ({reason}); save or download it again"
+            ))
+        }
         other => other,
     })
 }

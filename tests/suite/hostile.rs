@@ -4,3 +4,4 @@ mod files;
 mod mutants;
 mod seeds;
 mod tables;
+mod templates;

@@ -16,7 +16,7 @@ use rlhf::data::tokenize::Tokenizer;
 use rlhf::model::{folder, weight_files};
 
 use crate::common::{lists, strings, table};
-use crate::mutation::join;
+use crate::mutation::{join, split};
 
 /// One file.
 pub struct Seed {
@@ -221,6 +221,10 @@ fn seeds_are_whole() {
             let target = Path::new(&corpus).join(seed.target);
             std::fs::create_dir_all(&target).unwrap();
             std::fs::write(target.join(&seed.name), &seed.bytes).unwrap();
+        }
+        if ["adapter_folder", "tokenizer"].contains(&seed.target) {
+            let (json, rest) = split(&seed.bytes);
+            assert!(serde_json::from_slice::<serde_json::Value>(json).is_ok() && !rest.is_empty(), "{}", seed.name);
         }
         let path = folder_of_one.path().join("rows.parquet");
         if seed.target == "parquet_rows" {
