@@ -165,8 +165,7 @@ impl Tokenizer {
             direction: self.truncation_direction,
             ..TruncationParams::default()
         };
-        let (first, second) =
-            guarded(|| truncate_encodings(first, second, &longest_first).map_err(Into::into)).map_err(failed)?;
+        let (first, second) = guarded(|| truncate_encodings(first, second, &longest_first)).map_err(failed)?;
         let was_cut = length(&first, &second) < whole;
         let Some(around) = &self.around else {
             let start = self.prefix.len() + first.len();
