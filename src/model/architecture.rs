@@ -287,6 +287,14 @@ impl Config<'_> {
         }
     }
 
+    /// A number of at least 0, or `default` where it is absent.
+    pub fn not_negative(&self, field: &str, default: f64) -> Result<f64> {
+        match self.number(field, default)? {
+            number if number >= 0.0 => Ok(number),
+            number => bail!("{}: field \"{field}\" is {number}, expected a number of at least 0", self.file),
+        }
+    }
+
     /// True or false, or `default` where it is absent.
     pub fn flag(&self, field: &str, default: bool) -> Result<bool> {
         match self.get(field) {

@@ -81,7 +81,7 @@ fn encoder(
         windows: vec![None; layers],
         causal: false,
         tied_output: true,
-        initializer_range: config.positive("initializer_range", 0.02)?,
+        initializer_range: config.not_negative("initializer_range", 0.02)?,
         scaled_residual_initialization: false,
         default_lora_targets: &["query", "value"],
         default_ia3_targets: &["key", "value", "output.dense"],

@@ -71,7 +71,7 @@ pub(super) fn gpt2(config: &Config) -> Result<Architecture> {
         windows: vec![None; layers],
         causal: true,
         tied_output: config.flag("tie_word_embeddings", true)?,
-        initializer_range: config.positive("initializer_range", 0.02)?,
+        initializer_range: config.not_negative("initializer_range", 0.02)?,
         scaled_residual_initialization: true,
         default_lora_targets: &["c_attn"],
         default_ia3_targets: &["c_attn", "mlp.c_proj"],

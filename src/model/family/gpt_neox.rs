@@ -42,7 +42,7 @@ pub(super) fn gpt_neox(config: &Config) -> Result<Architecture> {
         windows: vec![None; layers],
         causal: true,
         tied_output: config.flag("tie_word_embeddings", false)?,
-        initializer_range: config.positive("initializer_range", 0.02)?,
+        initializer_range: config.not_negative("initializer_range", 0.02)?,
         scaled_residual_initialization: false,
         default_lora_targets: &["query_key_value"],
         default_ia3_targets: &["query_key_value", "dense_4h_to_h"],

@@ -150,7 +150,7 @@ fn llama_shape(
         windows: vec![None; layers],
         causal: true,
         tied_output: config.flag("tie_word_embeddings", false)?,
-        initializer_range: config.positive("initializer_range", 0.02)?,
+        initializer_range: config.not_negative("initializer_range", 0.02)?,
         scaled_residual_initialization: false,
         default_lora_targets: &["q_proj", "v_proj"],
         default_ia3_targets: &["k_proj", "v_proj", "down_proj"],
