@@ -2,14 +2,14 @@
 //!
 //! | read | bound |
 //! | --- | --- |
-//! | `config.json`, an adapter's configuration, an index of weights, settings, mixtures and other small files | 16 MiB, at most 40 times as much memory |
+//! | `config.json`, an adapter's configuration, an index of weights, settings, mixtures and other small files | 16 MiB; 64 times as much memory where all of it is numbers of one digit |
 //! | a chat template | 1 MiB; 2 million steps, of which each 64 bytes of text are one; 10 seconds; 1 GiB |
-//! | `tokenizer.json` and what belongs to it | 128 MiB, at most 20 times as much memory |
+//! | `tokenizer.json` and what belongs to it | 128 MiB; about 40 times as much memory for a million merges |
 //! | header of a safetensors file | 100 MB, and never more than the file holds |
 //! | tensors | what the file holds, and 4 bytes a number; what a header promises and a file does not hold is not allocated |
 //! | a model from `config.json` alone | 2^32 parameters, 4 bytes each |
-//! | a Parquet file | 1,024 rows of the columns that are read; a page is at most 2 GiB, and its file must hold what its header promises |
-//! | a text | about 250 bytes a byte while it is split into tokens |
+//! | a Parquet file | 1,024 rows of the columns that are read, as they are when unpacked; a page is at most 2 GiB (the format's limit), so a file that packs well can take that much |
+//! | a text | about 170 bytes a byte while a byte-level tokenizer splits it |
 //!
 //! Weights are read as safetensors and nothing else: a pickle is a program, and none is ever run.
 

@@ -71,7 +71,11 @@ pub fn mutate_joined(
 ) {
     let (left, right) = mutation::split(input);
     let (mut left, mut right) = (left.to_vec(), right.to_vec());
-    if random.random_bool(0.5) { first(&mut left, random) } else { second(&mut right, random) }
+    if random.random_bool(0.5) {
+        first(&mut left, random)
+    } else {
+        second(&mut right, random)
+    }
     *input = mutation::join(&left, &right);
 }
 
