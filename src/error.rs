@@ -44,9 +44,10 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An [`Error::Input`] with this sentence.
+    /// An [`Error::Input`] with this sentence. What it repeats of a file may be anything: control characters are shown and not sent to the
+    /// terminal, and of a very long sentence the middle is left out.
     pub fn input(sentence: impl Into<String>) -> Self {
-        Error::Input(sentence.into())
+        Error::Input(shown(sentence.into()))
     }
 
     /// For `map_err`: attaches the path to an operating-system error.
@@ -88,8 +89,44 @@ fn advice(error: &std::io::Error) -> &'static str {
     }
 }
 
+/// The most characters that are shown of a sentence's start, and of its end.
+const SHOWN: [usize; 2] = [900, 300];
+
+fn shown(sentence: String) -> String {
+    let sentence = match sentence.contains(char::is_control) {
+        true => sentence
+            .chars()
+            .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
+            .collect(),
+        false => sentence,
+    };
+    let [first, last] = SHOWN;
+    let start = sentence.char_indices().nth(first).map(|(at, _)| at);
+    let end = sentence.char_indices().rev().nth(last).map(|(at, _)| at);
+    match (start, end) {
+        (Some(start), Some(end)) if start < end => format!("{} [...] {}", &sentence[..start], &sentence[end..]),
+        _ => sentence,
+    }
+}
+
 /// Returns early with an [`Error::Input`] made by `format!`.
 #[macro_export]
 macro_rules! bail {
     ($($arg:tt)*) => { return Err($crate::error::Error::input(format!($($arg)*))) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sentence_is_one_line_of_bounded_length_whatever_it_repeats() {
+        let error = Error::input("config.json: \"\u{1b}[2J\n\0\" is no name").to_string();
+        assert_eq!(error, r#"config.json: "\u{1b}[2J\n\u{0}" is no name"#);
+        let error = Error::input(format!("a.json: found {}, expected b", "é".repeat(1 << 20))).to_string();
+        assert!(error.starts_with("a.json: found é") && error.ends_with("é, expected b"), "{error}");
+        assert!(error.chars().count() < 1300);
+        let whole = "x".repeat(1200);
+        assert_eq!(Error::input(whole.clone()).to_string(), whole);
+    }
 }

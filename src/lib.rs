@@ -4,9 +4,9 @@
 //!
 //! From the bottom up; a module imports only modules below it.
 //!
-//! * [`error`], [`random`], [`files`], [`stop`], [`settings`]: one error type, whose messages name the file and the column or tensor; every random
-//!   number by the name of its stream; files that appear whole or not at all; signals; settings that are the command line, the TOML
-//!   file and the record.
+//! * [`error`], [`limits`], [`random`], [`files`], [`stop`], [`settings`]: one error type, whose messages name the file and the column or tensor; what
+//!   a hostile file may cost; every random number by the name of its stream; files that appear whole or not at all; signals; settings that are the command
+//!   line, the TOML file and the record.
 //! * [`data`]: from Parquet rows to packed batches. [`data::parquet`] reads files, [`data::row_index`] any rows of many, [`data::window`] orders more
 //!   rows than memory holds, [`data::schema`] makes records of them in
 //!   the layouts that people use, [`data::template`] renders conversations, [`data::tokenize`] gives trees of token ids (a prompt with the
@@ -72,6 +72,7 @@ pub mod export;
 pub mod figure;
 pub mod files;
 pub mod generate;
+pub mod limits;
 pub mod model;
 pub mod ops;
 pub mod ppo;

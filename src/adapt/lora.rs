@@ -218,8 +218,8 @@ impl Lora {
         for linear in targets::linears(architecture) {
             let name = &linear.name;
             let (Some(down), Some(up)) = (files.take(&down_key(name)), files.take(&up_key(name))) else { continue };
-            let rank = down.dim(0)?;
-            if down.dims() != [rank, linear.d_in] || up.dims() != [linear.d_out, rank] {
+            let rank = down.dims().first().copied().unwrap_or(0);
+            if rank == 0 || down.dims() != [rank, linear.d_in] || up.dims() != [linear.d_out, rank] {
                 bail!(
                     "{}: the update of \"{name}\" has shapes {:?} and {:?}, but the base model's linear is [{}, {}]; this adapter belongs to another base model",
                     files.path.display(),
@@ -262,7 +262,14 @@ impl Lora {
         let (d_model, vocabulary) = (architecture.d_model, architecture.vocabulary);
         let name = self.embedding.clone();
         if let Some(down) = files.take(&format!("{name}.lora_embedding_A")) {
-            let rank = down.dim(0)?;
+            let rank = down.dims().first().copied().unwrap_or(0);
+            if rank == 0 || down.dims() != [rank, vocabulary] {
+                bail!(
+                    "{}: the update of \"{name}\" has shape {:?}, expected [rank, {vocabulary}]; this adapter belongs to another base model",
+                    files.path.display(),
+                    down.dims()
+                );
+            }
             let up = files.take_of_shape(&format!("{name}.lora_embedding_B"), &[d_model, rank])?;
             self.scales.insert(name.clone(), self.scale(&name, rank)?);
             self.tensors.set(&format!("{name}.lora_embedding_A"), down);
@@ -344,6 +351,13 @@ fn ranks(patterns: &[Pattern]) -> BTreeMap<String, u64> {
     Pattern::map(patterns).into_iter().map(|(name, rank)| (name, rank as u64)).collect()
 }
 
+fn dropout(config: &Config) -> Result<f64> {
+    match config.number("lora_dropout", 0.0)? {
+        dropout if (0.0..1.0).contains(&dropout) => Ok(dropout),
+        dropout => bail!("{}: field \"lora_dropout\" is {dropout}, expected a number from 0 to below 1", config.file),
+    }
+}
+
 fn read_settings(config: &Config) -> Result<LoraSettings> {
     for unsupported in ["lora_bias", "use_qalora", "use_bdlora"] {
         if config.flag(unsupported, false)? {
@@ -359,7 +373,7 @@ fn read_settings(config: &Config) -> Result<LoraSettings> {
     Ok(LoraSettings {
         lora_r: config.size("r")?,
         lora_alpha: config.number("lora_alpha", 8.0)?,
-        lora_dropout: config.number("lora_dropout", 0.0)?,
+        lora_dropout: dropout(config)?,
         target_modules: peft::names(config, "target_modules"),
         feedforward_modules: Vec::new(),
         use_rslora: config.flag("use_rslora", false)?,

@@ -318,6 +318,21 @@ fn trained_stack(mut stack: Stack, settings: &TrainingSettings, has_head: bool, 
 
 /// Reads one adapter's folder, of PEFT's, AdapterHub's or our own form.
 fn read_adapter(folder: &Path, base: &Base) -> Result<Read> {
+    let name = folder.display().to_string();
+    read_adapter_of_any_form(folder, base).map_err(|error| match error {
+        Error::Input(sentence) if !sentence.contains(&name) => Error::input(format!("{name}: {sentence}")),
+        Error::Tensor(error) => {
+            let error = error.to_string();
+            let reason = error.lines().next().unwrap_or_default();
+            Error::input(format!(
+                "{name}: the adapter's tensors do not fit together ({reason}); save or download it again"
+            ))
+        }
+        other => other,
+    })
+}
+
+fn read_adapter_of_any_form(folder: &Path, base: &Base) -> Result<Read> {
     let (architecture, device) = (base.architecture(), base.device());
     if bottleneck::is_adapter(folder)? {
         return bottleneck::read(folder, base).map(|(adapter, head)| Read { adapter, head });

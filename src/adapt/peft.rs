@@ -54,6 +54,10 @@ impl AdapterFiles {
         let config_path = folder.join(CONFIG);
         let json = read_json(&config_path)?;
         let path = folder.join(TENSORS);
+        if !path.is_file() {
+            weight_files::refuse_pickles(folder)?;
+            bail!("{}: there is no such file; expected the tensors of the adapter", path.display());
+        }
         let name = |key: String| {
             let bare = key.strip_prefix(PREFIX).or_else(|| key.strip_prefix(PROMPT_PREFIX));
             bare.map(String::from).unwrap_or(key)

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::peft;
 use crate::bail;
 use crate::error::{Error, Result};
+use crate::limits;
 use crate::model::architecture::Architecture;
 use crate::model::folder::{STACK_FILE, read_architecture, read_json};
 
@@ -72,9 +73,7 @@ fn expand(folder: &Path) -> Result<Vec<PathBuf>> {
     let names = json.get("adapters").and_then(Value::as_array);
     let names: Option<Vec<&str>> = names.and_then(|names| names.iter().map(Value::as_str).collect());
     match names {
-        Some(names)
-            if !names.is_empty() && names.iter().all(|name| !name.contains(['/', '\\']) && !name.starts_with('.')) =>
-        {
+        Some(names) if !names.is_empty() && names.iter().all(|name| limits::is_plain_name(name)) => {
             Ok(names.iter().map(|name| folder.join(name)).collect())
         }
         _ => bail!("{}: expected {{\"adapters\": [names of folders beside it]}}", path.display()),

@@ -42,6 +42,7 @@ use super::parquet::{ParquetRows, Rows};
 use super::schema::{self, Demonstration};
 use crate::bail;
 use crate::error::{Error, Result};
+use crate::limits;
 use crate::random::{shuffle, stream};
 
 /// A mixture as its file has it.
@@ -125,7 +126,7 @@ pub struct Mixture {
 
 impl MixtureFile {
     fn read(path: &str) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let text = limits::read_text(path, limits::SMALL_FILE)?;
         toml::from_str(&text).map_err(|error| Error::input(format!("{path}: {error}")))
     }
 }

@@ -20,6 +20,7 @@ use tempfile::NamedTempFile;
 
 use crate::bail;
 use crate::error::{Error, Result};
+use crate::limits;
 
 /// Rows decoded at a time.
 pub(super) const ROWS_PER_BATCH: usize = 1024;
@@ -266,9 +267,9 @@ pub(super) fn total_rows(file: &Path, rows: usize, more: usize) -> Result<usize>
 /// Runs a step of the Parquet reader, which takes some numbers of a file on trust and panics where damage made them
 /// impossible; what it was working on must be dropped then.
 pub(super) fn without_panic<T, E: std::fmt::Display>(step: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(step)) {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(_) => Err("it holds impossible numbers".to_owned()),
+    match limits::without_panic(step) {
+        Some(result) => result.map_err(|error| error.to_string()),
+        None => Err("it holds impossible numbers".to_owned()),
     }
 }
 

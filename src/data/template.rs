@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value, ValueKind};
@@ -16,9 +18,17 @@ use super::schema::Message;
 use super::tokenizer_files::TokenizerFiles;
 use crate::bail;
 use crate::error::{Error, Result};
+use crate::limits;
 
-/// Steps after which a template is stopped; one step is an instruction or 64 bytes of text.
-const STEP_LIMIT: u64 = 20_000_000;
+/// Steps after which a template is stopped; one step is an instruction or 64 bytes of text, so that it holds 128 MB at most.
+const STEP_LIMIT: u64 = 2_000_000;
+/// How deep the values may be that a template writes as JSON, and the most spaces that it may indent them by.
+const JSON_LIMITS: [usize; 2] = [100, 64];
+/// The stack of a template, of which only what it uses takes memory: values in values as deep as its steps allow can be written and dropped.
+const STACK: usize = 1 << 30;
+/// How long a template may take, and by how many bytes memory may grow meanwhile: not every operation on lists is counted as the steps that it takes.
+const TIME: Duration = Duration::from_secs(10);
+const MEMORY: usize = 1 << 30;
 
 /// The format for models without a template: the one of HH-RLHF's transcripts.
 const PLAIN_TEMPLATE: &str = "{% set names = {'user': 'Human', 'assistant': 'Assistant', 'system': 'System'} %}
@@ -40,9 +50,33 @@ pub struct Piece {
 
 /// A model's chat template.
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     special_tokens: BTreeMap<String, String>,
     origin: String,
+}
+
+/// Runs a step of the template engine on a stack of its own; the error is a reason. Where a bound is reached the step goes on by itself until the program ends.
+fn within_bounds<T: Send + 'static>(step: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    let (sender, receiver) = channel();
+    let guarded = || limits::without_panic(step).unwrap_or_else(|| Err("it does what cannot be".to_owned()));
+    let thread = std::thread::Builder::new().stack_size(STACK).spawn(move || drop(sender.send(guarded())));
+    thread.map_err(|error| format!("it needs a stack of {} MiB: {error}", STACK >> 20))?;
+    let (start, mut memory) = (Instant::now(), None);
+    loop {
+        match receiver.recv_timeout(Duration::from_millis(10)) {
+            Ok(result) => return result,
+            Err(RecvTimeoutError::Disconnected) => return Err("it does what cannot be".to_owned()),
+            Err(RecvTimeoutError::Timeout) => {
+                let now = limits::resident_memory();
+                if now > memory.get_or_insert(now).saturating_add(MEMORY) {
+                    return Err(format!("it fills more than {} MiB of memory", MEMORY >> 20));
+                }
+                if start.elapsed() > TIME {
+                    return Err(format!("it takes longer than {} seconds", TIME.as_secs()));
+                }
+            }
+        }
+    }
 }
 
 impl ChatTemplate {
@@ -77,6 +111,13 @@ impl ChatTemplate {
     /// A template from its source; `origin` names it in errors, and `special_tokens` are what it sees as `bos_token`,
     /// `eos_token` and so on.
     pub fn from_source(source: &str, origin: &str, special_tokens: &BTreeMap<String, String>) -> Result<Self> {
+        if source.len() as u64 > limits::TEMPLATE_FILE {
+            bail!(
+                "{origin}: the chat template is {} bytes long, expected at most {}",
+                source.len(),
+                limits::TEMPLATE_FILE
+            );
+        }
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| Error::input(format!("{origin}: {error}")))?);
@@ -84,6 +125,9 @@ impl ChatTemplate {
         environment.set_formatter(format_as_python);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_fuel(Some(STEP_LIMIT));
+        // They indent a deep value in time that grows with the square of its depth, and jinja2's own do something else.
+        environment.remove_filter("pprint");
+        environment.remove_global("debug");
         environment.add_filter("tojson", to_json);
         // Python's `None` cannot be iterated over; minijinja's can.
         environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
@@ -91,9 +135,13 @@ impl ChatTemplate {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
         environment.add_function("strftime_now", |format: String| strftime(&format, now()));
-        environment
-            .add_template_owned("chat", without_generation_tags(source))
-            .map_err(|error| Error::input(format!("{origin}: the chat template cannot be read: {error}")))?;
+        let source = without_generation_tags(source);
+        let read = move || {
+            let added = environment.add_template_owned("chat", source);
+            added.map_err(|error| error.to_string()).map(|()| Arc::new(environment))
+        };
+        let environment = within_bounds(read)
+            .map_err(|reason| Error::input(format!("{origin}: the chat template cannot be read: {reason}")))?;
         Ok(Self { environment, special_tokens: special_tokens.clone(), origin: origin.to_owned() })
     }
 
@@ -105,6 +153,20 @@ impl ChatTemplate {
 
     /// The conversation as text; with `add_generation_prompt`, followed by what comes before the assistant's next turn.
     pub fn apply(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let (environment, context) = (self.environment.clone(), self.context(messages, add_generation_prompt));
+        let rendered = within_bounds(move || {
+            let template = environment.get_template("chat");
+            template
+                .and_then(|template| template.render(Value::from_pairs(context)))
+                .map_err(|error| error.detail().map_or_else(|| error.to_string(), str::to_owned))
+        });
+        rendered.map_err(|reason| {
+            Error::input(format!("{}: the chat template rejects the conversation: {reason}", self.origin))
+        })
+    }
+
+    /// What the template sees.
+    fn context(&self, messages: &[Message], add_generation_prompt: bool) -> BTreeMap<String, Value> {
         let message = |message: &Message| {
             Value::from_pairs([("role", message.role.as_str()), ("content", message.content.as_str())])
         };
@@ -114,11 +176,7 @@ impl ChatTemplate {
         context.insert("add_generation_prompt".into(), add_generation_prompt.into());
         context.insert("tools".into(), ().into());
         context.insert("documents".into(), ().into());
-        let template = self.environment.get_template("chat");
-        template.and_then(|template| template.render(Value::from_pairs(context))).map_err(|error| {
-            let reason = error.detail().map_or_else(|| error.to_string(), str::to_owned);
-            Error::input(format!("{}: the chat template rejects the conversation: {reason}", self.origin))
-        })
+        context
     }
 
     /// The conversation in pieces that together are its text up to the end of the last learned turn. Learned are the
@@ -203,16 +261,17 @@ fn without_generation_tags(source: &str) -> String {
     let mut result = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let tag = &rest[start + 2..start + length];
+        let inside = start + 2;
+        let Some(length) = rest[inside..].find("%}") else { break };
+        let tag = &rest[inside..inside + length];
         let replaced = match tag.trim_matches(['-', '+', ' ', '\n', '\t']) {
             "generation" => tag.replace("generation", "if true"),
             "endgeneration" => tag.replace("endgeneration", "endif"),
             _ => tag.to_owned(),
         };
-        result.push_str(&rest[..start + 2]);
+        result.push_str(&rest[..inside]);
         result.push_str(&replaced);
-        rest = &rest[start + length..];
+        rest = &rest[inside + length..];
     }
     result + rest
 }
@@ -231,51 +290,82 @@ fn format_as_python(
 }
 
 /// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`.
-fn to_json(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
-    let mut result = String::new();
-    write_json(value, options.get::<Option<usize>>("indent")?, 0, &mut result)?;
-    Ok(result)
+fn to_json(state: &minijinja::State, value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
+    let mut json = Json { state, indent: options.get("indent")?, text: String::new() };
+    if json.indent.is_some_and(|indent| indent > JSON_LIMITS[1]) {
+        return Err(unwritable(format!("JSON is indented by at most {} spaces", JSON_LIMITS[1])));
+    }
+    json.write(value, 0)?;
+    Ok(json.text)
 }
 
-fn write_json(value: &Value, indent: Option<usize>, depth: usize, result: &mut String) -> Result<(), minijinja::Error> {
-    let line = |result: &mut String, depth: usize| {
-        if let Some(indent) = indent {
-            result.push('\n');
-            result.extend(std::iter::repeat_n(' ', indent * depth));
+fn unwritable(reason: String) -> minijinja::Error {
+    minijinja::Error::new(ErrorKind::InvalidOperation, reason)
+}
+
+/// JSON as it is written.
+struct Json<'a, 'b, 'c> {
+    state: &'a minijinja::State<'b, 'c>,
+    indent: Option<usize>,
+    text: String,
+}
+
+impl Json<'_, '_, '_> {
+    /// Begins a line where there are lines, and pays for the text since the last time.
+    fn line(&mut self, depth: usize) -> Result<(), minijinja::Error> {
+        self.state.consume_fuel(1)?;
+        if let Some(indent) = self.indent {
+            self.state.consume_fuel((indent * depth / 64) as u64)?;
+            self.text.push('\n');
+            self.text.extend(std::iter::repeat_n(' ', indent * depth));
         }
-    };
-    let separator = if indent.is_some() { "," } else { ", " };
-    let is_map = value.kind() == ValueKind::Map;
-    match value.kind() {
-        ValueKind::None => result.push_str("null"),
-        ValueKind::Bool | ValueKind::Number => result.push_str(&value.to_string()),
-        ValueKind::String => result.push_str(&serde_json::Value::from(value.to_string()).to_string()),
-        ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => {
-            let items: Vec<Value> = value.try_iter()?.collect();
-            let (open, close) = if is_map { ('{', '}') } else { ('[', ']') };
-            result.push(open);
-            for (index, item) in items.iter().enumerate() {
-                result.push_str(if index == 0 { "" } else { separator });
-                line(result, depth + 1);
-                if is_map {
-                    result.push_str(&serde_json::Value::from(item.to_string()).to_string());
-                    result.push_str(": ");
-                    write_json(&value.get_item(item)?, indent, depth + 1, result)?;
-                } else {
-                    write_json(item, indent, depth + 1, result)?;
-                }
-            }
-            if !items.is_empty() {
-                line(result, depth);
-            }
-            result.push(close);
-        }
-        kind => {
-            let message = format!("a value of type {kind} cannot be written as JSON");
-            return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
-        }
+        Ok(())
     }
-    Ok(())
+
+    fn string(&mut self, text: &str) -> Result<(), minijinja::Error> {
+        self.state.consume_fuel((text.len() / 64) as u64)?;
+        self.text.push_str(&serde_json::Value::from(text).to_string());
+        Ok(())
+    }
+
+    fn write(&mut self, value: &Value, depth: usize) -> Result<(), minijinja::Error> {
+        if depth > JSON_LIMITS[0] {
+            return Err(unwritable(format!(
+                "a value that is more than {} deep cannot be written as JSON",
+                JSON_LIMITS[0]
+            )));
+        }
+        let separator = if self.indent.is_some() { "," } else { ", " };
+        let is_map = value.kind() == ValueKind::Map;
+        match value.kind() {
+            ValueKind::None => self.text.push_str("null"),
+            ValueKind::Bool | ValueKind::Number => self.text.push_str(&value.to_string()),
+            ValueKind::String => self.string(&value.to_string())?,
+            ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => {
+                let (open, close) = if is_map { ('{', '}') } else { ('[', ']') };
+                self.text.push(open);
+                let mut is_empty = true;
+                for item in value.try_iter()? {
+                    self.text.push_str(if is_empty { "" } else { separator });
+                    is_empty = false;
+                    self.line(depth + 1)?;
+                    if is_map {
+                        self.string(&item.to_string())?;
+                        self.text.push_str(": ");
+                        self.write(&value.get_item(&item)?, depth + 1)?;
+                    } else {
+                        self.write(&item, depth + 1)?;
+                    }
+                }
+                if !is_empty {
+                    self.line(depth)?;
+                }
+                self.text.push(close);
+            }
+            kind => return Err(unwritable(format!("a value of type {kind} cannot be written as JSON"))),
+        }
+        Ok(())
+    }
 }
 
 /// Seconds since 1970, or what the environment variable `SOURCE_DATE_EPOCH` says: with it, a template that writes the

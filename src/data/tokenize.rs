@@ -13,6 +13,7 @@ use super::template::ChatTemplate;
 use super::tokenizer_files::TokenizerFiles;
 use crate::bail;
 use crate::error::{Error, Result};
+use crate::limits;
 
 /// A tokenizer with the special tokens and the chat template that belong to it.
 pub struct Tokenizer {
@@ -71,11 +72,11 @@ impl Tokenizer {
             );
         };
         let invalid = |error: tokenizers::Error| Error::input(format!("{path}: not a valid tokenizer ({error})"));
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(invalid)?;
+        let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(json)).map_err(invalid)?;
         let truncation_direction = truncation_direction(&files, inner.get_truncation())?;
         // Lengths are ours to handle: a limit or padding kept in the file would act unseen.
         inner.with_truncation(None).map_err(invalid)?.with_padding(None);
-        let mut prefix = added_in_front(&inner).map_err(invalid)?;
+        let mut prefix = guarded(|| added_in_front(&inner)).map_err(invalid)?;
         // What is left for a post-processor to do is to move offsets off white space, which would move boundaries too.
         let around = inner.get_post_processor().cloned();
         inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
@@ -133,8 +134,9 @@ impl Tokenizer {
 
     /// As [`encode`](Self::encode), with the bytes of each token; those of a BOS put in front are none.
     pub(super) fn encode_with_bytes(&self, text: &str) -> Result<Encoded> {
-        let failed = |error| Error::input(format!("{}: cannot encode a text ({error})", self.files.folder));
-        let encoding = self.inner.encode(text, false).map_err(failed)?;
+        let failed =
+            |error: tokenizers::Error| Error::input(format!("{}: cannot encode a text ({error})", self.files.folder));
+        let encoding = guarded(|| self.inner.encode(text, false)).map_err(failed)?;
         let prefix = if encoding.get_ids().starts_with(&self.prefix) { &[][..] } else { &self.prefix };
         let ids = prefix.iter().chain(encoding.get_ids()).copied().collect();
         let bytes = prefix.iter().map(|_| (0, 0)).chain(encoding.get_offsets().iter().copied()).collect();
@@ -145,9 +147,11 @@ impl Tokenizer {
     /// `<s> a </s></s> b </s>`). Of more than `max_length` tokens a single text loses its end, and of a pair the longer one first, as with
     /// `transformers`' `truncation=True` (or the start, where the tokenizer's files say that it is the left side that is cut).
     pub fn encode_texts(&self, text: &str, pair: Option<&str>, max_length: usize) -> Result<EncodedTexts> {
-        let failed = |error| Error::input(format!("{}: cannot encode a text ({error})", self.files.folder));
-        let first = self.inner.encode(text, false).map_err(failed)?;
-        let mut second = pair.map(|pair| self.inner.encode(pair, false)).transpose().map_err(failed)?;
+        let failed =
+            |error: tokenizers::Error| Error::input(format!("{}: cannot encode a text ({error})", self.files.folder));
+        let encode = |text: &str| guarded(|| self.inner.encode(text, false)).map_err(failed);
+        let first = encode(text)?;
+        let mut second = pair.map(encode).transpose()?;
         if let Some(second) = &mut second {
             // What a post-processor without types of its own leaves as it is.
             second.set_type_ids(vec![1; second.len()]);
@@ -161,7 +165,7 @@ impl Tokenizer {
             direction: self.truncation_direction,
             ..TruncationParams::default()
         };
-        let (first, second) = truncate_encodings(first, second, &longest_first).map_err(failed)?;
+        let (first, second) = guarded(|| truncate_encodings(first, second, &longest_first)).map_err(failed)?;
         let was_cut = length(&first, &second) < whole;
         let Some(around) = &self.around else {
             let start = self.prefix.len() + first.len();
@@ -169,7 +173,7 @@ impl Tokenizer {
             let types = (0..tokens.len()).map(|token| u32::from(token >= start)).collect();
             return Ok(EncodedTexts { tokens, types, second: start, was_cut });
         };
-        let both = around.process(first, second, true).map_err(failed)?;
+        let both = guarded(|| around.process(first, second, true)).map_err(failed)?;
         let (tokens, types) = (both.get_ids().to_vec(), both.get_type_ids().to_vec());
         // An empty second text has no token of its own; what stands behind it is of its type.
         let begins = both.get_sequence_ids().iter().position(|sequence| *sequence == Some(1));
@@ -179,8 +183,9 @@ impl Tokenizer {
 
     /// The token ids of words that stand within a text: nothing is put in front.
     pub fn encode_words(&self, text: &str) -> Result<Vec<u32>> {
-        let failed = |error| Error::input(format!("{}: cannot encode a text ({error})", self.files.folder));
-        Ok(self.inner.encode(text, false).map_err(failed)?.get_ids().to_vec())
+        let failed =
+            |error: tokenizers::Error| Error::input(format!("{}: cannot encode a text ({error})", self.files.folder));
+        Ok(guarded(|| self.inner.encode(text, false)).map_err(failed)?.get_ids().to_vec())
     }
 
     /// The `count` most common tokens of the vocabulary that are no special ones. Byte-pair merges, word pieces and unigrams are numbered from the
@@ -193,8 +198,9 @@ impl Tokenizer {
 
     /// The text of token ids, without special tokens if these are to be skipped.
     pub fn decode(&self, tokens: &[u32], skip_special_tokens: bool) -> Result<String> {
-        let failed = |error| Error::input(format!("{}: cannot decode tokens ({error})", self.files.folder));
-        self.inner.decode(tokens, skip_special_tokens).map_err(failed)
+        let failed =
+            |error: tokenizers::Error| Error::input(format!("{}: cannot decode tokens ({error})", self.files.folder));
+        guarded(|| self.inner.decode(tokens, skip_special_tokens)).map_err(failed)
     }
 
     /// The text of an answer's tokens behind its prompt's, without special tokens. Tokenizers of the SentencePiece kind drop the space that begins a text, which the
@@ -285,6 +291,11 @@ impl Tokenizer {
         }
         Ok(())
     }
+}
+
+/// Runs a step of the tokenizer, which panics at some of what a file may say.
+fn guarded<T>(step: impl FnOnce() -> Result<T, tokenizers::Error>) -> Result<T, tokenizers::Error> {
+    limits::without_panic(step).unwrap_or_else(|| Err("what its file says cannot be".into()))
 }
 
 /// The side on which texts are cut: what `tokenizer_config.json` says, or else what the limit kept in `tokenizer.json` says.

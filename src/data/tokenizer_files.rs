@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::parquet::{persist, temporary_beside};
 use crate::error::{Error, Result};
+use crate::limits;
 
 /// What belongs to a tokenizer in a model's folder; only `tokenizer.json` must be there.
 const NAMES: [&str; 9] = [
@@ -23,6 +24,15 @@ const NAMES: [&str; 9] = [
 ];
 /// Settings of the model that say which ids begin and end a text; they are the model's to save.
 const MODEL_NAMES: [&str; 2] = ["config.json", "generation_config.json"];
+
+/// The most bytes of a file.
+fn limit(name: &str) -> u64 {
+    match name {
+        "chat_template.jinja" => limits::TEMPLATE_FILE,
+        _ if MODEL_NAMES.contains(&name) => limits::SMALL_FILE,
+        _ => limits::TOKENIZER_FILE,
+    }
+}
 
 /// Files by name, in memory.
 #[derive(Debug, Clone, Default)]
@@ -40,7 +50,7 @@ impl TokenizerFiles {
         for name in NAMES.iter().chain(&MODEL_NAMES) {
             let path = folder.join(name);
             if path.is_file() {
-                files.insert((*name).to_owned(), std::fs::read(&path).map_err(Error::io(&path))?);
+                files.insert((*name).to_owned(), limits::read(&path, limit(name))?);
             }
         }
         Ok(Self { folder: folder.display().to_string(), files })

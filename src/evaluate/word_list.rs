@@ -8,6 +8,7 @@ use super::scorer::{Concern, Identity, Scorer, Subject};
 use crate::bail;
 use crate::data::parquet::ParquetRows;
 use crate::error::{Error, Result};
+use crate::limits;
 
 /// Words and phrases that make a text count. Case does not matter, and a word counts as a whole only: between characters that are no letters or digits, but
 /// anywhere in scripts that put no space between words.
@@ -44,7 +45,7 @@ impl WordList {
                     "{file}: a text file has no languages to choose \"{language}\" from; leave it out, or give Parquet with the columns word and lang"
                 );
             }
-            let text = std::fs::read_to_string(file).map_err(Error::io(file))?;
+            let text = limits::read_text(file, limits::SMALL_FILE)?;
             return Self::new(name, text.lines());
         }
         let mut words = Vec::new();

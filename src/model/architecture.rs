@@ -204,6 +204,20 @@ pub struct Architecture {
     pub names: TensorNames,
 }
 
+/// The largest size that a `config.json` may ask for: no product of two overflows, and none makes a list that memory cannot hold.
+pub const LARGEST_SIZE: usize = 1 << 24;
+/// The most blocks.
+pub const MOST_LAYERS: usize = 1 << 12;
+
+/// A JSON value as a message shows it: a long one loses its end.
+pub fn shortened(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}
+
 /// Fields of a `config.json`, with errors that name file and field.
 pub struct Config<'a> {
     /// The parsed file.
@@ -226,12 +240,31 @@ impl Config<'_> {
         }
     }
 
-    /// A size that may be absent; at least 1 and small enough to be real where it is there.
+    /// A size that may be absent; at least 1 and at most [`LARGEST_SIZE`] where it is there.
     pub fn optional_size(&self, field: &str) -> Result<Option<usize>> {
         let Some(value) = self.get(field) else { return Ok(None) };
-        match value.as_u64() {
-            Some(size @ 1..=0xffff_ffff) => Ok(Some(size as usize)),
-            _ => bail!("{}: field \"{field}\" is {value}, expected a positive integer", self.file),
+        match value.as_u64().and_then(|size| usize::try_from(size).ok()) {
+            Some(size @ 1..=LARGEST_SIZE) => Ok(Some(size)),
+            Some(size) if size > LARGEST_SIZE => {
+                bail!(
+                    "{}: field \"{field}\" is {value}, expected at most {LARGEST_SIZE}; no model is that large",
+                    self.file
+                )
+            }
+            _ => bail!("{}: field \"{field}\" is {}, expected a positive integer", self.file, shortened(value)),
+        }
+    }
+
+    /// The number of blocks, at most [`MOST_LAYERS`].
+    pub fn layers(&self, field: &str) -> Result<usize> {
+        match self.size(field)? {
+            layers if layers > MOST_LAYERS => {
+                bail!(
+                    "{}: field \"{field}\" is {layers}, expected at most {MOST_LAYERS}; no model is that deep",
+                    self.file
+                )
+            }
+            layers => Ok(layers),
         }
     }
 
@@ -241,8 +274,24 @@ impl Config<'_> {
             None => Ok(default),
             Some(value) => match value.as_f64() {
                 Some(number) if number.is_finite() => Ok(number),
-                _ => bail!("{}: field \"{field}\" is {value}, expected a number", self.file),
+                _ => bail!("{}: field \"{field}\" is {}, expected a number", self.file, shortened(value)),
             },
+        }
+    }
+
+    /// A number above 0, or `default` where it is absent.
+    pub fn positive(&self, field: &str, default: f64) -> Result<f64> {
+        match self.number(field, default)? {
+            number if number > 0.0 => Ok(number),
+            number => bail!("{}: field \"{field}\" is {number}, expected a number above 0", self.file),
+        }
+    }
+
+    /// A number of at least 0, or `default` where it is absent.
+    pub fn not_negative(&self, field: &str, default: f64) -> Result<f64> {
+        match self.number(field, default)? {
+            number if number >= 0.0 => Ok(number),
+            number => bail!("{}: field \"{field}\" is {number}, expected a number of at least 0", self.file),
         }
     }
 
@@ -251,7 +300,9 @@ impl Config<'_> {
         match self.get(field) {
             None => Ok(default),
             Some(Value::Bool(flag)) => Ok(*flag),
-            Some(value) => bail!("{}: field \"{field}\" is {value}, expected true or false", self.file),
+            Some(value) => {
+                bail!("{}: field \"{field}\" is {}, expected true or false", self.file, shortened(value))
+            }
         }
     }
 
@@ -260,7 +311,7 @@ impl Config<'_> {
         match self.get(field) {
             None => Ok(default),
             Some(Value::String(text)) => Ok(text),
-            Some(value) => bail!("{}: field \"{field}\" is {value}, expected a text", self.file),
+            Some(value) => bail!("{}: field \"{field}\" is {}, expected a text", self.file, shortened(value)),
         }
     }
 

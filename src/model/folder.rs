@@ -14,6 +14,7 @@ use super::weight_files::{self, StorageForm};
 use super::weights::Weights;
 use crate::bail;
 use crate::error::{Error, Result};
+use crate::limits;
 
 /// Files that belong to the tokenizer or to generation and are carried along unchanged.
 const COMPANIONS: [&str; 9] = [
@@ -69,12 +70,18 @@ pub fn open(path: &Path, seed: u64, device: &Device) -> Result<(ModelFolder, Arc
     let (weights, form) = if weight_files::has_weights(path) {
         weight_files::read(path, &architecture, device)?
     } else {
+        weight_files::refuse_pickles(path)?;
         // New weights are f32, whatever the configuration was copied from.
         if let Some(fields) = config.as_object_mut() {
             fields.remove("dtype");
             fields.insert("torch_dtype".into(), "float32".into());
         }
-        (Weights::random(&architecture, seed, device)?, StorageForm::default())
+        let weights = Weights::random(&architecture, seed, device);
+        let weights = weights.map_err(|error| match error {
+            Error::Input(reason) => Error::input(format!("{}: {reason}", path.join("config.json").display())),
+            other => other,
+        })?;
+        (weights, StorageForm::default())
     };
     Ok((ModelFolder { path: path.to_path_buf(), config, form }, architecture, weights))
 }
@@ -96,7 +103,7 @@ pub fn read_architecture(path: &Path) -> Result<(Value, Architecture)> {
 
 /// Parses a JSON file.
 pub fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = limits::read_text(path, limits::SMALL_FILE)?;
     serde_json::from_str(&text).map_err(|error| Error::input(format!("{}: not valid JSON: {error}", path.display())))
 }
 

@@ -13,6 +13,7 @@ use super::architecture::{Architecture, HeadForm, Pooling};
 use super::weights::{Role, Stored, TensorSpec};
 use crate::bail;
 use crate::error::{Error, Result};
+use crate::limits;
 use crate::ops::Activation;
 use crate::{ops, random};
 
@@ -324,7 +325,7 @@ impl Form {
         if !path.is_file() {
             return Ok(None);
         }
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let text = limits::read_text(&path, limits::SMALL_FILE)?;
         match serde_json::from_str::<Form>(&text) {
             Ok(form) if form.shift.is_finite() && form.divisor.is_finite() && form.divisor > 0.0 => Ok(Some(form)),
             Ok(form) => Err(Error::input(format!(

@@ -15,6 +15,7 @@ use super::head::head_specs;
 use super::weights::{Role, Stored, TensorSpec, Weights, output_name, tensor_specs};
 use crate::bail;
 use crate::error::{Error, Result};
+use crate::limits;
 
 /// How a model's tensors lie on disk, so that they can be written in the same form.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,10 +34,35 @@ impl Default for StorageForm {
 
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
+/// The longest header, as in the library that the format comes from.
+const LONGEST_HEADER: u64 = 100_000_000;
+/// The endings of files in which others keep weights as pickles.
+const PICKLES: [&str; 5] = ["bin", "pt", "pth", "pkl", "ckpt"];
 
 /// Whether the folder holds weights (and not a bare `config.json`).
 pub fn has_weights(folder: &Path) -> bool {
     folder.join(SINGLE_FILE).is_file() || folder.join(INDEX_FILE).is_file()
+}
+
+/// Refuses a folder whose weights are pickles alone.
+///
+/// # Errors
+/// Where there is a pickle: it is a program, which is never run.
+pub fn refuse_pickles(folder: &Path) -> Result<()> {
+    let is_pickle = |path: &PathBuf| {
+        let ending = path.extension().and_then(|ending| ending.to_str());
+        ending.is_some_and(|ending| PICKLES.contains(&ending)) && path.is_file()
+    };
+    let mut found: Vec<PathBuf> =
+        (folder.read_dir().map_err(Error::io(folder))?.flatten()).map(|entry| entry.path()).filter(is_pickle).collect();
+    found.sort();
+    match found.first() {
+        None => Ok(()),
+        Some(path) => bail!(
+            "{}: a pickle, which could run any program, so it is not read; save the weights as safetensors (transformers' and PEFT's `save_pretrained` do)",
+            path.display()
+        ),
+    }
 }
 
 /// Reads all tensors the architecture needs, and a classification head where there is one.
@@ -131,7 +157,7 @@ fn open_all(folder: &Path) -> Result<(Vec<TensorFile>, Shards)> {
     if !index_path.is_file() {
         return Ok((vec![TensorFile::open(&folder.join(SINGLE_FILE))?], None));
     }
-    let text = std::fs::read_to_string(&index_path).map_err(Error::io(&index_path))?;
+    let text = limits::read_text(&index_path, limits::SMALL_FILE)?;
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
@@ -142,7 +168,7 @@ fn open_all(folder: &Path) -> Result<(Vec<TensorFile>, Shards)> {
     let mut names: Vec<&String> = index.weight_map.values().collect();
     names.sort();
     names.dedup();
-    if let Some(name) = names.iter().find(|name| name.contains(['/', '\\']) || name.starts_with('.')) {
+    if let Some(name) = names.iter().find(|name| !limits::is_plain_name(name)) {
         bail!("{}: \"{name}\" is not the name of a file in this folder", index_path.display());
     }
     let files = names.iter().map(|name| TensorFile::open(&folder.join(name))).collect::<Result<_>>()?;
@@ -163,9 +189,12 @@ impl TensorFile {
         let mut file = File::open(path).map_err(Error::io(path))?;
         let length = file.metadata().map_err(Error::io(path))?.len();
         let mut size = [0u8; 8];
+        if length < 8 {
+            bail!("{}: not a safetensors file, or cut short: it is {length} bytes long", path.display());
+        }
         file.read_exact(&mut size).map_err(Error::io(path))?;
         let header_length = u64::from_le_bytes(size);
-        if header_length > length.saturating_sub(8) || header_length > 100_000_000 {
+        if header_length > length - 8 || header_length > LONGEST_HEADER {
             bail!(
                 "{}: not a safetensors file, or cut short: its header claims {header_length} bytes of {length}",
                 path.display()
@@ -177,11 +206,12 @@ impl TensorFile {
         let header: Metadata = serde_json::from_slice(&buffer)
             .map_err(|error| Error::input(format!("{}: not a safetensors file: {error}", path.display())))?;
         let data_start = 8 + header_length;
-        let expected = data_start + header.data_len() as u64;
-        if expected != length {
+        let expected = data_start.checked_add(header.data_len() as u64);
+        if expected != Some(length) {
             bail!(
-                "{}: is {length} bytes long, its header asks for {expected}; copy or download the file again",
-                path.display()
+                "{}: is {length} bytes long, its header asks for {} after the first {data_start}; copy or download the file again",
+                path.display(),
+                header.data_len()
             );
         }
         Ok(TensorFile { path: path.to_path_buf(), file, header, data_start })
@@ -224,6 +254,13 @@ impl TensorFile {
     }
 
     fn values(&mut self, name: &str, info: &TensorInfo) -> Result<(Vec<f32>, DType)> {
+        if !matches!(info.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16) {
+            bail!(
+                "{}: tensor \"{name}\" has element type {:?}; expected F32, BF16 or F16",
+                self.path.display(),
+                info.dtype
+            );
+        }
         let (start, end) = info.data_offsets;
         let mut bytes = vec![0u8; end - start];
         self.file.seek(SeekFrom::Start(self.data_start + start as u64)).map_err(Error::io(&self.path))?;
@@ -237,14 +274,10 @@ impl TensorFile {
                 let values = bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
                 (values, DType::BF16)
             }
-            Dtype::F16 => {
+            _ => {
                 let values = bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
                 (values, DType::F16)
             }
-            other => bail!(
-                "{}: tensor \"{name}\" has element type {other:?}; expected F32, BF16 or F16",
-                self.path.display()
-            ),
         })
     }
 }

@@ -10,6 +10,9 @@ use super::architecture::{Architecture, AttentionInput, BlockForm, LinearName, N
 use crate::error::Result;
 use crate::{bail, random};
 
+/// The most parameters of a model that is made from its `config.json` alone.
+const MOST_NEW_PARAMETERS: f64 = (1u64 << 32) as f64;
+
 /// What a tensor is for, which decides how a new one is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -155,8 +158,16 @@ pub struct Weights {
 impl Weights {
     /// New weights from a seed: each tensor from a stream of its own name.
     pub fn random(architecture: &Architecture, seed: u64, device: &Device) -> Result<Self> {
+        let specs = tensor_specs(architecture);
+        let numbers = |spec: &TensorSpec| spec.shape.iter().map(|&size| size as f64).product::<f64>();
+        let count: f64 = specs.iter().map(numbers).sum();
+        if count > MOST_NEW_PARAMETERS {
+            bail!(
+                "a new model of this config.json would have {count:.2e} parameters, expected at most {MOST_NEW_PARAMETERS:.2e}; lower its sizes, or put the model's weights beside it"
+            );
+        }
         let mut tensors = BTreeMap::new();
-        for spec in tensor_specs(architecture) {
+        for spec in specs {
             let mut stream = random::stream(seed, &format!("initialize {}", spec.name), 0);
             let deviation = architecture.initializer_range;
             let residual = match architecture.scaled_residual_initialization {

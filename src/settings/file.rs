@@ -7,10 +7,11 @@ use clap::{Arg, ArgAction, Command};
 use toml::Value;
 
 use crate::error::{Error, Result};
+use crate::limits;
 
 /// The arguments that stand for the keys of the TOML file at `path`, without those that the user gave (by argument id).
 pub(super) fn read(command: &Command, path: &Path, by_user: impl Fn(&str) -> bool) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = limits::read_text(path, limits::SMALL_FILE)?;
     let table: toml::Table = toml::from_str(&text).map_err(|error| {
         let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
         Error::input(format!("{}: line {line}: not valid TOML: {}", path.display(), one_line(error.message())))

@@ -10,8 +10,10 @@ mod data;
 #[cfg(target_os = "linux")]
 mod faults;
 mod golden;
+mod hostile;
 mod methods;
 mod metrics;
+mod mutation;
 mod oracle;
 mod packing;
 mod ppo;

@@ -158,7 +158,7 @@ impl Bottleneck {
                         bail!("{}: tensor \"{key}\" is missing", path.display());
                     };
                     if part == "down.weight" {
-                        width = tensor.dim(0)?;
+                        width = tensor.dims().first().copied().unwrap_or(0);
                     }
                     let shape = match part {
                         "down.weight" => vec![width, d_model],

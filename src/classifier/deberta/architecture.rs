@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::attention::RelativePositions;
 use crate::bail;
 use crate::error::Result;
-use crate::model::architecture::Config;
+use crate::model::architecture::{Config, shortened};
 use crate::ops::Activation;
 
 /// Sizes and switches.
@@ -59,11 +59,11 @@ impl Architecture {
             d_model,
             d_embedding: config.optional_size("embedding_size")?.unwrap_or(d_model),
             d_ff: config.size("intermediate_size")?,
-            layers: config.size("num_hidden_layers")?,
+            layers: config.layers("num_hidden_layers")?,
             heads,
             max_positions,
             token_types: positive(config, "type_vocab_size")?.unwrap_or(0),
-            norm_epsilon: config.number("layer_norm_eps", 1e-7)?,
+            norm_epsilon: config.positive("layer_norm_eps", 1e-7)?,
             has_absolute_positions: config.flag("position_biased_input", true)?,
             relative: relative_positions(config, max_positions)?,
             shares_projections: config.flag("share_att_key", false)?,
@@ -103,7 +103,7 @@ fn position_attention(config: &Config) -> Result<Vec<String>> {
         _ => bail!(
             "{}: field \"pos_att_type\" is {}, expected c2p, p2c or both",
             config.file,
-            config.json["pos_att_type"]
+            shortened(&config.json["pos_att_type"])
         ),
     }
 }

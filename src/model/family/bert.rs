@@ -30,7 +30,10 @@ pub(super) fn xlm_roberta(config: &Config) -> Result<Architecture> {
 
 /// Positions are counted from the one after padding's.
 fn like_roberta(config: &Config, classes: (&'static str, &'static str)) -> Result<Architecture> {
-    let padding = config.number("pad_token_id", 1.0)? as usize;
+    let padding = match config.get("pad_token_id") {
+        Some(padding) if padding.as_u64() == Some(0) => 0,
+        _ => config.optional_size("pad_token_id")?.unwrap_or(1),
+    };
     encoder(config, classes, names("roberta.", ROBERTA_HEAD), padding + 1)
 }
 
@@ -41,7 +44,7 @@ fn encoder(
     position_offset: usize,
 ) -> Result<Architecture> {
     let d_model = config.size("hidden_size")?;
-    let layers = config.size("num_hidden_layers")?;
+    let layers = config.layers("num_hidden_layers")?;
     let heads = config.size("num_attention_heads")?;
     if !d_model.is_multiple_of(heads) {
         bail!("{}: hidden_size {d_model} is not a multiple of num_attention_heads {heads}", config.file);
@@ -66,7 +69,7 @@ fn encoder(
         max_positions: config.optional_size("max_position_embeddings")?.unwrap_or(512),
         block: BlockForm::PostNorm,
         norm: NormKind::Layer,
-        norm_epsilon: config.number("layer_norm_eps", 1e-12)?,
+        norm_epsilon: config.positive("layer_norm_eps", 1e-12)?,
         positions: Positions::Learned,
         position_offset,
         token_types: config.optional_size("type_vocab_size")?.unwrap_or(2),
@@ -78,7 +81,7 @@ fn encoder(
         windows: vec![None; layers],
         causal: false,
         tied_output: true,
-        initializer_range: config.number("initializer_range", 0.02)?,
+        initializer_range: config.not_negative("initializer_range", 0.02)?,
         scaled_residual_initialization: false,
         default_lora_targets: &["query", "value"],
         default_ia3_targets: &["key", "value", "output.dense"],

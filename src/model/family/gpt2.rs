@@ -33,7 +33,7 @@ const NAMES: TensorNames = TensorNames {
 
 pub(super) fn gpt2(config: &Config) -> Result<Architecture> {
     let d_model = config.size("n_embd")?;
-    let layers = config.size("n_layer")?;
+    let layers = config.layers("n_layer")?;
     let heads = config.size("n_head")?;
     if !d_model.is_multiple_of(heads) {
         bail!("{}: n_embd {d_model} is not a multiple of n_head {heads}", config.file);
@@ -59,7 +59,7 @@ pub(super) fn gpt2(config: &Config) -> Result<Architecture> {
         max_positions: config.size("n_positions")?,
         block: BlockForm::PreNorm,
         norm: NormKind::Layer,
-        norm_epsilon: config.number("layer_norm_epsilon", 1e-5)?,
+        norm_epsilon: config.positive("layer_norm_epsilon", 1e-5)?,
         positions: Positions::Learned,
         position_offset: 0,
         token_types: 0,
@@ -71,7 +71,7 @@ pub(super) fn gpt2(config: &Config) -> Result<Architecture> {
         windows: vec![None; layers],
         causal: true,
         tied_output: config.flag("tie_word_embeddings", true)?,
-        initializer_range: config.number("initializer_range", 0.02)?,
+        initializer_range: config.not_negative("initializer_range", 0.02)?,
         scaled_residual_initialization: true,
         default_lora_targets: &["c_attn"],
         default_ia3_targets: &["c_attn", "mlp.c_proj"],

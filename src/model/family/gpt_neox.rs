@@ -9,7 +9,7 @@ use crate::model::architecture::{
 
 pub(super) fn gpt_neox(config: &Config) -> Result<Architecture> {
     let d_model = config.size("hidden_size")?;
-    let layers = config.size("num_hidden_layers")?;
+    let layers = config.layers("num_hidden_layers")?;
     let heads = config.size("num_attention_heads")?;
     if !d_model.is_multiple_of(heads) {
         bail!("{}: hidden_size {d_model} is not a multiple of num_attention_heads {heads}", config.file);
@@ -30,7 +30,7 @@ pub(super) fn gpt_neox(config: &Config) -> Result<Architecture> {
         max_positions: config.optional_size("max_position_embeddings")?.unwrap_or(2048),
         block: if is_parallel { BlockForm::Parallel } else { BlockForm::PreNorm },
         norm: NormKind::Layer,
-        norm_epsilon: config.number("layer_norm_eps", 1e-5)?,
+        norm_epsilon: config.positive("layer_norm_eps", 1e-5)?,
         positions: Positions::Rotary { frequencies: rotary_frequencies(config, rotated)? },
         position_offset: 0,
         token_types: 0,
@@ -42,7 +42,7 @@ pub(super) fn gpt_neox(config: &Config) -> Result<Architecture> {
         windows: vec![None; layers],
         causal: true,
         tied_output: config.flag("tie_word_embeddings", false)?,
-        initializer_range: config.number("initializer_range", 0.02)?,
+        initializer_range: config.not_negative("initializer_range", 0.02)?,
         scaled_residual_initialization: false,
         default_lora_targets: &["query_key_value"],
         default_ia3_targets: &["query_key_value", "dense_4h_to_h"],

@@ -6,6 +6,7 @@ use crate::bail;
 use crate::error::Result;
 use crate::model::architecture::{
     Architecture, AttentionInput, BlockForm, Config, FeedForward, LinearName, NormKind, Positions, TensorNames,
+    shortened,
 };
 
 /// `transformers`' classes: language model, classifier.
@@ -51,14 +52,14 @@ pub(super) fn gemma2(config: &Config) -> Result<Architecture> {
     let mut architecture = llama_shape(config, GEMMA2, bias, bias, false)?;
     let soft_cap = |field: &str, default: f64| match config.json.get(field) {
         Some(value) if value.is_null() => Ok(None),
-        _ => config.number(field, default).map(Some),
+        _ => config.positive(field, default).map(Some),
     };
     architecture.block = BlockForm::Sandwich;
     architecture.tied_output = config.flag("tie_word_embeddings", true)?;
     let activation = if config.get("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
     architecture.feed_forward = FeedForward::Gated(config.activation(activation, "gelu_pytorch_tanh")?);
     architecture.embedding_scale = Some((architecture.d_model as f64).sqrt());
-    architecture.attention_scale = 1.0 / config.number("query_pre_attn_scalar", 256.0)?.sqrt();
+    architecture.attention_scale = 1.0 / config.positive("query_pre_attn_scalar", 256.0)?.sqrt();
     architecture.attention_soft_cap = soft_cap("attn_logit_softcapping", 50.0)?;
     architecture.output_soft_cap = soft_cap("final_logit_softcapping", 30.0)?;
     // Every other layer slides, the first one does.
@@ -100,8 +101,9 @@ fn sliding_layers(config: &Config, layers: usize) -> Result<Option<Vec<bool>>> {
     match sliding {
         Some(sliding) if sliding.len() == layers => Ok(Some(sliding)),
         _ => bail!(
-            "{}: field \"layer_types\" is {types}, expected {layers} times \"sliding_attention\" or \"full_attention\"",
-            config.file
+            "{}: field \"layer_types\" is {}, expected {layers} times \"sliding_attention\" or \"full_attention\"",
+            config.file,
+            shortened(types)
         ),
     }
 }
@@ -114,7 +116,7 @@ fn llama_shape(
     feed_forward_bias: bool,
 ) -> Result<Architecture> {
     let d_model = config.size("hidden_size")?;
-    let layers = config.size("num_hidden_layers")?;
+    let layers = config.layers("num_hidden_layers")?;
     let heads = config.size("num_attention_heads")?;
     let head_dim = match config.optional_size("head_dim")? {
         Some(head_dim) => head_dim,
@@ -136,7 +138,7 @@ fn llama_shape(
         max_positions: config.optional_size("max_position_embeddings")?.unwrap_or(2048),
         block: BlockForm::PreNorm,
         norm: NormKind::Rms,
-        norm_epsilon: config.number("rms_norm_eps", 1e-6)?,
+        norm_epsilon: config.positive("rms_norm_eps", 1e-6)?,
         positions: Positions::Rotary { frequencies: rotary_frequencies(config, head_dim)? },
         position_offset: 0,
         token_types: 0,
@@ -148,7 +150,7 @@ fn llama_shape(
         windows: vec![None; layers],
         causal: true,
         tied_output: config.flag("tie_word_embeddings", false)?,
-        initializer_range: config.number("initializer_range", 0.02)?,
+        initializer_range: config.not_negative("initializer_range", 0.02)?,
         scaled_residual_initialization: false,
         default_lora_targets: &["q_proj", "v_proj"],
         default_ia3_targets: &["k_proj", "v_proj", "down_proj"],

@@ -15,21 +15,21 @@ pub(super) fn rotary_frequencies(config: &Config, dimensions: usize) -> Result<V
     let empty = Value::Object(Default::default());
     let scaling = config.get("rope_parameters").or_else(|| config.get("rope_scaling")).unwrap_or(&empty);
     let scaling = Config { json: scaling, file: &file };
-    let theta =
-        scaling.number("rope_theta", config.number("rope_theta", config.number("rotary_emb_base", 10_000.0)?)?)?;
+    let theta = scaling
+        .positive("rope_theta", config.positive("rope_theta", config.positive("rotary_emb_base", 10_000.0)?)?)?;
     let frequencies: Vec<f32> =
         (0..dimensions / 2).map(|index| 1.0 / (theta as f32).powf((2 * index) as f32 / dimensions as f32)).collect();
     match scaling.text("rope_type", scaling.text("type", "default")?)? {
         "default" => Ok(frequencies),
         "linear" => {
-            let factor = scaling.number("factor", 1.0)? as f32;
+            let factor = scaling.positive("factor", 1.0)? as f32;
             Ok(frequencies.into_iter().map(|frequency| frequency / factor).collect())
         }
         "llama3" => {
             let original = scaling.size("original_max_position_embeddings")? as f32;
-            let factor = scaling.number("factor", 8.0)? as f32;
-            let low_factor = scaling.number("low_freq_factor", 1.0)? as f32;
-            let high_factor = scaling.number("high_freq_factor", 4.0)? as f32;
+            let factor = scaling.positive("factor", 8.0)? as f32;
+            let low_factor = scaling.positive("low_freq_factor", 1.0)? as f32;
+            let high_factor = scaling.positive("high_freq_factor", 4.0)? as f32;
             let scale = |frequency: f32| llama3_frequency(frequency, original, factor, low_factor, high_factor);
             Ok(frequencies.into_iter().map(scale).collect())
         }

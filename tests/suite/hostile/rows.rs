@@ -1,0 +1,101 @@
+//! Parquet files that are hostile on purpose, one of each kind that is known.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, BinaryArray, StringArray};
+use arrow::datatypes::{DataType, Field, Schema};
+use parquet::arrow::ArrowWriter;
+use rlhf::data::schema;
+use tempfile::TempDir;
+
+use super::seeds::parquet_bytes;
+use super::tables::nested_lists;
+use super::{expect, folder, quickly, sentence};
+use crate::common::{strings, table};
+
+fn parquet_of(columns: Vec<(&str, ArrayRef)>) -> TempDir {
+    folder(&[("rows.parquet", &parquet_bytes(&table(columns), 1))])
+}
+
+fn demonstrations(folder: &TempDir) -> rlhf::Result<usize> {
+    let path = folder.path().join("rows.parquet").display().to_string();
+    schema::demonstrations(&path)?.try_fold(0, |count, record| record.map(|_| count + 1))
+}
+
+#[test]
+fn lists_fifty_deep_are_no_texts() {
+    let deep = parquet_of(vec![("prompt", nested_lists(50, 2)), ("completion", strings(&["a", "b"]))]);
+    expect(&sentence(demonstrations(&deep), "lists"), &["rows.parquet", "`prompt`", "expected strings"]);
+}
+
+#[test]
+fn strings_that_are_no_text_are_refused() {
+    // Bytes that the schema calls strings.
+    let bytes: ArrayRef = Arc::new(BinaryArray::from(vec![&b"good"[..], &b"\xff\xfe\x80"[..]]));
+    let rows = table(vec![("text", bytes)]);
+    let mut file = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut file, rows.schema(), None).unwrap();
+    writer.write(&rows).unwrap();
+    writer.close().unwrap();
+    let folder = folder(&[("rows.parquet", &file)]);
+    expect(&sentence(demonstrations(&folder), "binary"), &["rows.parquet", "`text`"]);
+    // The same with the letters of a string replaced.
+    let text = "A text that is seen in the file.";
+    let rows = table(vec![("text", strings(&[text]))]);
+    let mut file = parquet_bytes(&rows, 1);
+    let found: Vec<usize> =
+        (0..file.len() - text.len()).filter(|&at| &file[at..at + text.len()] == text.as_bytes()).collect();
+    assert!(!found.is_empty());
+    found.iter().for_each(|&at| file[at + 3] = 0xff);
+    std::fs::write(folder.path().join("rows.parquet"), &file).unwrap();
+    expect(&sentence(demonstrations(&folder), "no UTF-8"), &["rows.parquet", "UTF-8"]);
+}
+
+#[test]
+fn numbers_in_a_footer_that_do_not_fit_the_file_are_refused() {
+    let rows = table(vec![("text", strings(&["one", "two"]))]);
+    let whole = parquet_bytes(&rows, 1);
+    let length = u32::from_le_bytes(whole[whole.len() - 8..whole.len() - 4].try_into().unwrap()) as usize;
+    let footer = whole.len() - 8 - length;
+    let mut refused = 0;
+    // Every byte of the footer in turn, as large as it can be and as small: statistics, counts, sizes, offsets, types.
+    for at in footer..whole.len() - 8 {
+        for value in [0x00, 0x7f, 0xff] {
+            let mut file = whole.clone();
+            file[at] = value;
+            let folder = folder(&[("rows.parquet", &file)]);
+            match quickly("a footer", 10, || demonstrations(&folder)) {
+                Ok(count) => assert!(count <= 2, "{count} rows"),
+                Err(error) => {
+                    assert!(error.to_string().contains("rows.parquet"), "{error}");
+                    refused += 1;
+                }
+            }
+        }
+    }
+    assert!(refused > length, "{refused} of {}", 3 * length);
+}
+
+#[test]
+fn huge_texts_and_nul_bytes_are_texts() {
+    let (huge, nul) = ("x".repeat(10 << 20), "a\0b");
+    let columns = || {
+        let column = |texts: Vec<&str>| -> ArrayRef { Arc::new(StringArray::from(texts)) };
+        vec![("prompt", column(vec![&huge, nul])), ("completion", column(vec![nul, &huge]))]
+    };
+    let folder = parquet_of(columns());
+    assert_eq!(quickly("10 MB", 10, || demonstrations(&folder)).unwrap(), 2);
+}
+
+#[test]
+fn a_schema_of_a_thousand_columns_is_read_for_those_that_are_wanted() {
+    let names: Vec<String> = (0..1000).map(|column| format!("column\0{column}")).collect();
+    let mut columns: Vec<(&str, ArrayRef)> = names.iter().map(|name| (name.as_str(), strings(&["x"]))).collect();
+    columns.push(("text", strings(&["a"])));
+    assert_eq!(demonstrations(&parquet_of(columns)).unwrap(), 1);
+    let fields = vec![Field::new("text", DataType::Utf8, true), Field::new("text", DataType::Utf8, true)];
+    let both =
+        arrow::array::RecordBatch::try_new(Arc::new(Schema::new(fields)), vec![strings(&["a"]), strings(&["b"])]);
+    let folder = folder(&[("rows.parquet", &parquet_bytes(&both.unwrap(), 1))]);
+    assert!(demonstrations(&folder).is_ok_and(|count| count == 1) || demonstrations(&folder).is_err());
+}
