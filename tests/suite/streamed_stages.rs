@@ -7,7 +7,7 @@ use arrow::array::{ArrayRef, Int64Array, StringArray};
 use crate::common::{lists, table};
 use crate::streaming::write;
 use crate::survival::assert_same;
-use crate::workbench::Workbench;
+use crate::workbench::{Workbench, number};
 
 /// A workbench with a model to start from, a reward model, and files of more rows than a window of 40.
 fn bench_of_many() -> Workbench {
@@ -151,4 +151,28 @@ fn examples_are_shown_without_a_look_at_those_to_evaluate_on() {
     let bench = bench_of_many();
     let line = format!("{} --output none --evaluation-data none --inspect 2", line_of_many("sft"));
     assert!(bench.succeed(&line).contains(" red"));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_does_not_grow_with_the_rows() {
+    let bench = Workbench::new();
+    bench.sft("start", "model", "--max-steps 1 --quiet");
+    for rows in [10_000, 200_000] {
+        let texts = |first: usize| -> ArrayRef {
+            Arc::new(StringArray::from_iter_values(
+                (first..first + rows).map(|row| format!("The number {row} is of the colour")),
+            ))
+        };
+        let batch = table(vec![("prompt", texts(0)), ("completion", texts(7))]);
+        write(&bench.path(&format!("{rows}.parquet")), &batch, &vec![10_000; rows / 10_000]);
+    }
+    let peak = |rows: usize| {
+        let line =
+            format!("sft --model start --data {rows}.parquet --output run-{rows} --max-steps 3 --threads 1 --quiet");
+        bench.succeed(&format!("{line} --evaluation-data demonstrations.parquet"));
+        number(&bench.metrics(&format!("run-{rows}"))[2], "peak_rss_mb")
+    };
+    let (few, many) = (peak(10_000), peak(200_000));
+    assert!(many < 1.2 * few, "{few} MB for 10 thousand rows, {many} MB for 200 thousand");
 }
