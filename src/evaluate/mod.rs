@@ -81,20 +81,32 @@ pub fn run(settings: &EvaluateSettings) -> Result<Report> {
 /// # Errors
 /// Where settings, models or data cannot be used; then there is no report.
 pub fn evaluate(settings: &EvaluateSettings) -> Result<Report> {
+    let output = &settings.common.output;
+    let is_new = !output.exists();
+    std::fs::create_dir_all(output).map_err(Error::io(output))?;
+    let lock = FolderLock::take(output)?;
+    let report = evaluate_alone(settings);
+    drop(lock);
+    if report.is_err() && is_new {
+        // Goes only if there is nothing in it.
+        let _has_something = std::fs::remove_dir(output);
+    }
+    report
+}
+
+/// The same in a folder that nobody else writes to.
+fn evaluate_alone(settings: &EvaluateSettings) -> Result<Report> {
     let models = all_models(settings)?;
     let scorers = settings.scorers.load(settings.toxicity.toxicity_prompts.is_some())?;
     let judges: Vec<Identity> = scorers.iter().map(|scorer| scorer.identity().clone()).collect();
     print_plan(settings, &models, &judges);
-    let output = &settings.common.output;
-    std::fs::create_dir_all(output).map_err(Error::io(output))?;
-    let _lock = FolderLock::take(output)?;
-    let journal = Journal::open(&settings.common.output, fingerprint(settings, &models, &judges)?)?;
     // What people judged is not compared with a scorer that nobody named.
     let named = settings.scorers.named(&scorers);
     let texts = read_labelled(settings, named)?;
     let choices = read_choices(settings, &models)?;
     let votes = settings.votes.votes.as_ref().map(|pattern| duels::read_votes(pattern)).transpose()?;
     let to_continue = toxicity::prompts(&settings.toxicity, &models)?;
+    let journal = Journal::open(&settings.common.output, fingerprint(settings, &models, &judges)?)?;
     let mut report = Report::default();
     if let Some(answered) = answered(settings, &models, &journal)? {
         report.evaluation = Some(judge(settings, answered, &scorers)?);

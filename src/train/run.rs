@@ -69,13 +69,13 @@ impl Run {
         inputs: Inputs,
     ) -> Result<Self> {
         let folder = common.output.clone();
-        let lock = take_run_folder(&folder)?;
         let own = Checkpoints::of(&folder, checkpoints.keep);
-        own.sweep()?;
         let identity =
             Identity { program: plan.title().to_string(), settings: settings::table(settings)?, inputs, total_steps };
-        // Nothing is touched before all of this holds.
+        // Before anything is touched.
         let (resumed, mut notes) = resume::choose(checkpoints.resume.as_deref(), &own, &identity)?;
+        let lock = take_run_folder(&folder)?;
+        own.sweep()?;
         if resumed.is_none() {
             clear(&folder, &own)?;
         }

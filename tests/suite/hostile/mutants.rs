@@ -1,6 +1,7 @@
 //! Ten thousand broken inputs through the programs' own entry points: files of every kind, each broken in its own form from a seed.
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
@@ -213,8 +214,17 @@ fn peak_memory() -> usize {
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<usize>().ok()).unwrap_or(0) << 10
 }
 
+/// In a process of its own, so that the memory that is measured is that of the mutants.
 #[test]
 fn ten_thousand_broken_inputs_end_in_a_sentence() {
+    const ALONE: &str = "RLHF_MUTANTS_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        let name = "hostile::mutants::ten_thousand_broken_inputs_end_in_a_sentence";
+        let mut alone = Command::new(std::env::current_exe().unwrap());
+        let output = alone.args(["--exact", name, "--nocapture"]).env(ALONE, "yes").output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        return assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+    }
     let inputs = whole_inputs();
     let memory = peak_memory();
     let (next, faults) = (AtomicUsize::new(0), std::sync::Mutex::new(Vec::new()));
