@@ -113,7 +113,7 @@ const MARKERS: [&str; 3] = ["config.json", "adapter_config.json", "adapters.json
 /// are removed; other files stay. Folders in `from` are adapters that stand on top of each other; they appear in the same way.
 pub fn publish(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).map_err(Error::io(to))?;
-    let mut names = file_names(from)?;
+    let mut names = names_of(from, |path| path.is_file() && !is_temporary(path))?;
     names.sort_by_key(|name| (MARKERS.contains(&name.as_str()), name.clone()));
     // From the first file that is replaced to the last, the folder is no model.
     for name in file_names(to)? {
@@ -122,7 +122,7 @@ pub fn publish(from: &Path, to: &Path) -> Result<()> {
             fs::remove_file(to.join(&name)).map_err(Error::io(to.join(&name)))?;
         }
     }
-    for folder in names_of(from, Path::is_dir)? {
+    for folder in names_of(from, |path| path.is_dir() && !is_temporary(path))? {
         publish(&from.join(&folder), &to.join(&folder))?;
     }
     for name in names {
@@ -180,8 +180,11 @@ fn parent(path: &Path) -> Result<&Path> {
     }
 }
 
-/// Removes what interrupted writes have left in a folder that nobody else writes to.
+/// Removes what interrupted writes have left in and below a folder that nobody else writes to.
 pub fn sweep(folder: &Path) -> Result<()> {
+    for name in names_of(folder, |path| path.is_dir() && !path.is_symlink() && !is_temporary(path))? {
+        sweep(&folder.join(name))?;
+    }
     for name in names_of(folder, is_temporary)? {
         let path = folder.join(name);
         let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
@@ -190,7 +193,8 @@ pub fn sweep(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn is_temporary(path: &Path) -> bool {
+/// Whether a name is one under which something is written before it has its own.
+pub fn is_temporary(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.starts_with('.') && name.ends_with(".tmp")
 }
@@ -310,6 +314,18 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(text(model.join("config.json")), "old");
         assert_eq!(names(folder.path()), ["model"]);
+    }
+
+    #[test]
+    fn what_interrupted_writes_left_is_no_part_of_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let (best, run) = (folder.path().join("run/best"), folder.path().join("run"));
+        put(&best, &[("config.json", "new"), (".head.json.a.tmp", "half")]);
+        put(&best.join(".config.json.b.tmp"), &[("config.json", "half")]);
+        publish(&best, &run).unwrap();
+        assert_eq!(names(&run), ["best", "config.json"]);
+        sweep(&run).unwrap();
+        assert_eq!(names(&best), ["config.json"]);
     }
 
     #[test]

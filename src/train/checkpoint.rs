@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::state::StateWriter;
 use crate::bail;
 use crate::error::{Error, Result};
-use crate::files::{publish, replace_folder_atomically, sweep, write_atomically};
+use crate::files::{is_temporary, publish, replace_folder_atomically, write_atomically};
 
 /// The form of the folder; one of a higher number is of a later version of the program.
 const FORMAT: u32 = 1;
@@ -97,11 +97,6 @@ impl Checkpoints {
         Ok(!self.steps()?.is_empty())
     }
 
-    /// Removes what interrupted writes have left.
-    pub fn sweep(&self) -> Result<()> {
-        if self.folder.is_dir() { sweep(&self.folder) } else { Ok(()) }
-    }
-
     fn prune(&self) -> Result<()> {
         let steps = self.steps()?;
         for (_, folder) in &steps[..steps.len().saturating_sub(self.keep)] {
@@ -171,11 +166,14 @@ fn verify(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Hashes every file in and below a folder, by its path within.
+/// Hashes every file in and below a folder, by its path within; what interrupted writes have left does not count.
 fn hash_below(folder: &Path, prefix: &str, sums: &mut BTreeMap<String, String>) -> Result<()> {
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
         let entry = entry.map_err(Error::io(folder))?;
         let (path, name) = (entry.path(), format!("{prefix}{}", entry.file_name().to_string_lossy()));
+        if is_temporary(&path) {
+            continue;
+        }
         if path.is_dir() {
             hash_below(&path, &format!("{name}/"), sums)?;
         } else {

@@ -75,7 +75,6 @@ impl Run {
         // Before anything is touched.
         let (resumed, mut notes) = resume::choose(checkpoints.resume.as_deref(), &own, &identity)?;
         let lock = take_run_folder(&folder)?;
-        own.sweep()?;
         if resumed.is_none() {
             clear(&folder, &own)?;
         }
