@@ -16,7 +16,7 @@ use crate::data::inspect;
 use crate::data::schema::{DEMONSTRATIONS, Demonstration, RANKINGS, Ranking};
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::adapter::Pass;
 use crate::model::{Model, dropout_seed};
 use crate::say;
@@ -293,16 +293,9 @@ fn learn(
         [] => (f64::NAN, f64::NAN),
         ranked => accumulate(model, optimizer, ranked, settings, step as u64)?,
     };
-    let origins = || chosen.iter().map(|example| &example.origin);
-    let stepped = match optimizer.step(learning_rate) {
-        Err(error @ Error::NotFinite(_)) => {
-            let checkpoint = run.write_checkpoint(step, |state| add_to_state(state, model, optimizer))?;
-            let error = run.gave_up(error, origins());
-            return Err(error.and(format!("the weights as they last were good are in {}", checkpoint.display())));
-        }
-        stepped => stepped?,
-    };
-    run.skipped(step + 1, stepped.not_finite.as_deref(), origins())?;
+    let stepped = optimizer.step(learning_rate);
+    let origins = chosen.iter().map(|example| &example.origin);
+    let stepped = run.stepped(step, stepped, origins, |state| add_to_state(state, model, optimizer))?;
     let tokens = ranked.iter().map(|ranked| ranked.tree.tokens()).sum();
     let metrics = [
         ("accuracy", accuracy),

@@ -11,7 +11,7 @@ use std::path::Path;
 use clap::{Parser, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::Model;
 use crate::settings::{CommonSettings, ExampleSettings, ModelSettings, TrainingSettings, learning_rate_help};
 use crate::train::examples::{Examples, Source, values};
@@ -219,16 +219,9 @@ fn learn<T: Task>(
     if !chosen.is_empty() {
         report.training_loss = loss;
     }
-    let origins = || chosen.iter().map(|example| &example.origin);
-    let stepped = match optimizer.step(learning_rate) {
-        Err(error @ Error::NotFinite(_)) => {
-            let checkpoint = run.write_checkpoint(step, |state| add_to_state(state, optimizer, report))?;
-            let error = run.gave_up(error, origins());
-            return Err(error.and(format!("the weights as they last were good are in {}", checkpoint.display())));
-        }
-        stepped => stepped?,
-    };
-    run.skipped(step + 1, stepped.not_finite.as_deref(), origins())?;
+    let stepped = optimizer.step(learning_rate);
+    let origins = chosen.iter().map(|example| &example.origin);
+    let stepped = run.stepped(step, stepped, origins, |state| add_to_state(state, optimizer, report))?;
     metrics.extend([
         ("learning_rate", learning_rate),
         ("gradient_norm", stepped.gradient_norm),

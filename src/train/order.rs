@@ -1,11 +1,10 @@
-//! Which examples an optimizer step sees, and how they are grouped for memory.
+//! Which examples an optimizer step sees.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 
 use rand::RngCore;
 
-use crate::data::batch::split_by_budget;
 use crate::random::{shuffle, stream};
 
 /// The most rows that a share of the data sets aside for evaluation where the data are more than one window: as many say enough of a model, and
@@ -94,13 +93,6 @@ impl Order {
     }
 }
 
-/// Splits a step's examples, in their order, into micro-batches of at most `budget` tokens; a longer example stands alone.
-/// `tokens` gives the number of rows an example takes in a batch.
-pub fn micro_batches(examples: &[usize], tokens: impl Fn(usize) -> usize, budget: usize) -> Vec<&[usize]> {
-    let sizes: Vec<usize> = examples.iter().map(|&example| tokens(example)).collect();
-    split_by_budget(&sizes, budget).into_iter().map(|range| &examples[range]).collect()
-}
-
 /// Sets aside a random `fraction` of `0..count` for evaluation: (training, evaluation), both ascending.
 ///
 /// A fraction above 0 sets aside at least one example, but never the only one.
@@ -112,17 +104,6 @@ pub fn evaluation_split(count: usize, fraction: f64, seed: u64) -> (Vec<usize>, 
     training.sort_unstable();
     examples.sort_unstable();
     (training, examples)
-}
-
-/// Splits the examples themselves: (training, evaluation), by [`evaluation_split`].
-pub fn split<T>(examples: Vec<T>, fraction: f64, seed: u64) -> (Vec<T>, Vec<T>) {
-    let (_, held_out) = evaluation_split(examples.len(), fraction, seed);
-    let (mut training, mut evaluation) = (Vec::with_capacity(examples.len()), Vec::with_capacity(held_out.len()));
-    for (index, example) in examples.into_iter().enumerate() {
-        let held_out = held_out.binary_search(&index).is_ok();
-        if held_out { evaluation.push(example) } else { training.push(example) }
-    }
-    (training, evaluation)
 }
 
 /// The rows, ascending, that are set aside for evaluation of so many that no list of all is made: as many as [`evaluation_split`] would, up to
@@ -199,13 +180,6 @@ mod tests {
         assert_eq!(order.total_steps(2.0, Some(5)), 5);
         let mut empty = Order::new(Vec::new(), 4, 0);
         assert_eq!((empty.total_steps(3.0, None), empty.step(0).len()), (0, 0));
-    }
-
-    #[test]
-    fn micro_batches_keep_the_budget_and_the_order() {
-        let tokens = [5, 1, 4, 9, 2];
-        let groups = micro_batches(&[4, 2, 0, 3, 1], |example| tokens[example], 6);
-        assert_eq!(groups, [&[4, 2][..], &[0], &[3], &[1]]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::checkpoint::Checkpoints;
 use super::inputs::Inputs;
 use super::kept::{BestAndLast, Kept};
 use super::metrics::{Metrics, peak_rss_mb};
+use super::optimizer::StepReport;
 use super::plan::Plan;
 use super::progress::Progress;
 use super::resume::{self, Identity, Record, Resumed};
@@ -272,18 +273,33 @@ impl Run {
         self.write(WARNINGS, &self.warnings)
     }
 
-    /// Warns of a step over these examples that changed nothing, as something in its gradients was not finite.
-    pub fn skipped<'o>(
+    /// What the optimizer's step after `step` others gave, over these examples. One that changed nothing, as something in its gradients was not
+    /// finite, is warned of.
+    ///
+    /// # Errors
+    /// Where it was one too many of these: then the weights, which are as they last were good, are in a checkpoint.
+    pub fn stepped<'a, 'o>(
         &mut self,
         step: usize,
-        not_finite: Option<&str>,
+        stepped: Result<StepReport>,
         examples: impl IntoIterator<Item = &'o Origin>,
-    ) -> Result<()> {
-        let Some(what) = not_finite else { return Ok(()) };
-        let examples = rows_named(examples);
-        self.warn(&format!(
-            "step {step} changed nothing: of its gradients {what} is not finite; its examples: {examples}"
-        ))
+        fill: impl FnOnce(&mut StateWriter<'a>) -> Result<()>,
+    ) -> Result<StepReport> {
+        let stepped = match stepped {
+            Err(error @ Error::NotFinite(_)) => {
+                let checkpoint = self.write_checkpoint(step, fill)?;
+                let error = self.gave_up(error, examples);
+                return Err(error.and(format!("the weights as they last were good are in {}", checkpoint.display())));
+            }
+            stepped => stepped?,
+        };
+        if let Some(what) = &stepped.not_finite {
+            let (number, examples) = (step + 1, rows_named(examples));
+            self.warn(&format!(
+                "step {number} changed nothing: of its gradients {what} is not finite; its examples: {examples}"
+            ))?;
+        }
+        Ok(stepped)
     }
 
     /// The error with which a run ends after too many such steps in a row, the last of them over these examples.

@@ -84,11 +84,6 @@ impl StateReader {
         value.clone().try_into().map_err(fault)
     }
 
-    /// Whether there is a value of this name.
-    pub fn has(&self, name: &str) -> bool {
-        self.values.contains_key(name)
-    }
-
     /// Whether there is a tensor of this name.
     pub fn has_tensor(&self, name: &str) -> bool {
         self.tensors.shape(name).is_some()

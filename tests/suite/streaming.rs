@@ -19,7 +19,7 @@ use rlhf::data::schema::{DEMONSTRATIONS, Demonstration, LABELLED, Layouts, PROMP
 use rlhf::data::tokenize_records::Truncation;
 use rlhf::data::window::{WindowedOrder, WindowedRows};
 use rlhf::train::examples::{Example, Examples, Source};
-use rlhf::train::order::{Order, evaluation_split, split};
+use rlhf::train::order::{Order, evaluation_split};
 use tempfile::TempDir;
 
 use crate::common::{lists, shared, strings, table};
@@ -131,7 +131,9 @@ proptest! {
         let data = folder.path().display().to_string();
         let mut examples =
             texts(&Source { evaluation_share: share, batch_size, seed, window: all.len(), ..source(&data) }).unwrap();
-        let (training, evaluation) = split(all.clone(), share, seed);
+        let (training, evaluation) = evaluation_split(all.len(), share, seed);
+        let [training, evaluation] = [training, evaluation]
+            .map(|rows| rows.into_iter().map(|row| all[row].clone()).collect::<Vec<String>>());
         prop_assert_eq!(values(examples.evaluation().unwrap()), evaluation);
         let mut order = Order::new((0..training.len()).collect(), batch_size, seed);
         prop_assert_eq!(examples.steps_per_epoch(), order.steps_per_epoch());
