@@ -4,8 +4,8 @@
 //!
 //! From the bottom up; a module imports only modules below it.
 //!
-//! * [`error`], [`limits`], [`random`], [`files`], [`stop`], [`settings`]: one error type, whose messages name the file and the column or tensor; what
-//!   a hostile file may cost; every random number by the name of its stream; files that appear whole or not at all; signals; settings that are the command
+//! * [`error`], [`limits`], [`random`], [`files`], [`remote`], [`stop`], [`settings`]: one error type, whose messages name the file and the column or tensor; what
+//!   a hostile file may cost; every random number by the name of its stream; files that appear whole or not at all; files on other machines; signals; settings that are the command
 //!   line, the TOML file and the record.
 //! * [`data`]: from Parquet rows to packed batches. [`data::parquet`] reads files, [`data::row_index`] any rows of many, [`data::window`] orders more
 //!   rows than memory holds, [`data::schema`] makes records of them in
@@ -77,6 +77,7 @@ pub mod model;
 pub mod ops;
 pub mod ppo;
 pub mod random;
+pub mod remote;
 pub mod reward;
 pub mod rewards;
 pub mod sample;

@@ -21,6 +21,7 @@ mod ppo_runs;
 mod programs;
 mod report_in_browser;
 mod reward;
+mod server;
 mod stages;
 mod streamed_stages;
 mod streaming;
