@@ -20,7 +20,9 @@ fn wait<T>(request: impl Future<Output = T>) -> Result<T> {
         Builder::new_multi_thread().worker_threads(1).thread_name("remote").enable_all().build()
     });
     let runtime = RUNTIME.as_ref().map_err(|error| {
-        Error::input(format!("the thread that reads remote files cannot be started: {error}; free some memory or threads"))
+        Error::input(format!(
+            "the thread that reads remote files cannot be started: {error}; free some memory or threads"
+        ))
     })?;
     Ok(runtime.block_on(request))
 }
