@@ -63,6 +63,9 @@ pub fn run_program<S: Parser>(main: impl FnOnce(S) -> Result<()>) -> ExitCode {
         if let Ok(Some(&threads)) = matches.try_get_one::<usize>("threads") {
             use_threads(threads)?;
         }
+        if matches!(matches.try_get_one::<bool>("quiet"), Ok(Some(true))) {
+            crate::remote::hub::be_quiet();
+        }
         main(from_matches(&matches)?)
     };
     match run() {

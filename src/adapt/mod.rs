@@ -32,6 +32,7 @@ use crate::model::folder::{self, ModelFolder};
 use crate::model::head::{self, Form, NewHead, is_head_tensor};
 use crate::model::sites::Stack;
 use crate::model::weights::{Weights, output_name};
+use crate::remote::hub;
 use crate::settings::{Method, TrainingSettings};
 use base::Base;
 use bitfit::Bitfit;
@@ -73,7 +74,7 @@ pub enum Head<'a> {
 /// One model in one role.
 #[derive(Debug, Clone, Copy)]
 pub struct Role<'a> {
-    /// The folder of a Hugging Face model, of an adapter, or of several on top of each other.
+    /// The folder of a Hugging Face model, of an adapter, or of several on top of each other; or the name of a model or an adapter on the hub.
     pub folder: &'a Path,
     /// Adapter folders on top of it, in their order.
     pub adapters: &'a [PathBuf],
@@ -232,7 +233,7 @@ fn check_no_head_is_missing(base: &BaseModel, source: &Path) -> Result<()> {
     let is_classifier =
         |name: &serde_json::Value| name.as_str().is_some_and(|name| name.ends_with("ForSequenceClassification"));
     let promised = names.is_some_and(|names| names.iter().any(is_classifier));
-    if promised || Form::read(source)?.is_some() {
+    if promised || Form::read(&hub::folder(source)?)?.is_some() {
         bail!(
             "{}: {} says that this model has a head, but tensor \"{}.weight\" is missing; give the folder it was saved in, or a language model to \
              start a new head on",

@@ -17,6 +17,7 @@ use crate::model::architecture::{Architecture, Config};
 use crate::model::folder::read_json;
 use crate::model::weight_files;
 use crate::model::weights::Weights;
+use crate::remote::hub::{self, ModelName};
 
 pub(super) const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
@@ -175,7 +176,7 @@ pub fn targets(config: &Config, field: &str) -> Targets {
     }
 }
 
-/// The folder of the base model that an adapter's configuration names, relative to the working folder or to the adapter.
+/// The folder of the base model that an adapter's configuration names: relative to the working folder or to the adapter, or on the hub.
 pub fn base_folder(folder: &Path) -> Result<PathBuf> {
     let path = folder.join(CONFIG);
     let config = read_json(&path)?;
@@ -188,13 +189,20 @@ pub fn base_folder(folder: &Path) -> Result<PathBuf> {
         );
     };
     let candidates = [PathBuf::from(base), folder.join(base)];
-    match candidates.into_iter().find(|candidate| candidate.is_dir()) {
-        Some(found) => Ok(found),
-        None => bail!(
-            "{}: the base model \"{base}\" is no folder here; put the folder where it lies into \"base_model_name_or_path\" (a program that has --adapter takes it with --model, and this folder with --adapter)",
-            path.display()
-        ),
+    if let Some(found) = candidates.into_iter().find(|candidate| candidate.is_dir()) {
+        return Ok(found);
     }
+    let revision = config.get("revision").and_then(Value::as_str).filter(|_| !base.contains('@'));
+    let name = revision.map_or(base.to_string(), |revision| format!("{base}@{revision}"));
+    let reason = match ModelName::parse(&name).map(|_| hub::folder(Path::new(&name))) {
+        Some(Ok(folder)) => return Ok(folder),
+        Some(Err(error)) => format!(" ({error})"),
+        None => String::new(),
+    };
+    bail!(
+        "{}: the base model \"{base}\" is no folder here{reason}; put the folder where it lies into \"base_model_name_or_path\" (a program that has --adapter takes it with --model, and this folder with --adapter)",
+        path.display()
+    )
 }
 
 /// What adapters say of their base model in their configuration.
@@ -256,6 +264,9 @@ pub fn write(folder: &Path, mut config: Value, tensors: BTreeMap<String, Tensor>
     let has_virtual_tokens = config.get("num_virtual_tokens").is_some();
     config["task_type"] = json!(if saving.head.is_some() { "SEQ_CLS" } else { "CAUSAL_LM" });
     config["base_model_name_or_path"] = json!(saving.base);
+    if let Some(revision) = saving.revision {
+        config["revision"] = json!(revision);
+    }
     config["inference_mode"] = json!(true);
     let path = folder.join(CONFIG);
     std::fs::write(&path, format!("{config:#}\n")).map_err(Error::io(&path))?;

@@ -10,10 +10,12 @@ use crate::error::{Error, Result};
 use crate::limits;
 use crate::model::architecture::Architecture;
 use crate::model::folder::{STACK_FILE, read_architecture, read_json};
+use crate::remote::hub;
 
 /// The folder whose tokenizer belongs to a model argument: its own, or its base model's.
 pub fn tokenizer_folder(folder: &Path) -> Result<PathBuf> {
-    if folder.join("tokenizer.json").is_file() { Ok(folder.to_path_buf()) } else { Ok(resolve(folder, &[])?.0) }
+    let folder = hub::folder(folder)?;
+    if folder.join("tokenizer.json").is_file() { Ok(folder) } else { Ok(resolve(&folder, &[])?.0) }
 }
 
 /// What the base model of a model argument is.
@@ -39,15 +41,20 @@ pub fn refuse_encoder(architecture: &Architecture, source: &Path) -> Result<()> 
     Ok(())
 }
 
-/// The base folder and the adapter folders that a model argument and the adapters on top of it stand for.
+/// The base folder and the adapter folders that a model argument and the adapters on top of it stand for; each may be a folder or the name of a
+/// model of the hub.
 pub fn resolve(folder: &Path, adapters: &[PathBuf]) -> Result<(PathBuf, Vec<PathBuf>)> {
+    let folder = &hub::folder(folder)?;
     if !folder.is_dir() {
-        bail!("{}: no such folder; expected the folder of a Hugging Face model or of a PEFT adapter", folder.display());
+        bail!(
+            "{}: no such folder; expected the folder of a Hugging Face model or of a PEFT adapter, or the name of one on the hub (organisation/name)",
+            folder.display()
+        );
     }
     let mut all = Vec::new();
     let own = if is_adapter_or_stack(folder) { Some(folder.to_path_buf()) } else { None };
     for folder in own.iter().chain(adapters) {
-        all.extend(expand(folder)?);
+        all.extend(expand(&hub::folder(folder)?)?);
     }
     let base = match (&own, all.first()) {
         (Some(_), Some(adapter)) => peft::base_folder(adapter)?,

@@ -9,11 +9,12 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 use crate::bail;
 use crate::error::{Error, Result};
 use crate::model::weight_files::TensorFiles;
+use crate::remote::hub;
 
 /// A classifier's name and version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// The name of its folder.
+    /// The name of its folder, or its name on the hub.
     pub name: String,
     /// Its class in `transformers`.
     pub architecture: String,
@@ -37,8 +38,11 @@ impl Identity {
                 format!("{:032x}", xxh3_128(files.iter().zip(several).map(line).collect::<String>().as_bytes()))
             }
         };
-        let whole = folder.canonicalize().map_err(Error::io(folder))?;
-        Ok(Identity { name: name_of(&whole), architecture: architecture.to_string(), weights })
+        let name = match hub::name_of(folder) {
+            Some(name) => name.to_string(),
+            None => name_of(&folder.canonicalize().map_err(Error::io(folder))?),
+        };
+        Ok(Identity { name, architecture: architecture.to_string(), weights })
     }
 }
 

@@ -25,6 +25,7 @@ use crate::model::architecture::{Architecture, Config};
 use crate::model::folder::{read_architecture, read_json};
 use crate::model::head::Form;
 use crate::model::weight_files;
+use crate::remote::hub;
 use deberta::Deberta;
 pub use identity::Identity;
 pub use labels::Outputs;
@@ -79,6 +80,8 @@ impl Classifier {
     /// # Errors
     /// Where the folder holds no such classifier whole. A head is never made up.
     pub fn load(folder: &Path) -> Result<Self> {
+        let given = folder;
+        let folder = &hub::folder(given)?;
         let config_path = folder.join("config.json");
         let config = if config_path.is_file() { read_json(&config_path)? } else { Value::Null };
         let is_deberta = config.get("model_type").and_then(Value::as_str) == Some(deberta::MODEL_TYPE);
@@ -88,7 +91,7 @@ impl Classifier {
         tokenizer.fits(network.vocabulary())?;
         let limits = [network.longest(), tokenizer.model_max_length()?];
         let max_length = limits.into_iter().flatten().min().unwrap_or(usize::MAX);
-        Ok(Classifier { folder: folder.to_path_buf(), tokenizer, network, labels, outputs, max_length, identity })
+        Ok(Classifier { folder: given.to_path_buf(), tokenizer, network, labels, outputs, max_length, identity })
     }
 
     /// What the labels are called, in the order of their probabilities.

@@ -48,6 +48,7 @@ use crate::bail;
 use crate::data::schema::Demonstration;
 use crate::error::{Error, Result};
 use crate::files::FolderLock;
+use crate::remote::hub;
 use crate::settings::NamedFolder;
 use crate::train::plan::Plan;
 use crate::train::progress::Progress;
@@ -159,7 +160,7 @@ fn fingerprint(settings: &EvaluateSettings, models: &[NamedFolder], judges: &[Id
     let mut text = serde_json::to_string(settings)
         .map_err(|error| Error::input(format!("settings cannot be written: {error}")))?;
     for model in models {
-        let files = std::fs::read_dir(&model.folder).into_iter().flatten().filter_map(|entry| entry.ok());
+        let files = std::fs::read_dir(hub::folder(&model.folder)?).into_iter().flatten().filter_map(|entry| entry.ok());
         let mut files: Vec<String> = files
             .filter_map(|file| {
                 let metadata = file.metadata().ok()?;

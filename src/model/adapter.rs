@@ -133,8 +133,10 @@ impl Parameter {
 /// What an adapter is saved with.
 #[derive(Debug, Clone, Copy)]
 pub struct Saving<'a> {
-    /// How the base model is called: its folder.
+    /// How the base model is called: its folder, or its name on the hub.
     pub base: &'a str,
+    /// Its revision on the hub, where the user gave one.
+    pub revision: Option<&'a str>,
     /// The hash of the base's weights.
     pub base_hash: &'a str,
     /// The head that stands on top, saved with the adapter.

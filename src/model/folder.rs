@@ -163,3 +163,11 @@ impl ModelFolder {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_travels_with_a_model_comes_from_the_hub_with_it() {
+        assert_eq!(super::COMPANIONS.iter().find(|name| !crate::remote::hub::is_fetched(name)), None);
+    }
+}

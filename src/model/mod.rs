@@ -23,6 +23,7 @@ use crate::data::batch::{Batch, Target, TokenTree};
 use crate::error::Result;
 use crate::ops::{self, LogProbs};
 use crate::random;
+use crate::remote::hub;
 use adapter::{Adapter, Parameter, Pass, Saving};
 use architecture::{Architecture, Pooling};
 use folder::ModelFolder;
@@ -353,9 +354,13 @@ impl Model {
     pub fn save(&self, folder: &Path) -> Result<()> {
         let head = self.head();
         if !self.adapters().is_empty() {
-            let base = self.folder.path.display().to_string();
+            let (base, revision) = match hub::name_of(&self.folder.path) {
+                Some(name) => (name.repository, name.revision),
+                None => (self.folder.path.display().to_string(), None),
+            };
             let base_hash = self.weights.hash()?;
-            folder::save_adapters(folder, self.adapters(), &Saving { base: &base, base_hash: &base_hash, head })?;
+            let saving = Saving { base: &base, revision: revision.as_deref(), base_hash: &base_hash, head };
+            folder::save_adapters(folder, self.adapters(), &saving)?;
             self.folder.copy_companions(folder)?;
         } else {
             let mut weights = (*self.weights).clone();

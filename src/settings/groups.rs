@@ -52,10 +52,11 @@ pub struct CommonSettings {
 /// The model that a program starts from.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct ModelSettings {
-    /// Model folder to start from (config.json, *.safetensors, tokenizer.json)
+    /// Model to start from: a folder (config.json, *.safetensors, tokenizer.json), or a model of the Hugging Face hub (organisation/name, or
+    /// organisation/name@revision)
     #[arg(long, value_name = "FOLDER")]
     pub model: PathBuf,
-    /// Adapter folders (PEFT, AdapterHub) on top of the model, in their order
+    /// Adapters (PEFT, AdapterHub) on top of the model, in their order: folders, or names on the hub
     #[arg(long, value_name = "FOLDER", value_delimiter = ',')]
     #[serde(default)]
     pub adapter: Vec<PathBuf>,

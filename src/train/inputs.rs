@@ -12,6 +12,7 @@ use crate::adapt;
 use crate::bail;
 use crate::data::{mixture, parquet};
 use crate::error::{Error, Result};
+use crate::remote::hub;
 
 /// Of a file larger than this, so many bytes are hashed in blocks: the first, the last, and others at equal distances between them.
 const HASHED: u64 = 64 << 20;
@@ -92,8 +93,14 @@ impl Inputs {
                 (None, None) => continue,
             };
             let flag = key.split(' ').next().unwrap_or_default();
+            let commit = then.files.get(key).and_then(|then| hub::commit_of(Path::new(&then.path)));
+            let remedy = match commit {
+                // A branch of the hub has moved.
+                Some(commit) => format!("ask for {commit}, with which the run began"),
+                None => "bring the old file back".to_string(),
+            };
             bail!(
-                "{flag}: {name} {reason}, so the run cannot go on from {} as it would have; bring the old file back, or start a new run in another --output",
+                "{flag}: {name} {reason}, so the run cannot go on from {} as it would have; {remedy}, or start a new run in another --output",
                 checkpoint.display()
             );
         }

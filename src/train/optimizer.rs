@@ -12,6 +12,7 @@ use super::state::{StateReader, StateWriter};
 use crate::error::{Error, Result};
 use crate::model::{Model, adapter, weight_files};
 use crate::ops::adamw::{AdamwState, AdamwStep, adamw, add_in_place, squared_norm};
+use crate::remote::hub;
 use crate::settings::{EpsilonPlace, ModelSettings, OptimizerSettings, TrainingSettings};
 
 /// The optimizer of one model: its parameters, the sum of their gradients, and AdamW's moments.
@@ -92,7 +93,7 @@ impl Optimizer {
     pub fn of(model: &Model, training: &TrainingSettings, given: &ModelSettings) -> Result<Self> {
         let mut optimizer = Self::new(model.trainable_parameters(), &training.optimizer)?;
         if training.resume_optimizer {
-            optimizer.restore(given.adapter.last().unwrap_or(&given.model))?;
+            optimizer.restore(&hub::folder(given.adapter.last().unwrap_or(&given.model))?)?;
         }
         Ok(optimizer)
     }

@@ -410,10 +410,12 @@ fn the_second_text_of_a_pair_has_the_second_type_whatever_stands_around_it() -> 
 #[test]
 fn an_adapter_whose_base_is_not_here_is_refused_with_what_to_do() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let config =
-        json!({"peft_type": "LORA", "base_model_name_or_path": "somewhere/else", "r": 2, "target_modules": ["query"]});
+    let config = json!({"peft_type": "LORA", "base_model_name_or_path": "somewhere/else/entirely", "r": 2, "target_modules": ["query"]});
     std::fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
     let error = Classifier::load(folder.path()).map(drop).unwrap_err().to_string();
-    assert!(error.contains("adapter_config.json") && error.contains("\"somewhere/else\" is no folder here"), "{error}");
+    assert!(
+        error.contains("adapter_config.json") && error.contains("\"somewhere/else/entirely\" is no folder here"),
+        "{error}"
+    );
     assert!(error.contains("put the folder where it lies into \"base_model_name_or_path\""), "{error}");
 }

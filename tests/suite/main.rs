@@ -11,6 +11,7 @@ mod data;
 mod faults;
 mod golden;
 mod hostile;
+mod hub;
 mod methods;
 mod metrics;
 mod mutation;

@@ -37,6 +37,8 @@ pub struct Reply {
     pub body: Vec<u8>,
     /// The length that is stated, where it is not that of the body.
     pub stated_length: Option<usize>,
+    /// No length is stated; the body ends with the connection.
+    pub without_length: bool,
     /// After so many bytes of the body the connection is cut.
     pub break_off: Option<usize>,
     /// The body comes in pieces of so many bytes, with so long a pause after each.
@@ -118,7 +120,10 @@ fn serve(
         requests.lock().unwrap().push(request.clone());
         let reply = answer(&request);
         let length = reply.stated_length.unwrap_or(reply.body.len());
-        let mut head = format!("HTTP/1.1 {} -\r\nContent-Length: {length}\r\nAccept-Ranges: bytes\r\n", reply.status);
+        let mut head = format!("HTTP/1.1 {} -\r\nAccept-Ranges: bytes\r\n", reply.status);
+        if !reply.without_length {
+            head += &format!("Content-Length: {length}\r\n");
+        }
         reply.headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
         stream.write_all(format!("{head}\r\n").as_bytes())?;
         if request.method == "HEAD" {
@@ -131,7 +136,7 @@ fn serve(
             stream.flush()?;
             std::thread::sleep(pause);
         }
-        if reply.break_off.is_some() || length != reply.body.len() {
+        if reply.without_length || reply.break_off.is_some() || length != reply.body.len() {
             return stream.shutdown(std::net::Shutdown::Both);
         }
     }

@@ -227,7 +227,8 @@ impl Bottleneck {
             },
             "hidden_size": self.sites.d_model,
             "model_class": self.sites.model_classes[usize::from(saving.head.is_some())],
-            "model_name": saving.base,
+            // That form has no field for a revision.
+            "model_name": saving.revision.map_or(saving.base.into(), |revision| format!("{}@{revision}", saving.base)),
             "model_type": self.sites.model_type,
             "name": self.sites.adapter,
             "version": "adapters.1.3.0",
