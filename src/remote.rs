@@ -4,6 +4,9 @@
 
 pub mod hub;
 pub mod objects;
+#[cfg(test)]
+#[path = "../tests/suite/server.rs"]
+mod server;
 
 use std::future::Future;
 use std::sync::LazyLock;

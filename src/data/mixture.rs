@@ -44,6 +44,7 @@ use crate::bail;
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::random::{shuffle, stream};
+use crate::remote::objects;
 
 /// A mixture as its file has it.
 #[derive(Debug, Clone, Deserialize)]
@@ -143,6 +144,9 @@ fn folder_of(path: &str) -> &Path {
 }
 
 fn pattern(folder: &Path, source: &Source) -> String {
+    if objects::is_remote(&source.data) {
+        return source.data.clone();
+    }
     folder.join(&source.data).display().to_string()
 }
 

@@ -8,6 +8,7 @@ mod layout;
 pub mod mixture;
 mod mixture_template;
 pub mod parquet;
+mod parquet_file;
 mod remarks;
 pub mod row_index;
 pub mod schema;

@@ -1,7 +1,6 @@
 //! Parquet files in and out: rows are streamed, so that memory does not grow with the data.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,12 +14,16 @@ use parquet::arrow::arrow_writer::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::metadata::{ParquetMetaData, ParquetStatisticsPolicy};
 use parquet::file::properties::WriterProperties;
+use parquet::file::reader::{ChunkReader, Length};
 use parquet::schema::types::SchemaDescriptor;
 use tempfile::NamedTempFile;
 
 use crate::bail;
 use crate::error::{Error, Result};
 use crate::limits;
+use crate::remote::objects;
+
+use super::parquet_file::ParquetFile;
 
 /// Rows decoded at a time.
 pub(super) const ROWS_PER_BATCH: usize = 1024;
@@ -30,8 +33,11 @@ const ROWS_PER_GROUP: usize = 16 * 1024;
 const MAGIC: &[u8; 4] = b"PAR1";
 
 /// The Parquet files that `pattern` names, sorted: a file, a folder (every `*.parquet` below it, hidden ones left out)
-/// or a glob (`data/train-*.parquet`).
+/// or a glob (`data/train-*.parquet`), here or in an object store (see [`objects::files`]).
 pub fn files(pattern: &str) -> Result<Vec<PathBuf>> {
+    if objects::is_remote(pattern) {
+        return objects::files(pattern);
+    }
     let path = Path::new(pattern);
     let mut found = Vec::new();
     if path.is_dir() {
@@ -141,7 +147,7 @@ impl ParquetRows {
     }
 
     fn open_file(&self, file: Arc<Path>, metadata: ArrowReaderMetadata) -> Result<OpenFile> {
-        let handle = File::open(&file).map_err(Error::io(&file))?;
+        let handle = ParquetFile::open(&file)?;
         let mut builder =
             ParquetRecordBatchReaderBuilder::new_with_metadata(handle, metadata).with_batch_size(ROWS_PER_BATCH);
         if let Some(columns) = self.columns {
@@ -192,27 +198,35 @@ pub(super) fn projection(schema: &SchemaRef, stored: &SchemaDescriptor, columns:
 }
 
 pub(super) fn unreadable(file: &Path, row: usize, error: impl std::fmt::Display) -> Error {
-    Error::input(format!(
-        "{}: the rows from {row} on cannot be read ({error}); the file is damaged: copy or make it again",
-        file.display()
-    ))
+    let name = file.display();
+    Error::input(format!("{name}: the rows from {row} on cannot be read ({error}); {}", advice(file)))
+}
+
+/// What to do where a file's bytes cannot be read or are wrong.
+fn advice(file: &Path) -> &'static str {
+    match objects::is_remote(file) {
+        true => "the connection, the server or the file is at fault: try again, or copy the file here",
+        false => "the file is damaged: copy or make it again",
+    }
 }
 
 /// Reads the footer of a file without its statistics, which nothing here looks at, or says in one sentence what the file is instead of a Parquet file.
 pub(super) fn read_footer(path: &Path) -> Result<ArrowReaderMetadata> {
-    let mut file = File::open(path).map_err(Error::io(path))?;
+    let file = ParquetFile::open(path)?;
     let name = path.display();
-    let length = file.metadata().map_err(Error::io(path))?.len();
+    let length = file.len();
     if length == 0 {
         bail!("{name}: the file is empty (0 bytes), expected a Parquet file");
     }
-    let (mut head, mut tail) = ([0; 4], [0; 4]);
-    if length >= 12 {
-        file.read_exact(&mut head).map_err(Error::io(path))?;
-        file.seek(SeekFrom::End(-4)).map_err(Error::io(path))?;
-        file.read_exact(&mut tail).map_err(Error::io(path))?;
-    }
-    match (&head == MAGIC, &tail == MAGIC) {
+    let is_magic = |start: u64| file.get_bytes(start, MAGIC.len()).map(|bytes| *bytes == MAGIC[..]);
+    // A remote file's beginning would be a request of its own.
+    let is_whole = || {
+        let ends = length >= 12 && is_magic(length - 4)?;
+        Ok((length >= 12 && (ends && objects::is_remote(path) || is_magic(0)?), ends))
+    };
+    let is_whole: parquet::errors::Result<(bool, bool)> = is_whole();
+    let fault = |error| Error::input(format!("{name}: cannot be read ({}); {}", said(&error), advice(path)));
+    match is_whole.map_err(fault)? {
         (true, true) => {}
         (true, false) => {
             bail!(
@@ -222,7 +236,7 @@ pub(super) fn read_footer(path: &Path) -> Result<ArrowReaderMetadata> {
         _ => bail!("{name}: not a Parquet file (it does not begin and end with PAR1); convert it to Parquet first"),
     }
     let unreadable = |reason: &str| {
-        Error::input(format!("{name}: the footer of the Parquet file cannot be read ({reason}); copy or make it again"))
+        Error::input(format!("{name}: the footer of the Parquet file cannot be read ({reason}); {}", advice(path)))
     };
     let options = ArrowReaderOptions::new()
         .with_column_stats_policy(ParquetStatisticsPolicy::SkipAll)
@@ -268,9 +282,15 @@ pub(super) fn total_rows(file: &Path, rows: usize, more: usize) -> Result<usize>
 /// impossible; what it was working on must be dropped then.
 pub(super) fn without_panic<T, E: std::fmt::Display>(step: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
     match limits::without_panic(step) {
-        Some(result) => result.map_err(|error| error.to_string()),
+        Some(result) => result.map_err(|error| said(&error)),
         None => Err("it holds impossible numbers".to_owned()),
     }
+}
+
+/// What an error says, without the word by which the Parquet reader marks those that are not its own.
+fn said(error: &impl std::fmt::Display) -> String {
+    let text = error.to_string();
+    text.strip_prefix("External: ").map_or(text.clone(), str::to_owned)
 }
 
 /// Writes a Parquet file (zstd) that appears under its name only when it is complete: the rows go to a hidden temporary

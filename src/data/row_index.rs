@@ -3,7 +3,6 @@
 //! Rows are numbered through, from 0: those of the first file, then those of the second, and so on. Of each footer only the
 //! numbers of rows are kept, so that an index takes 32 bytes a row group, whatever its columns are.
 
-use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,9 +17,10 @@ use parquet::file::metadata::ParquetMetaData;
 use super::parquet::{
     ROWS_PER_BATCH, Rows, files, projection, read_footer, rows_of_groups, total_rows, unreadable, without_panic,
 };
+use super::parquet_file::ParquetFile;
 use super::schema::{Layouts, Origin};
 use crate::bail;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Bytes decoded at a time, as far as a footer can foretell them: fewer rows are decoded at a time where they are long.
 const BYTES_PER_BATCH: i64 = 16 << 20;
@@ -191,7 +191,7 @@ impl RowReader {
         &mut self,
         group: &RowGroup,
         most_rows: usize,
-        choose: impl FnOnce(ParquetRecordBatchReaderBuilder<File>) -> ParquetRecordBatchReaderBuilder<File>,
+        choose: impl FnOnce(ParquetRecordBatchReaderBuilder<ParquetFile>) -> ParquetRecordBatchReaderBuilder<ParquetFile>,
     ) -> Result<ParquetRecordBatchReader> {
         let file = self.index.file(group).clone();
         let footer = match self.footer.take() {
@@ -211,7 +211,7 @@ impl RowReader {
         let bytes = columns.fold(1i64, |sum, (_, column)| sum.saturating_add(column.uncompressed_size().max(0)));
         let bytes_per_row = (bytes / group.rows.len() as i64).max(1);
         let batch_size = most_rows.min((BYTES_PER_BATCH / bytes_per_row) as usize).clamp(1, ROWS_PER_BATCH);
-        let handle = File::open(&file).map_err(Error::io(&file))?;
+        let handle = ParquetFile::open(&file)?;
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(handle, footer.clone());
         let builder = builder.with_row_groups(vec![number]).with_projection(mask).with_batch_size(batch_size);
         self.footer = Some((group.file, footer));

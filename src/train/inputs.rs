@@ -6,13 +6,13 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::adapt;
 use crate::bail;
 use crate::data::{mixture, parquet};
 use crate::error::{Error, Result};
-use crate::remote::hub;
+use crate::remote::{hub, objects};
 
 /// Of a file larger than this, so many bytes are hashed in blocks: the first, the last, and others at equal distances between them.
 const HASHED: u64 = 64 << 20;
@@ -109,6 +109,9 @@ impl Inputs {
 }
 
 fn fingerprint(path: &Path) -> Result<Fingerprint> {
+    if objects::is_remote(path) {
+        return remote_fingerprint(path);
+    }
     let mut file = File::open(path).map_err(Error::io(path))?;
     let bytes = file.metadata().map_err(Error::io(path))?.len();
     let blocks = if bytes <= HASHED { bytes.div_ceil(BLOCK) } else { HASHED / BLOCK };
@@ -121,6 +124,17 @@ fn fingerprint(path: &Path) -> Result<Fingerprint> {
         hasher.update(&buffer);
     }
     Ok(Fingerprint { path: path.display().to_string(), bytes, xxh3: format!("{:016x}", hasher.digest()) })
+}
+
+/// Of a remote file, which would have to be read for it, the hash is that of the version that the server tells, or of its length and end where it tells none.
+fn remote_fingerprint(path: &Path) -> Result<Fingerprint> {
+    let file = objects::open(path)?;
+    let bytes = file.length();
+    let version = match file.version() {
+        Some(version) => version.into_bytes(),
+        None => file.read(bytes.saturating_sub(BLOCK)..bytes).map_err(Error::io(path))?.to_vec(),
+    };
+    Ok(Fingerprint { path: path.display().to_string(), bytes, xxh3: format!("{:016x}", xxh3_64(&version)) })
 }
 
 /// Where a block of a large file begins, the last being the file's end.

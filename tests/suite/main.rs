@@ -20,6 +20,7 @@ mod packing;
 mod ppo;
 mod ppo_runs;
 mod programs;
+mod remote;
 mod report_in_browser;
 mod reward;
 mod server;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// What was asked for.
+#[allow(dead_code)]
 #[derive(Debug, Clone)]
 pub struct Request {
     pub method: String,

@@ -1,15 +1,12 @@
 //! Against a server on loopback that behaves badly.
 
 #[allow(dead_code)]
-#[path = "../../../../tests/suite/server.rs"]
-mod server;
-
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ring::digest::digest;
 
 use super::*;
-use server::{Reply, Request, Server};
+use crate::remote::server::{Reply, Request, Server};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const FILE: &str = "model.safetensors";
