@@ -62,6 +62,7 @@
 //! in it, and its DeBERTa panics on the convolution of DeBERTa-v2's larger models. Of candle-nn, the differentiable functions of the reference implementations and the benchmark's baseline are used.
 #![warn(missing_docs)]
 #![deny(unsafe_code)]
+#![warn(clippy::undocumented_unsafe_blocks)]
 
 pub mod adapt;
 pub mod classifier;

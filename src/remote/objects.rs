@@ -59,6 +59,9 @@ impl Default for Patience {
     }
 }
 
+/// Where clouds give their machines credentials; asked where the environment has none.
+const METADATA_SERVERS: [&str; 3] = ["169.254.169.254", "169.254.170.2", "metadata.google.internal"];
+
 const SCHEMES: [&str; 5] = ["s3", "gs", "az", "http", "https"];
 
 /// Where a file or several of them lie.
@@ -171,18 +174,31 @@ impl Location {
 
     fn error(&self, error: &object_store::Error) -> Error {
         use object_store::Error as Fault;
-        let url = self.url();
+        let (url, reason) = (self.url(), reason(error));
+        let is_denied = ["status code: 401", "status code: 403"].iter().any(|status| reason.contains(status));
         Error::input(match error {
             Fault::NotFound { .. } => format!("{url}: there is no such file"),
-            Fault::Unauthenticated { .. } | Fault::PermissionDenied { .. } => format!(
-                "{url}: the server does not let it be read ({}); check the credentials in the environment, of which the README has the names",
-                innermost(error)
+            _ if METADATA_SERVERS.iter().any(|server| reason.contains(server)) => format!(
+                "{url}: there are no credentials in the environment, and this machine has no role of its own ({reason}); set them, or {} where all may read; the README has the names",
+                match self.scheme.as_str() {
+                    "gs" => "GOOGLE_SKIP_SIGNATURE=true",
+                    "az" => "AZURE_SKIP_SIGNATURE=true",
+                    _ => "AWS_SKIP_SIGNATURE=true",
+                }
             ),
+            Fault::Unauthenticated { .. } | Fault::PermissionDenied { .. } => self.denied(&innermost(error)),
+            _ if is_denied => self.denied(&reason),
             _ => format!(
-                "{url}: cannot be read ({}); check the name, the credentials and the connection, or copy the file here",
-                reason(error)
+                "{url}: cannot be read ({reason}); check the name, the credentials and the connection, or copy the file here"
             ),
         })
+    }
+
+    fn denied(&self, reason: &str) -> String {
+        format!(
+            "{}: the server does not let it be read ({reason}); check the credentials in the environment, of which the README has the names",
+            self.url()
+        )
     }
 }
 
@@ -210,7 +226,12 @@ fn reason(error: &object_store::Error) -> String {
         }
         source = error.source();
     }
-    words.join(": ")
+    before_markup(&words.join(": "))
+}
+
+/// An error's text without the page or the XML that a server sent with it.
+fn before_markup(text: &str) -> String {
+    text.split('<').next().unwrap_or_default().trim_end_matches([':', ' ']).to_string()
 }
 
 /// What a server said itself.
@@ -219,7 +240,7 @@ fn innermost(error: &object_store::Error) -> String {
     while let Some(source) = last.source() {
         last = source;
     }
-    last.to_string().trim_end_matches([':', ' ']).to_string()
+    before_markup(&last.to_string())
 }
 
 /// The Parquet files that a URL names, sorted: one file; all whose names end in `.parquet` below a folder, hidden ones left out; or those that match a
