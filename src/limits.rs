@@ -10,7 +10,7 @@
 //! | a model from `config.json` alone | 2^32 parameters, 4 bytes each |
 //! | a model of the hub | 16 MiB of what the hub says of it; of each file the bound above and the size that is listed, and not a byte more |
 //! | a Parquet file | 1,024 rows of the columns that are read, as they are when unpacked; a page is at most 2 GiB (the format's limit), so a file that packs well can take that much |
-//! | a remote file | 64 MiB of what was read last, for all of them together; two minutes for an answer, three for all tries of one |
+//! | a remote file | 64 MiB of what was read last, for all of them together; two minutes for an answer, five for all tries of a part; a million objects of a listing |
 //! | a text | about 170 bytes a byte while a byte-level tokenizer splits it |
 //!
 //! Weights are read as safetensors and nothing else: a pickle is a program, and none is ever run.
@@ -60,7 +60,7 @@ pub fn read_text(path: impl AsRef<Path>, limit: u64) -> Result<String> {
 
 /// Whether a name that a file gives is that of something in its own folder, and leads nowhere else.
 pub fn is_plain_name(name: &str) -> bool {
-    !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0'])
+    !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', ':']) && !name.contains(char::is_control)
 }
 
 /// The memory that this process holds, in bytes; 0 where the system does not say.

@@ -160,7 +160,13 @@ fn fingerprint(settings: &EvaluateSettings, models: &[NamedFolder], judges: &[Id
     let mut text = serde_json::to_string(settings)
         .map_err(|error| Error::input(format!("settings cannot be written: {error}")))?;
     for model in models {
-        let files = std::fs::read_dir(hub::folder(&model.folder)?).into_iter().flatten().filter_map(|entry| entry.ok());
+        let folder = hub::folder(&model.folder)?;
+        // To a folder of the hub's cache other programs may add files.
+        if let Some(commit) = hub::commit_of(&folder.join("config.json")) {
+            text += &format!("\n{commit}");
+            continue;
+        }
+        let files = std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| entry.ok());
         let mut files: Vec<String> = files
             .filter_map(|file| {
                 let metadata = file.metadata().ok()?;

@@ -65,6 +65,9 @@ impl Reply {
                 let reply = Reply { status: 206, body: bytes[range].to_vec(), ..Reply::default() };
                 reply.header("Content-Range", &content)
             }
+            None if request.headers.contains_key("range") => {
+                Reply::status(416).header("Content-Range", &format!("bytes */{}", bytes.len()))
+            }
             None => Reply::text(bytes),
         };
         reply.header("ETag", &format!("\"{etag}\"")).header("Last-Modified", "Thu, 01 Oct 2026 10:00:00 GMT")
