@@ -107,6 +107,13 @@ def main(programs, data, output, updates=1500, seed=0):
     if after:
         print(f"- resident memory of the one left alone after five minutes: {min(after):.0f} to {max(after):.0f} MB; its first quarter at most {max(after[:quarter]):.0f} MB, its last "
               f"{max(after[-quarter:]):.0f} MB")
+    # Longer answers take more memory, in a new process too: the peaks by updates tell that from a leak.
+    for name in ("alone", "killed"):
+        lines = [line for line in map(json.loads, (output / name / "metrics.jsonl").open()) if "peak_rss_mb" in line]
+        tenth = max(len(lines) // 10, 1)
+        parts = [lines[start:start + tenth] for start in range(0, len(lines), tenth)]
+        print(f"- {name}, by tenths: tokens of an answer " + ", ".join(f"{sum(line['val/response_length'] for line in part) / len(part):.0f}" for part in parts)
+              + "; peak in MB " + ", ".join(f"{max(line['peak_rss_mb'] for line in part):.0f}" for part in parts))
     print(f"- largest peak of the killed processes: {max(disturbed['peaks'], default=0):.0f} MB")
     sys.exit(0 if same and same_curve else 1)
 
