@@ -29,3 +29,12 @@ fn wait<T>(request: impl Future<Output = T>) -> Result<T> {
     })?;
     Ok(runtime.block_on(request))
 }
+
+/// The innermost cause of an error, which says the most.
+fn root(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

@@ -64,11 +64,7 @@ impl Inputs {
             for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
                 let path = entry.map_err(Error::io(folder))?.path();
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
-                // To a folder of the hub's cache other programs may add files.
-                let is_of_others = hub::commit_of(&path).is_some()
-                    && !hub::is_fetched(&name)
-                    && !["model", "adapter"].iter().any(|start| name.starts_with(start));
-                let is_weights = name.ends_with(".safetensors") && name != "optimizer.safetensors" && !is_of_others;
+                let is_weights = name.ends_with(".safetensors") && name != "optimizer.safetensors";
                 if is_weights || ["config.json", "adapter_config.json", "head.json", "tokenizer.json"].contains(&&*name)
                 {
                     self.file(format!("{flag} {number} {name}"), &path)?;

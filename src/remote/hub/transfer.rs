@@ -16,6 +16,7 @@ use super::listing::{Blob, Listing};
 use super::progress::Progress;
 use crate::error::{Error, Result};
 use crate::limits;
+use crate::remote::root;
 
 /// How often a question is asked again.
 const QUESTION_RETRIES: usize = 3;
@@ -389,15 +390,6 @@ impl Transfer<'_> {
             false => Err(Failure::Wrong(format!("its digest is {found}, expected {}", self.blob.etag))),
         }
     }
-}
-
-/// The innermost cause of an error, which says the most.
-fn root(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]

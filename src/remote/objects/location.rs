@@ -18,7 +18,7 @@ use super::lock;
 use crate::bail;
 use crate::error::{Error, Result};
 use crate::limits;
-use crate::remote::wait;
+use crate::remote::{root, wait};
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -195,7 +195,7 @@ impl Location {
         let (url, reason) = (self.url(), reason(error));
         let is_denied = ["status code: 401", "status code: 403"].iter().any(|status| reason.contains(status));
         Error::input(match error {
-            Fault::NotFound { .. } if reason.contains("405") => {
+            Fault::NotFound { .. } if reason.contains("status code: 405") => {
                 format!("{url}: the server does not tell the length of a file (no HEAD requests); copy the file here")
             }
             Fault::NotFound { .. } => format!("{url}: there is no such file"),
@@ -207,7 +207,7 @@ impl Location {
                     _ => "AWS_SKIP_SIGNATURE=true",
                 }
             ),
-            Fault::Unauthenticated { .. } | Fault::PermissionDenied { .. } => self.denied(&innermost(error)),
+            Fault::Unauthenticated { .. } | Fault::PermissionDenied { .. } => self.denied(&before_markup(&root(error))),
             _ if is_denied => self.denied(&reason),
             _ => format!(
                 "{url}: cannot be read ({reason}); check the name, the credentials and the connection, or copy the file here"
@@ -254,15 +254,6 @@ pub(super) fn reason(error: &object_store::Error) -> String {
 /// An error's text without the page or the XML that a server sent with it.
 fn before_markup(text: &str) -> String {
     text.split('<').next().unwrap_or_default().trim_end_matches([':', ' ']).to_string()
-}
-
-/// What a server said itself.
-fn innermost(error: &object_store::Error) -> String {
-    let mut last: &dyn std::error::Error = error;
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    before_markup(&last.to_string())
 }
 
 #[cfg(test)]
