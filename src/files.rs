@@ -4,7 +4,7 @@
 //! behind is at most a temporary name that starts with a dot.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 mod run_folder;
@@ -15,18 +15,53 @@ pub use run_folder::{FolderLock, clear_run_folder, take_run_folder};
 /// Writes the file at `path` by `write`; its folder is created if it is missing.
 pub fn write_atomically(
     path: impl AsRef<Path>,
-    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+    write: impl FnOnce(&mut BufWriter<OutputFile>) -> io::Result<()>,
 ) -> Result<()> {
     let path = path.as_ref();
-    let folder = parent(path)?;
-    fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let (file, temporary) = temporary_file(path, folder)?.into_parts();
-    let mut file = BufWriter::new(file);
+    let mut file = BufWriter::new(OutputFile::create(path)?);
     write(&mut file).map_err(Error::io(path))?;
-    let file = file.into_inner().map_err(|error| Error::io(path)(error.into_error()))?;
-    file.sync_all().map_err(Error::io(path))?;
-    temporary.persist(path).map_err(|error| Error::io(path)(error.error))?;
-    sync(folder)
+    file.into_inner().map_err(|error| Error::io(path)(error.into_error()))?.commit()
+}
+
+/// A file that is being written under a temporary name. Dropped before [`OutputFile::commit`], it is gone.
+#[derive(Debug)]
+pub struct OutputFile {
+    temporary: tempfile::NamedTempFile,
+    path: PathBuf,
+}
+
+impl OutputFile {
+    /// An empty file that will become `path`; the folders above are created if they are missing.
+    pub fn create(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let folder = parent(path)?;
+        fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        let mut builder = tempfile::Builder::new();
+        let prefix = temporary_prefix(path);
+        builder.prefix(&prefix).suffix(TEMPORARY_SUFFIX);
+        #[cfg(unix)] // The permissions of any new file, not a private one's.
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let temporary = builder.tempfile_in(folder).map_err(Error::io(path))?;
+        Ok(OutputFile { temporary, path: path.to_path_buf() })
+    }
+
+    /// Brings the file to the disk and gives it its final name, in place of the file that has it now.
+    pub fn commit(self) -> Result<()> {
+        let OutputFile { temporary, path } = self;
+        temporary.as_file().sync_all().map_err(Error::io(&path))?;
+        temporary.persist(&path).map_err(|error| Error::io(&path)(error.error))?;
+        sync(parent(&path)?)
+    }
+}
+
+impl Write for OutputFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.temporary.as_file_mut().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.temporary.as_file_mut().flush()
+    }
 }
 
 /// A folder that is being filled under a temporary name. Dropped before [`OutputFolder::commit`], it is gone.
@@ -156,20 +191,18 @@ fn names_of(folder: &Path, is_wanted: impl Fn(&Path) -> bool) -> Result<Vec<Stri
     Ok(names)
 }
 
-/// A new file in `folder`, named `.name.` and random characters after the name of `path`.
-fn temporary_file(path: &Path, folder: &Path) -> Result<tempfile::NamedTempFile> {
-    let prefix = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(&prefix).suffix(".tmp");
-    #[cfg(unix)] // The permissions of any new file, not a private one's.
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder).map_err(Error::io(path))
+/// How a name ends under which something is written before it has its own; it begins with a dot.
+const TEMPORARY_SUFFIX: &str = ".tmp";
+
+/// The temporary name of `path` is `.name.`, random characters, and the suffix.
+fn temporary_prefix(path: &Path) -> String {
+    format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy())
 }
 
-/// A new folder in `folder`, named `.name.` and random characters after the name of `path`.
+/// A new folder in `folder`, under a temporary name of `path`.
 fn temporary_folder(path: &Path, folder: &Path) -> Result<tempfile::TempDir> {
-    let prefix = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
-    tempfile::Builder::new().prefix(&prefix).suffix(".tmp").tempdir_in(folder).map_err(Error::io(path))
+    let prefix = temporary_prefix(path);
+    tempfile::Builder::new().prefix(&prefix).suffix(TEMPORARY_SUFFIX).tempdir_in(folder).map_err(Error::io(path))
 }
 
 fn parent(path: &Path) -> Result<&Path> {
@@ -196,7 +229,7 @@ pub fn sweep(folder: &Path) -> Result<()> {
 /// Whether a name is one under which something is written before it has its own.
 pub fn is_temporary(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.starts_with('.') && name.ends_with(".tmp")
+    name.starts_with('.') && name.ends_with(TEMPORARY_SUFFIX)
 }
 
 /// Brings a folder's list of names to the disk.

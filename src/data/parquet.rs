@@ -1,6 +1,5 @@
 //! Parquet files in and out: rows are streamed, so that memory does not grow with the data.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,10 +15,10 @@ use parquet::file::metadata::{ParquetMetaData, ParquetStatisticsPolicy};
 use parquet::file::properties::WriterProperties;
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::schema::types::SchemaDescriptor;
-use tempfile::NamedTempFile;
 
 use crate::bail;
 use crate::error::{Error, Result};
+use crate::files::OutputFile;
 use crate::limits;
 use crate::remote::objects;
 
@@ -293,18 +292,18 @@ fn said(error: &impl std::fmt::Display) -> String {
     text.strip_prefix("External: ").map_or(text.clone(), str::to_owned)
 }
 
-/// Writes a Parquet file (zstd) that appears under its name only when it is complete: the rows go to a hidden temporary
-/// file in the same folder, which [`finish`](Self::finish) renames. Dropped unfinished, it leaves nothing.
+/// Writes a Parquet file (zstd) that appears under its name only when it is complete, at [`finish`](Self::finish) (see
+/// [`OutputFile`]). Dropped unfinished, it leaves nothing.
 pub struct ParquetWriter {
     path: PathBuf,
-    writer: ArrowWriter<NamedTempFile>,
+    writer: ArrowWriter<OutputFile>,
 }
 
 impl ParquetWriter {
     /// Begins a file at `path` for batches of this schema.
     pub fn create(path: impl AsRef<Path>, schema: SchemaRef) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
-        let file = temporary_beside(&path)?;
+        let file = OutputFile::create(&path)?;
         let properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
             .set_max_row_group_row_count(Some(ROWS_PER_GROUP))
@@ -320,8 +319,7 @@ impl ParquetWriter {
 
     /// Writes the footer and gives the file its name.
     pub fn finish(self) -> Result<()> {
-        let file = self.writer.into_inner().map_err(|error| unwritable(&self.path, error))?;
-        persist(file, &self.path)
+        self.writer.into_inner().map_err(|error| unwritable(&self.path, error))?.commit()
     }
 }
 
@@ -334,34 +332,4 @@ pub fn write(path: impl AsRef<Path>, batch: &RecordBatch) -> Result<()> {
     let mut writer = ParquetWriter::create(path, batch.schema())?;
     writer.write(batch)?;
     writer.finish()
-}
-
-/// A hidden temporary file in the folder of `path`, so that renaming it to `path` is one atomic step.
-pub(crate) fn temporary_beside(path: &Path) -> Result<NamedTempFile> {
-    let folder = folder_of(path);
-    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".").suffix(".part");
-    // The default, readable by the owner alone, would survive the renaming; this leaves the choice to the umask.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder).map_err(Error::io(folder))
-}
-
-/// Makes a temporary file durable and gives it its final name.
-pub(crate) fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
-    file.as_file().sync_all().map_err(Error::io(path))?;
-    file.persist(path).map_err(|error| Error::io(path)(error.error))?;
-    // The rename itself is durable once the folder is; where folders cannot be opened, there is nothing to do.
-    if let Ok(folder) = File::open(folder_of(path)) {
-        folder.sync_all().map_err(Error::io(path))?;
-    }
-    Ok(())
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
 }

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::parquet::{persist, temporary_beside};
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 use crate::limits;
 
 /// What belongs to a tokenizer in a model's folder; only `tokenizer.json` must be there.
@@ -59,10 +59,7 @@ impl TokenizerFiles {
     /// Writes the tokenizer's own files into `folder`, each whole or not at all.
     pub(super) fn write(&self, folder: &Path) -> Result<()> {
         for (name, bytes) in self.files.iter().filter(|(name, _)| NAMES.contains(&name.as_str())) {
-            let path = folder.join(name);
-            let mut file = temporary_beside(&path)?;
-            file.write_all(bytes).map_err(Error::io(&path))?;
-            persist(file, &path)?;
+            write_atomically(folder.join(name), |file| file.write_all(bytes))?;
         }
         Ok(())
     }

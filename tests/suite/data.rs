@@ -133,6 +133,13 @@ fn an_unfinished_file_leaves_nothing() {
     writer.write(&rows).unwrap();
     drop(writer);
     assert_eq!(folder.path().read_dir().unwrap().count(), 0);
+    // One that was killed has no time to clean up; the next run does.
+    let mut writer = ParquetWriter::create(folder.path().join("rows.parquet"), rows.schema()).unwrap();
+    writer.write(&rows).unwrap();
+    std::mem::forget(writer);
+    assert_eq!(folder.path().read_dir().unwrap().count(), 1);
+    rlhf::files::sweep(folder.path()).unwrap();
+    assert_eq!(folder.path().read_dir().unwrap().count(), 0);
 }
 
 proptest! {

@@ -36,7 +36,8 @@ pub fn line(stage: &str) -> String {
         }
         "ppo" => {
             "ppo --model start --reward-model judge --data prompts.parquet --batch-size 6 --minibatches 2 --epochs 6 --response-length 8 --max-length 64 \
-             --learning-rate 1e-3 --kl-controller adaptive --ema-decay 0.9 --ptx-data demonstrations.parquet --ptx-ratio 1"
+             --learning-rate 1e-3 --kl-controller adaptive --ema-decay 0.9 --ptx-data demonstrations.parquet --ptx-ratio 1 \
+             --sample-every 2 --policy-every 2"
         }
         _ => panic!("no stage {stage}"),
     };
@@ -51,7 +52,7 @@ fn models(run: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         for entry in std::fs::read_dir(run.join(&folder)).unwrap() {
             let entry = entry.unwrap();
             let (path, name) = (folder.join(entry.file_name()), entry.file_name().into_string().unwrap());
-            assert!(!name.ends_with(".tmp"), "{name} was left behind");
+            assert!(!rlhf::files::is_temporary(Path::new(&name)), "{name} was left behind");
             if entry.path().is_dir() {
                 // A checkpoint holds times.
                 if name != "checkpoints" {
