@@ -6,12 +6,11 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
-};
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader};
 use parquet::arrow::arrow_writer::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::metadata::{ParquetMetaData, ParquetStatisticsPolicy};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader, ParquetStatisticsPolicy};
 use parquet::file::properties::WriterProperties;
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::schema::types::SchemaDescriptor;
@@ -23,6 +22,7 @@ use crate::limits;
 use crate::remote::objects;
 
 use super::parquet_file::ParquetFile;
+use super::{parquet_pages, thrift};
 
 /// Rows decoded at a time.
 pub(super) const ROWS_PER_BATCH: usize = 1024;
@@ -147,13 +147,13 @@ impl ParquetRows {
 
     fn open_file(&self, file: Arc<Path>, metadata: ArrowReaderMetadata) -> Result<OpenFile> {
         let handle = ParquetFile::open(&file)?;
-        let mut builder =
-            ParquetRecordBatchReaderBuilder::new_with_metadata(handle, metadata).with_batch_size(ROWS_PER_BATCH);
-        if let Some(columns) = self.columns {
-            let mask = projection(builder.schema(), builder.parquet_schema(), columns);
-            builder = builder.with_projection(mask);
-        }
-        let reader = without_panic(|| builder.build()).map_err(|error| unreadable(&file, 0, error))?;
+        let columns = match self.columns {
+            Some(columns) => projection(metadata.schema(), metadata.parquet_schema(), columns),
+            None => ProjectionMask::all(),
+        };
+        let groups = (0..metadata.metadata().num_row_groups()).collect();
+        let reader = without_panic(|| parquet_pages::read(handle, &metadata, groups, columns, None, ROWS_PER_BATCH));
+        let reader = reader.map_err(|error| unreadable(&file, 0, error))?;
         Ok(OpenFile { file, next_row: 0, reader })
     }
 }
@@ -241,7 +241,25 @@ pub(super) fn read_footer(path: &Path) -> Result<ArrowReaderMetadata> {
         .with_column_stats_policy(ParquetStatisticsPolicy::SkipAll)
         .with_size_stats_policy(ParquetStatisticsPolicy::SkipAll)
         .with_encoding_stats_policy(ParquetStatisticsPolicy::SkipAll);
-    without_panic(|| ArrowReaderMetadata::load(&file, options)).map_err(|reason| unreadable(&reason))
+    let decoded = without_panic(|| {
+        let bytes = footer_bytes(&file)?;
+        let metadata = ParquetMetaDataReader::decode_metadata_with_options(&bytes, Some(options.metadata_options()))?;
+        ArrowReaderMetadata::try_new(Arc::new(metadata), options)
+    });
+    decoded.map_err(|reason| unreadable(&reason))
+}
+
+/// The struct that is the footer, looked at (see [`thrift`]): it ends before the last eight bytes of a file, of which the first four are its length.
+fn footer_bytes(file: &ParquetFile) -> parquet::errors::Result<Vec<u8>> {
+    let end = file.len() - 8;
+    let mut length = [0; 4];
+    length.copy_from_slice(&file.get_bytes(end, 4)?);
+    let length = u32::from_le_bytes(length);
+    let start = end.checked_sub(u64::from(length)).ok_or_else(|| {
+        ParquetError::EOF(format!("it is said to be {length} bytes long, more than there are in the file"))
+    })?;
+    let bytes = file.get_bytes(start, length as usize)?;
+    Ok(thrift::read_struct(&mut &bytes[..])?)
 }
 
 /// The numbers of rows of a file's row groups, which must be possible.

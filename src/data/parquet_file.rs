@@ -11,6 +11,8 @@ use parquet::file::reader::{ChunkReader, Length};
 use crate::error::{Error, Result};
 use crate::remote::objects::{self, RemoteFile};
 
+use super::thrift;
+
 /// The bytes of a file, any part of which can be read.
 #[derive(Debug)]
 pub enum ParquetFile {
@@ -39,14 +41,23 @@ impl Length for ParquetFile {
     }
 }
 
-impl ChunkReader for ParquetFile {
-    type T = PartReader;
-
-    fn get_read(&self, start: u64) -> parquet::errors::Result<PartReader> {
+impl ParquetFile {
+    /// The bytes from `start` on.
+    fn part(&self, start: u64) -> parquet::errors::Result<PartReader> {
         Ok(match self {
             ParquetFile::Local(file) => PartReader::Local(file.get_read(start)?),
             ParquetFile::Remote(file) => PartReader::Remote { file: file.clone(), next: start, bytes: Bytes::new() },
         })
+    }
+}
+
+impl ChunkReader for ParquetFile {
+    type T = StructReader;
+
+    /// The struct that begins at `start`: the Parquet reader asks in this way for the headers of pages, and for all else by
+    /// [`get_bytes`](ChunkReader::get_bytes).
+    fn get_read(&self, start: u64) -> parquet::errors::Result<StructReader> {
+        Ok(StructReader { part: self.part(start)?, bytes: None })
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
@@ -63,8 +74,25 @@ impl ChunkReader for ParquetFile {
     }
 }
 
+/// Reads the one struct at which a part of a file begins, after a look at it (see [`thrift`]).
+pub struct StructReader {
+    part: PartReader,
+    /// The struct, once it was asked for: often it is not.
+    bytes: Option<io::Cursor<Vec<u8>>>,
+}
+
+impl Read for StructReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = match self.bytes.take() {
+            Some(bytes) => bytes,
+            None => io::Cursor::new(thrift::read_struct(&mut self.part)?),
+        };
+        self.bytes.insert(bytes).read(buffer)
+    }
+}
+
 /// Reads from a place in a file on.
-pub enum PartReader {
+enum PartReader {
     /// Of a file of this machine.
     Local(BufReader<File>),
     /// Of a remote one.

@@ -9,15 +9,14 @@ use std::sync::Arc;
 
 use arrow::array::{RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
-use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder, RowSelection,
-};
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReader, RowSelection};
 use parquet::file::metadata::ParquetMetaData;
 
 use super::parquet::{
     ROWS_PER_BATCH, Rows, files, projection, read_footer, rows_of_groups, total_rows, unreadable, without_panic,
 };
 use super::parquet_file::ParquetFile;
+use super::parquet_pages;
 use super::schema::{Layouts, Origin};
 use crate::bail;
 use crate::error::Result;
@@ -138,8 +137,9 @@ impl RowReader {
         let mut open = match self.open.take().filter(|open| open.next == rows.start && open.next < open.end) {
             Some(open) => open,
             None => {
-                let skipped = rows.start - group.rows.start;
-                let reader = self.open_group(group, ROWS_PER_BATCH, |builder| builder.with_offset(skipped))?;
+                let (skipped, all) = (rows.start - group.rows.start, group.rows.len());
+                let rest = RowSelection::from_consecutive_ranges(std::iter::once(skipped..all), all);
+                let reader = self.open_group(group, ROWS_PER_BATCH, (skipped > 0).then_some(rest))?;
                 OpenGroup { reader, rest: None, next: rows.start, end: group.rows.end }
             }
         };
@@ -171,7 +171,7 @@ impl RowReader {
             let (here, later) = left.split_at(left.partition_point(|&row| row < group.rows.end));
             let within = here.iter().map(|row| row - group.rows.start);
             let chosen = RowSelection::from_consecutive_ranges(within.map(|row| row..row + 1), group.rows.len());
-            let mut reader = self.open_group(group, here.len(), |builder| builder.with_row_selection(chosen))?;
+            let mut reader = self.open_group(group, here.len(), Some(chosen))?;
             let mut here = here.iter();
             while here.len() > 0 {
                 let origin = index.origin(here.as_slice()[0]);
@@ -191,7 +191,7 @@ impl RowReader {
         &mut self,
         group: &RowGroup,
         most_rows: usize,
-        choose: impl FnOnce(ParquetRecordBatchReaderBuilder<ParquetFile>) -> ParquetRecordBatchReaderBuilder<ParquetFile>,
+        chosen: Option<RowSelection>,
     ) -> Result<ParquetRecordBatchReader> {
         let file = self.index.file(group).clone();
         let footer = match self.footer.take() {
@@ -212,10 +212,9 @@ impl RowReader {
         let bytes_per_row = (bytes / group.rows.len() as i64).max(1);
         let batch_size = most_rows.min((BYTES_PER_BATCH / bytes_per_row) as usize).clamp(1, ROWS_PER_BATCH);
         let handle = ParquetFile::open(&file)?;
-        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(handle, footer.clone());
-        let builder = builder.with_row_groups(vec![number]).with_projection(mask).with_batch_size(batch_size);
+        let reader = without_panic(|| parquet_pages::read(handle, &footer, vec![number], mask, chosen, batch_size));
         self.footer = Some((group.file, footer));
-        without_panic(|| choose(builder).build()).map_err(|error| unreadable(&file, group.first_row, error))
+        reader.map_err(|error| unreadable(&file, group.first_row, error))
     }
 }
 

@@ -2,9 +2,15 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BinaryArray, StringArray};
+use arrow::array::{ArrayRef, BinaryArray, Int64Array, ListArray, RecordBatch, StringArray};
+use arrow::buffer::OffsetBuffer;
+use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Schema};
 use parquet::arrow::ArrowWriter;
+use parquet::basic::Encoding;
+use parquet::file::properties::{WriterProperties, WriterVersion};
+use parquet::schema::types::ColumnPath;
+use rlhf::data::parquet::ParquetRows;
 use rlhf::data::schema;
 use tempfile::TempDir;
 
@@ -98,4 +104,79 @@ fn a_schema_of_a_thousand_columns_is_read_for_those_that_are_wanted() {
         arrow::array::RecordBatch::try_new(Arc::new(Schema::new(fields)), vec![strings(&["a"]), strings(&["b"])]);
     let folder = folder(&[("rows.parquet", &parquet_bytes(&both.unwrap(), 1))]);
     assert!(demonstrations(&folder).is_ok_and(|count| count == 1) || demonstrations(&folder).is_err());
+}
+
+#[test]
+fn a_page_that_counts_more_values_than_there_can_be_is_refused() {
+    // Found by the fuzzer: 72 quadrillion lengths of strings, behind a header whose numbers are of other kinds than Parquet's.
+    let folder = folder(&[("rows.parquet", include_bytes!("delta_count.parquet"))]);
+    let error = quickly("a count", 10, || sentence(demonstrations(&folder), "a page of 72 quadrillion values"));
+    expect(&error, &["rows.parquet", "the rows from 0 on cannot be read"]);
+}
+
+#[test]
+fn lists_that_cost_time_but_no_bytes_are_refused() {
+    // Field 15, which is unknown: a list of two billion booleans.
+    let booleans = [0xf9, 0xf1, 0xff, 0xff, 0xff, 0xff, 0x07, 0x00];
+    let length = (booleans.len() as u32).to_le_bytes();
+    let footer = [b"PAR1", &booleans[..], &length, b"PAR1"].concat();
+    let folder = folder(&[("rows.parquet", &footer)]);
+    let error = quickly("a footer", 10, || sentence(demonstrations(&folder), "booleans in the footer"));
+    expect(&error, &["rows.parquet", "footer", "list of booleans"]);
+    // The same in place of the header of the first page.
+    let mut file = parquet_bytes(&table(vec![("text", strings(&["A text that is longer than the header."]))]), 1);
+    file[4..4 + booleans.len()].copy_from_slice(&booleans);
+    std::fs::write(folder.path().join("rows.parquet"), &file).unwrap();
+    let error = quickly("a header", 10, || sentence(demonstrations(&folder), "booleans in a header"));
+    expect(&error, &["rows.parquet", "list of booleans"]);
+}
+
+/// All rows of a file, as one table.
+fn all_rows(folder: &TempDir) -> RecordBatch {
+    let rows = ParquetRows::open(&folder.path().join("rows.parquet").display().to_string()).unwrap();
+    let batches: Vec<RecordBatch> = rows.map(|rows| rows.unwrap().batch).collect();
+    concat_batches(&batches[0].schema(), &batches).unwrap()
+}
+
+#[test]
+fn delta_encodings_are_read_as_they_were_written() {
+    for (rows, version) in [1, 2, 33, 129, 1000, 5000]
+        .into_iter()
+        .flat_map(|rows| [WriterVersion::PARQUET_1_0, WriterVersion::PARQUET_2_0].map(|version| (rows, version)))
+    {
+        let text = |row: usize| (row % 7 != 3).then(|| format!("{}{}", "same ".repeat(row % 5), row * row));
+        let texts: ArrayRef = Arc::new((0..rows).map(text).collect::<StringArray>());
+        let numbers: ArrayRef =
+            Arc::new((0..rows).map(|row| text(row).map(|text| (text.len() * row) as i64)).collect::<Int64Array>());
+        let ends: Vec<i32> = (0..=rows as i32).map(|row| row / 2).collect();
+        let lists = ListArray::new(
+            Arc::new(Field::new_list_field(DataType::Utf8, true)),
+            OffsetBuffer::new(ends.into()),
+            texts.clone(),
+            None,
+        );
+        let table =
+            table(vec![("text", texts.clone()), ("length", texts), ("number", numbers), ("lists", Arc::new(lists))]);
+        let encoded = |column: &str, encoding| (ColumnPath::from(column), encoding);
+        let encodings = [
+            encoded("text", Encoding::DELTA_BYTE_ARRAY),
+            encoded("length", Encoding::DELTA_LENGTH_BYTE_ARRAY),
+            encoded("number", Encoding::DELTA_BINARY_PACKED),
+            (ColumnPath::new(["lists", "list", "item"].map(str::to_owned).to_vec()), Encoding::DELTA_BYTE_ARRAY),
+        ];
+        let mut properties = WriterProperties::builder()
+            .set_writer_version(version)
+            .set_dictionary_enabled(false)
+            .set_data_page_row_count_limit(700);
+        for (column, encoding) in encodings {
+            properties = properties.set_column_encoding(column, encoding);
+        }
+        let mut file = Vec::new();
+        let mut writer = ArrowWriter::try_new(&mut file, table.schema(), Some(properties.build())).unwrap();
+        writer.write(&table).unwrap();
+        let footer = writer.close().unwrap();
+        let used = |column: usize| footer.row_group(0).column(column).encodings().collect::<Vec<_>>();
+        assert!(used(0).contains(&Encoding::DELTA_BYTE_ARRAY) && used(3).contains(&Encoding::DELTA_BYTE_ARRAY));
+        assert!(all_rows(&folder(&[("rows.parquet", &file)])) == table, "{rows} rows, {version:?}");
+    }
 }
