@@ -10,6 +10,7 @@ mod mixture_template;
 pub mod parquet;
 mod parquet_file;
 mod parquet_pages;
+mod parquet_structs;
 mod remarks;
 pub mod row_index;
 pub mod schema;

@@ -22,7 +22,7 @@ use crate::limits;
 use crate::remote::objects;
 
 use super::parquet_file::ParquetFile;
-use super::{parquet_pages, thrift};
+use super::{parquet_pages, parquet_structs, thrift};
 
 /// Rows decoded at a time.
 pub(super) const ROWS_PER_BATCH: usize = 1024;
@@ -259,7 +259,7 @@ fn footer_bytes(file: &ParquetFile) -> parquet::errors::Result<Vec<u8>> {
         ParquetError::EOF(format!("it is said to be {length} bytes long, more than there are in the file"))
     })?;
     let bytes = file.get_bytes(start, length as usize)?;
-    Ok(thrift::read_struct(&mut &bytes[..])?)
+    Ok(thrift::read_struct(&mut &bytes[..], parquet_structs::FOOTER)?)
 }
 
 /// The numbers of rows of a file's row groups, which must be possible.

@@ -11,6 +11,7 @@ use parquet::file::reader::{ChunkReader, Length};
 use crate::error::{Error, Result};
 use crate::remote::objects::{self, RemoteFile};
 
+use super::parquet_structs::PAGE_HEADER;
 use super::thrift;
 
 /// The bytes of a file, any part of which can be read.
@@ -52,12 +53,12 @@ impl ParquetFile {
 }
 
 impl ChunkReader for ParquetFile {
-    type T = StructReader;
+    type T = HeaderReader;
 
-    /// The struct that begins at `start`: the Parquet reader asks in this way for the headers of pages, and for all else by
+    /// The header of the page that begins at `start`: the Parquet reader asks in this way for those, and for all else by
     /// [`get_bytes`](ChunkReader::get_bytes).
-    fn get_read(&self, start: u64) -> parquet::errors::Result<StructReader> {
-        Ok(StructReader { part: self.part(start)?, bytes: None })
+    fn get_read(&self, start: u64) -> parquet::errors::Result<HeaderReader> {
+        Ok(HeaderReader { part: self.part(start)?, bytes: None })
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
@@ -74,18 +75,18 @@ impl ChunkReader for ParquetFile {
     }
 }
 
-/// Reads the one struct at which a part of a file begins, after a look at it (see [`thrift`]).
-pub struct StructReader {
+/// Reads the header of a page at which a part of a file begins, after a look at it (see [`thrift`]).
+pub struct HeaderReader {
     part: PartReader,
-    /// The struct, once it was asked for: often it is not.
+    /// The header, once it was asked for: often it is not.
     bytes: Option<io::Cursor<Vec<u8>>>,
 }
 
-impl Read for StructReader {
+impl Read for HeaderReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let bytes = match self.bytes.take() {
             Some(bytes) => bytes,
-            None => io::Cursor::new(thrift::read_struct(&mut self.part)?),
+            None => io::Cursor::new(thrift::read_struct(&mut self.part, PAGE_HEADER)?),
         };
         self.bytes.insert(bytes).read(buffer)
     }

@@ -2,7 +2,8 @@
 //!
 //! The reader passes over what it does not know element by element, and takes no byte for an element that is a boolean: a list of two billion of them is
 //! six bytes of a file and seconds of work, and lists of such lists are hours. No struct of Parquet holds a list of booleans or a map, so that here they are an
-//! error. All else takes a byte at least, so that the work is bounded by the length.
+//! error. All else takes a byte at least, so that the work is bounded by the length. The reader takes a field that it knows for what it should be, whatever the
+//! file says it is, and would read on in the midst of another: such a field is an error, too.
 //! Source: "Thrift Compact protocol encoding", and `parquet.thrift` of the Parquet format.
 
 use std::io::{self, Read};
@@ -10,13 +11,44 @@ use std::io::{self, Read};
 /// How deep structs and lists may lie in each other; Parquet's go to less than ten.
 const DEEPEST: usize = 32;
 
-/// Reads the one struct at which `input` begins, and gives its bytes.
+/// What a value is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind {
+    Flag,
+    Byte,
+    /// Of 16, 32 or 64 bits, which are written alike.
+    Integer,
+    Double,
+    Bytes,
+    List(&'static Kind),
+    Struct(Fields),
+}
+
+/// The fields of a struct by their numbers.
+pub(super) type Fields = &'static [(i64, Kind)];
+
+impl Kind {
+    /// Whether `wire` is the protocol's number of this kind. As an element of a list a struct has the same number as a field; a flag has not.
+    fn is(self, wire: u8) -> bool {
+        match self {
+            Kind::Flag => matches!(wire, 1 | 2),
+            Kind::Byte => wire == 3,
+            Kind::Integer => matches!(wire, 4..=6),
+            Kind::Double => wire == 7,
+            Kind::Bytes => wire == 8,
+            Kind::List(_) => matches!(wire, 9 | 10),
+            Kind::Struct(_) => wire == 12,
+        }
+    }
+}
+
+/// Reads the one struct at which `input` begins, and gives its bytes. Fields that are not named may be of any kind.
 ///
 /// # Errors
 /// Where the input ends before the struct, where it is no Thrift, and where it holds what no struct of Parquet holds.
-pub(super) fn read_struct(input: &mut impl Read) -> io::Result<Vec<u8>> {
+pub(super) fn read_struct(input: &mut impl Read, fields: Fields) -> io::Result<Vec<u8>> {
     let mut walk = Walk { input, bytes: Vec::new() };
-    walk.fields(DEEPEST)?;
+    walk.fields(fields, DEEPEST)?;
     Ok(walk.bytes)
 }
 
@@ -28,28 +60,36 @@ struct Walk<'a, R> {
 
 impl<R: Read> Walk<'_, R> {
     /// The fields of a struct up to its end.
-    fn fields(&mut self, deepest: usize) -> io::Result<()> {
+    fn fields(&mut self, fields: Fields, deepest: usize) -> io::Result<()> {
+        let mut number = 0i64;
         loop {
             let header = self.byte()?;
-            let kind = header & 0x0f;
-            if kind == 0 {
+            let (wire, difference) = (header & 0x0f, header >> 4);
+            if wire == 0 {
                 return Ok(());
             }
-            // Without a difference to the number of the field before, the number itself follows.
-            if header >> 4 == 0 {
-                self.integer()?;
+            number = match difference {
+                0 => {
+                    let zigzag = self.integer()?;
+                    (zigzag >> 1) as i64 ^ -((zigzag & 1) as i64)
+                }
+                _ => number + i64::from(difference),
+            };
+            let kind = fields.iter().find(|(known, _)| *known == number).map(|(_, kind)| *kind);
+            if kind.is_some_and(|kind| !kind.is(wire)) {
+                return Err(wrong(&format!("its field {number} is not of the kind that Parquet has there")));
             }
             // A boolean is all in the header.
-            if kind > 2 {
-                self.value(kind, deepest)?;
+            if wire > 2 {
+                self.value(wire, kind, deepest)?;
             }
         }
     }
 
-    /// A value of a kind, as the protocol numbers them, that takes a byte at least.
-    fn value(&mut self, kind: u8, deepest: usize) -> io::Result<()> {
+    /// A value that takes a byte at least, of a kind by the protocol's number and, where it is known, by Parquet's.
+    fn value(&mut self, wire: u8, kind: Option<Kind>, deepest: usize) -> io::Result<()> {
         let deepest = deepest.checked_sub(1).ok_or_else(|| wrong("its structs lie too deep in each other"))?;
-        match kind {
+        match wire {
             3 => self.byte().map(drop),
             4..=6 => self.integer().map(drop),
             7 => self.take(8),
@@ -58,18 +98,26 @@ impl<R: Read> Walk<'_, R> {
                 self.take(length)
             }
             9 | 10 => {
-                let header = self.byte()?;
-                let (kind, short) = (header & 0x0f, header >> 4);
-                let count = if short == 15 { self.integer()? } else { u64::from(short) };
-                if count > 0 && kind <= 2 {
-                    return Err(wrong("it holds a list of booleans"));
-                }
-                (0..count).try_for_each(|_| self.value(kind, deepest))
+                let element = if let Some(Kind::List(element)) = kind { Some(*element) } else { None };
+                self.elements(element, deepest)
             }
-            12 => self.fields(deepest),
+            12 => self.fields(if let Some(Kind::Struct(fields)) = kind { fields } else { &[] }, deepest),
             13 => self.take(16),
             _ => Err(wrong("it holds values of a kind that Parquet has not")),
         }
+    }
+
+    fn elements(&mut self, element: Option<Kind>, deepest: usize) -> io::Result<()> {
+        let header = self.byte()?;
+        let (wire, short) = (header & 0x0f, header >> 4);
+        let count = if short == 15 { self.integer()? } else { u64::from(short) };
+        if count > 0 && wire <= 2 {
+            return Err(wrong("it holds a list of booleans"));
+        }
+        if count > 0 && element.is_some_and(|element| !element.is(wire)) {
+            return Err(wrong("the elements of a list are not of the kind that Parquet has there"));
+        }
+        (0..count).try_for_each(|_| self.value(wire, element, deepest))
     }
 
     fn byte(&mut self) -> io::Result<u8> {
@@ -112,7 +160,9 @@ mod tests {
     use super::*;
 
     fn walked(bytes: &[u8]) -> Result<usize, String> {
-        read_struct(&mut &bytes[..]).map(|read| read.len()).map_err(|error| error.to_string())
+        read_struct(&mut &bytes[..], &[(1, Kind::Integer), (20, Kind::List(&Kind::Struct(&[(1, Kind::Integer)])))])
+            .map(|read| read.len())
+            .map_err(|error| error.to_string())
     }
 
     #[test]
@@ -128,18 +178,28 @@ mod tests {
     }
 
     #[test]
+    fn a_field_of_another_kind_is_refused() {
+        assert!(walked(&[0x16, 8, 0]).is_ok(), "any integer");
+        assert!(walked(&[0x18, 1, b'a', 0]).unwrap_err().contains("field 1 is not of the kind"), "a text for a number");
+        // By its number, and in a list: a struct whose field 1 is a text, and texts instead of structs.
+        assert!(walked(&[0x08, 2, 1, b'a', 0]).unwrap_err().contains("field 1 is not of the kind"));
+        assert!(walked(&[0x09, 40, 0x1c, 0x18, 1, b'a', 0, 0]).unwrap_err().contains("field 1 is not of the kind"));
+        assert!(walked(&[0x09, 40, 0x18, 1, b'a', 0]).unwrap_err().contains("elements of a list"));
+    }
+
+    #[test]
     fn what_costs_time_or_memory_without_bytes_is_refused() {
         let many = [0xff, 0xff, 0xff, 0xff, 0x07];
         let with = |header: &[u8]| walked(&[header, &many, &[0]].concat()).unwrap_err();
         for kind in [0xf0, 0xf1, 0xf2] {
-            assert!(with(&[0x19, kind]).contains("list of booleans"), "{kind}");
+            assert!(with(&[0x29, kind]).contains("list of booleans"), "{kind}");
         }
-        assert!(with(&[0x1b]).contains("kind that Parquet has not"), "maps");
+        assert!(with(&[0x2b]).contains("kind that Parquet has not"), "maps");
         // Two billion numbers, and a text as long.
-        assert!(with(&[0x19, 0xf5]).contains("ends too early"));
-        assert!(with(&[0x18]).contains("ends too early"));
-        assert!(walked(&[0x1c; 100]).unwrap_err().contains("too deep"));
-        assert!(walked(&[0x19, 0x19].repeat(50)).unwrap_err().contains("too deep"));
+        assert!(with(&[0x29, 0xf5]).contains("ends too early"));
+        assert!(with(&[0x28]).contains("ends too early"));
+        assert!(walked(&[0x2c; 100]).unwrap_err().contains("too deep"));
+        assert!(walked(&[&[0x29][..], &[0x19; 100]].concat()).unwrap_err().contains("too deep"));
         assert!(walked(&[&[0x15], &[0xff; 20][..]].concat()).unwrap_err().contains("no end"));
     }
 }
