@@ -16,6 +16,7 @@ use parquet::file::serialized_reader::SerializedPageReader;
 use parquet::schema::types::ColumnDescriptor;
 
 use super::parquet_file::ParquetFile;
+use super::thrift::uleb128;
 
 /// Reads the chosen row groups, columns and rows (all of them without a choice) of a file, so many rows at a time.
 pub(super) fn read(
@@ -193,18 +194,14 @@ fn after_deltas(bytes: &[u8], most: u64) -> Option<&[u8]> {
     Some(rest)
 }
 
-/// Takes a number of seven bits a byte, the lowest first, from the front.
+/// Takes a number from the front.
 fn integer(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
+    let next = || {
         let byte;
-        (byte, *bytes) = bytes.split_first()?;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
+        (byte, *bytes) = bytes.split_first().ok_or(())?;
+        Ok::<u8, ()>(*byte)
+    };
+    uleb128(next).ok().flatten()
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! The structs of Parquet's format, as far as the Parquet reader takes a field for what the format says it is.
-//! Source: `parquet.thrift` of the Parquet format, 2.12.
+//! Source: `parquet.thrift` of the Parquet format.
 
 use super::thrift::{Fields, Kind};
 

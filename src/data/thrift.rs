@@ -75,6 +75,10 @@ impl<R: Read> Walk<'_, R> {
                 }
                 _ => number + i64::from(difference),
             };
+            // The reader would cut a larger number down to that of another field.
+            if i16::try_from(number).is_err() {
+                return Err(wrong("a field of it has a number of more than 16 bits"));
+            }
             let kind = fields.iter().find(|(known, _)| *known == number).map(|(_, kind)| *kind);
             if kind.is_some_and(|kind| !kind.is(wire)) {
                 return Err(wrong(&format!("its field {number} is not of the kind that Parquet has there")));
@@ -130,17 +134,8 @@ impl<R: Read> Walk<'_, R> {
         Ok(byte[0])
     }
 
-    /// A number of seven bits a byte, the lowest first (ULEB128).
     fn integer(&mut self) -> io::Result<u64> {
-        let mut value = 0;
-        for shift in (0..64).step_by(7) {
-            let byte = self.byte()?;
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                return Ok(value);
-            }
-        }
-        Err(wrong("a number of it has no end"))
+        uleb128(|| self.byte())?.ok_or_else(|| wrong("a number of it has no end"))
     }
 
     fn take(&mut self, count: u64) -> io::Result<()> {
@@ -149,6 +144,19 @@ impl<R: Read> Walk<'_, R> {
             false => Err(wrong("it ends too early")),
         }
     }
+}
+
+/// A number of seven bits a byte, the lowest first (ULEB128); `None` where it goes on beyond 64 bits.
+pub(super) fn uleb128<E>(mut next: impl FnMut() -> Result<u8, E>) -> Result<Option<u64>, E> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let byte = next()?;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Ok(Some(value));
+        }
+    }
+    Ok(None)
 }
 
 fn wrong(what: &str) -> io::Error {
@@ -201,5 +209,8 @@ mod tests {
         assert!(walked(&[0x2c; 100]).unwrap_err().contains("too deep"));
         assert!(walked(&[&[0x29][..], &[0x19; 100]].concat()).unwrap_err().contains("too deep"));
         assert!(walked(&[&[0x15], &[0xff; 20][..]].concat()).unwrap_err().contains("no end"));
+        // Field 65,537 with a text, which is field 1 in 16 bits; and one after field 32,767.
+        assert!(walked(&[0x08, 0x82, 0x80, 0x08, 1, b'a', 0]).unwrap_err().contains("16 bits"));
+        assert!(walked(&[0x05, 0xfe, 0xff, 0x03, 2, 0x15, 2, 0]).unwrap_err().contains("16 bits"));
     }
 }
