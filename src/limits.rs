@@ -9,7 +9,7 @@
 //! | tensors | what the file holds, and 4 bytes a number; what a header promises and a file does not hold is not allocated |
 //! | a model from `config.json` alone | 2^32 parameters, 4 bytes each |
 //! | a model of the hub | 16 MiB of what the hub says of it; of each file the bound above and the size that is listed, and not a byte more |
-//! | a Parquet file | 1,024 rows of the columns that are read, as they are when unpacked; a page is at most 2 GiB (the format's limit), so a file that packs well can take that much |
+//! | a Parquet file | 1,024 rows of the columns that are read, or fewer whose texts, written out, have 16 MiB; one row with more is read alone, up to 1 GiB; numbers as they are when unpacked; of each column a page of at most 2 GiB (the format's limit), so a file that packs well can take that much |
 //! | a remote file | 64 MiB of what was read last, for all of them together; two minutes for an answer, five for all tries of a part; a million objects of a listing |
 //! | a text | about 170 bytes a byte while a byte-level tokenizer splits it |
 //!

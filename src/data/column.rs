@@ -201,6 +201,7 @@ impl Rows {
 fn describe(data_type: &DataType) -> String {
     match data_type {
         other if is_string(other) => "strings".to_owned(),
+        DataType::BinaryView => "binary".to_owned(),
         DataType::List(item)
         | DataType::LargeList(item)
         | DataType::ListView(item)

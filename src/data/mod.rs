@@ -8,6 +8,7 @@ mod layout;
 pub mod mixture;
 mod mixture_template;
 pub mod parquet;
+mod parquet_batches;
 mod parquet_file;
 mod parquet_pages;
 mod parquet_structs;

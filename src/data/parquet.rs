@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader};
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::arrow::arrow_writer::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
@@ -21,11 +21,10 @@ use crate::files::OutputFile;
 use crate::limits;
 use crate::remote::objects;
 
+use super::parquet_batches::{ROWS_PER_BATCH, RowBatches};
 use super::parquet_file::ParquetFile;
-use super::{parquet_pages, parquet_structs, thrift};
+use super::{parquet_structs, thrift};
 
-/// Rows decoded at a time.
-pub(super) const ROWS_PER_BATCH: usize = 1024;
 /// Rows of a row group that is written: what the writer holds in memory.
 const ROWS_PER_GROUP: usize = 16 * 1024;
 /// The four bytes at which a Parquet file begins and ends.
@@ -90,11 +89,12 @@ pub struct Rows {
     pub file: Arc<Path>,
     /// The number of the first row in its file, counted from 0.
     pub first_row: usize,
-    /// The rows.
+    /// The rows. Texts are string views, of which many may lie in one place.
     pub batch: RecordBatch,
 }
 
-/// An iterator over the rows of one or many files, a batch of at most 1,024 rows at a time, row group by row group.
+/// An iterator over the rows of one or many files, a batch of at most 1,024 rows at a time (fewer where their texts are
+/// long), row group by row group.
 pub struct ParquetRows {
     files: std::vec::IntoIter<(Arc<Path>, ArrowReaderMetadata)>,
     columns: Option<&'static [&'static str]>,
@@ -106,7 +106,7 @@ pub struct ParquetRows {
 struct OpenFile {
     file: Arc<Path>,
     next_row: usize,
-    reader: ParquetRecordBatchReader,
+    reader: RowBatches,
 }
 
 impl ParquetRows {
@@ -152,7 +152,7 @@ impl ParquetRows {
             None => ProjectionMask::all(),
         };
         let groups = (0..metadata.metadata().num_row_groups()).collect();
-        let reader = without_panic(|| parquet_pages::read(handle, &metadata, groups, columns, None, ROWS_PER_BATCH));
+        let reader = without_panic(|| RowBatches::open(handle, &metadata, groups, columns, None, ROWS_PER_BATCH));
         let reader = reader.map_err(|error| unreadable(&file, 0, error))?;
         Ok(OpenFile { file, next_row: 0, reader })
     }

@@ -1,4 +1,5 @@
-//! The pages of a Parquet file, looked at before they are decoded: a page must not count more values than its header says.
+//! The pages of a Parquet file, looked at before they are decoded: a page must not count more values than its header says, nor unfold to more bytes than
+//! there is room for, where each value repeats most of the one before.
 //!
 //! Decoders of delta encodings make room for as many values as the first bytes of a page announce. Where damage made that number impossible
 //! the program would end at once, without a word; here it is an error like others.
@@ -6,6 +7,7 @@
 
 use std::sync::Arc;
 
+use arrow::datatypes::Fields;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReader, RowGroups, RowSelection};
 use parquet::arrow::{ProjectionMask, parquet_to_arrow_field_levels};
 use parquet::basic::Encoding;
@@ -18,16 +20,20 @@ use parquet::schema::types::ColumnDescriptor;
 use super::parquet_file::ParquetFile;
 use super::thrift::uleb128;
 
-/// Reads the chosen row groups, columns and rows (all of them without a choice) of a file, so many rows at a time.
+/// Bytes to which the values of a page may unfold: the format's limit of those that a page itself has.
+const MOST_BYTES_OF_A_PAGE: u64 = i32::MAX as u64;
+
+/// Reads the chosen row groups, columns and rows (all of them without a choice) of a file, so many rows at a time, as columns of these types.
 pub(super) fn read(
     file: ParquetFile,
     footer: &ArrowReaderMetadata,
+    fields: &Fields,
     groups: Vec<usize>,
     columns: ProjectionMask,
     rows: Option<RowSelection>,
     batch_size: usize,
 ) -> Result<ParquetRecordBatchReader> {
-    let levels = parquet_to_arrow_field_levels(footer.parquet_schema(), columns, Some(footer.schema().fields()))?;
+    let levels = parquet_to_arrow_field_levels(footer.parquet_schema(), columns, Some(fields))?;
     let pages = CheckedGroups { file: Arc::new(file), footer: footer.metadata().clone(), groups };
     let batch_size = batch_size.min(pages.num_rows());
     ParquetRecordBatchReader::try_new_with_row_groups(&levels, &pages, batch_size, rows)
@@ -128,23 +134,32 @@ impl PageReader for CheckedPages {
 
 fn check(page: &Page, column: &ColumnDescriptor) -> Result<()> {
     let (encoding, count) = (page.encoding(), u64::from(page.num_values()));
-    let lengths = match encoding {
-        Encoding::DELTA_BINARY_PACKED | Encoding::DELTA_LENGTH_BYTE_ARRAY => 1,
-        // Of what a value shares with the one before, and of the rest.
-        Encoding::DELTA_BYTE_ARRAY => 2,
-        _ => return Ok(()),
-    };
-    let mut rest = values(page, column).ok_or_else(|| impossible(encoding))?;
-    for _ in 0..lengths {
-        rest = after_deltas(rest, count).ok_or_else(|| impossible(encoding))?;
+    let has_lengths = matches!(
+        encoding,
+        Encoding::DELTA_BINARY_PACKED | Encoding::DELTA_LENGTH_BYTE_ARRAY | Encoding::DELTA_BYTE_ARRAY
+    );
+    if !has_lengths {
+        return Ok(());
     }
-    Ok(())
-}
-
-fn impossible(encoding: Encoding) -> ParquetError {
-    ParquetError::General(format!(
-        "a page of the encoding {encoding} counts more values than it has, or ends too early"
-    ))
+    let impossible = || {
+        ParquetError::General(format!(
+            "a page of the encoding {encoding} counts more values than it has, or ends too early"
+        ))
+    };
+    let mut lengths = values(page, column).ok_or_else(impossible)?;
+    if encoding == Encoding::DELTA_BYTE_ARRAY {
+        // How many bytes a value shares with the one before; then how many it has beyond.
+        let (shared, behind) = sum_of_lengths(lengths, count).ok_or_else(impossible)?;
+        if shared > MOST_BYTES_OF_A_PAGE {
+            return Err(ParquetError::General(format!(
+                "the values of a page of the encoding {encoding} are {} MiB long; at most {} MiB are read",
+                shared >> 20,
+                MOST_BYTES_OF_A_PAGE >> 20
+            )));
+        }
+        lengths = behind;
+    }
+    after_deltas(lengths, count, |_| Some(())).map(|_| ()).ok_or_else(impossible)
 }
 
 /// The bytes of a data page behind its repetition and definition levels.
@@ -168,30 +183,84 @@ fn values<'a>(page: &'a Page, column: &ColumnDescriptor) -> Option<&'a [u8]> {
     }
 }
 
-/// What follows on at most `most` integers in `DELTA_BINARY_PACKED`; `None` where there are more, or fewer bytes than they take.
+/// What follows on at most `most` integers in `DELTA_BINARY_PACKED`, which `visit` sees in their order; `None` where there are more, or fewer bytes than
+/// they take, or where `visit` says so.
 ///
 /// They are `block size, miniblocks in a block, count, first value`, then blocks of `least difference, a width of each miniblock, the miniblocks`.
-fn after_deltas(bytes: &[u8], most: u64) -> Option<&[u8]> {
+fn after_deltas(bytes: &[u8], most: u64, mut visit: impl FnMut(Deltas) -> Option<()>) -> Option<&[u8]> {
     let mut rest = bytes;
     let [block, miniblocks, count, first] = [(); 4].map(|()| integer(&mut rest));
-    let (block, miniblocks, count, _) = (block?, miniblocks?, count?, first?);
+    let (block, miniblocks, count, first) = (block?, miniblocks?, count?, first?);
     let in_miniblock = block.checked_div(miniblocks).filter(|&values| values > 0)?;
     if count > most {
         return None;
     }
+    // The first value is its difference to 0.
+    visit(Deltas { count: count.min(1), least: zigzag(first), width: 0, packed: &[] })?;
     let mut left = count.saturating_sub(1);
     while left > 0 {
-        integer(&mut rest)?;
+        let least = zigzag(integer(&mut rest)?);
         let (widths, miniblocks) = rest.split_at_checked(usize::try_from(miniblocks).ok()?)?;
         rest = miniblocks;
         // Miniblocks behind the last value have a width, but no bytes.
         for &width in widths.iter().take(usize::try_from(left.div_ceil(in_miniblock)).ok()?) {
             let bits = u64::from(width).checked_mul(in_miniblock)?;
-            rest = rest.get(usize::try_from(bits / 8).ok()?..)?;
+            let (packed, behind) = rest.split_at_checked(usize::try_from(bits / 8).ok()?)?;
+            rest = behind;
+            let count = left.min(in_miniblock);
+            visit(Deltas { count, least, width, packed })?;
+            left -= count;
         }
-        left = left.saturating_sub(block);
     }
     Some(rest)
+}
+
+/// A miniblock: differences of values to those before.
+struct Deltas<'a> {
+    count: u64,
+    /// The least of them, over which the others are packed.
+    least: i64,
+    /// Bits of each that is packed.
+    width: u8,
+    packed: &'a [u8],
+}
+
+/// The sum of lengths in `DELTA_BINARY_PACKED`, and what follows on them; `None` as in [`after_deltas`], and where one is negative.
+fn sum_of_lengths(bytes: &[u8], most: u64) -> Option<(u64, &[u8])> {
+    let possible = |length: i128| (0..=i128::from(i64::MAX)).contains(&length);
+    let (mut length, mut sum) = (0i128, 0i128);
+    let rest = after_deltas(bytes, most, |Deltas { count, least, width, packed }| {
+        let least = i128::from(least);
+        if width == 0 {
+            // However many they are, no byte is spent on them: they must not take time either.
+            let (count, first) = (i128::from(count), length + least);
+            length += least * count;
+            sum += (first + length) * count / 2;
+            return (count == 0 || possible(first) && possible(length)).then_some(());
+        }
+        (0..count as usize).try_for_each(|index| {
+            length += least + i128::from(unpack(packed, width, index));
+            sum += length;
+            possible(length).then_some(())
+        })
+    })?;
+    Some((u64::try_from(sum).unwrap_or(u64::MAX), rest))
+}
+
+/// A signed number from one that stands for it: 0, -1, 1, -2 and so on.
+fn zigzag(number: u64) -> i64 {
+    (number >> 1) as i64 ^ -((number & 1) as i64)
+}
+
+/// Number `index` of those packed in `width` bits each (none is wider than 64), from the lowest bit of the first byte on.
+fn unpack(packed: &[u8], width: u8, index: usize) -> u64 {
+    let bit = index * usize::from(width);
+    let bytes = packed.get(bit / 8..).unwrap_or_default();
+    let mut word = [0; 16];
+    let length = bytes.len().min(word.len());
+    word[..length].copy_from_slice(&bytes[..length]);
+    let word = (u128::from_le_bytes(word) >> (bit % 8)) as u64;
+    word & u64::MAX.checked_shl(u32::from(width)).map_or(u64::MAX, |beyond| !beyond)
 }
 
 /// Takes a number from the front.
@@ -242,10 +311,11 @@ mod tests {
         assert!(check(&page(Encoding::DELTA_BYTE_ARRAY, &levels), &column(1)).is_ok());
         // One value and none have no block.
         for count in [0, 1] {
-            assert_eq!(after_deltas(&[0x80, 1, 4, count, 10, 77], 3), Some(&[77][..]));
+            assert_eq!(sum_of_lengths(&[0x80, 1, 4, count, 10, 77], 3), Some((5 * u64::from(count), &[77][..])));
         }
         // Miniblocks of 1 bit, of which the second has no values and thus no bytes.
-        assert_eq!(after_deltas(&[0x80, 1, 4, 3, 10, 0, 1, 1, 0, 0, 9, 9, 9, 9, 77], 3), Some(&[77][..]));
+        let deltas = [0x80, 1, 4, 3, 10, 0, 1, 1, 0, 0, 0b10, 9, 9, 9, 77];
+        assert_eq!(sum_of_lengths(&deltas, 3), Some((5 + 5 + 6, &[77][..])));
     }
 
     #[test]
@@ -279,5 +349,33 @@ mod tests {
         {
             assert!(check(&page(Encoding::DELTA_BYTE_ARRAY, bytes), &column(highest_level)).is_err());
         }
+    }
+
+    #[test]
+    fn a_page_whose_values_repeat_more_than_fits_is_refused() {
+        // Each of three values shares 2^30 bytes with the one before.
+        let long = [&[0x80, 1, 4, 3, 0x80, 0x80, 0x80, 0x80, 8], &[0, 0, 0, 0, 0][..]].concat();
+        let page = page(Encoding::DELTA_BYTE_ARRAY, &[long.clone(), fives(&[3])].concat());
+        let error = check(&page, &column(0)).unwrap_err().to_string();
+        assert!(error.contains("3072 MiB") && error.contains("2047 MiB"), "{error}");
+        assert_eq!(sum_of_lengths(&long, 3).map(|(sum, _)| sum), Some(3 << 30));
+        // Four billion values of a few bytes take no time: 1 + 2 + ... of them in one miniblock without bits.
+        let count = [0xff, 0xff, 0xff, 0xff, 0x0f];
+        let many = [&[0x80, 0x80, 0x80, 0x80, 0x40, 1], &count[..], &[2], &[2, 0]].concat();
+        let last = u64::from(u32::MAX);
+        assert_eq!(sum_of_lengths(&many, last), Some((last * (last + 1) / 2, &[][..])));
+        // Lengths below zero: the first, and one on the way.
+        for negative in [&[0x80, 1, 4, 3, 1, 0, 0, 0, 0, 0][..], &[0x80, 1, 4, 3, 10, 15, 0, 0, 0, 0]] {
+            assert_eq!(sum_of_lengths(negative, 3), None);
+        }
+    }
+
+    #[test]
+    fn numbers_are_unpacked_from_the_lowest_bit_on() {
+        let packed = [0b1110_0100, 0xff, 0x01, 0, 0, 0, 0, 0, 0x80, 0x7f];
+        assert_eq!([0, 1, 2, 3].map(|index| unpack(&packed, 2, index)), [0, 1, 2, 3]);
+        assert_eq!([0, 1].map(|index| unpack(&packed, 12, index)), [0xfe4, 0x01f]);
+        assert_eq!(unpack(&packed, 64, 0), 0x01_ffe4);
+        assert_eq!(unpack(&packed[1..], 63, 1), 0xff);
     }
 }

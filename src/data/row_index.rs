@@ -7,22 +7,16 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{RecordBatch, UInt32Array};
-use arrow::compute::take_record_batch;
-use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReader, RowSelection};
+use arrow::array::RecordBatch;
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, RowSelection};
 use parquet::file::metadata::ParquetMetaData;
 
-use super::parquet::{
-    ROWS_PER_BATCH, Rows, files, projection, read_footer, rows_of_groups, total_rows, unreadable, without_panic,
-};
+use super::parquet::{Rows, files, projection, read_footer, rows_of_groups, total_rows, unreadable, without_panic};
+use super::parquet_batches::{ROWS_PER_BATCH, RowBatches, copy_of_row};
 use super::parquet_file::ParquetFile;
-use super::parquet_pages;
 use super::schema::{Layouts, Origin};
 use crate::bail;
 use crate::error::Result;
-
-/// Bytes decoded at a time, as far as a footer can foretell them: fewer rows are decoded at a time where they are long.
-const BYTES_PER_BATCH: i64 = 16 << 20;
 
 /// A row group of one of the files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,7 +108,7 @@ pub struct RowReader {
 
 /// A row group that is being read.
 struct OpenGroup {
-    reader: ParquetRecordBatchReader,
+    reader: RowBatches,
     /// Decoded rows that were not asked for yet, and the number of the first of them.
     rest: Option<RecordBatch>,
     next: usize,
@@ -187,12 +181,7 @@ impl RowReader {
     }
 
     /// Opens a row group after its file's footer, which is read again where it is not at hand.
-    fn open_group(
-        &mut self,
-        group: &RowGroup,
-        most_rows: usize,
-        chosen: Option<RowSelection>,
-    ) -> Result<ParquetRecordBatchReader> {
+    fn open_group(&mut self, group: &RowGroup, most_rows: usize, chosen: Option<RowSelection>) -> Result<RowBatches> {
         let file = self.index.file(group).clone();
         let footer = match self.footer.take() {
             Some((number, footer)) if number == group.file => footer,
@@ -200,25 +189,21 @@ impl RowReader {
         };
         let number = group.number as usize;
         let stored = footer.metadata().row_groups().get(number);
-        let Some(stored) = stored.filter(|stored| stored.num_rows() == group.rows.len() as i64) else {
+        if stored.is_none_or(|stored| stored.num_rows() != group.rows.len() as i64) {
             bail!(
                 "{}: the file has changed since its rows were counted; leave it as it is during a run",
                 file.display()
             );
         };
         let mask = projection(footer.schema(), footer.parquet_schema(), self.index.columns);
-        let columns = stored.columns().iter().enumerate().filter(|(leaf, _)| mask.leaf_included(*leaf));
-        let bytes = columns.fold(1i64, |sum, (_, column)| sum.saturating_add(column.uncompressed_size().max(0)));
-        let bytes_per_row = (bytes / group.rows.len() as i64).max(1);
-        let batch_size = most_rows.min((BYTES_PER_BATCH / bytes_per_row) as usize).clamp(1, ROWS_PER_BATCH);
         let handle = ParquetFile::open(&file)?;
-        let reader = without_panic(|| parquet_pages::read(handle, &footer, vec![number], mask, chosen, batch_size));
+        let reader = without_panic(|| RowBatches::open(handle, &footer, vec![number], mask, chosen, most_rows));
         self.footer = Some((group.file, footer));
         reader.map_err(|error| unreadable(&file, group.first_row, error))
     }
 }
 
-fn next_batch(reader: &mut ParquetRecordBatchReader, origin: &Origin) -> Result<RecordBatch> {
+fn next_batch(reader: &mut RowBatches, origin: &Origin) -> Result<RecordBatch> {
     match without_panic(|| reader.next().transpose()) {
         Ok(Some(batch)) => Ok(batch),
         Ok(None) => Err(unreadable(&origin.file, origin.row, "there are fewer rows than its footer counts")),
@@ -228,7 +213,6 @@ fn next_batch(reader: &mut ParquetRecordBatchReader, origin: &Origin) -> Result<
 
 /// A copy of row `number` of some rows, which is `row` in its file: the others can go.
 pub(super) fn single(rows: &Rows, number: usize, row: usize) -> Result<Rows> {
-    let batch = take_record_batch(&rows.batch, &UInt32Array::from(vec![number as u32]))
-        .map_err(|error| unreadable(&rows.file, row, error))?;
+    let batch = copy_of_row(&rows.batch, number).map_err(|error| unreadable(&rows.file, row, error))?;
     Ok(Rows { file: rows.file.clone(), first_row: row, batch })
 }

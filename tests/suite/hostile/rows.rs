@@ -2,22 +2,24 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BinaryArray, Int64Array, ListArray, RecordBatch, StringArray};
+use arrow::array::{
+    ArrayRef, BinaryArray, DictionaryArray, Int32Array, Int64Array, ListArray, RecordBatch, StringArray, StructArray,
+};
 use arrow::buffer::OffsetBuffer;
-use arrow::compute::concat_batches;
-use arrow::datatypes::{DataType, Field, Schema};
+use arrow::compute::{cast, concat_batches};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use parquet::arrow::ArrowWriter;
-use parquet::basic::Encoding;
+use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::properties::{WriterProperties, WriterVersion};
 use parquet::schema::types::ColumnPath;
-use rlhf::data::parquet::ParquetRows;
-use rlhf::data::schema;
+use rlhf::data::parquet::{ParquetRows, Rows};
+use rlhf::data::schema::{self, Message, Text};
 use tempfile::TempDir;
 
 use super::seeds::parquet_bytes;
 use super::tables::nested_lists;
 use super::{expect, folder, quickly, sentence};
-use crate::common::{strings, table};
+use crate::common::{lists, strings, table};
 
 fn parquet_of(columns: Vec<(&str, ArrayRef)>) -> TempDir {
     folder(&[("rows.parquet", &parquet_bytes(&table(columns), 1))])
@@ -131,11 +133,79 @@ fn lists_that_cost_time_but_no_bytes_are_refused() {
     expect(&error, &["rows.parquet", "list of booleans"]);
 }
 
-/// All rows of a file, as one table.
-fn all_rows(folder: &TempDir) -> RecordBatch {
-    let rows = ParquetRows::open(&folder.path().join("rows.parquet").display().to_string()).unwrap();
-    let batches: Vec<RecordBatch> = rows.map(|rows| rows.unwrap().batch).collect();
-    concat_batches(&batches[0].schema(), &batches).unwrap()
+/// The rows of a file, a batch at a time.
+fn batches(folder: &TempDir) -> impl Iterator<Item = rlhf::Result<Rows>> {
+    ParquetRows::open(&folder.path().join("rows.parquet").display().to_string()).unwrap()
+}
+
+/// All rows of a file, as one table of these types.
+fn all_rows(folder: &TempDir, schema: SchemaRef) -> RecordBatch {
+    let batches: Vec<RecordBatch> = batches(folder).map(|rows| rows.unwrap().batch).collect();
+    let found = concat_batches(&batches[0].schema(), &batches).unwrap();
+    let columns = found.columns().iter().zip(schema.fields());
+    let columns = columns.map(|(column, field)| cast(column, field.data_type()).unwrap()).collect();
+    RecordBatch::try_new(schema, columns).unwrap()
+}
+
+/// A file whose only text, of 64 KiB less a byte, stands in each of 1,024 rows: alone, in a list of two, and as the content of a message.
+fn one_text_many_times() -> (TempDir, String) {
+    const ROWS: usize = 1024;
+    let text = "many ".repeat((1 << 16) / 5);
+    let text_of = |count: usize| -> ArrayRef {
+        let texts = StringArray::from(vec![text.as_str()]);
+        Arc::new(DictionaryArray::new(Int32Array::from(vec![0; count]), Arc::new(texts)))
+    };
+    let ends = |items: usize| (1..=ROWS).map(|row| (items * row) as i32).collect::<Vec<_>>();
+    let roles: ArrayRef = Arc::new(StringArray::from(vec!["user"; ROWS]));
+    let message =
+        |name: &str, column: &ArrayRef| (Arc::new(Field::new(name, column.data_type().clone(), true)), column.clone());
+    let contents = text_of(ROWS);
+    let messages = StructArray::from(vec![message("role", &roles), message("content", &contents)]);
+    let rows = table(vec![
+        ("text", contents),
+        ("pair", lists(text_of(2 * ROWS), &ends(2))),
+        ("messages", lists(Arc::new(messages), &ends(1))),
+    ]);
+    let mut file = Vec::new();
+    let zstd = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
+    let mut writer = ArrowWriter::try_new(&mut file, rows.schema(), Some(zstd)).unwrap();
+    writer.write(&rows).unwrap();
+    writer.close().unwrap();
+    assert!(file.len() < 100_000, "{} bytes", file.len());
+    (folder(&[("rows.parquet", &file)]), text)
+}
+
+#[test]
+fn rows_are_decoded_by_the_length_of_their_texts_not_by_what_the_file_says() {
+    let (folder, text) = one_text_many_times();
+    let mut count = 0;
+    for rows in quickly("256 MiB of texts", 10, || batches(&folder).collect::<rlhf::Result<Vec<_>>>()).unwrap() {
+        // With the role, the texts of a row have 256 KiB.
+        assert_eq!((rows.first_row, rows.batch.num_rows()), (count, 64), "16 MiB");
+        count += 64;
+        let texts = rows.strings("text").unwrap();
+        assert!((0..64).all(|row| texts.value(row) == text));
+        let pairs = rows.string_lists("pair").unwrap();
+        assert!((0..64).all(|row| pairs.range(row) == Some(2 * row..2 * row + 2)));
+        assert!((0..128).all(|item| pairs.values.value(item) == text));
+        let messages = rows.texts("messages").unwrap();
+        let message = Text::Messages(vec![Message { role: "user".to_owned(), content: text.clone() }]);
+        assert!((0..64).all(|row| messages.get(row).unwrap().as_ref() == Some(&message)));
+    }
+    assert_eq!(count, 1024);
+}
+
+#[test]
+fn a_row_of_more_text_than_fits_is_refused() {
+    let text = "x".repeat(1 << 16);
+    let texts = DictionaryArray::new(Int32Array::from(vec![0; 17_000]), Arc::new(StringArray::from(vec![text])));
+    let rows = table(vec![("text", strings(&["a", "b"])), ("many", lists(Arc::new(texts), &[1, 17_000]))]);
+    let folder = folder(&[("rows.parquet", &parquet_bytes(&rows, 1))]);
+    let mut batches = quickly("1.04 GiB in a row", 10, || batches(&folder).collect::<Vec<_>>()).into_iter();
+    assert_eq!(batches.next().unwrap().unwrap().batch.num_rows(), 1);
+    let error = sentence(batches.next().unwrap().map(|_| ()), "a row of 1.04 GiB");
+    expect(&error, &["rows.parquet", "the rows from 1 on", "1062 MiB", "1024 MiB"]);
+    assert!(batches.next().is_none());
 }
 
 #[test]
@@ -177,6 +247,6 @@ fn delta_encodings_are_read_as_they_were_written() {
         let footer = writer.close().unwrap();
         let used = |column: usize| footer.row_group(0).column(column).encodings().collect::<Vec<_>>();
         assert!(used(0).contains(&Encoding::DELTA_BYTE_ARRAY) && used(3).contains(&Encoding::DELTA_BYTE_ARRAY));
-        assert!(all_rows(&folder(&[("rows.parquet", &file)])) == table, "{rows} rows, {version:?}");
+        assert!(all_rows(&folder(&[("rows.parquet", &file)]), table.schema()) == table, "{rows} rows, {version:?}");
     }
 }
