@@ -24,7 +24,7 @@ fn prompts(folder: &Path, texts: &[&str]) -> PathBuf {
 fn read(path: &Path) -> (Vec<String>, Vec<Vec<String>>) {
     let batch = ParquetRows::open(path.to_str().unwrap()).unwrap().next().unwrap().unwrap().batch;
     let texts = |column: &dyn Array| -> Vec<String> {
-        column.as_string::<i32>().iter().map(|text| text.unwrap().to_owned()).collect()
+        column.as_string_view().iter().map(|text| text.unwrap().to_owned()).collect()
     };
     let lists = batch.column_by_name("responses").unwrap().as_list::<i32>();
     let responses = lists.iter().map(|list| texts(&list.unwrap())).collect();

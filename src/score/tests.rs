@@ -206,7 +206,7 @@ fn the_best_answer_of_each_prompt_is_kept_with_its_scores() {
     run(&settings(&model, &data, &output, &["--best"])).unwrap();
     let after = read(&output);
     assert_eq!(names(&after), ["prompt", "completion", "log_prob", "tokens", "reward"]);
-    let kept = after.column_by_name("completion").unwrap().as_string::<i32>();
+    let kept = after.column_by_name("completion").unwrap().as_string_view();
     for (row, (prompt, answers)) in PROMPTS.iter().zip(ANSWERS).enumerate() {
         let rewards = answers.map(|answer| one_by_one(&model, prompt, answer).2.unwrap());
         let best = usize::from(rewards[1] > rewards[0]);

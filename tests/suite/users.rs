@@ -26,7 +26,7 @@ fn answers(bench: &Workbench, file: &str) -> Vec<String> {
         rows.map(|rows| rows.unwrap().batch.column_by_name("responses").unwrap().clone()).collect();
     let of_list = |list: &ArrayRef| -> Vec<String> {
         let list = list.as_list::<i32>();
-        (0..list.len()).map(|row| list.value(row).as_string::<i32>().value(0).to_string()).collect()
+        (0..list.len()).map(|row| list.value(row).as_string_view().value(0).to_string()).collect()
     };
     lists.iter().flat_map(of_list).collect()
 }
