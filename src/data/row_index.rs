@@ -18,6 +18,9 @@ use super::schema::{Layouts, Origin};
 use crate::bail;
 use crate::error::Result;
 
+/// Rows decoded at a time where each may be of another page: a batch keeps the pages of all its texts.
+const SINGLE_ROWS_PER_BATCH: usize = 16;
+
 /// A row group of one of the files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowGroup {
@@ -165,7 +168,7 @@ impl RowReader {
             let (here, later) = left.split_at(left.partition_point(|&row| row < group.rows.end));
             let within = here.iter().map(|row| row - group.rows.start);
             let chosen = RowSelection::from_consecutive_ranges(within.map(|row| row..row + 1), group.rows.len());
-            let mut reader = self.open_group(group, here.len(), Some(chosen))?;
+            let mut reader = self.open_group(group, here.len().min(SINGLE_ROWS_PER_BATCH), Some(chosen))?;
             let mut here = here.iter();
             while here.len() > 0 {
                 let origin = index.origin(here.as_slice()[0]);
