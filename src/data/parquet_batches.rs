@@ -55,7 +55,7 @@ impl RowBatches {
         if rows == batch.num_rows() {
             return Ok(batch);
         }
-        self.rest = Some(batch.slice(rows, batch.num_rows() - rows));
+        self.rest = Some(rows_of(&batch, rows..batch.num_rows())?);
         Ok(rows_of(&batch, 0..rows)?)
     }
 }
@@ -161,15 +161,15 @@ pub(super) fn copy_of_row(batch: &RecordBatch, row: usize) -> Result<RecordBatch
 
 /// Columns of these types with their texts as views.
 fn as_views(fields: &Fields) -> Fields {
-    let leaf = |data_type: &DataType| match data_type {
-        DataType::Utf8 | DataType::LargeUtf8 => Some(DataType::Utf8View),
-        DataType::Binary | DataType::LargeBinary => Some(DataType::BinaryView),
-        DataType::Dictionary(_, values) => Some(DataType::clone(values)),
-        _ => None,
-    };
-    // What was a dictionary may be of texts.
-    let twice = |data_type: &DataType| leaf(data_type).map(|found| leaf(&found).unwrap_or(found));
-    fields.iter().map(|field| with_leaves(field, &twice)).collect()
+    fn leaf(data_type: &DataType) -> Option<DataType> {
+        match data_type {
+            DataType::Utf8 | DataType::LargeUtf8 => Some(DataType::Utf8View),
+            DataType::Binary | DataType::LargeBinary => Some(DataType::BinaryView),
+            DataType::Dictionary(_, values) => leaf(values).or_else(|| Some(DataType::clone(values))),
+            _ => None,
+        }
+    }
+    fields.iter().map(|field| with_leaves(field, &leaf)).collect()
 }
 
 /// Columns of these types with their texts in buffers of their own.

@@ -18,7 +18,7 @@ use parquet::file::serialized_reader::SerializedPageReader;
 use parquet::schema::types::ColumnDescriptor;
 
 use super::parquet_file::ParquetFile;
-use super::thrift::uleb128;
+use super::thrift::{uleb128, zigzag};
 
 /// Bytes to which the values of a page may unfold: the format's limit of those that a page itself has.
 const MOST_BYTES_OF_A_PAGE: u64 = i32::MAX as u64;
@@ -245,11 +245,6 @@ fn sum_of_lengths(bytes: &[u8], most: u64) -> Option<(u64, &[u8])> {
         })
     })?;
     Some((u64::try_from(sum).unwrap_or(u64::MAX), rest))
-}
-
-/// A signed number from one that stands for it: 0, -1, 1, -2 and so on.
-fn zigzag(number: u64) -> i64 {
-    (number >> 1) as i64 ^ -((number & 1) as i64)
 }
 
 /// Number `index` of those packed in `width` bits each (none is wider than 64), from the lowest bit of the first byte on.

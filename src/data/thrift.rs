@@ -69,10 +69,7 @@ impl<R: Read> Walk<'_, R> {
                 return Ok(());
             }
             number = match difference {
-                0 => {
-                    let zigzag = self.integer()?;
-                    (zigzag >> 1) as i64 ^ -((zigzag & 1) as i64)
-                }
+                0 => zigzag(self.integer()?),
                 _ => number + i64::from(difference),
             };
             // The reader would cut a larger number down to that of another field.
@@ -157,6 +154,11 @@ pub(super) fn uleb128<E>(mut next: impl FnMut() -> Result<u8, E>) -> Result<Opti
         }
     }
     Ok(None)
+}
+
+/// A signed number from the one that stands for it: 0, -1, 1, -2 and so on for 0, 1, 2, 3.
+pub(super) fn zigzag(number: u64) -> i64 {
+    (number >> 1) as i64 ^ -((number & 1) as i64)
 }
 
 fn wrong(what: &str) -> io::Error {
