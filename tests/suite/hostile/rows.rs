@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BinaryArray, DictionaryArray, Int32Array, Int64Array, ListArray, RecordBatch, StringArray,
-    StructArray,
+    Array, ArrayRef, BinaryArray, DictionaryArray, Int32Array, Int64Array, LargeListArray, ListArray, RecordBatch,
+    StringArray, StructArray,
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::compute::{cast, concat_batches};
@@ -156,17 +156,17 @@ fn one_text_many_times() -> (TempDir, String) {
         let texts = StringArray::from(vec![text.as_str()]);
         Arc::new(DictionaryArray::new(Int32Array::from(vec![0; count]), Arc::new(texts)))
     };
-    let ends = |items: usize| (1..=ROWS).map(|row| (items * row) as i32).collect::<Vec<_>>();
+    let ends: Vec<i32> = (1..=ROWS as i32).collect();
     let roles: ArrayRef = Arc::new(StringArray::from(vec!["user"; ROWS]));
     let message =
         |name: &str, column: &ArrayRef| (Arc::new(Field::new(name, column.data_type().clone(), true)), column.clone());
     let contents = text_of(ROWS);
     let messages = StructArray::from(vec![message("role", &roles), message("content", &contents)]);
-    let rows = table(vec![
-        ("text", contents),
-        ("pair", lists(text_of(2 * ROWS), &ends(2))),
-        ("messages", lists(Arc::new(messages), &ends(1))),
-    ]);
+    // Lists with offsets of 64 bits are not converted, so that a slice of them would keep the items of all.
+    let item = Field::new_list_field(contents.data_type().clone(), true);
+    let pairs = LargeListArray::new(Arc::new(item), OffsetBuffer::from_lengths(vec![2; ROWS]), text_of(2 * ROWS), None);
+    let rows =
+        table(vec![("text", contents), ("pair", Arc::new(pairs)), ("messages", lists(Arc::new(messages), &ends))]);
     let mut file = Vec::new();
     let zstd = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
     let mut writer = ArrowWriter::try_new(&mut file, rows.schema(), Some(zstd)).unwrap();
