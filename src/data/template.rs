@@ -83,7 +83,7 @@ impl ChatTemplate {
     /// The template in a model's folder, if it holds one: `chat_template.jinja` before `chat_template` in
     /// `tokenizer_config.json` (a string, or a list of `{name, template}` of which `default` counts).
     pub fn load(folder: &Path) -> Result<Option<Self>> {
-        Self::find(&TokenizerFiles::read(folder)?)
+        Self::find(&TokenizerFiles::read(&[folder.to_path_buf()])?)
     }
 
     pub(super) fn find(files: &TokenizerFiles) -> Result<Option<Self>> {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::answering::warn_of_lengths;
 use super::bootstrap::{self, Cluster, Estimate};
 use super::journal::Journal;
 use super::section::{Section, number};
@@ -85,9 +86,10 @@ fn measure(
     progress: &mut Progress,
 ) -> Result<OfModel> {
     let folder = ModelSettings { model: model.folder.clone(), adapter: Vec::new() };
-    let (model, tokenizer) = sample::load(&folder, &[], common.seed)?;
+    let (name, (model, tokenizer)) = (&model.name, sample::load(&folder, &[], common.seed)?);
     let longest = model.architecture().longest().unwrap_or(usize::MAX).min(common.max_length);
     let read = texts.iter().map(|text| tokenizer.held_out(text, longest)).collect::<Result<Vec<HeldOut>>>()?;
+    warn_of_lengths(name, &model, read.iter().map(|text| text.tree.longest()));
     let mut hash = Xxh3::new();
     for token in read.iter().flat_map(|text| text.tree.prompt.iter().chain(&text.tree.answers[0].tokens)) {
         hash.update(&token.to_le_bytes());

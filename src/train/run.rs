@@ -106,6 +106,7 @@ impl Run {
         if let Some(resumed) = resumed {
             notes.extend(run.go_on_from(resumed)?);
         }
+        notes.extend(plan.warnings().iter().cloned());
         notes.iter().try_for_each(|note| run.warn(&format!("warning: {note}")))?;
         Ok(run)
     }
