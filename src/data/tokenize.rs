@@ -1,7 +1,7 @@
 //! Text to token ids and back.
 //!
 //! A [`Tokenizer`] is read from a model's folder. It puts the token that begins a text (BOS) in front once, if the
-//! folder's settings say that there is one, and never twice; the token that ends a text (EOS) is added where records
+//! post-processor of `tokenizer.json` does, and never twice; the token that ends a text (EOS) is added where records
 //! become trees (`tokenize_records`).
 
 use std::path::{Path, PathBuf};

@@ -3,7 +3,7 @@
 //! There, `tokenizer.json` decides nearly everything: `add_bos_token` and `add_eos_token` are ignored next to it, as its post-processor says what is put around
 //! a text. What still counts is listed in [`KNOWN`]; a field that is not known there is named in a warning.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokenizers::{ModelWrapper, NormalizerWrapper, PreTokenizerWrapper};
 
 use super::tokenizer_files::TokenizerFiles;
@@ -93,6 +93,13 @@ const KNOWN: &[&str] = &[
     "transformers_version",
     "trust_remote_code",
     "unk_id",
+    // Ids are the model's to set.
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "unk_token_id",
+    "return_tensors",
+    "add_special_tokens",
     "use_fast",
     "verbose",
     "vocab_size",
@@ -136,8 +143,7 @@ pub(super) fn apply(tokenizer: &mut tokenizers::Tokenizer, files: &TokenizerFile
     if flag("split_special_tokens")? == Some(true) {
         tokenizer.set_encode_special_tokens(true);
     }
-    let class = fields.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
-    if !class.is_empty() && !AS_IN_THE_FILE.contains(&class) {
+    if is_built_from_settings(&fields, files)? {
         let [lowercase, accents, chinese] = ["do_lower_case", "strip_accents", "tokenize_chinese_chars"].map(flag);
         set_normalizer(tokenizer, [lowercase?, accents?, chinese?]).map_err(|error| {
             Error::input(format!("{}: its settings cannot be applied ({error})", files.path(CONFIG)))
@@ -160,6 +166,17 @@ pub(super) fn apply(tokenizer: &mut tokenizers::Tokenizer, files: &TokenizerFile
     let is_bpe = matches!(tokenizer.get_model(), ModelWrapper::BPE(_));
     let for_bpe = flag("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")? == Some(true);
     Ok(flag("clean_up_tokenization_spaces")? == Some(true) && (!is_bpe || for_bpe))
+}
+
+/// Whether `transformers` builds the normaliser and the splitting into words from the settings: in the class that a file names, or without one in the class of
+/// the model's type.
+fn is_built_from_settings(fields: &Map<String, Value>, files: &TokenizerFiles) -> Result<bool> {
+    let config = files.json("config.json")?.unwrap_or_default();
+    let class = fields.get("tokenizer_class").or(config.get("tokenizer_class")).and_then(Value::as_str);
+    Ok(match class {
+        Some(class) => !AS_IN_THE_FILE.contains(&class),
+        None => config.get("model_type").is_some(),
+    })
 }
 
 /// BERT's settings count over those in the file.

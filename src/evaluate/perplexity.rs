@@ -267,7 +267,7 @@ mod tests {
 
     use super::*;
     use crate::data::parquet;
-    use crate::score::tests::random_model;
+    use crate::score::tests::{random_model, random_model_in};
     use crate::settings::from_arguments;
 
     const TEXTS: [(&str, &str); 4] =
@@ -276,18 +276,7 @@ mod tests {
     /// Perplexity of these texts under two models, of which the second finds every token as probable as every other.
     fn measured(folder: &Path, more: &[&str]) -> Section {
         random_model(folder, false);
-        let uniform = folder.join("uniform");
-        std::fs::create_dir_all(&uniform).unwrap();
-        for file in std::fs::read_dir(folder.join("model")).unwrap() {
-            let file = file.unwrap();
-            std::fs::copy(file.path(), uniform.join(file.file_name())).unwrap();
-        }
-        let config = std::fs::read_to_string(uniform.join("config.json")).unwrap();
-        std::fs::write(
-            uniform.join("config.json"),
-            config.replace("\"initializer_range\":0.3", "\"initializer_range\":0.0"),
-        )
-        .unwrap();
+        random_model_in(folder.join("uniform"), false, 0.0, 5);
         let column = |of: fn(&(&str, &'static str)) -> &'static str| -> ArrayRef {
             Arc::new(StringArray::from_iter_values(TEXTS.iter().map(of)))
         };

@@ -101,7 +101,10 @@ fn check_lengths(settings: &PpoSettings, roles: &Roles, material: &Material) -> 
         check_length(policy.architecture(), mix.longest(), settings.common.max_length)?;
     }
     let with_answer = |prompt: &PromptExample| prompt.tokens.len() + settings.sampling.response_length;
-    training_plan::check_lengths(policy.architecture(), prompts, with_answer, settings.common.max_length)
+    let too_long =
+        training_plan::check_lengths(policy.architecture(), prompts, with_answer, settings.common.max_length)?;
+    let length = settings.sampling.response_length;
+    Ok(too_long.map(|warning| format!("with answers of --response-length {length} tokens, {warning}")))
 }
 
 /// What the run works through.

@@ -18,11 +18,15 @@ struct OnlyTraining {
 
 /// A small Llama with random weights and a byte tokenizer, as a folder; with a scalar head if asked.
 pub(crate) fn random_model(folder: &Path, with_head: bool) -> PathBuf {
-    let folder = folder.join(if with_head { "reward-model" } else { "model" });
+    random_model_in(folder.join(if with_head { "reward-model" } else { "model" }), with_head, 0.3, 5)
+}
+
+/// The same in this folder, its weights of this standard deviation and from this seed.
+pub(crate) fn random_model_in(folder: PathBuf, with_head: bool, deviation: f64, seed: u64) -> PathBuf {
     let config = serde_json::json!({
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 280, "hidden_size": 32,
         "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-        "rms_norm_eps": 1e-5, "max_position_embeddings": 512, "tie_word_embeddings": true, "initializer_range": 0.3,
+        "rms_norm_eps": 1e-5, "max_position_embeddings": 512, "tie_word_embeddings": true, "initializer_range": deviation,
         "bos_token_id": 1, "eos_token_id": 2,
     });
     std::fs::create_dir_all(&folder).unwrap();
@@ -31,7 +35,7 @@ pub(crate) fn random_model(folder: &Path, with_head: bool) -> PathBuf {
     train_bpe(texts.into_iter(), 280, &SpecialTokens::default()).unwrap().save(&folder).unwrap();
     let training = from_arguments::<OnlyTraining>(["--method", "full"]).unwrap().training;
     let head = if with_head { Head::ScalarOrNew } else { Head::Language };
-    let role = Role { folder: &folder, adapters: &[], training: Training::With(&training), head, seed: 5 };
+    let role = Role { folder: &folder, adapters: &[], training: Training::With(&training), head, seed };
     let mut model = Bases::new(Device::Cpu).load(&role).unwrap();
     if let Some(head) = model.head_mut() {
         head.form.shift = 0.25;

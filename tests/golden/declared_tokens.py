@@ -78,6 +78,7 @@ CASES = [
     ("clean_up_tokenization_spaces of bytes", BYTES, {"tokenizer_config.json": {**END, "clean_up_tokenization_spaces": True}}),
     ("do_lower_case of BERT's class", CASED, {"tokenizer_config.json": {**BERT, "do_lower_case": True}}),
     ("do_lower_case false of BERT's class", UNCASED, {"tokenizer_config.json": {**BERT, "do_lower_case": False, "clean_up_tokenization_spaces": True}}),
+    ("do_lower_case without a class counts for a model of BERT's type", CASED, {"tokenizer_config.json": {**BERT, "tokenizer_class": None, "do_lower_case": True}, "config.json": {"model_type": "bert"}}),
     ("do_lower_case of another class is ignored", CASED, {"tokenizer_config.json": {**FAST, "unk_token": "[UNK]", "do_lower_case": True}}),
 ]
 REFUSED = [

@@ -295,7 +295,7 @@ mod tests {
                 .contains("its weights on the hub are model.fp16.safetensors, expected model.safetensors or ")
         );
         let adapter = listing(&[("adapter_config.json", 1), ("adapter_model.bin", 1), ("model.safetensors", 1)]);
-        assert!(fault(&adapter).contains("adapter_model.bin, expected adapter_model.safetensors"));
+        assert!(fault(&adapter).contains("adapter_model.bin, model.safetensors, expected adapter_model.safetensors;"));
         let other = listing(&[("a", 1), ("b", 1), ("c", 1), ("d", 1), ("e", 1)]);
         assert!(fault(&other).contains("found a, b, c and 2 other files at the top"), "{}", fault(&other));
         let large = listing(&[("config.json", SMALL_FILE + (1 << 20)), ("model.safetensors", 1 << 40)]);
