@@ -74,6 +74,10 @@ fn only_a_role_that_trains_starts_from_a_folder_without_weights() -> Result<()> 
         let found = load(folder.path(), Training::Frozen, head, &mut Bases::new(Device::Cpu));
         assert!(found.err().unwrap().to_string().contains("no weights"), "{head:?}");
     }
+    // Nor does an adapter have new weights for its base.
+    let lora = training_settings(&["--method", "lora"]);
+    let found = load(folder.path(), Training::With(&lora), Head::Language, &mut Bases::new(Device::Cpu));
+    assert!(found.err().unwrap().to_string().contains("no weights"));
     assert!(adapt::check_weights(folder.path()).is_err());
     trained.save(folder.path())?;
     adapt::check_weights(folder.path())?;

@@ -26,6 +26,8 @@ pub const INDEX_FILE: &str = "model.safetensors.index.json";
 pub const PICKLES: [&str; 5] = ["bin", "pt", "pth", "pkl", "ckpt"];
 /// Other forms of weights.
 const OTHER_FORMS: [&str; 10] = ["gguf", "ggml", "h5", "msgpack", "onnx", "ot", "npz", "distcp", "tflite", "nemo"];
+/// What the names of folders hold in which training programs keep a model's weights in parts (DeepSpeed, FSDP).
+const IN_FOLDERS: [&str; 2] = ["global_step", "_fsdp_"];
 /// Files of training programs that have such an ending and hold no weights of a model.
 const NO_WEIGHTS: [&str; 7] = [
     "training_args.bin",
@@ -95,13 +97,14 @@ fn single(folder: &Path, name: &str) -> Located {
     Located { paths: vec![folder.join(name)], shards: Shards::Single }
 }
 
-/// The names of all that is in a folder but folders, in order.
+/// The names of all that is in a folder, in order; of folders only those that hold weights in parts.
 fn names(folder: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in folder.read_dir().map_err(Error::io(folder))? {
         let entry = entry.map_err(Error::io(folder))?;
-        if !entry.path().is_dir() {
-            names.push(entry.file_name().to_string_lossy().into_owned());
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !entry.path().is_dir() || IN_FOLDERS.iter().any(|part| name.contains(part)) {
+            names.push(name);
         }
     }
     names.sort();
@@ -113,7 +116,7 @@ fn is_of_weights(name: &str) -> bool {
     let name = name.to_lowercase();
     let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
     let is_other = PICKLES.iter().chain(&OTHER_FORMS).any(|other| *other == ending)
-        || [".safetensors", ".bin.index.json", ".ckpt."].iter().any(|part| name.contains(part));
+        || [".safetensors", ".bin.index.json", ".ckpt."].iter().chain(&IN_FOLDERS).any(|part| name.contains(part));
     is_other && !NO_WEIGHTS.contains(&name.as_str()) && !name.starts_with("rng_state")
 }
 
@@ -286,6 +289,12 @@ mod tests {
             let error = located(&["config.json={}", file]).expect_err(file);
             assert!(error.contains(file), "{error}");
         }
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["checkpoints", "pytorch_model_fsdp_0"] {
+            assert_eq!(locate(folder.path()).unwrap(), None);
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        assert!(locate(folder.path()).unwrap_err().to_string().contains("pytorch_model_fsdp_0"));
         let error = located(&["model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors"]).unwrap_err();
         assert!(
             error.contains("2 of 3 files") && error.contains("model-00002-of-00003.safetensors is missing"),
