@@ -253,7 +253,8 @@ fn sync_tree(folder: &Path) -> Result<()> {
     sync(folder)
 }
 
-/// Prints a warning to the standard error stream, the same text once in a program: a file may be read for several models.
+/// Prints a warning to the standard error stream, the same text once in a program: a file may be read for
+/// several models.
 pub fn warn_once(text: &str) {
     use std::collections::HashSet;
     use std::sync::{LazyLock, Mutex};

@@ -116,7 +116,8 @@ impl Bases {
     /// Reads one model in one role.
     pub fn load(&mut self, role: &Role) -> Result<Model> {
         let (base_folder, adapter_folders) = resolve::resolve(role.folder, role.adapters)?;
-        // New weights are for a run that trains and saves all of them: an adapter would belong to weights that are in no file.
+        // New weights are for a run that trains and saves all of them: an adapter would belong to weights
+        // that are in no file.
         let without_weights = match role.training {
             Training::With(settings) if settings.method.is_full() && adapter_folders.is_empty() => {
                 WithoutWeights::NewFromSeed(role.seed)

@@ -14,8 +14,8 @@ use crate::model::folder::{STACK_FILE, read_architecture, read_json};
 use crate::model::weight_files::{TensorFile, locate, no_weights};
 use crate::remote::hub;
 
-/// The folders whose tokenizer and generation settings belong to a model argument and the adapters on top of it: those of the adapters, the last first, then the
-/// base model's.
+/// The folders whose tokenizer and generation settings belong to a model argument and the adapters on top of
+/// it: those of the adapters, the last first, then the base model's.
 pub fn companions(folder: &Path, adapters: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let base = resolve(folder, adapters)?.0;
     let own = hub::folder(folder)?;
@@ -25,13 +25,15 @@ pub fn companions(folder: &Path, adapters: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-/// The tokenizer of a model argument with adapters on top of it. A text with a token that the model's embedding has no row for is an error from then on.
+/// The tokenizer of a model argument with adapters on top of it. A text with a token that the model's
+/// embedding has no row for is an error from then on.
 pub fn tokenizer(folder: &Path, adapters: &[PathBuf]) -> Result<Tokenizer> {
     let tokenizer = Tokenizer::open(&companions(folder, adapters)?)?;
     Ok(tokenizer.for_rows(embedding_rows(folder, adapters)?))
 }
 
-/// The rows of the embedding of a model with adapters: as many as `config.json` says, or as the table has that an adapter holds, if these are more.
+/// The rows of the embedding of a model with adapters: as many as `config.json` says, or as the table has
+/// that an adapter holds, if these are more.
 pub fn embedding_rows(folder: &Path, adapters: &[PathBuf]) -> Result<usize> {
     let (base, adapters) = resolve(folder, adapters)?;
     let architecture = read_architecture(&base)?.1;

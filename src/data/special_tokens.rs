@@ -1,9 +1,11 @@
-//! The tokens that a tokenizer's files declare next to `tokenizer.json`, by the rule of `transformers` 5 (`PreTrainedTokenizerFast`).
+//! The tokens that a tokenizer's files declare next to `tokenizer.json`, by the rule of `transformers` 5
+//! (`PreTrainedTokenizerFast`).
 //!
-//! Which file counts: with an `added_tokens_decoder`, `tokenizer_config.json` alone; without one, `special_tokens_map.json` counts over it, and
-//! `added_tokens.json` gives ids. What `tokenizer.json` lacks is added, in this order: the tokens with a declared id, by their ids; the named special tokens
-//! (`bos_token` and so on); the further ones (`extra_special_tokens`, formerly `additional_special_tokens`). A declared token's flags count over those in
-//! `tokenizer.json`.
+//! Which file counts: with an `added_tokens_decoder`, `tokenizer_config.json` alone; without one,
+//! `special_tokens_map.json` counts over it, and `added_tokens.json` gives ids. What `tokenizer.json` lacks
+//! is added, in this order: the tokens with a declared id, by their ids; the named special tokens
+//! (`bos_token` and so on); the further ones (`extra_special_tokens`, formerly `additional_special_tokens`).
+//! A declared token's flags count over those in `tokenizer.json`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -101,7 +103,8 @@ impl DeclaredTokens {
     /// Adds to a tokenizer what it lacks.
     ///
     /// # Errors
-    /// Where a token cannot have the id that a file gives it, and where the token that ends texts is in none of the files: a model has learned nothing of it.
+    /// Where a token cannot have the id that a file gives it, and where the token that ends texts is in none
+    /// of the files: a model has learned nothing of it.
     pub(super) fn add_to(&self, tokenizer: &mut tokenizers::Tokenizer, files: &TokenizerFiles) -> Result<()> {
         let known: BTreeSet<&String> = self.by_id.values().map(|token| &token.content).collect();
         if let Some((_, eos)) = self.named.iter().find(|(name, _)| name == "eos_token")
@@ -164,7 +167,8 @@ fn object(files: &TokenizerFiles, name: &str) -> Result<Map<String, Value>> {
     }
 }
 
-/// A token as a string, or as an object with flags. `is_special` says whether it is, where the object does not.
+/// A token as a string, or as an object with flags. `is_special` says whether it is, where the object does
+/// not.
 fn token(value: &Value, is_special: bool) -> Option<AddedToken> {
     if let Value::String(content) = value {
         return Some(AddedToken::from(content, true));
@@ -197,7 +201,8 @@ fn tokens(list: Option<&Value>) -> Vec<AddedToken> {
     items.filter_map(|value| token(value, true)).collect()
 }
 
-/// The special tokens with a name: those that every tokenizer may have, then those that models have of their own.
+/// The special tokens with a name: those that every tokenizer may have, then those that models have of their
+/// own.
 fn named(fields: &Map<String, Value>) -> Vec<(String, AddedToken)> {
     let fields_of = |name: &str| fields.get(name).and_then(Value::as_object).into_iter().flatten();
     // First those that are objects, as in transformers.

@@ -70,13 +70,15 @@ impl Tokenizer {
         Self::open(&[folder.as_ref().to_path_buf()])
     }
 
-    /// Reads the tokenizer of a model with adapters: `folders` are theirs, the one that counts most first, and the model's last. The tokenizer is that of the first that has one,
-    /// and the model's settings (`config.json`, `generation_config.json`) are those of the first that has each.
+    /// Reads the tokenizer of a model with adapters: `folders` are theirs, the one that counts most first,
+    /// and the model's last. The tokenizer is that of the first that has one, and the model's settings
+    /// (`config.json`, `generation_config.json`) are those of the first that has each.
     pub fn open(folders: &[PathBuf]) -> Result<Self> {
         Self::from_files(TokenizerFiles::read(folders)?)
     }
 
-    /// The same for a model whose embedding has this many rows: a text with a token beyond them is an error, a token that no text holds is none.
+    /// The same for a model whose embedding has this many rows: a text with a token beyond them is an error,
+    /// a token that no text holds is none.
     pub fn for_rows(self, rows: usize) -> Self {
         Tokenizer { rows: Some(rows), ..self }
     }

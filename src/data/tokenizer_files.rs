@@ -45,9 +45,10 @@ pub(super) struct TokenizerFiles {
 }
 
 impl TokenizerFiles {
-    /// Reads the files that belong to a model: `folders` are those of its adapters, the one that counts most first, and its own. The tokenizer's files are those of the
-    /// first folder with a `tokenizer.json`, as they belong together. Training tools save them next to an adapter, but not the model's settings: each of these
-    /// is that of the first folder that holds it.
+    /// Reads the files that belong to a model: `folders` are those of its adapters, the one that counts most
+    /// first, and its own. The tokenizer's files are those of the first folder with a `tokenizer.json`, as
+    /// they belong together. Training tools save them next to an adapter, but not the model's settings: each
+    /// of these is that of the first folder that holds it.
     pub(super) fn read(folders: &[PathBuf]) -> Result<Self> {
         let has_tokenizer = |folder: &&PathBuf| folder.join("tokenizer.json").is_file();
         let tokenizer = folders.iter().find(has_tokenizer).or(folders.last()).cloned().unwrap_or_default();
@@ -91,7 +92,8 @@ impl TokenizerFiles {
         text.map(Some).map_err(|error| Error::input(format!("{}: not UTF-8 text ({error})", self.path(name))))
     }
 
-    /// The special tokens by the names that templates know them by (`bos_token`, `eos_token`, `pad_token` and so on).
+    /// The special tokens by the names that templates know them by (`bos_token`, `eos_token`, `pad_token` and
+    /// so on).
     pub(super) fn special_tokens(&self) -> Result<BTreeMap<String, String>> {
         Ok(DeclaredTokens::of(self)?.by_name())
     }

@@ -1,7 +1,9 @@
-//! What `tokenizer_config.json` sets of a tokenizer that `tokenizer.json` describes, by the rule of `transformers` 5.
+//! What `tokenizer_config.json` sets of a tokenizer that `tokenizer.json` describes, by the rule of
+//! `transformers` 5.
 //!
-//! There, `tokenizer.json` decides nearly everything: `add_bos_token` and `add_eos_token` are ignored next to it, as its post-processor says what is put around
-//! a text. What still counts is listed in [`KNOWN`]; a field that is not known there is named in a warning.
+//! There, `tokenizer.json` decides nearly everything: `add_bos_token` and `add_eos_token` are ignored next to
+//! it, as its post-processor says what is put around a text. What still counts is listed in [`KNOWN`]; a
+//! field that is not known there is named in a warning.
 
 use serde_json::{Map, Value};
 use tokenizers::{ModelWrapper, NormalizerWrapper, PreTokenizerWrapper};
@@ -13,7 +15,8 @@ use crate::files::warn_once;
 
 const CONFIG: &str = "tokenizer_config.json";
 
-/// Fields that are read here or elsewhere, or that change no token of a tokenizer with a `tokenizer.json`. Named tokens (`*_token`) are known too.
+/// Fields that are read here or elsewhere, or that change no token of a tokenizer with a `tokenizer.json`.
+/// Named tokens (`*_token`) are known too.
 const KNOWN: &[&str] = &[
     // Tokens: `special_tokens`.
     "added_tokens_decoder",
@@ -108,7 +111,8 @@ const KNOWN: &[&str] = &[
     "_from_pipeline",
 ];
 
-/// Classes of `transformers` that take `tokenizer.json` as it is; the others build the normaliser and the splitting into words from their settings.
+/// Classes of `transformers` that take `tokenizer.json` as it is; the others build the normaliser and the
+/// splitting into words from their settings.
 const AS_IN_THE_FILE: [&str; 4] =
     ["PreTrainedTokenizerFast", "TokenizersBackend", "PreTrainedTokenizer", "PythonBackend"];
 
@@ -168,8 +172,8 @@ pub(super) fn apply(tokenizer: &mut tokenizers::Tokenizer, files: &TokenizerFile
     Ok(flag("clean_up_tokenization_spaces")? == Some(true) && (!is_bpe || for_bpe))
 }
 
-/// Whether `transformers` builds the normaliser and the splitting into words from the settings: in the class that a file names, or without one in the class of
-/// the model's type.
+/// Whether `transformers` builds the normaliser and the splitting into words from the settings: in the class
+/// that a file names, or without one in the class of the model's type.
 fn is_built_from_settings(fields: &Map<String, Value>, files: &TokenizerFiles) -> Result<bool> {
     let config = files.json("config.json")?.unwrap_or_default();
     let class = fields.get("tokenizer_class").or(config.get("tokenizer_class")).and_then(Value::as_str);

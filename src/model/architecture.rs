@@ -372,7 +372,8 @@ impl BeyondContext {
 }
 
 impl Architecture {
-    /// The longest sequence that the model was made for: learned positions end there, rotary ones go on, with what the model has not seen.
+    /// The longest sequence that the model was made for: learned positions end there, rotary ones go on, with
+    /// what the model has not seen.
     pub fn context(&self) -> usize {
         self.max_positions.saturating_sub(self.position_offset)
     }

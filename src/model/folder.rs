@@ -67,7 +67,8 @@ pub struct ModelFolder {
     pub form: StorageForm,
     /// The seed of its weights, where the folder held none.
     pub new_from_seed: Option<u64>,
-    /// The folders whose tokenizer and generation settings belong to the model, the one that counts most first: those of adapters, then its own.
+    /// The folders whose tokenizer and generation settings belong to the model, the one that counts most
+    /// first: those of adapters, then its own.
     pub companions: Vec<PathBuf>,
 }
 
@@ -192,8 +193,9 @@ impl ModelFolder {
         is_there.then(|| Tokenizer::open(&self.companions)).transpose()
     }
 
-    /// The padding token that a classifier is written with: `transformers` reads a decoder's head at the last token that is not padding, so that it must not be one
-    /// that ends texts. It is the model's, or else the tokenizer's, or none.
+    /// The padding token that a classifier is written with: `transformers` reads a decoder's head at the last
+    /// token that is not padding, so that it must not be one that ends texts. It is the model's, or else the
+    /// tokenizer's, or none.
     fn padding_of(&self, head: &Head, tokenizer: Option<&Tokenizer>, vocabulary: usize) -> Option<u32> {
         if head.form.pad_token_id.is_some() {
             return head.form.pad_token_id;
@@ -216,7 +218,8 @@ impl ModelFolder {
         of_model || tokenizer.is_some_and(|tokenizer| tokenizer.stop_tokens().contains(&token))
     }
 
-    /// A warning where the model's padding token ends texts too, so that `transformers` would read the scores of this new head before it.
+    /// A warning where the model's padding token ends texts too, so that `transformers` would read the scores
+    /// of this new head before it.
     pub fn padding_warning(
         &self,
         head: &Head,

@@ -43,8 +43,9 @@ pub struct Form {
     /// Every score is divided by it after that, so that demonstrations have variance 1.
     #[serde(default = "one")]
     pub divisor: f32,
-    /// A head at the last token is read at the last one that is not this: the rule of `transformers` for classifiers that it saved, whose padding this is.
-    /// Heads of our own are read at the last token, whatever it is.
+    /// A head at the last token is read at the last one that is not this: the rule of `transformers` for
+    /// classifiers that it saved, whose padding this is. Heads of our own are read at the last token,
+    /// whatever it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pad_token_id: Option<u32>,
 }
@@ -107,8 +108,8 @@ pub fn is_head_tensor(architecture: &Architecture, name: &str) -> bool {
 }
 
 impl Head {
-    /// The frozen head that these tensors hold, if they hold one: `find` gives a tensor by its name. Without a form it is one that `transformers` saved,
-    /// with the padding token `pad`.
+    /// The frozen head that these tensors hold, if they hold one: `find` gives a tensor by its name. Without
+    /// a form it is one that `transformers` saved, with the padding token `pad`.
     pub fn find(
         architecture: &Architecture,
         form: Option<Form>,
@@ -311,7 +312,8 @@ impl Head {
         Ok(if divisor == 1.0 { out } else { (out / f64::from(divisor))? })
     }
 
-    /// The hidden states that stand for sequences, `[sequences, d_model]`: `tokens` are those of all rows, `rows` the rows of each sequence's parts.
+    /// The hidden states that stand for sequences, `[sequences, d_model]`: `tokens` are those of all rows,
+    /// `rows` the rows of each sequence's parts.
     pub fn pool(&self, hidden: &Tensor, tokens: &[u32], rows: &[[Range<usize>; 2]]) -> Result<Tensor> {
         let without_padding: Vec<[Range<usize>; 2]>;
         let rows = match self.form.pad_token_id {

@@ -340,7 +340,8 @@ impl Model {
         Ok(head.forward(&select_rows(hidden, &rows)?)?.squeeze(1)?)
     }
 
-    /// A warning where `transformers` would read the head of this model at another token than it is trained at.
+    /// A warning where `transformers` would read the head of this model at another token than it is trained
+    /// at.
     pub fn padding_warning(&self, tokenizer: &Tokenizer) -> Option<String> {
         let (head, vocabulary) = (self.head()?, self.architecture.vocabulary);
         self.folder.padding_warning(head, !self.adapters().is_empty(), tokenizer, vocabulary)

@@ -19,7 +19,7 @@ use super::weights::{Role, Stored, TensorSpec, Weights, output_name, tensor_spec
 use crate::bail;
 use crate::error::{Error, Result};
 use crate::files::warn_once;
-pub use locate::{INDEX_FILE, Located, NAMED_IN_CONFIG, SINGLE_FILE, Shards, locate, refuse_pickles};
+pub use locate::{INDEX_FILE, Located, NAMED_IN_CONFIG, SINGLE_FILE, Shards, locate, no_weights, refuse_pickles};
 
 /// How a model's tensors lie on disk, so that they can be written in the same form.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,7 +41,8 @@ const LONGEST_HEADER: u64 = 100_000_000;
 /// What a file begins with that stands for one in Git's storage of large files.
 const GIT_LFS: &[u8; 8] = b"version ";
 
-/// Reads all tensors the architecture needs, and a classification head where there is one; `None` where the folder holds no weights.
+/// Reads all tensors the architecture needs, and a classification head where there is one; `None` where the
+/// folder holds no weights.
 pub fn read(folder: &Path, architecture: &Architecture, device: &Device) -> Result<Option<(Weights, StorageForm)>> {
     let Some(located) = locate(folder)? else { return Ok(None) };
     let mut files = TensorFiles::open_located(folder, located)?;
@@ -134,14 +135,16 @@ impl TensorFiles {
     }
 }
 
-/// Endings of tensors that hold no weights of a model: masks, positions and frequencies that older programs stored.
+/// Endings of tensors that hold no weights of a model: masks, positions and frequencies that older programs
+/// stored.
 const NO_WEIGHTS: [&str; 6] =
     [".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq", ".position_ids"];
 /// Beginnings of the heads with which BERT and its like were pretrained.
 const PRETRAINING_HEADS: [&str; 4] = ["cls.", "lm_head.", "pooler.", "bert.pooler."];
 
 impl TensorFiles {
-    /// Warns of tensors that have no place in the model that `config.json` describes: more layers than it has, or biases that it does not mention.
+    /// Warns of tensors that have no place in the model that `config.json` describes: more layers than it
+    /// has, or biases that it does not mention.
     fn warn_of_unread(&self, architecture: &Architecture) {
         let is_harmless = |name: &str| {
             NO_WEIGHTS.iter().any(|ending| name.ends_with(ending))
@@ -172,15 +175,6 @@ pub fn read_file(path: &Path, device: &Device) -> Result<BTreeMap<String, Tensor
         tensors.insert(name, tensor);
     }
     Ok(tensors)
-}
-
-/// The error of a folder without weights.
-pub fn no_weights(folder: &Path) -> Error {
-    Error::input(format!(
-        "{}: there are no weights next to config.json; expected {SINGLE_FILE}, or {INDEX_FILE} and the files that it names: fetch the folder whole, or \
-         train a model from this config.json with `sft` first",
-        folder.display()
-    ))
 }
 
 /// The file of each tensor, from the headers of the files.

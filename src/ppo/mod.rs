@@ -84,7 +84,8 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
     run.finish()
 }
 
-/// Refuses models that cannot read what they will have to; gives a warning where they were not made for the longest answers to some of the prompts.
+/// Refuses models that cannot read what they will have to; gives a warning where they were not made for the
+/// longest answers to some of the prompts.
 fn check_lengths(settings: &PpoSettings, roles: &Roles, material: &Material) -> Result<Option<String>> {
     let Material { prompts, held_out, mix, .. } = material;
     let held_out_length = held_out.as_ref().map_or(0, HeldOut::longest);

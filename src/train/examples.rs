@@ -290,7 +290,8 @@ impl<'a, T> Examples<'a, T> {
         Some(examples.map(|example| measure(&example.value)).max().unwrap_or(0))
     }
 
-    /// All examples to train and to evaluate on that are read already: where they are streamed, those of the first rows.
+    /// All examples to train and to evaluate on that are read already: where they are streamed, those of the
+    /// first rows.
     pub fn known(&self) -> impl Iterator<Item = &Example<T>> {
         let known = match &self.way {
             Way::InMemory { all, .. } => all,

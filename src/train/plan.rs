@@ -150,7 +150,8 @@ fn count(number: usize) -> HumanCount {
     HumanCount(number as u64)
 }
 
-/// Refuses a model that cannot read the longest of its texts, of which `tokens` gives the tokens of each; gives a warning where it was not made for some of them.
+/// Refuses a model that cannot read the longest of its texts, of which `tokens` gives the tokens of each;
+/// gives a warning where it was not made for some of them.
 pub fn check_lengths<T>(
     model: &Architecture,
     examples: &Examples<T>,

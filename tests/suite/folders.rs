@@ -1,4 +1,5 @@
-//! Folders of models as people bring them: which files hold the weights, what a folder without weights is good for, and what is written.
+//! Folders of models as people bring them: which files hold the weights, what a folder without weights is
+//! good for, and what is written.
 
 use std::path::Path;
 

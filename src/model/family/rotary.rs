@@ -37,9 +37,11 @@ pub(super) fn rotary_frequencies(config: &Config, dimensions: usize) -> Result<V
     }
 }
 
-/// The longest sequence that a model was made for: `max_position_embeddings`, or what scaling makes of it if that is more.
+/// The longest sequence that a model was made for: `max_position_embeddings`, or what scaling makes of it if
+/// that is more.
 ///
-/// Whether `max_position_embeddings` is that of the model before its scaling or after it differs between models, so that the larger reading counts.
+/// Whether `max_position_embeddings` is that of the model before its scaling or after it differs between
+/// models, so that the larger reading counts.
 pub(super) fn context(config: &Config, default: usize) -> Result<usize> {
     let positions = config.optional_size("max_position_embeddings")?.unwrap_or(default);
     let scaled = ["rope_parameters", "rope_scaling"].into_iter().filter_map(|field| {

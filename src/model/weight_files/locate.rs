@@ -3,10 +3,11 @@
 //! 1. the file that `transformers_weights` in `config.json` names;
 //! 2. `model.safetensors`, even where an index is there too;
 //! 3. the files that `model.safetensors.index.json` names;
-//! 4. beyond `transformers`: a whole set of `model-00001-of-0000N.safetensors` without its index, as every file's header names its tensors.
+//! 4. beyond `transformers`: a whole set of `model-00001-of-0000N.safetensors` without its index, as every
+//!    file's header names its tensors.
 //!
-//! Whatever else looks like weights is refused by its name, so that a folder counts as a bare `config.json` only if it holds no file of
-//! weights at all.
+//! Whatever else looks like weights is refused by its name, so that a folder counts as a bare `config.json`
+//! only if it holds no file of weights at all.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,8 @@ pub const INDEX_FILE: &str = "model.safetensors.index.json";
 pub const PICKLES: [&str; 5] = ["bin", "pt", "pth", "pkl", "ckpt"];
 /// Other forms of weights.
 const OTHER_FORMS: [&str; 10] = ["gguf", "ggml", "h5", "msgpack", "onnx", "ot", "npz", "distcp", "tflite", "nemo"];
-/// What the names of folders hold in which training programs keep a model's weights in parts (DeepSpeed, FSDP).
+/// What the names of folders hold in which training programs keep a model's weights in parts (DeepSpeed,
+/// FSDP).
 const IN_FOLDERS: [&str; 2] = ["global_step", "_fsdp_"];
 /// Files of training programs that have such an ending and hold no weights of a model.
 const NO_WEIGHTS: [&str; 7] = [
@@ -64,7 +66,8 @@ pub enum Shards {
 /// The files that hold the weights of the model in `folder`; `None` where it holds no file of weights at all.
 ///
 /// # Errors
-/// Where there are files of weights, but not those of a whole model, or of a form that is not read: they are named.
+/// Where there are files of weights, but not those of a whole model, or of a form that is not read: they are
+/// named.
 pub fn locate(folder: &Path) -> Result<Option<Located>> {
     if let Some(name) = named_in_config(folder)? {
         return match name.ends_with(".index.json") {
@@ -91,6 +94,15 @@ pub fn locate(folder: &Path) -> Result<Option<Located>> {
         }
         None => Err(not_read(folder, &found)),
     }
+}
+
+/// The error of a folder without weights.
+pub fn no_weights(folder: &Path) -> Error {
+    Error::input(format!(
+        "{}: there are no weights next to config.json; expected {SINGLE_FILE}, or {INDEX_FILE} and the files that it names: fetch the folder whole, or \
+         train a model from this config.json with `sft` first",
+        folder.display()
+    ))
 }
 
 fn single(folder: &Path, name: &str) -> Located {
