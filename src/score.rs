@@ -110,6 +110,7 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
     let mut progress = Progress::new("score", row_count, common.quiet);
     let mut report = ScoreReport::default();
     let mut writer = None;
+    let form = settings.best.then(|| best::form(&settings.data)).transpose()?;
     for answered in schema::answered(&settings.data)? {
         let answered = answered?;
         let trees: Vec<TokenTree> = (answered.records.iter())
@@ -124,9 +125,9 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
         report.rows += scores.len();
         report.answers += scores.iter().map(Vec::len).sum::<usize>();
         report.tokens += scores.iter().flatten().map(|score| score.tokens).sum::<usize>();
-        let batch = match settings.best {
-            true => best::best_rows(&answered, &scores, &settings.prefix)?,
-            false => with_scores(&answered, &scores, &settings.prefix)?,
+        let batch = match &form {
+            Some(form) => best::best_rows(&answered, form, &scores, &settings.prefix)?,
+            None => with_scores(&answered, &scores, &settings.prefix)?,
         };
         let writer = match &mut writer {
             Some(writer) => writer,

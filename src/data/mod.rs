@@ -2,7 +2,9 @@
 
 pub mod batch;
 pub mod column;
+mod conversation;
 pub mod inspect;
+pub mod json_column;
 mod labels;
 mod layout;
 pub mod mixture;
@@ -12,6 +14,7 @@ mod parquet_batches;
 mod parquet_file;
 mod parquet_pages;
 mod parquet_structs;
+pub mod record;
 mod remarks;
 pub mod row_index;
 pub mod schema;

@@ -11,7 +11,6 @@
 //! mixed in a row (a `prompt` string beside `chosen` messages): then strings become messages.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,131 +20,10 @@ use arrow::datatypes::SchemaRef;
 use super::labels;
 use super::layout;
 use super::parquet::{ParquetRows, Rows};
+pub use super::record::{
+    Answered, Conversation, Demonstration, Labelled, Message, Origin, Prompt, Ranking, TemplateInputs, Text,
+};
 use crate::error::Result;
-
-/// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    /// Who speaks: `system`, `user` or `assistant` (templates may know more).
-    pub role: String,
-    /// What is said.
-    pub content: String,
-}
-
-impl Message {
-    /// A turn of the user.
-    pub fn user(content: impl Into<String>) -> Self {
-        Self { role: "user".to_owned(), content: content.into() }
-    }
-
-    /// A turn of the assistant.
-    pub fn assistant(content: impl Into<String>) -> Self {
-        Self { role: "assistant".to_owned(), content: content.into() }
-    }
-
-    /// Whether the assistant speaks.
-    pub fn is_assistant(&self) -> bool {
-        self.role == "assistant"
-    }
-}
-
-/// A prompt, an answer or a whole document.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Text {
-    /// A string, taken as it is: no template applies.
-    Plain(String),
-    /// Turns of a conversation, to be rendered by the model's chat template.
-    Messages(Vec<Message>),
-}
-
-impl Text {
-    /// What is said, without roles: the string, or the content of each message.
-    pub fn contents(&self) -> impl Iterator<Item = &str> {
-        let (text, messages) = match self {
-            Text::Plain(text) => (Some(text.as_str()), &[][..]),
-            Text::Messages(messages) => (None, &messages[..]),
-        };
-        text.into_iter().chain(messages.iter().map(|message| message.content.as_str()))
-    }
-}
-
-/// The file and row that a record was read from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin {
-    /// The file.
-    pub file: Arc<Path>,
-    /// The row, counted from 0.
-    pub row: usize,
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}: row {} (counted from 0)", self.file.display(), self.row)
-    }
-}
-
-/// Text to imitate.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Demonstration {
-    /// What is given and not learned, where the columns set it apart.
-    pub prompt: Option<Text>,
-    /// What is learned. Of messages, only the assistant's turns are.
-    pub completion: Text,
-    /// Where it was read.
-    pub origin: Origin,
-}
-
-/// A prompt and two or more answers in an order of preference.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Ranking {
-    /// What is answered.
-    pub prompt: Text,
-    /// The answers.
-    pub responses: Vec<Text>,
-    /// One rank an answer: lower is better, equal ranks are ties.
-    pub ranks: Vec<i64>,
-    /// By how much a better answer is better, where the data says so.
-    pub margin: Option<f32>,
-    /// How much the prompt counts beside others; 1 where the data does not say.
-    pub weight: f32,
-    /// The share of labellers who agree with the order, where the data says so.
-    pub agreement: Option<f32>,
-    /// Where it was read.
-    pub origin: Origin,
-}
-
-/// A text, or a pair of texts, of a class.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Labelled {
-    /// The text.
-    pub text: String,
-    /// The other text of a pair.
-    pub pair: Option<String>,
-    /// The class: a name, or a number as text.
-    pub label: String,
-    /// Where it was read.
-    pub origin: Origin,
-}
-
-/// Something to be answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prompt {
-    /// The text; messages end before the answer.
-    pub prompt: Text,
-    /// Where it was read.
-    pub origin: Origin,
-}
-
-/// A prompt and the answers to be scored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answered {
-    /// What is answered; empty for a plain `text`.
-    pub prompt: Text,
-    /// One answer or many, as [`AnswerLayout`] says.
-    pub answers: Vec<Text>,
-    /// Where it was read.
-    pub origin: Origin,
-}
 
 /// Some rows as they were read, with the answers found in them.
 #[derive(Debug, Clone)]
