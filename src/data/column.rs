@@ -4,6 +4,8 @@
 //! `large_list`, `fixed_size_list` or `list_view`; numbers in any width. Each accessor converts to one form and says
 //! which column of which file has what type when it cannot.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -106,6 +108,17 @@ fn declared_json(text: &str) -> Result<Option<Text>, String> {
     }
 }
 
+/// Whether a text begins like a list of messages, in JSON or in Python's notation.
+pub(super) fn begins_like_messages(text: &str) -> bool {
+    let after = |text: &'_ str, start: &str| text.trim_start().strip_prefix(start).map(str::to_owned);
+    let begin = &text[..text.char_indices().nth(64).map_or(text.len(), |(end, _)| end)];
+    let Some(first) = after(begin, "[").and_then(|text| after(&text, "{")) else { return false };
+    ["\"", "'"].iter().any(|quote| {
+        let name = after(&first, quote).and_then(|text| text.split_once(quote).map(|(name, _)| name.to_owned()));
+        name.is_some_and(|name| ["role", "from", "content", "value"].contains(&name.as_str()))
+    })
+}
+
 /// The messages of a text that is a JSON list of them; `None` for other texts.
 pub(super) fn messages_in_json(text: &str) -> Option<Result<Vec<Message>, String>> {
     if !text.trim_start().strip_prefix('[')?.trim_start().starts_with('{') {
@@ -115,6 +128,18 @@ pub(super) fn messages_in_json(text: &str) -> Option<Result<Vec<Message>, String
     let has = |value: &Value, names: [&str; 2]| names.iter().any(|name| value.get(name).is_some());
     let is_message = |value: &Value| has(value, ["role", "from"]) && has(value, ["content", "value"]);
     values.iter().any(is_message).then(|| messages(values))
+}
+
+thread_local! {
+    /// The columns that were asked for since [`columns_used`] began on this thread.
+    static USED: RefCell<Option<BTreeSet<String>>> = const { RefCell::new(None) };
+}
+
+/// The names of the columns that `step` reads of any rows.
+pub(super) fn columns_used<T>(step: impl FnOnce() -> T) -> (T, BTreeSet<String>) {
+    let before = USED.replace(Some(BTreeSet::new()));
+    let result = step();
+    (result, USED.replace(before).unwrap_or_default())
 }
 
 impl Rows {
@@ -223,6 +248,7 @@ impl Rows {
     }
 
     fn required(&self, name: &str) -> Result<&ArrayRef> {
+        USED.with_borrow_mut(|used| used.as_mut().map(|used| used.insert(name.to_owned())));
         match self.column(name) {
             Some(column) => Ok(column),
             None => {

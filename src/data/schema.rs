@@ -17,12 +17,15 @@ use std::sync::Arc;
 use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::SchemaRef;
 
+use super::column::columns_used;
 use super::labels;
 use super::layout;
+use super::notes;
 use super::parquet::{ParquetRows, Rows};
 pub use super::record::{
     Answered, Conversation, Demonstration, Labelled, Message, Origin, Prompt, Ranking, TemplateInputs, Text,
 };
+use super::splits::Pattern;
 use crate::error::Result;
 
 /// Some rows as they were read, with the answers found in them.
@@ -78,6 +81,13 @@ impl<R> Layouts<R> {
     pub(super) fn check(&self, file: &Arc<Path>, schema: &SchemaRef) -> Result<()> {
         self.records(&no_rows(file, schema)).map(drop)
     }
+
+    /// The columns of a file that its records are not made of, but for those that only say where a row comes from.
+    pub(super) fn unused_columns(&self, file: &Arc<Path>, schema: &SchemaRef) -> Vec<String> {
+        let (_, used) = columns_used(|| self.records(&no_rows(file, schema)));
+        let names = schema.fields().iter().map(|field| field.name());
+        names.filter(|name| !used.contains(*name) && !is_provenance(name)).cloned().collect()
+    }
 }
 
 /// The demonstrations in the files that `pattern` names (a file, a folder or a glob), in order.
@@ -85,17 +95,17 @@ impl<R> Layouts<R> {
 /// # Errors
 /// At once, where a file cannot be read or has none of the layouts; with the first record that is not what its column
 /// promises (a null, a conversation in which the assistant does not speak), after which the iterator ends.
-pub fn demonstrations(pattern: &str) -> Result<impl Iterator<Item = Result<Demonstration>> + use<>> {
-    records(pattern, DEMONSTRATIONS)
+pub fn demonstrations<'p, P: Into<Pattern<'p>>>(pattern: P) -> Result<impl Iterator<Item = Result<Demonstration>> + use<'p, P>> {
+    records(pattern.into(), DEMONSTRATIONS)
 }
 
 /// The rankings in the files that `pattern` names; errors as for [`demonstrations`].
-pub fn rankings(pattern: &str) -> Result<impl Iterator<Item = Result<Ranking>> + use<>> {
-    records(pattern, RANKINGS)
+pub fn rankings<'p, P: Into<Pattern<'p>>>(pattern: P) -> Result<impl Iterator<Item = Result<Ranking>> + use<'p, P>> {
+    records(pattern.into(), RANKINGS)
 }
 
 /// The strings of one column of the files that `pattern` names, with where each stands.
-pub fn names(pattern: &str, column: &str) -> Result<Vec<(Option<String>, Origin)>> {
+pub fn names<'p>(pattern: impl Into<Pattern<'p>>, column: &str) -> Result<Vec<(Option<String>, Origin)>> {
     let mut all = Vec::new();
     for rows in ParquetRows::open(pattern)? {
         let rows = rows?;
@@ -107,8 +117,8 @@ pub fn names(pattern: &str, column: &str) -> Result<Vec<(Option<String>, Origin)
 }
 
 /// The labelled texts in the files that `pattern` names; errors as for [`demonstrations`].
-pub fn labelled(pattern: &str) -> Result<impl Iterator<Item = Result<Labelled>> + use<>> {
-    records(pattern, LABELLED)
+pub fn labelled<'p, P: Into<Pattern<'p>>>(pattern: P) -> Result<impl Iterator<Item = Result<Labelled>> + use<'p, P>> {
+    records(pattern.into(), LABELLED)
 }
 
 /// The classes of the labelled texts in the files that `pattern` names, of which the column `label` alone is read.
@@ -128,13 +138,13 @@ pub fn classes(pattern: &str) -> Result<BTreeSet<String>> {
 }
 
 /// The prompts in the files that `pattern` names; errors as for [`demonstrations`].
-pub fn prompts(pattern: &str) -> Result<impl Iterator<Item = Result<Prompt>> + use<>> {
-    records(pattern, PROMPTS)
+pub fn prompts<'p, P: Into<Pattern<'p>>>(pattern: P) -> Result<impl Iterator<Item = Result<Prompt>> + use<'p, P>> {
+    records(pattern.into(), PROMPTS)
 }
 
 /// The rows of the files that `pattern` names, with all their columns and the prompt and answers found in them:
 /// `prompt` + `completion`, `response`, `completions` or `responses`; or any layout of demonstrations or pairs.
-pub fn answered(pattern: &str) -> Result<impl Iterator<Item = Result<AnsweredRows>> + use<>> {
+pub fn answered<'p, P: Into<Pattern<'p>>>(pattern: P) -> Result<impl Iterator<Item = Result<AnsweredRows>> + use<'p, P>> {
     let rows = ParquetRows::open(pattern)?;
     for (file, schema) in rows.schemas() {
         layout::answered(&no_rows(file, schema))?;
@@ -146,12 +156,28 @@ pub fn answered(pattern: &str) -> Result<impl Iterator<Item = Result<AnsweredRow
     })))
 }
 
+/// Adds a note with the columns of the files that are not used.
+pub(super) fn note_unused(pattern: &str, unused: impl IntoIterator<Item = String>) {
+    let names: BTreeSet<String> = unused.into_iter().map(|name| format!("`{name}`")).collect();
+    if !names.is_empty() {
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
+        notes::add(format!("{pattern}: columns that are not used: {names}"));
+    }
+}
+
+/// Whether a column of this name says where a row comes from and no more.
+fn is_provenance(name: &str) -> bool {
+    const NAMES: [&str; 12] =
+        ["id", "idx", "index", "uuid", "source", "url", "license", "dataset", "language", "lang", "timestamp", "date"];
+    NAMES.contains(&name) || name.ends_with("_id") || name.starts_with("__index_level_")
+}
+
 /// A file's columns without its rows.
 fn no_rows(file: &Arc<Path>, schema: &SchemaRef) -> Rows {
     Rows { file: file.clone(), first_row: 0, batch: RecordBatch::new_empty(schema.clone()) }
 }
 
-fn records<R: 'static>(pattern: &str, layouts: Layouts<R>) -> Result<impl Iterator<Item = Result<R>> + use<R>> {
+fn records<R: 'static>(pattern: Pattern, layouts: Layouts<R>) -> Result<impl Iterator<Item = Result<R>> + use<R>> {
     let rows = ParquetRows::open(pattern)?.only(layouts.columns);
     for (file, schema) in rows.schemas() {
         layouts.check(file, schema)?;

@@ -1,6 +1,6 @@
 //! The layouts of prompts with answers to be scored.
 
-use super::demonstrations::demonstrations;
+use super::demonstrations::demonstrations_as_marked;
 use super::rankings::Pairs;
 use super::texts::{Column, ListColumn, joined};
 use crate::data::conversation::ConversationColumns;
@@ -36,7 +36,7 @@ pub(in crate::data) fn answered(rows: &Rows) -> Result<(AnswerLayout, Vec<Answer
              `chosen` and `rejected`",
         ));
     }
-    let records = demonstrations(rows)?.into_iter().map(|record| {
+    let records = demonstrations_as_marked(rows)?.into_iter().map(|record| {
         let (prompt, answer) = match (record.prompt, record.completion) {
             (Some(prompt), completion) => (prompt, completion),
             (None, Text::Messages(Conversation { mut messages, inputs })) => {

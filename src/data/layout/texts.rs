@@ -2,8 +2,9 @@
 
 use arrow::array::{Array, LargeStringArray};
 
-use crate::data::column::{Lists, TextColumn};
+use crate::data::column::{Lists, TextColumn, begins_like_messages};
 use crate::data::conversation::{History, OneForm, one_form};
+use crate::data::notes;
 use crate::data::parquet::Rows;
 use crate::data::record::{Message, Origin, Text};
 use crate::error::{Error, Result};
@@ -35,6 +36,32 @@ impl Rows {
     }
 }
 
+/// Counts a row whose text is JSON, or looks as if it should be.
+fn count_json(rows: &Rows, row: usize, column: &TextColumn, text: &Text) {
+    let TextColumn::Plain { is_json: false, .. } = column else { return };
+    match text {
+        Text::Messages(_) => notes::count("hold messages as JSON text, which are read as messages", &rows.origin(row)),
+        Text::Plain(text) if begins_like_messages(text) => {
+            let what = "hold a text that begins like a list of messages but cannot be read as JSON, and are read as plain text";
+            notes::count(what, &rows.origin(row));
+        }
+        Text::Plain(_) => {}
+    }
+}
+
+/// Counts a row whose answers are strings that begin with the prompt: they may hold what the model is given already.
+fn count_repeated_prompt(rows: &Rows, row: usize, joined: &OneForm) {
+    /// A shorter prompt may be repeated by accident.
+    const SHORTEST: usize = 20;
+    let OneForm::Apart(Text::Plain(prompt), answers) = joined else { return };
+    let prompt = prompt.trim();
+    let repeats = |answer: &Text| matches!(answer, Text::Plain(answer) if answer.trim_start().starts_with(prompt));
+    if prompt.len() >= SHORTEST && answers.iter().all(repeats) {
+        let what = "have answers that begin with the text of the prompt, which the model is given twice then";
+        notes::count(what, &rows.origin(row));
+    }
+}
+
 /// A column in which every row must hold a text.
 pub(super) struct Column<'a> {
     rows: &'a Rows,
@@ -57,7 +84,10 @@ impl<'a> Column<'a> {
             Some(Text::Messages(messages)) if messages.is_empty() => {
                 Err(self.fault(row, "is an empty list, expected messages"))
             }
-            Some(text) => Ok(text),
+            Some(text) => {
+                count_json(self.rows, row, &self.texts, &text);
+                Ok(text)
+            }
         }
     }
 
@@ -91,7 +121,10 @@ impl<'a> ListColumn<'a> {
             Some(Text::Messages(messages)) if messages.is_empty() => {
                 Err(fault(format!("item {number} (counted from 0) is an empty list, expected messages")))
             }
-            Some(text) => Ok(text),
+            Some(text) => {
+                count_json(self.rows, row, &self.lists.values, &text);
+                Ok(text)
+            }
             None => Err(fault(format!("item {number} (counted from 0) is null"))),
         };
         range.enumerate().map(|(number, index)| item(index, number)).collect()
@@ -133,7 +166,8 @@ impl<'a> Instructions<'a> {
 /// The prompt and the answers of a row in one form (see [`one_form`]); the answers are of `columns`, or all of the one column.
 pub(super) fn joined(rows: &Rows, row: usize, columns: &[&str], prompt: Text, answers: Vec<Text>) -> Result<OneForm> {
     let is_list = columns.len() == 1 && answers.len() > 1;
-    one_form(prompt, answers).map_err(|(number, fault)| {
+    let joined = one_form(prompt, answers).inspect(|joined| count_repeated_prompt(rows, row, joined));
+    joined.map_err(|(number, fault)| {
         let column = columns.get(number).or(columns.last()).copied().unwrap_or_default();
         let fault = if is_list { format!("item {number} (counted from 0) {fault}") } else { fault };
         rows.fault(row, column, fault)
