@@ -1,10 +1,11 @@
 //! Parquet files in and out: rows are streamed, so that memory does not grow with the data.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::arrow::arrow_writer::ArrowWriter;
@@ -23,6 +24,7 @@ use crate::remote::objects;
 
 use super::parquet_batches::{ROWS_PER_BATCH, RowBatches};
 use super::parquet_file::ParquetFile;
+use super::splits::{self, Pattern, Wanted};
 use super::{parquet_structs, thrift};
 
 /// Rows of a row group that is written: what the writer holds in memory.
@@ -30,11 +32,15 @@ const ROWS_PER_GROUP: usize = 16 * 1024;
 /// The four bytes at which a Parquet file begins and ends.
 const MAGIC: &[u8; 4] = b"PAR1";
 
-/// The Parquet files that `pattern` names, sorted: a file, a folder (every `*.parquet` below it, hidden ones left out)
-/// or a glob (`data/train-*.parquet`), here or in an object store (see [`objects::files`]).
-pub fn files(pattern: &str) -> Result<Vec<PathBuf>> {
+/// The Parquet files that `pattern` names, sorted: a file, a folder (every `*.parquet` below it, hidden ones left out; of one with several splits
+/// the split that is wanted, see [`splits`]) or a glob (`data/train-*.parquet`), here or in an object store (see [`objects::files`]).
+pub fn files<'p>(pattern: impl Into<Pattern<'p>>) -> Result<Vec<PathBuf>> {
+    let Pattern { text: pattern, wanted } = pattern.into();
     if objects::is_remote(pattern) {
-        return objects::files(pattern);
+        let (mut found, readme) = objects::files(pattern)?;
+        let readme = readme.map(|file| objects::read_text(&file, limits::SMALL_FILE)).transpose()?;
+        of_split(pattern, &mut found, readme.as_deref(), wanted)?;
+        return Ok(found);
     }
     let path = Path::new(pattern);
     let mut found = Vec::new();
@@ -43,6 +49,9 @@ pub fn files(pattern: &str) -> Result<Vec<PathBuf>> {
         if found.is_empty() {
             bail!("{pattern}: the folder holds no file whose name ends in .parquet; name a folder that does");
         }
+        let readme = Some(path.join("README.md")).filter(|readme| readme.is_file());
+        let readme = readme.map(|readme| limits::read_text(readme, limits::SMALL_FILE)).transpose()?;
+        of_split(pattern, &mut found, readme.as_deref(), wanted)?;
     } else if path.exists() {
         found.push(path.to_path_buf());
     } else if pattern.contains(['*', '?', '[']) {
@@ -65,6 +74,19 @@ pub fn files(pattern: &str) -> Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// Leaves of the files below a folder those of the split that is wanted; other patterns name their files one by one.
+fn of_split(folder: &str, found: &mut Vec<PathBuf>, readme: Option<&str>, wanted: Wanted) -> Result<()> {
+    let folder = folder.trim_end_matches('/');
+    let within = |file: &PathBuf| {
+        let file = file.to_string_lossy().replace('\\', "/");
+        Some(file.strip_prefix(folder)?.trim_start_matches('/').to_owned()).filter(|name| !name.is_empty())
+    };
+    let Some(names) = found.iter().map(within).collect::<Option<Vec<_>>>() else { return Ok(()) };
+    let chosen: BTreeSet<String> = splits::chosen(folder, names, readme, wanted)?.into_iter().collect();
+    found.retain(|file| within(file).is_some_and(|name| chosen.contains(&name)));
+    Ok(())
 }
 
 fn files_below(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
@@ -112,7 +134,8 @@ struct OpenFile {
 impl ParquetRows {
     /// Opens what `pattern` names (see [`files`]) and reads the footer of every file, so that a file that cannot be read
     /// is an error before work begins. It is an error, too, if there is not one row in all of them.
-    pub fn open(pattern: &str) -> Result<Self> {
+    pub fn open<'p>(pattern: impl Into<Pattern<'p>>) -> Result<Self> {
+        let pattern = pattern.into();
         let mut opened = Vec::new();
         let mut rows = 0;
         for path in files(pattern)? {
@@ -123,7 +146,7 @@ impl ParquetRows {
             opened.push((Arc::<Path>::from(path), metadata));
         }
         if rows == 0 {
-            bail!("{pattern}: a valid Parquet file, but without a single row; name one that has rows");
+            bail!("{}: a valid Parquet file, but without a single row; name one that has rows", pattern.text);
         }
         let schemas = opened.iter().map(|(file, metadata)| (file.clone(), metadata.schema().clone())).collect();
         Ok(Self { files: opened.into_iter(), columns: None, current: None, schemas, rows })
@@ -322,7 +345,10 @@ impl ParquetWriter {
     pub fn create(path: impl AsRef<Path>, schema: SchemaRef) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let file = OutputFile::create(&path)?;
+        // Without it other programs read dates in milliseconds as numbers: Parquet has dates in days alone.
+        let has_dates = schema.flattened_fields().iter().any(|field| *field.data_type() == DataType::Date64);
         let properties = WriterProperties::builder()
+            .set_coerce_types(has_dates)
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
             .set_max_row_group_row_count(Some(ROWS_PER_GROUP))
             .build();

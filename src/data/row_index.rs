@@ -14,7 +14,8 @@ use parquet::file::metadata::ParquetMetaData;
 use super::parquet::{Rows, files, projection, read_footer, rows_of_groups, total_rows, unreadable, without_panic};
 use super::parquet_batches::{ROWS_PER_BATCH, RowBatches, copy_of_row};
 use super::parquet_file::ParquetFile;
-use super::schema::{Layouts, Origin};
+use super::schema::{Layouts, Origin, note_unused};
+use super::splits::Pattern;
 use crate::bail;
 use crate::error::Result;
 
@@ -48,17 +49,21 @@ impl RowIndex {
     /// # Errors
     /// Where a file cannot be read, has none of the layouts, or has a footer whose numbers of rows cannot be true; or where there is not one row
     /// in all of them.
-    pub fn open<R>(pattern: &str, layouts: &Layouts<R>) -> Result<Self> {
+    pub fn open<'p, R>(pattern: impl Into<Pattern<'p>>, layouts: &Layouts<R>) -> Result<Self> {
+        let pattern = pattern.into();
         let mut index = RowIndex { files: Vec::new(), groups: Vec::new(), columns: layouts.columns };
+        let mut unused = Vec::new();
         for path in files(pattern)? {
             let footer = read_footer(&path)?;
             let file = Arc::<Path>::from(path);
             layouts.check(&file, footer.schema())?;
+            unused.extend(layouts.unused_columns(&file, footer.schema()));
             index.add(file, footer.metadata())?;
         }
         if index.groups.is_empty() {
-            bail!("{pattern}: a valid Parquet file, but without a single row; name one that has rows");
+            bail!("{}: a valid Parquet file, but without a single row; name one that has rows", pattern.text);
         }
+        note_unused(pattern.text, unused);
         Ok(index)
     }
 

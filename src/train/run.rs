@@ -19,6 +19,7 @@ use super::progress::Progress;
 use super::resume::{self, Identity, Record, Resumed};
 use super::state::{StateReader, StateWriter};
 use crate::bail;
+use crate::data;
 use crate::data::schema::Origin;
 use crate::error::{Error, Result};
 use crate::files::{
@@ -102,11 +103,13 @@ impl Run {
             folder,
         };
         settings::save(settings, run.folder.join("settings.toml"))?;
+        let said = data::notes::take();
         plan.print(common.quiet);
         if let Some(resumed) = resumed {
             notes.extend(run.go_on_from(resumed)?);
         }
         notes.extend(plan.warnings().iter().cloned());
+        said.iter().try_for_each(|note| run.warn(&format!("note: {note}")))?;
         notes.iter().try_for_each(|note| run.warn(&format!("warning: {note}")))?;
         Ok(run)
     }
