@@ -117,7 +117,9 @@ impl Message {
 fn sharegpt_role(name: &str) -> &str {
     match name.to_lowercase().as_str() {
         "human" | "user" => "user",
-        "gpt" | "chatgpt" | "bing" | "bard" | "bot" | "model" | "assistant" | "function_call" | "tool_call" => "assistant",
+        "gpt" | "chatgpt" | "bing" | "bard" | "bot" | "model" | "assistant" | "function_call" | "tool_call" => {
+            "assistant"
+        }
         "observation" | "tool" | "function" | "function_response" | "tool_response" => "tool",
         "system" => "system",
         _ => name,
@@ -287,8 +289,18 @@ pub struct Labelled {
 pub struct Prompt {
     /// The text; messages end before the answer.
     pub prompt: Text,
+    /// The row's other columns as JSON, nulls left out; empty unless they were asked for
+    /// ([`PROMPTS_WITH_COLUMNS`](super::schema::PROMPTS_WITH_COLUMNS)).
+    pub columns: Map<String, Value>,
     /// Where it was read.
     pub origin: Origin,
+}
+
+impl Prompt {
+    /// A prompt of whose row nothing else was asked for.
+    pub fn new(prompt: Text, origin: Origin) -> Self {
+        Prompt { prompt, columns: Map::new(), origin }
+    }
 }
 
 /// A prompt and the answers to be scored.
@@ -317,7 +329,8 @@ mod tests {
         let turn = message(json!({"role": "assistant", "content": "a", "name": null, "thinking": "b"})).unwrap();
         assert_eq!(turn.fields().keys().collect::<Vec<_>>(), ["role", "content", "thinking"]);
         assert_ne!(turn, Message::assistant("a"));
-        let call = message(json!({"role": "assistant", "content": null, "tool_calls": [{"type": "function"}]})).unwrap();
+        let call =
+            message(json!({"role": "assistant", "content": null, "tool_calls": [{"type": "function"}]})).unwrap();
         assert_eq!((call.content(), call.fields().contains_key("content")), ("", false));
         assert_eq!(message(json!({"role": "assistant", "content": null})).unwrap_err(), "has no content");
         assert_eq!(message(json!({"role": "user", "name": "b"})).unwrap_err(), "has no content");

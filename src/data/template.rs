@@ -194,12 +194,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// Where the template fails, or the last of the assistant's turns cannot be found in the whole.
-    pub fn render(
-        &self,
-        messages: &[Message],
-        inputs: &TemplateInputs,
-        first_learned: usize,
-    ) -> Result<Vec<Piece>> {
+    pub fn render(&self, messages: &[Message], inputs: &TemplateInputs, first_learned: usize) -> Result<Vec<Piece>> {
         let is_learned = |&index: &usize| index >= first_learned && messages[index].is_learned();
         let turns: Vec<usize> = (0..messages.len()).filter(is_learned).collect();
         let Some(&last) = turns.last() else {

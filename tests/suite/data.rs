@@ -11,7 +11,9 @@ use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{Field, Int32Type};
 use proptest::prelude::*;
 use rlhf::data::parquet::{self, ParquetRows, ParquetWriter};
-use rlhf::data::schema::{self, AnswerLayout, Demonstration, Message, Prompt, Ranking, TemplateInputs, Text};
+use rlhf::data::schema::{
+    self, AnswerLayout, Demonstration, Message, Projection, Prompt, Ranking, TemplateInputs, Text,
+};
 use rlhf::data::template::ChatTemplate;
 use tempfile::TempDir;
 
@@ -196,7 +198,9 @@ fn the_three_layouts_of_hh_rlhf_hold_the_same_prompts_and_answers() {
         let (Text::Messages(prompt), Text::Plain(text)) = (&right.prompt, &left.prompt) else { panic!() };
         let rendered = template.apply(prompt, &TemplateInputs::default(), true).unwrap();
         let whole = |answer: &Text| match answer {
-            Text::Messages(answer) => template.apply(&[prompt.messages.clone(), answer.messages.clone()].concat(), &TemplateInputs::default(), false).unwrap(),
+            Text::Messages(answer) => template
+                .apply(&[prompt.messages.clone(), answer.messages.clone()].concat(), &TemplateInputs::default(), false)
+                .unwrap(),
             Text::Plain(answer) => format!("{text}{answer}"),
         };
         let wholes = |record: &Ranking| record.responses.iter().map(whole).collect::<Vec<_>>();
@@ -240,7 +244,8 @@ fn ranked_files_of_people_and_judges_are_read() {
 #[test]
 fn ranks_of_people_are_the_ranks_of_their_scores() {
     let Some(path) = shared("ranked-human-train.parquet") else { return };
-    let mut without_ranks = ParquetRows::open(&path).unwrap().only(&["prompt", "responses", "scores"]);
+    let mut without_ranks =
+        ParquetRows::open(&path).unwrap().only(Projection::Only(&["prompt", "responses", "scores"]));
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("scores.parquet");
     parquet::write(&copy, &without_ranks.next().unwrap().unwrap().batch).unwrap();

@@ -168,7 +168,7 @@ fn long_prompts_lose_their_start_and_long_answers_their_end() {
     assert_eq!(cut.answers[0].learned.len(), 39);
 
     let mut truncation = Truncation::default();
-    let prompt = Prompt { prompt: plain(&"who ".repeat(200)), origin: origin() };
+    let prompt = Prompt::new(plain(&"who ".repeat(200)), origin());
     let tokens = tokenizer.prompt(&prompt, 10, &mut truncation).unwrap();
     assert_eq!((tokens.len(), tokens[0], truncation.prompts), (10, tokenizer.bos().unwrap(), 1));
 }
@@ -387,7 +387,9 @@ fn templates_have_the_functions_of_transformers() {
     let render = |source: &str, generation: bool| {
         let special = BTreeMap::from([("eos_token".to_owned(), "</s>".to_owned())]);
         let template = ChatTemplate::from_source(source, "t.jinja", &special).unwrap();
-        template.apply(&[Message::user(" a,b "), Message::assistant("é")], &TemplateInputs::default(), generation).unwrap()
+        template
+            .apply(&[Message::user(" a,b "), Message::assistant("é")], &TemplateInputs::default(), generation)
+            .unwrap()
     };
     assert_eq!(render("{{ messages[0].content.strip().split(',')[-1] }}{{ eos_token }}", false), "b</s>");
     assert_eq!(render("{{ messages[1] | tojson }}", false), r#"{"role": "assistant", "content": "é"}"#);

@@ -17,8 +17,12 @@ pub(in crate::data) fn demonstrations(rows: &Rows) -> Result<Vec<Demonstration>>
         Ok(Demonstration { prompt, completion, origin: rows.origin(row) })
     };
     let prompted = |row, answer, prompt, completion| match joined(rows, row, &[answer], prompt, vec![completion])? {
-        OneForm::Apart(prompt, answers) => demonstration(row, Some(prompt), answers.into_iter().next().unwrap_or(Text::messages(Vec::new()))),
-        OneForm::Whole(conversations) => demonstration(row, None, Text::messages(conversations.into_iter().flatten().collect())),
+        OneForm::Apart(prompt, answers) => {
+            demonstration(row, Some(prompt), answers.into_iter().next().unwrap_or(Text::messages(Vec::new())))
+        }
+        OneForm::Whole(conversations) => {
+            demonstration(row, None, Text::messages(conversations.into_iter().flatten().collect()))
+        }
     };
     if let (true, Some(answer)) = (rows.has("prompt"), rows.first_of(&["completion", "response"])) {
         let (prompts, completions) = (Column::texts(rows, "prompt")?, Column::texts(rows, answer)?);
