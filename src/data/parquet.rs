@@ -24,6 +24,7 @@ use crate::remote::objects;
 
 use super::parquet_batches::{ROWS_PER_BATCH, RowBatches};
 use super::parquet_file::ParquetFile;
+use super::schema::Projection;
 use super::splits::{self, Pattern, Wanted};
 use super::{parquet_structs, thrift};
 
@@ -119,7 +120,7 @@ pub struct Rows {
 /// long), row group by row group.
 pub struct ParquetRows {
     files: std::vec::IntoIter<(Arc<Path>, ArrowReaderMetadata)>,
-    columns: Option<&'static [&'static str]>,
+    columns: Projection,
     current: Option<OpenFile>,
     schemas: Vec<(Arc<Path>, SchemaRef)>,
     rows: usize,
@@ -149,12 +150,12 @@ impl ParquetRows {
             bail!("{}: a valid Parquet file, but without a single row; name one that has rows", pattern.text);
         }
         let schemas = opened.iter().map(|(file, metadata)| (file.clone(), metadata.schema().clone())).collect();
-        Ok(Self { files: opened.into_iter(), columns: None, current: None, schemas, rows })
+        Ok(Self { files: opened.into_iter(), columns: Projection::All, current: None, schemas, rows })
     }
 
-    /// Decodes only the columns of these names (those of them that a file has).
-    pub fn only(mut self, columns: &'static [&'static str]) -> Self {
-        self.columns = Some(columns);
+    /// Decodes only these columns.
+    pub fn only(mut self, columns: Projection) -> Self {
+        self.columns = columns;
         self
     }
 
@@ -170,10 +171,7 @@ impl ParquetRows {
 
     fn open_file(&self, file: Arc<Path>, metadata: ArrowReaderMetadata) -> Result<OpenFile> {
         let handle = ParquetFile::open(&file)?;
-        let columns = match self.columns {
-            Some(columns) => projection(metadata.schema(), metadata.parquet_schema(), columns),
-            None => ProjectionMask::all(),
-        };
+        let columns = projection(metadata.schema(), metadata.parquet_schema(), self.columns);
         let groups = (0..metadata.metadata().num_row_groups()).collect();
         let reader = without_panic(|| RowBatches::open(handle, &metadata, groups, columns, None, ROWS_PER_BATCH));
         let reader = reader.map_err(|error| unreadable(&file, 0, error))?;
@@ -212,8 +210,9 @@ impl Iterator for ParquetRows {
     }
 }
 
-/// Those of the columns of these names that a file has.
-pub(super) fn projection(schema: &SchemaRef, stored: &SchemaDescriptor, columns: &[&str]) -> ProjectionMask {
+/// Which of a file's columns are decoded.
+pub(super) fn projection(schema: &SchemaRef, stored: &SchemaDescriptor, columns: Projection) -> ProjectionMask {
+    let Projection::Only(columns) = columns else { return ProjectionMask::all() };
     let fields = schema.fields().iter().enumerate();
     let wanted = fields.filter(|(_, field)| columns.contains(&field.name().as_str())).map(|(index, _)| index);
     ProjectionMask::roots(stored, wanted)

@@ -14,7 +14,7 @@ use parquet::file::metadata::ParquetMetaData;
 use super::parquet::{Rows, files, projection, read_footer, rows_of_groups, total_rows, unreadable, without_panic};
 use super::parquet_batches::{ROWS_PER_BATCH, RowBatches, copy_of_row};
 use super::parquet_file::ParquetFile;
-use super::schema::{Layouts, Origin, note_unused};
+use super::schema::{Layouts, Origin, Projection, note_unused};
 use super::splits::Pattern;
 use crate::bail;
 use crate::error::Result;
@@ -40,7 +40,7 @@ pub struct RowGroup {
 pub struct RowIndex {
     files: Vec<Arc<Path>>,
     groups: Vec<RowGroup>,
-    columns: &'static [&'static str],
+    columns: Projection,
 }
 
 impl RowIndex {

@@ -11,7 +11,9 @@ use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{Field, Int32Type};
 use proptest::prelude::*;
 use rlhf::data::parquet::{self, ParquetRows, ParquetWriter};
-use rlhf::data::schema::{self, AnswerLayout, Demonstration, Message, Prompt, Ranking, TemplateInputs, Text};
+use rlhf::data::schema::{
+    self, AnswerLayout, Demonstration, Message, Projection, Prompt, Ranking, TemplateInputs, Text,
+};
 use rlhf::data::template::ChatTemplate;
 use tempfile::TempDir;
 
@@ -242,7 +244,8 @@ fn ranked_files_of_people_and_judges_are_read() {
 #[test]
 fn ranks_of_people_are_the_ranks_of_their_scores() {
     let Some(path) = shared("ranked-human-train.parquet") else { return };
-    let mut without_ranks = ParquetRows::open(&path).unwrap().only(&["prompt", "responses", "scores"]);
+    let mut without_ranks =
+        ParquetRows::open(&path).unwrap().only(Projection::Only(&["prompt", "responses", "scores"]));
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("scores.parquet");
     parquet::write(&copy, &without_ranks.next().unwrap().unwrap().batch).unwrap();

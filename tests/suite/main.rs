@@ -2,6 +2,7 @@
 
 mod adapters;
 mod chat_templates;
+mod checkable_rewards;
 mod choices;
 mod classification;
 mod classifiers;
