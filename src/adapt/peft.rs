@@ -76,7 +76,7 @@ impl AdapterFiles {
 
     /// `adapter_config.json`.
     pub fn config(&self) -> Config<'_> {
-        Config { json: &self.json, file: &self.config_path }
+        Config::new(&self.json, self.config_path.as_str())
     }
 
     /// A tensor, if it is there.

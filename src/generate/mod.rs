@@ -236,6 +236,7 @@ impl<'a> ContinuousBatch<'a> {
             let known = answer.tokens.len();
             tokens.push(answer.tokens[known - 1]);
             layout.positions.push((answer.first_position + known - 1) as u32);
+            layout.lengths.push((answer.first_position + known) as u32);
             let mut keys = answer.context.clone();
             keys.push(Span { start: answer.own.start, len: known });
             layout.plan.queries.push(Query { rows: Span { start: row, len: 1 }, keys });

@@ -179,7 +179,7 @@ mod tests {
     fn what_does_not_fit_is_refused_with_the_setting_that_would() {
         let json = serde_json::json!({ "model_type": "llama", "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128,
             "num_hidden_layers": 2, "num_attention_heads": 4 });
-        let architecture = family::architecture(&Config { json: &json, file: "config.json" }).unwrap();
+        let architecture = family::architecture(&Config::new(&json, "config.json")).unwrap();
         let model = Footprint {
             role: "model",
             copy: "a".to_string(),
