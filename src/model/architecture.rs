@@ -340,6 +340,14 @@ impl Architecture {
         }
     }
 
+    /// The length beyond which the rotations of a sequence that grows are others from its first token on (LongRoPE).
+    pub fn rotations_restart_after(&self) -> Option<usize> {
+        match &self.positions {
+            Positions::Rotary(rotary) => rotary.restarts_after(),
+            Positions::Learned => None,
+        }
+    }
+
     /// Width of all query heads.
     pub fn query_width(&self) -> usize {
         self.heads * self.head_dim

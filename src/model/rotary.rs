@@ -60,6 +60,16 @@ impl Rotary {
         Rotary { forms: vec![form], of_layer: vec![Some(0); layers] }
     }
 
+    /// The length at whose end all rotations of a sequence are others (LongRoPE), its keys too; none where they never are. Dynamic scaling changes
+    /// them a little with every token, and keeps the keys that are there, as `transformers` does.
+    pub fn restarts_after(&self) -> Option<usize> {
+        let original = |form: &RotaryForm| match form.frequencies {
+            Frequencies::Long { original, .. } => Some(original),
+            Frequencies::Fixed(_) | Frequencies::Dynamic { .. } => None,
+        };
+        self.forms.iter().filter_map(original).min()
+    }
+
     /// The length beyond which a sequence's rotations depend on its length; none where they never do.
     pub fn switches_after(&self) -> Option<usize> {
         self.forms.iter().filter_map(|form| form.frequencies.original()).min()

@@ -15,7 +15,13 @@ use crate::oracle::{
 };
 
 /// Folders with the method that goes on training them.
-const ADAPTERS: [(&str, &str); 25] = [
+const ADAPTERS: [(&str, &str); 31] = [
+    ("lora-gemma3", "lora"),
+    ("lora-smollm3", "lora"),
+    ("lora-olmo2", "lora"),
+    ("lora-olmo3", "lora"),
+    ("lora-phi3", "lora"),
+    ("lora-granite", "lora"),
     ("lora-llama", "lora"),
     ("lora-llama-all", "lora"),
     ("lora-gpt2", "lora"),
@@ -74,6 +80,21 @@ fn rewards_and_classes_of_adapters_written_by_peft_are_its_own() -> Result<()> {
         let copy = tempfile::tempdir().expect("a temporary folder");
         model.save(copy.path())?;
         assert_same_files(name, copy.path())?;
+    }
+    Ok(())
+}
+
+/// PEFT stores the last layer of ModernBERT's classifier and leaves what that reads with the base; we store both.
+#[test]
+fn the_classifier_of_an_adapter_reads_modernberts_prediction_head() -> Result<()> {
+    let tensors = expected("lora-modernbert")?;
+    let model = load(&folder("lora-modernbert"), None, Head::AsFound)?;
+    let copy = tempfile::tempdir().expect("a temporary folder");
+    model.save(copy.path())?;
+    for model in [model, load(copy.path(), None, Head::AsFound)?] {
+        let batch = model.pack(&documents(&tensors)?);
+        let scores = model.classes(&model.hidden(&batch, &Pass::default())?, &batch)?;
+        assert_close("scores", &scores.flatten_all()?.to_vec1::<f32>()?, &floats(&tensors, "scores")?, 1e-4);
     }
     Ok(())
 }

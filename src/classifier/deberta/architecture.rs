@@ -54,7 +54,7 @@ impl Architecture {
         let max_positions = config.optional_size("max_position_embeddings")?.unwrap_or(512);
         let kinds = position_attention(config)?;
         let attends = |name: &str| kinds.iter().any(|kind| kind == name);
-        Ok(Architecture {
+        let architecture = Architecture {
             vocabulary: config.size("vocab_size")?,
             d_model,
             d_embedding: config.optional_size("embedding_size")?.unwrap_or(d_model),
@@ -77,7 +77,18 @@ impl Architecture {
             convolution: ConvolutionForm::read(config, d_model)?,
             activation: config.activation("hidden_act", "gelu")?,
             pooler_activation: config.activation("pooler_hidden_act", "gelu")?,
-        })
+        };
+        // Of training, of the head that predicts tokens, and what transformers does not read.
+        config.ignore(&[
+            "initializer_range",
+            "legacy",
+            "tie_word_embeddings",
+            "pooler_dropout",
+            "max_relative_positions",
+        ]);
+        config.ignore(&["position_buckets", "pooler_size", "output_dropout", "stable_dropout"]);
+        config.check_all_read("DeBERTa")?;
+        Ok(architecture)
     }
 
     /// Scores are divided by the root of their width times the number of their kinds.
