@@ -53,6 +53,7 @@ const HARMLESS: &[&str] = &[
     "id2label",
     "label2id",
     "num_labels",
+    "_num_labels",
     "problem_type",
     // Dropout.
     "attention_dropout",

@@ -135,6 +135,12 @@ pub fn read_json(path: &Path) -> Result<Value> {
 }
 
 impl ModelFolder {
+    /// Whether the folder's model is one of text and images, of which the text part is read.
+    pub fn is_text_part(&self) -> bool {
+        let written = read_json(&self.path.join("config.json"));
+        written.is_ok_and(|written| written.get("model_type") != self.config.get("model_type"))
+    }
+
     /// From now on writes weights of this element type.
     pub fn store_as(&mut self, dtype: DType) {
         self.form.dtype = dtype;

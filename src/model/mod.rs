@@ -385,7 +385,8 @@ impl Model {
                 None => (self.folder.path.display().to_string(), None),
             };
             let base_hash = self.weights.hash()?;
-            let saving = Saving { base: &base, revision: revision.as_deref(), base_hash: &base_hash, head };
+            let (revision, is_text_part) = (revision.as_deref(), self.folder.is_text_part());
+            let saving = Saving { base: &base, revision, base_hash: &base_hash, head, is_text_part };
             folder::save_adapters(folder, self.adapters(), &saving)?;
             self.folder.copy_companions(folder)?;
         } else {

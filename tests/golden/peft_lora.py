@@ -11,7 +11,7 @@ import torch
 from models import expected, inputs
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Gemma3ForConditionalGeneration
 
 HERE = Path(__file__).parent
 ADAPTERS = {
@@ -78,6 +78,19 @@ def write_of_encoder():
     check_written(HERE / "lora-modernbert", base_of(AutoModelForSequenceClassification, "modernbert"), input_ids, scores)
 
 
+def write_of_text_part():
+    """An adapter of the text part of a model of text and images."""
+    torch.manual_seed(177)
+    model = base_of(Gemma3ForConditionalGeneration, "gemma3-with-images")
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=r".*language_model.*\.(q_proj|v_proj)")
+    model = get_peft_model(model, config).eval()
+    randomise_adapter(model)
+    input_ids, _ = inputs(177)
+    logits = model(input_ids=input_ids).logits.detach().contiguous()
+    finish(model, HERE / "lora-gemma3-with-images", "gemma3-with-images", {"input_ids": input_ids, "logits": logits})
+    check_written(HERE / "lora-gemma3-with-images", base_of(Gemma3ForConditionalGeneration, "gemma3-with-images"), input_ids, logits)
+
+
 def main(chosen):
     torch.set_num_threads(1)
     first = [(seed, (name, *rest)) for seed, (name, rest) in enumerate(ADAPTERS.items(), start=60)]
@@ -97,6 +110,8 @@ def main(chosen):
 
     if not chosen or "lora-modernbert" in chosen:
         write_of_encoder()
+    if not chosen or "lora-gemma3-with-images" in chosen:
+        write_of_text_part()
     if chosen and "lora-reward" not in chosen:
         return
     torch.manual_seed(70)

@@ -66,6 +66,8 @@ impl Shape {
 }
 
 pub(super) fn llama(config: &Config) -> Result<Architecture> {
+    // SmolLM2's files say so; it is what model_type says.
+    config.ignore(&["is_llama_config"]);
     of_shape(config, Shape::new(("LlamaForCausalLM", "LlamaForSequenceClassification"), Biases::of_both(config)?))
 }
 

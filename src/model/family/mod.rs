@@ -9,6 +9,8 @@ mod modernbert;
 mod olmo;
 mod phi3;
 mod rotary;
+#[cfg(test)]
+mod tests;
 
 use serde_json::Value;
 
