@@ -341,9 +341,11 @@ impl Head {
         &self.out.name
     }
 
-    /// Names of its layers on disk.
+    /// The modules that hold its layers. RoBERTa's are all within `classifier`, which PEFT stores whole by itself: it cannot also store parts.
     pub fn modules(&self) -> Vec<&str> {
-        self.layers().map(|layer| layer.name.as_str()).collect()
+        const WHOLE: &str = "classifier";
+        let within = |layer: &Layer| layer.name.strip_prefix(WHOLE).is_some_and(|rest| rest.starts_with('.'));
+        if self.layers().all(within) { vec![WHOLE] } else { self.layers().map(|layer| layer.name.as_str()).collect() }
     }
 
     /// All layers, the norm too.
