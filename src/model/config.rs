@@ -41,6 +41,12 @@ const HARMLESS: &[&str] = &[
     "language",
     "license",
     "sentence_transformers",
+    "sbert_ce_default_activation_function",
+    "bos_token",
+    "eos_token",
+    "pad_token",
+    "padding",
+    "truncation",
     // Special tokens and labels.
     "bos_token_id",
     "eos_token_id",
@@ -55,6 +61,10 @@ const HARMLESS: &[&str] = &[
     "num_labels",
     "_num_labels",
     "problem_type",
+    // Training.
+    "ignore_index",
+    "loss_type",
+    "neftune_noise_alpha",
     // Dropout.
     "attention_dropout",
     "attention_probs_dropout_prob",

@@ -116,39 +116,50 @@ impl RotaryForm {
 
     /// Cosines and sines of rows at these positions of sequences of these lengths, `[rows, rotary dimensions / 2]` each.
     pub fn cos_sin(&self, positions: &[u32], lengths: &[u32]) -> [Vec<f32>; 2] {
-        /// The sequences with the same frequencies.
-        #[derive(Default)]
-        struct Alike {
-            length: usize,
+        /// Sequences with the same frequencies.
+        struct Alike<'a> {
+            frequencies: Cow<'a, [f32]>,
+            rows: usize,
             positions: usize,
-            /// Cosine and sine of every position, `[positions, rotary dimensions / 2]`.
+            /// Cosine and sine at every position, `[positions, rotary dimensions / 2]`, where there are more rows than positions.
             table: Vec<(f32, f32)>,
         }
-        let mut tables: BTreeMap<usize, Alike> = BTreeMap::new();
+        let mut groups: BTreeMap<usize, Alike> = BTreeMap::new();
         let rows = || positions.iter().zip(lengths).map(|(&position, &length)| (position as usize, length as usize));
         for (position, length) in rows() {
-            let alike = tables.entry(self.frequencies.key(length)).or_default();
-            alike.length = length;
+            let alike = groups.entry(self.frequencies.key(length)).or_insert_with(|| Alike {
+                frequencies: self.frequencies.of_length(length),
+                rows: 0,
+                positions: 0,
+                table: Vec::new(),
+            });
+            alike.rows += 1;
             alike.positions = alike.positions.max(position + 1);
         }
-        let mut half = 0;
-        for alike in tables.values_mut() {
-            let frequencies = self.frequencies.of_length(alike.length);
-            half = frequencies.len();
-            let angles = (0..alike.positions)
-                .flat_map(|position| frequencies.iter().map(move |frequency| position as f32 * frequency));
-            let turned = |angle: f32| (self.amplitude * angle.cos(), self.amplitude * angle.sin());
-            alike.table = angles.map(turned).collect();
+        let turned = |position: usize, frequency: &f32| {
+            let (sin, cos) = (position as f32 * frequency).sin_cos();
+            (self.amplitude * cos, self.amplitude * sin)
+        };
+        for Alike { frequencies, positions, table, .. } in
+            groups.values_mut().filter(|alike| alike.rows > alike.positions)
+        {
+            let at = |position| frequencies.iter().map(move |frequency| turned(position, frequency));
+            *table = (0..*positions).flat_map(at).collect();
         }
-        let (mut cos, mut sin) = (Vec::new(), Vec::new());
-        cos.reserve(positions.len() * half);
-        sin.reserve(positions.len() * half);
+        let half = groups.values().next().map_or(0, |alike| alike.frequencies.len());
+        let mut cos_sin = [(); 2].map(|()| Vec::with_capacity(positions.len() * half));
+        let mut push = |(cos, sin): (f32, f32)| {
+            cos_sin[0].push(cos);
+            cos_sin[1].push(sin);
+        };
         for (position, length) in rows() {
-            let row = &tables[&self.frequencies.key(length)].table[position * half..][..half];
-            cos.extend(row.iter().map(|turned| turned.0));
-            sin.extend(row.iter().map(|turned| turned.1));
+            let Alike { frequencies, table, .. } = &groups[&self.frequencies.key(length)];
+            match table.get(position * half..(position + 1) * half) {
+                Some(row) => row.iter().copied().for_each(&mut push),
+                None => frequencies.iter().map(|frequency| turned(position, frequency)).for_each(&mut push),
+            }
         }
-        [cos, sin]
+        cos_sin
     }
 }
 

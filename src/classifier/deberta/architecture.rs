@@ -78,15 +78,9 @@ impl Architecture {
             activation: config.activation("hidden_act", "gelu")?,
             pooler_activation: config.activation("pooler_hidden_act", "gelu")?,
         };
-        // Of training, of the head that predicts tokens, and what transformers does not read.
-        config.ignore(&[
-            "initializer_range",
-            "legacy",
-            "tie_word_embeddings",
-            "pooler_dropout",
-            "max_relative_positions",
-        ]);
-        config.ignore(&["position_buckets", "pooler_size", "output_dropout", "stable_dropout"]);
+        // Of training and of the head that predicts tokens; and what is read only beside a switch, where that is off.
+        config.ignore(&["initializer_range", "legacy", "tie_word_embeddings", "padding_idx"]);
+        config.ignore(&["max_relative_positions", "position_buckets", "conv_groups", "conv_act"]);
         config.check_all_read("DeBERTa")?;
         Ok(architecture)
     }
