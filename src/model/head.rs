@@ -220,8 +220,8 @@ impl Head {
             }
         }
         if let Some(HeadNorm { layer: Layer { name, weight, bias, .. }, .. }) = &self.norm {
-            let shapes = std::iter::once(weight).chain(bias).map(Tensor::dims);
-            if let Some(shape) = shapes.filter(|shape| *shape != [architecture.d_model]).next() {
+            let mut shapes = std::iter::once(weight).chain(bias).map(Tensor::dims);
+            if let Some(shape) = shapes.find(|shape| *shape != [architecture.d_model]) {
                 bail!(
                     "{}: tensor \"{name}.weight\" or its bias has shape {shape:?}, expected [{}]; this head belongs to another base model",
                     source.display(),

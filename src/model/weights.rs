@@ -126,10 +126,9 @@ impl Specs<'_> {
             }
         }
         self.linear(block, names.attention_output, a.d_model, a.query_width(), Role::ResidualLinear);
-        for norm in [names.feed_forward_norm, names.attention_output_norm, names.feed_forward_output_norm] {
-            if let Some(norm) = norm {
-                self.norm(&named(norm), a.d_model);
-            }
+        let outer = [names.feed_forward_norm, names.attention_output_norm, names.feed_forward_output_norm];
+        for norm in outer.into_iter().flatten() {
+            self.norm(&named(norm), a.d_model);
         }
         if let Some(gate) = names.gate {
             self.linear(block, gate, a.d_ff, a.d_model, Role::Linear);
