@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::special_tokens::DeclaredTokens;
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
+use crate::gguf;
 use crate::limits;
 
 /// What belongs to a tokenizer in a model's folder; only `tokenizer.json` must be there.
@@ -50,17 +51,20 @@ impl TokenizerFiles {
     /// they belong together. Training tools save them next to an adapter, but not the model's settings: each
     /// of these is that of the first folder that holds it.
     pub(super) fn read(folders: &[PathBuf]) -> Result<Self> {
-        let has_tokenizer = |folder: &&PathBuf| folder.join("tokenizer.json").is_file();
-        let tokenizer = folders.iter().find(has_tokenizer).or(folders.last()).cloned().unwrap_or_default();
-        let mut files = BTreeMap::new();
-        let of_tokenizer = NAMES.iter().map(|name| (name, tokenizer.join(name)));
-        let of_model = MODEL_NAMES.iter().filter_map(|name| {
-            Some((name, folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file())?))
-        });
-        for (name, path) in of_tokenizer.chain(of_model) {
-            if path.is_file() {
-                files.insert((*name).to_owned(), limits::read(&path, limit(name))?);
+        let first_with = |name: &str| -> Result<Option<&PathBuf>> {
+            for folder in folders {
+                if gguf::has_file(folder, name)? {
+                    return Ok(Some(folder));
+                }
             }
+            Ok(None)
+        };
+        let tokenizer = first_with("tokenizer.json")?.or(folders.last()).cloned().unwrap_or_default();
+        let mut files = BTreeMap::new();
+        for name in NAMES.into_iter().chain(MODEL_NAMES) {
+            let folder = if MODEL_NAMES.contains(&name) { first_with(name)? } else { Some(&tokenizer) };
+            let bytes = folder.map(|folder| gguf::read_file(folder, name, limit(name))).transpose()?.flatten();
+            files.extend(bytes.map(|bytes| (name.to_owned(), bytes)));
         }
         Ok(Self { folder: tokenizer.display().to_string(), files })
     }

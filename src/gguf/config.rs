@@ -47,7 +47,7 @@ pub(super) fn config(gguf: &Gguf) -> Result<Value> {
         return Err(gguf.missing("general.architecture"));
     };
     let settings = Settings { gguf, architecture };
-    let (config, own): (Value, &[&str]) = match architecture {
+    let (mut config, own): (Value, &[&str]) = match architecture {
         "llama" => (settings.llama()?, &["attention.sliding_window"]),
         "qwen2" => (settings.llama_shape("qwen2")?, &[]),
         "qwen3" => (settings.llama_shape("qwen3")?, &[]),
@@ -66,6 +66,8 @@ pub(super) fn config(gguf: &Gguf) -> Result<Value> {
         other => bail!("{}: architecture \"{other}\" is not known; {KNOWN}", gguf.path.display()),
     };
     settings.refuse_unknown(own)?;
+    // As which the model is written: what was quantised has no type of its own.
+    config["dtype"] = "float32".into();
     Ok(config)
 }
 

@@ -12,23 +12,66 @@ mod tensors;
 mod tokenizer;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::limits;
 pub use container::{Gguf, TensorInfo, Value};
 pub use tensors::GgufTensors;
 
-/// Whether a path is that of a GGUF file, by its name.
+/// Whether a model argument is a GGUF file and not a folder.
 pub fn is_gguf(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) && !path.is_dir()
 }
+
+/// Files by their names.
+type Files = BTreeMap<String, Vec<u8>>;
+
+/// A GGUF file as it was when it was read: its path, length and time of change.
+type Version = (PathBuf, u64, Option<SystemTime>);
+
+/// The files that this process has made of GGUF files: several parts of a program read each.
+static MADE: Mutex<BTreeMap<Version, Arc<Files>>> = Mutex::new(BTreeMap::new());
 
 /// The files of the folder that a GGUF file stands for, by their names, as bytes. Weights are not among them.
 ///
 /// # Errors
 /// Where the file is damaged, or holds an architecture, a tokenizer or a setting that is not supported; the error names it.
-pub fn files(path: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
-    Gguf::open(path)?.files()
+pub fn files(path: &Path) -> Result<Arc<Files>> {
+    let found = File::open(path).and_then(|file| file.metadata()).map_err(Error::io(path))?;
+    let version = (path.to_path_buf(), found.len(), found.modified().ok());
+    if let Some(files) = MADE.lock().unwrap_or_else(PoisonError::into_inner).get(&version) {
+        return Ok(files.clone());
+    }
+    let files = Arc::new(Gguf::open(path)?.files()?);
+    MADE.lock().unwrap_or_else(PoisonError::into_inner).insert(version, files.clone());
+    Ok(files)
+}
+
+/// Whether a model, which is a folder or a GGUF file, has a file of this name.
+///
+/// # Errors
+/// As [`files`].
+pub fn has_file(model: &Path, name: &str) -> Result<bool> {
+    match is_gguf(model) {
+        true => Ok(files(model)?.contains_key(name)),
+        false => Ok(model.join(name).is_file()),
+    }
+}
+
+/// A file of a model, which is a folder or a GGUF file, of at most `limit` bytes; `None` where it has no such file.
+///
+/// # Errors
+/// As [`files`], and where the file is larger or cannot be read.
+pub fn read_file(model: &Path, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+    if is_gguf(model) {
+        return Ok(files(model)?.get(name).cloned());
+    }
+    let path = model.join(name);
+    path.is_file().then(|| limits::read(&path, limit)).transpose()
 }
 
 impl Gguf {
@@ -36,7 +79,7 @@ impl Gguf {
     ///
     /// # Errors
     /// As [`files`].
-    pub fn files(&self) -> Result<BTreeMap<String, Vec<u8>>> {
+    fn files(&self) -> Result<Files> {
         let mut files = tokenizer::files(self)?;
         files.insert("config.json".into(), config::config(self)?.to_string().into_bytes());
         Ok(files)

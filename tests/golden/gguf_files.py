@@ -115,13 +115,13 @@ def llama3_factors(config):
 
 def write_tokens(writer, size=64):
     """A byte-level vocabulary of single letters, a merge and two special tokens."""
-    tokens = ["<|end|>", "<|bos|>", "<|turn|>"] + [chr(33 + index) for index in range(size - 5)] + ["Ġ", "ab"]
+    tokens = ["<|end|>", "<|bos|>", "<|turn|>"] + [chr(33 + index) for index in range(size - 5)] + ["Ġ", "AB"]
     assert len(tokens) == size == len(set(tokens))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list(tokens)
     writer.add_token_types([3, 3, 3] + [1] * (size - 3))
-    writer.add_token_merges(["a b"] if "a" in tokens and "b" in tokens else ["! !"])
+    writer.add_token_merges(["A B"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_add_bos_token(False)

@@ -13,6 +13,7 @@ mod declared_tokens;
 #[cfg(target_os = "linux")]
 mod faults;
 mod folders;
+mod gguf;
 mod golden;
 mod hostile;
 mod hub;
