@@ -96,7 +96,10 @@ fn mixed_line(seed: u64) -> String {
         match random.random_range(0..3) {
             0 => line.push_str(words[random.random_range(0..words.len())]),
             1 => line.push(random.random_range(' '..='~')),
-            _ => line.push(random.random_range(scripts[random.random_range(0..scripts.len())].clone())),
+            _ => {
+                let script = scripts[random.random_range(0..scripts.len())].clone();
+                line.push(random.random_range(script));
+            }
         }
     }
     line
