@@ -194,7 +194,9 @@ pub fn base_folder(folder: &Path) -> Result<PathBuf> {
         );
     };
     let candidates = [PathBuf::from(base), folder.join(base)];
-    if let Some(found) = candidates.into_iter().find(|candidate| candidate.is_dir() || is_gguf(candidate) && candidate.is_file()) {
+    if let Some(found) =
+        candidates.into_iter().find(|candidate| candidate.is_dir() || is_gguf(candidate) && candidate.is_file())
+    {
         return Ok(found);
     }
     let revision = config.get("revision").and_then(Value::as_str).filter(|_| !base.contains('@'));

@@ -10,7 +10,8 @@ use crate::bail;
 use crate::error::Result;
 
 /// The architectures that are read, by llama.cpp's names.
-const KNOWN: &str = "known architectures are llama, qwen2, qwen3, gemma2, gemma3, phi3, olmo2, granite, smollm3, gpt2 and gptneox";
+const KNOWN: &str =
+    "known architectures are llama, qwen2, qwen3, gemma2, gemma3, phi3, olmo2, granite, smollm3, gpt2 and gptneox";
 
 /// Fields below the architecture's name that every architecture here has, read by [`Settings`] or without effect on the forward pass.
 const COMMON: &[&str] = &[
@@ -57,9 +58,7 @@ pub(super) fn config(gguf: &Gguf) -> Result<Value> {
         ),
         "phi3" => (settings.phi3()?, &["attention.sliding_window"]),
         "olmo2" => (settings.olmo2()?, &["attention.sliding_window"]),
-        "granite" => {
-            (settings.granite()?, &["attention.scale", "embedding_scale", "residual_scale", "logit_scale"])
-        }
+        "granite" => (settings.granite()?, &["attention.scale", "embedding_scale", "residual_scale", "logit_scale"]),
         "smollm3" => (settings.smollm3()?, &[]),
         "gpt2" => (settings.gpt2()?, &[]),
         "gptneox" => (settings.gpt_neox()?, &["use_parallel_residual"]),
@@ -144,7 +143,9 @@ impl Settings<'_> {
         let table = self.gguf.tensors.get("token_embd.weight").and_then(|info| info.shape.first().copied());
         match table {
             Some(rows) => Ok(rows),
-            None => bail!("{}: tensor \"token_embd.weight\" is missing; the file holds no model", self.gguf.path.display()),
+            None => {
+                bail!("{}: tensor \"token_embd.weight\" is missing; the file holds no model", self.gguf.path.display())
+            }
         }
     }
 
@@ -174,7 +175,9 @@ impl Settings<'_> {
             bail!("{}: {heads} heads of {head_dim} do not make the embedding's width", self.gguf.path.display());
         }
         match self.optional_size("rope.dimension_count")? {
-            Some(rotated) if rotated < head_dim => config["partial_rotary_factor"] = json!(rotated as f64 / head_dim as f64),
+            Some(rotated) if rotated < head_dim => {
+                config["partial_rotary_factor"] = json!(rotated as f64 / head_dim as f64)
+            }
             _ => {}
         }
         if let Some(scaling) = self.rope_scaling()? {
@@ -191,7 +194,11 @@ impl Settings<'_> {
         match (self.architecture, count) {
             (_, 0) | ("qwen2", _) => {}
             (_, count) if count == linears.len() => config[flag] = true.into(),
-            _ => bail!("{}: only some of {} have biases, expected all or none", self.gguf.path.display(), linears.join(", ")),
+            _ => bail!(
+                "{}: only some of {} have biases, expected all or none",
+                self.gguf.path.display(),
+                linears.join(", ")
+            ),
         }
         Ok(())
     }
@@ -235,7 +242,10 @@ impl Settings<'_> {
                     }
                 }
             }
-            other => bail!("{}: rotary scaling \"{other}\" is not known; expected none, linear, yarn or longrope", self.gguf.path.display()),
+            other => bail!(
+                "{}: rotary scaling \"{other}\" is not known; expected none, linear, yarn or longrope",
+                self.gguf.path.display()
+            ),
         }
         Ok(Some(scaling))
     }
@@ -378,4 +388,3 @@ impl Settings<'_> {
         Ok(())
     }
 }
-

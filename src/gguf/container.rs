@@ -173,7 +173,14 @@ impl Gguf {
 }
 
 /// A tensor where its header says that it is, if the file holds it.
-fn placed(gguf: &Gguf, name: &str, shape: Vec<usize>, kind: u32, start: Option<u64>, length: u64) -> Result<TensorInfo> {
+fn placed(
+    gguf: &Gguf,
+    name: &str,
+    shape: Vec<usize>,
+    kind: u32,
+    start: Option<u64>,
+    length: u64,
+) -> Result<TensorInfo> {
     let file = gguf.path.display();
     let Some(dtype) = dtype(kind) else {
         bail!(
@@ -250,7 +257,10 @@ type Listed = (String, Vec<usize>, u32, u64);
 
 impl Header<'_> {
     fn cut_short(&self) -> Error {
-        Error::input(format!("{}: the GGUF file is cut short or damaged; copy or download it again", self.path.display()))
+        Error::input(format!(
+            "{}: the GGUF file is cut short or damaged; copy or download it again",
+            self.path.display()
+        ))
     }
 
     fn bytes<const N: usize>(&mut self) -> Result<[u8; N]> {
@@ -416,7 +426,10 @@ mod tests {
         assert!(read(&whole).is_ok());
         for length in (0..whole.len()).step_by(37) {
             let error = read(&whole[..length]).unwrap_err().to_string();
-            assert!(error.contains("cut short") || error.contains("not a GGUF file") || error.contains("does not fit"), "{error}");
+            assert!(
+                error.contains("cut short") || error.contains("not a GGUF file") || error.contains("does not fit"),
+                "{error}"
+            );
         }
     }
 

@@ -57,9 +57,13 @@ const OUTER_NAMES: &[(&str, &str)] = &[
 enum Change {
     None,
     /// The two halves of each head's rows are interleaved.
-    Interleaved { heads: usize },
+    Interleaved {
+        heads: usize,
+    },
     /// Rows of queries, keys and values of all heads, in this order, instead of head by head.
-    ByKind { heads: usize },
+    ByKind {
+        heads: usize,
+    },
 }
 
 /// The tensors of a file by Hugging Face's names.
@@ -139,7 +143,9 @@ impl GgufTensors {
         if let Some((_, own)) = OUTER_NAMES.iter().find(|(outer, _)| *outer == stem) {
             return Some(format!("{own}.{kind}"));
         }
-        let within = ["model.layers.", "transformer.h.", "gpt_neox.layers."].iter().find_map(|start| stem.strip_prefix(start))?;
+        let within = ["model.layers.", "transformer.h.", "gpt_neox.layers."]
+            .iter()
+            .find_map(|start| stem.strip_prefix(start))?;
         let (layer, place) = within.split_once('.')?;
         let own = match (place, self.architecture.as_str()) {
             ("post_attention_layernorm", "gemma2" | "gemma3" | "olmo2") => "post_attention_norm",
@@ -178,9 +184,14 @@ impl Gguf {
             tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()
         };
         let fault = |reason: String| {
-            Error::input(format!("{}: tensor \"{name}\" ({:?}) cannot be read: {reason}", self.path.display(), info.dtype))
+            Error::input(format!(
+                "{}: tensor \"{name}\" ({:?}) cannot be read: {reason}",
+                self.path.display(),
+                info.dtype
+            ))
         };
-        let read = limits::without_panic(read).ok_or_else(|| fault("its bytes are not what they are said to be".into()))?;
+        let read =
+            limits::without_panic(read).ok_or_else(|| fault("its bytes are not what they are said to be".into()))?;
         read.map_err(|error| fault(error.to_string()))
     }
 }

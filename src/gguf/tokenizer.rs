@@ -13,7 +13,8 @@ const CONTROL: f64 = 3.0;
 const USER_DEFINED: f64 = 4.0;
 
 /// How text is split before its pieces are merged, by the names of `tokenizer.ggml.pre`.
-const GPT2: &[&str] = &["gpt-2", "phi-2", "jina-es", "jina-de", "mpt", "olmo", "exaone4", "trillion", "granite-docling"];
+const GPT2: &[&str] =
+    &["gpt-2", "phi-2", "jina-es", "jina-de", "mpt", "olmo", "exaone4", "trillion", "granite-docling"];
 const SINGLE_DIGITS: &[&str] = &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"];
 const LLAMA3: &[&str] = &["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2"];
 /// Llama 3's way to split, without its habit to take a piece that is a token whole.
@@ -75,7 +76,9 @@ impl Parts<'_> {
 
     fn special_tokens(&self) -> Result<Map<String, Value>> {
         let mut settings = Map::new();
-        for (name, own) in [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")] {
+        for (name, own) in
+            [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")]
+        {
             if let Some((_, token)) = self.special(own)? {
                 settings.insert(name.into(), token.as_str().into());
             }
@@ -128,9 +131,11 @@ impl Parts<'_> {
                 self.tokens.len()
             );
         }
-        let added = types.iter().zip(self.tokens).enumerate().filter(|(_, (kind, token))| {
-            (**kind == CONTROL || **kind == USER_DEFINED) && !token.is_empty()
-        });
+        let added = types
+            .iter()
+            .zip(self.tokens)
+            .enumerate()
+            .filter(|(_, (kind, token))| (**kind == CONTROL || **kind == USER_DEFINED) && !token.is_empty());
         let added = added.map(|(id, (kind, token))| {
             json!({ "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
                     "special": *kind == CONTROL })
@@ -138,7 +143,14 @@ impl Parts<'_> {
         Ok(added.collect())
     }
 
-    fn tokenizer(&self, model: Value, normalizer: Value, pre_tokenizer: Value, decoder: Value, adds_bos: bool) -> Result<Value> {
+    fn tokenizer(
+        &self,
+        model: Value,
+        normalizer: Value,
+        pre_tokenizer: Value,
+        decoder: Value,
+        adds_bos: bool,
+    ) -> Result<Value> {
         let bos = if adds_bos { self.special("bos")? } else { None };
         let eos = if self.flag("add_eos_token", false)? { self.special("eos")? } else { None };
         let around = |token: Option<(u64, &String)>| {
@@ -154,7 +166,9 @@ impl Parts<'_> {
             .collect();
         let post_processor = match special.is_empty() {
             true => Value::Null,
-            false => json!({ "type": "TemplateProcessing", "single": put(&["A"]), "pair": put(&["A", "B"]), "special_tokens": special }),
+            false => {
+                json!({ "type": "TemplateProcessing", "single": put(&["A"]), "pair": put(&["A", "B"]), "special_tokens": special })
+            }
         };
         Ok(json!({
             "version": "1.0",
@@ -175,9 +189,7 @@ impl Parts<'_> {
             return Err(self.gguf.missing("tokenizer.ggml.merges"));
         };
         let pre = self.gguf.optional_text("tokenizer.ggml.pre")?.unwrap_or("");
-        let byte_level = |use_regex: bool| {
-            json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex })
-        };
+        let byte_level = |use_regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex });
         let split = |pattern: String| {
             json!({ "type": "Sequence", "pretokenizers": [
                 { "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false },
@@ -227,8 +239,10 @@ impl Parts<'_> {
         let prepend = adds_space.then(|| json!({ "type": "Prepend", "prepend": "▁" }));
         let normalizers: Vec<Value> = prepend.into_iter().chain([replace(" ", "▁")]).collect();
         let strip = adds_space.then(|| json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
-        let decoders: Vec<Value> =
-            [replace("▁", " "), json!({ "type": "ByteFallback" }), json!({ "type": "Fuse" })].into_iter().chain(strip).collect();
+        let decoders: Vec<Value> = [replace("▁", " "), json!({ "type": "ByteFallback" }), json!({ "type": "Fuse" })]
+            .into_iter()
+            .chain(strip)
+            .collect();
         let unknown = self.special("unknown")?.map(|(_, token)| token.clone());
         let model = json!({
             "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null, "end_of_word_suffix": null,
@@ -241,7 +255,8 @@ impl Parts<'_> {
 
     /// Every pair of tokens that make a third, the best scores of what they make first, as `transformers` finds them.
     fn merges(&self) -> Result<Vec<Value>> {
-        let Some(scores) = self.gguf.optional_numbers("tokenizer.ggml.scores")?.filter(|scores| scores.len() == self.tokens.len())
+        let Some(scores) =
+            self.gguf.optional_numbers("tokenizer.ggml.scores")?.filter(|scores| scores.len() == self.tokens.len())
         else {
             bail!(
                 "{}: \"tokenizer.ggml.scores\" does not hold one number for each of the {} tokens; convert the model again",
@@ -249,7 +264,8 @@ impl Parts<'_> {
                 self.tokens.len()
             );
         };
-        let ids: HashMap<&str, usize> = self.tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
+        let ids: HashMap<&str, usize> =
+            self.tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
         // The score of what two tokens make, and their ids.
         let mut found: Vec<(f64, usize, usize)> = Vec::new();
         for (token, &score) in self.tokens.iter().zip(scores) {
@@ -267,7 +283,9 @@ impl Parts<'_> {
 
 /// Words with a character before them, numbers by `numbers`, punctuation, line breaks, white space (Llama 3, Qwen 2).
 fn words(numbers: &str) -> String {
-    format!(r"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{numbers}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    format!(
+        r"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{numbers}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
 }
 
 /// The same, where words end before a capital letter, with `end` behind them.

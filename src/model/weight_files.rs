@@ -18,8 +18,8 @@ use super::head::head_specs;
 use super::weights::{Role, Stored, TensorSpec, Weights, output_name, tensor_specs};
 use crate::bail;
 use crate::error::{Error, Result};
-use crate::gguf::{Gguf, GgufTensors, is_gguf};
 use crate::files::warn_once;
+use crate::gguf::{Gguf, GgufTensors, is_gguf};
 pub use locate::{INDEX_FILE, Located, NAMED_IN_CONFIG, SINGLE_FILE, Shards, locate, no_weights, refuse_pickles};
 
 /// How a model's tensors lie on disk, so that they can be written in the same form.

@@ -8,6 +8,7 @@ converter makes to weights; `gguf/<family>.safetensors` holds `input_ids` and `l
 
 import io
 import json
+import math
 import random
 import re
 from pathlib import Path
@@ -37,6 +38,17 @@ def models():
         "qwen3": (ARCHITECTURES.QWEN3, tr.Qwen3Config(**COMMON, head_dim=8, tie_word_embeddings=True, rope_parameters=ROPE)),
         "gemma2": (ARCHITECTURES.GEMMA2, tr.Gemma2Config(**COMMON, head_dim=8, query_pre_attn_scalar=8, sliding_window=6,
                                                          attn_logit_softcapping=2.0, final_logit_softcapping=5.0, rope_parameters=ROPE)),
+        "gemma3": (ARCHITECTURES.GEMMA3, tr.Gemma3TextConfig(**COMMON | {"num_hidden_layers": 6}, head_dim=8, query_pre_attn_scalar=8, sliding_window=6,
+                                                             rope_parameters={"full_attention": ROPE, "sliding_attention": ROPE | {"rope_theta": 10000.0}})),
+        "phi3": (ARCHITECTURES.PHI3, tr.Phi3Config(**COMMON, pad_token_id=0, tie_word_embeddings=False, rope_parameters=ROPE | {"partial_rotary_factor": 1.0})),
+        "phi3-long": (ARCHITECTURES.PHI3, tr.Phi3Config(**COMMON | {"max_position_embeddings": 256}, pad_token_id=0, tie_word_embeddings=True, sliding_window=8,
+                                                        original_max_position_embeddings=64,
+                                                        rope_parameters={"rope_type": "longrope", "rope_theta": 500.0, "partial_rotary_factor": 1.0,
+                                                                         "short_factor": [1.0, 1.5], "long_factor": [2.0, 4.0], "original_max_position_embeddings": 64})),
+        "olmo2": (ARCHITECTURES.OLMO2, tr.Olmo2Config(**COMMON, tie_word_embeddings=False, rope_parameters=ROPE)),
+        "granite": (ARCHITECTURES.GRANITE, tr.GraniteConfig(**COMMON, tie_word_embeddings=True, rope_parameters=ROPE, attention_multiplier=0.4,
+                                                            embedding_multiplier=3.0, residual_multiplier=0.5, logits_scaling=2.0)),
+        "smollm3": (ARCHITECTURES.SMOLLM3, tr.SmolLM3Config(**COMMON | {"num_hidden_layers": 4}, pad_token_id=0, tie_word_embeddings=True, rope_parameters=ROPE)),
         "gpt2": (ARCHITECTURES.GPT2, tr.GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=4, n_positions=64, initializer_range=0.3,
                                                    bos_token_id=1, eos_token_id=2, layer_norm_epsilon=0.01)),
         "gptneox": (ARCHITECTURES.GPTNEOX, tr.GPTNeoXConfig(vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
@@ -53,11 +65,12 @@ def permuted(weights, heads):
 
 def converted(name, own, tensor, family, config):
     heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    if family.startswith("llama") and ".attn_q." in own:
+    is_permuted = family in ("llama", "llama3", "granite", "smollm3")
+    if is_permuted and ".attn_q." in own:
         return permuted(tensor, heads)
-    if family.startswith("llama") and ".attn_k." in own:
+    if is_permuted and ".attn_k." in own:
         return permuted(tensor, kv_heads)
-    if family == "gemma2" and name.endswith("norm.weight"):
+    if family in ("gemma2", "gemma3") and name.endswith("norm.weight"):
         return tensor + 1
     if family == "gpt2" and re.search(r"c_(attn|proj|fc)\.weight$", name):
         return tensor.T
@@ -83,15 +96,28 @@ def write_settings(writer, family, config):
         writer.add_parallel_residual(config.use_parallel_residual)
         writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads // 2)
     head_dim = getattr(config, "head_dim", None) or width // config.num_attention_heads
-    if family in ("qwen3", "gemma2", "llama3"):
+    if family in ("qwen3", "gemma2", "gemma3", "llama3"):
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
-    if family.startswith("llama"):
+    if family.startswith(("llama", "phi3", "granite", "smollm3")):
         writer.add_rope_dimension_count(head_dim)
-    if family != "gpt2":
+    if family == "gemma3":
+        writer.add_rope_freq_base(config.rope_parameters["full_attention"]["rope_theta"])
+    elif family != "gpt2":
         writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    if family == "gemma2":
+    if family == "phi3-long":
+        writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
+        # llama.cpp's converter stores the factor of attention that follows from the lengths.
+        scale = config.max_position_embeddings / config.original_max_position_embeddings
+        writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(scale) / math.log(config.original_max_position_embeddings)))
+    if family == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    if getattr(config, "sliding_window", None):
         writer.add_sliding_window(config.sliding_window)
+    if family == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
 
@@ -138,6 +164,9 @@ def write_model(family, architecture, config):
     write_settings(writer, family, config)
     write_tokens(writer)
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
+    if family == "phi3-long":
+        for length in ("long", "short"):
+            writer.add_tensor(f"rope_factors_{length}.weight", np.array(config.rope_parameters[f"{length}_factor"], dtype=np.float32))
     if family == "llama3":
         writer.add_tensor("rope_freqs.weight", llama3_factors(config))
     for name, tensor in model.state_dict().items():

@@ -12,7 +12,21 @@ use rlhf::gguf::Gguf;
 
 use crate::oracle::{Tensors, assert_close, documents, floats, load, logits};
 
-const FAMILIES: [&str; 7] = ["llama", "llama3", "qwen2", "qwen3", "gemma2", "gpt2", "gptneox"];
+const FAMILIES: [&str; 13] = [
+    "llama",
+    "llama3",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "phi3-long",
+    "olmo2",
+    "granite",
+    "smollm3",
+    "gpt2",
+    "gptneox",
+];
 
 fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf").join(name)
@@ -87,9 +101,36 @@ fn a_sentencepiece_vocabulary_gives_the_ids_of_sentencepiece() -> Result<()> {
 
 /// A line of words, numbers, punctuation, white space and letters of many scripts.
 fn mixed_line(seed: u64) -> String {
-    let scripts = [' '..='~', '\u{a0}'..='\u{24f}', 'Ѐ'..='ӿ', '\u{5d0}'..='\u{6ff}', '\u{900}'..='\u{97f}', '\u{e01}'..='\u{e5b}',
-        '\u{2000}'..='\u{206f}', '\u{3040}'..='\u{30ff}', '一'..='龥', '가'..='힣', '\u{1f300}'..='\u{1f6ff}', '\u{300}'..='\u{36f}'];
-    let words = [" the", " don't", "I'LL", "  ", "\t", "\r\n", "1984", " 3.14", "...", "<|im_end|>", "<|im_start|>user\n", "é", "ﬁ", " ½"];
+    let scripts = [
+        ' '..='~',
+        '\u{a0}'..='\u{24f}',
+        'Ѐ'..='ӿ',
+        '\u{5d0}'..='\u{6ff}',
+        '\u{900}'..='\u{97f}',
+        '\u{e01}'..='\u{e5b}',
+        '\u{2000}'..='\u{206f}',
+        '\u{3040}'..='\u{30ff}',
+        '一'..='龥',
+        '가'..='힣',
+        '\u{1f300}'..='\u{1f6ff}',
+        '\u{300}'..='\u{36f}',
+    ];
+    let words = [
+        " the",
+        " don't",
+        "I'LL",
+        "  ",
+        "\t",
+        "\r\n",
+        "1984",
+        " 3.14",
+        "...",
+        "<|im_end|>",
+        "<|im_start|>user\n",
+        "é",
+        "ﬁ",
+        " ½",
+    ];
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
     let mut line = String::new();
     for _ in 0..random.random_range(1..40) {
@@ -115,7 +156,11 @@ fn a_real_model_has_the_logits_and_tokens_of_its_folder() -> Result<()> {
     };
     let (gguf, folder) = (Path::new(&gguf), Path::new(&folder));
     let (of_gguf, of_folder) = (Tokenizer::load(gguf)?, Tokenizer::load(folder)?);
-    let texts = ["The capital of France is", "  def f(x):\n\treturn x**2 # 1984", "naïve Zürich — “quoted” Москва 日本語 😀 e\u{301}"];
+    let texts = [
+        "The capital of France is",
+        "  def f(x):\n\treturn x**2 # 1984",
+        "naïve Zürich — “quoted” Москва 日本語 😀 e\u{301}",
+    ];
     for text in texts.into_iter().map(String::from).chain((0..1000).map(mixed_line)) {
         assert_eq!(ids(&of_gguf, &text)?, ids(&of_folder, &text)?, "{text:?}");
     }
