@@ -39,7 +39,8 @@ pub fn files<'p>(pattern: impl Into<Pattern<'p>>) -> Result<Vec<PathBuf>> {
     let Pattern { text: pattern, wanted } = pattern.into();
     if objects::is_remote(pattern) {
         let (mut found, readme) = objects::files(pattern)?;
-        let readme = readme.map(|file| objects::read_text(&file, limits::SMALL_FILE)).transpose()?;
+        // A README that cannot be read declares nothing.
+        let readme = readme.and_then(|file| objects::read_text(&file, limits::SMALL_FILE).ok());
         of_split(pattern, &mut found, readme.as_deref(), wanted)?;
         return Ok(found);
     }
@@ -51,7 +52,7 @@ pub fn files<'p>(pattern: impl Into<Pattern<'p>>) -> Result<Vec<PathBuf>> {
             bail!("{pattern}: the folder holds no file whose name ends in .parquet; name a folder that does");
         }
         let readme = Some(path.join("README.md")).filter(|readme| readme.is_file());
-        let readme = readme.map(|readme| limits::read_text(readme, limits::SMALL_FILE)).transpose()?;
+        let readme = readme.and_then(|readme| limits::read_text(readme, limits::SMALL_FILE).ok());
         of_split(pattern, &mut found, readme.as_deref(), wanted)?;
     } else if path.exists() {
         found.push(path.to_path_buf());

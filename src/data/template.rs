@@ -14,6 +14,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value, ValueKind};
 use minijinja::{Environment, ErrorKind};
 
+use super::notes;
 use super::record::{Message, TemplateInputs};
 use super::tokenizer_files::TokenizerFiles;
 use crate::bail;
@@ -173,6 +174,7 @@ impl ChatTemplate {
         inputs: &TemplateInputs,
         add_generation_prompt: bool,
     ) -> BTreeMap<String, Value> {
+        self.note_unread(messages, inputs);
         let mut context: BTreeMap<String, Value> =
             self.special_tokens.iter().map(|(name, token)| (name.clone(), Value::from(token))).collect();
         context.insert("documents".into(), ().into());
@@ -183,6 +185,25 @@ impl ChatTemplate {
         context.insert("add_generation_prompt".into(), add_generation_prompt.into());
         context.insert("tools".into(), inputs.tools.as_ref().map_or_else(|| ().into(), |tools| Serde(tools).into()));
         context
+    }
+
+    /// Notes what a conversation says that the template never reads: it is not a part of the text.
+    fn note_unread(&self, messages: &[Message], inputs: &TemplateInputs) {
+        const SAYING: [&str; 5] = ["tool_calls", "function_call", "reasoning_content", "reasoning", "thinking"];
+        let said = SAYING.iter().filter(|name| messages.iter().any(|message| message.fields().contains_key(**name)));
+        let tools = inputs.tools.iter().filter(|tools| tools.as_array().is_none_or(|tools| !tools.is_empty()));
+        let given = inputs.variables.keys().map(String::as_str).chain(tools.map(|_| "tools"));
+        let names: Vec<&str> = said.copied().chain(given).collect();
+        if names.is_empty() {
+            return;
+        }
+        let Ok(template) = self.environment.get_template("chat") else { return };
+        for name in names.into_iter().filter(|name| !template.source().contains(name)) {
+            notes::add(format!(
+                "{}: the chat template does not read `{name}`, which conversations of the data have: what it says is not in the text",
+                self.origin
+            ));
+        }
     }
 
     /// The conversation in pieces that together are its text up to the end of the last learned turn. Learned are the

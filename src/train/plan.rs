@@ -86,8 +86,8 @@ impl Plan {
     pub fn print(&self, quiet: bool) {
         if !quiet {
             eprintln!("{self}");
+            notes::print();
         }
-        notes::print();
     }
 }
 

@@ -5,11 +5,14 @@
 use crate::bail;
 use crate::error::Result;
 
+/// A split's name, and the patterns of its files.
+pub(super) type DeclaredSplit = (String, Vec<String>);
+
 /// The splits of the default configuration, with the patterns of their files; `None` where nothing (or nothing of this form) is declared.
 ///
 /// # Errors
 /// Where there are several configurations, and none is the default.
-pub(super) fn data_files(folder: &str, readme: &str) -> Result<Option<Vec<(String, Vec<String>)>>> {
+pub(super) fn data_files(folder: &str, readme: &str) -> Result<Option<Vec<DeclaredSplit>>> {
     let Some(Yaml::List(configs)) = front_matter(readme).and_then(|lines| Yaml::read(&lines)?.get("configs")) else {
         return Ok(None);
     };
@@ -39,7 +42,7 @@ pub(super) fn matches(pattern: &str, file: &str) -> bool {
         || file.strip_prefix(pattern.trim_end_matches('/')).is_some_and(|rest| rest.starts_with('/'))
 }
 
-fn splits(data_files: Yaml) -> Option<Vec<(String, Vec<String>)>> {
+fn splits(data_files: Yaml) -> Option<Vec<DeclaredSplit>> {
     let paths = |paths: Yaml| match paths {
         Yaml::Scalar(path) => Some(vec![path]),
         Yaml::List(paths) => paths.into_iter().map(Yaml::scalar).collect::<Option<Vec<_>>>(),
