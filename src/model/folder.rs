@@ -14,6 +14,7 @@ use super::weight_files::{self, NAMED_IN_CONFIG, StorageForm};
 use super::weights::Weights;
 use crate::bail;
 use crate::data::tokenize::Tokenizer;
+use crate::data::tokenizer_files::additional_templates;
 use crate::error::{Error, Result};
 use crate::limits;
 
@@ -270,6 +271,11 @@ impl ModelFolder {
             if let Some(from) = from {
                 std::fs::copy(&from, folder.join(name)).map_err(Error::io(&from))?;
             }
+        }
+        for name in additional_templates(tokenizer)? {
+            let (from, to) = (tokenizer.join(&name), folder.join(&name));
+            std::fs::create_dir_all(to.parent().unwrap_or(folder)).map_err(Error::io(&to))?;
+            std::fs::copy(&from, &to).map_err(Error::io(&from))?;
         }
         Ok(())
     }

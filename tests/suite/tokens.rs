@@ -155,14 +155,14 @@ fn long_prompts_lose_their_start_and_long_answers_their_end() {
     let record = demonstration(&"who ".repeat(200), " Vubek keeps the hen.");
     let (whole, _) = tokens(&tokenizer, &record, usize::MAX);
     let (cut, truncation) = tokens(&tokenizer, &record, 40);
-    assert_eq!(truncation, Truncation { prompts: 1, answers: 0 });
+    assert_eq!((truncation.prompts, truncation.answers), (1, 0));
     assert_eq!((cut.tokens(), &cut.answers), (40, &whole.answers));
     assert_eq!(cut.prompt[0], tokenizer.bos().unwrap());
     assert!(whole.prompt.ends_with(&cut.prompt[1..]));
 
     let record = demonstration("Who?", &" hen".repeat(200));
     let (cut, truncation) = tokens(&tokenizer, &record, 40);
-    assert_eq!(truncation, Truncation { prompts: 1, answers: 1 });
+    assert_eq!((truncation.prompts, truncation.answers), (1, 1));
     assert_eq!((cut.tokens(), cut.prompt.len()), (40, 1));
     assert_ne!(cut.answers[0].tokens.last(), Some(&tokenizer.eos().unwrap()));
     assert_eq!(cut.answers[0].learned.len(), 39);
