@@ -74,6 +74,41 @@ fn a_turn_that_is_to_be_continued_is_cut_behind_its_content_as_by_transformers()
 }
 
 #[test]
+fn a_template_that_writes_lists_of_parts_alone_is_given_them() {
+    let golden = golden();
+    let smolvlm = golden["templates"].as_array().unwrap().iter().find(|entry| entry["name"] == "smolvlm").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("chat_template.jinja"), smolvlm["template"].as_str().unwrap()).unwrap();
+    let template = ChatTemplate::load(folder.path()).unwrap().unwrap();
+    for case in smolvlm["parts"].as_array().unwrap() {
+        let text = template.apply(&messages(case), &TemplateInputs::default(), true).unwrap();
+        assert_eq!(text, case["text"].as_str().unwrap());
+    }
+}
+
+#[test]
+fn additional_templates_count_as_in_transformers() {
+    let folder = tempfile::tempdir().unwrap();
+    let put = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    let text = |tools: Option<Value>| {
+        let inputs = TemplateInputs { tools, ..TemplateInputs::default() };
+        ChatTemplate::load(folder.path()).unwrap().unwrap().apply(&[Message::user("a")], &inputs, false).unwrap()
+    };
+    let tools = || Some(serde_json::json!([{ "name": "height" }]));
+    put("tokenizer_config.json", r#"{"chat_template": "config {{ messages[0].content }}"}"#);
+    put("additional_chat_templates/tool_use.jinja", "tools {{ messages[0].content }}");
+    assert_eq!((text(None).as_str(), text(tools()).as_str()), ("config a", "tools a"));
+    put("chat_template.jinja", "file {{ messages[0].content }}");
+    assert_eq!(text(None), "file a");
+    put("additional_chat_templates/default.jinja", "default {{ messages[0].content }}");
+    assert_eq!((text(None).as_str(), text(tools()).as_str()), ("default a", "tools a"));
+}
+
+#[test]
 fn values_are_written_and_refused_as_by_transformers() {
     let golden = golden();
     let messages = messages(&serde_json::json!({ "messages": golden["value_messages"] }));

@@ -313,7 +313,8 @@ impl<'t> Turns<'t> {
         let mut written = |&turn: &usize| {
             let start = self.start(turn, &mut leads)?;
             let end = self.end(turn, start)?;
-            (start <= end).then(|| vec![start..end])
+            let is_written = start < end || start == end && self.place(turn, true).is_none();
+            is_written.then(|| vec![start..end])
         };
         learned.iter().map(&mut written).collect()
     }
@@ -340,7 +341,7 @@ impl<'t> Turns<'t> {
 
     /// Where the model begins to write a turn: behind what the template writes between the message before and the answer that is to follow, as far
     /// as the whole has it. The turn that opens a conversation begins with its content.
-    fn start(&self, turn: usize, leads: &mut HashMap<String, Option<String>>) -> Option<usize> {
+    fn start(&self, turn: usize, leads: &mut HashMap<String, Option<Lead>>) -> Option<usize> {
         if turn == 0 {
             return self.starts[0].or_else(|| {
                 let prompt = self.apply(0, true)?;
@@ -352,8 +353,8 @@ impl<'t> Turns<'t> {
             if !leads.contains_key(role) {
                 leads.insert(role.to_owned(), self.lead(turn));
             }
-            if let Some(lead) = leads[role].as_ref().filter(|lead| !lead.is_empty()) {
-                return Some(end + shared_bytes(lead, &self.whole[end..]));
+            if let Some(lead) = leads[role].as_ref().filter(|lead| !lead.text.is_empty()) {
+                return Some(self.behind_lead(turn, end, lead));
             }
         }
         let prompt = self.apply(turn, true);
@@ -367,11 +368,44 @@ impl<'t> Turns<'t> {
         })
     }
 
-    /// What follows the content of the message before a turn where the turn is to follow.
-    fn lead(&self, turn: usize) -> Option<String> {
-        let place = self.place(turn - 1, true)?;
-        let marked = self.template.apply_marked(self.first(turn), &[place], true).ok()??;
+    /// Where a turn begins: behind what leads to it from the content that ends at `end`.
+    fn behind_lead(&self, turn: usize, end: usize, lead: &Lead) -> usize {
+        // White space at the end of the content may be written or not.
+        let ends = [Some(end), self.written_end(turn - 1)].into_iter().flatten();
+        let shared = ends.map(|end| (shared_bytes(&lead.text, &self.whole[end..]), end));
+        let (shared, end) = shared.max_by_key(|&(shared, _)| shared).unwrap_or((0, end));
+        if shared == lead.text.len() || lead.header.is_empty() {
+            return end + shared;
+        }
+        // Some templates write an EOS before the generation prompt, but not before a turn that is there.
+        let gap = self.starts[turn].and_then(|start| self.whole.get(end..start));
+        match gap.and_then(|gap| gap.rfind(&lead.header)) {
+            Some(at) => end + at + lead.header.len(),
+            None => end + shared,
+        }
+    }
+
+    /// What leads from the content of the message before a turn to the turn, where this is to follow.
+    fn lead(&self, turn: usize) -> Option<Lead> {
+        let text = self.behind_content(turn - 1, true)?;
+        let closing = self.behind_content(turn - 1, false).unwrap_or_default();
+        let header = text.strip_prefix(&closing).unwrap_or_default().to_owned();
+        Some(Lead { text, header })
+    }
+
+    /// What the template writes behind the content of a message that is the last one.
+    fn behind_content(&self, message: usize, add_generation_prompt: bool) -> Option<String> {
+        let Place { message, .. } = self.place(message, true)?;
+        let places = [Place { message, byte: self.chat.messages[message].content().len() }];
+        let marked = self.template.apply_marked(self.first(message + 1), &places, add_generation_prompt).ok()??;
         Some(marked.text[marked.bytes[0]?..].to_owned())
+    }
+
+    /// Where a content ends with the white space at its end, if that is written.
+    fn written_end(&self, message: usize) -> Option<usize> {
+        let content = self.chat.messages[message].content();
+        let space = &content[content.trim_end().len()..];
+        self.ends[message].map(|end| if self.whole[end..].starts_with(space) { end + space.len() } else { end })
     }
 
     /// Where a turn that begins at `start` ends.
@@ -379,7 +413,7 @@ impl<'t> Turns<'t> {
         let is_last = turn + 1 == self.chat.messages.len();
         let has_content = self.place(turn, true).is_some();
         let limit = self.starts[turn + 1..].iter().flatten().next().map_or(self.whole.len(), |&limit| limit);
-        let behind = match self.ends[turn] {
+        let behind = match self.written_end(turn) {
             Some(end) => end.max(start),
             // Calls of tools, say.
             None if !has_content => start,
@@ -406,11 +440,8 @@ impl<'t> Turns<'t> {
 
     /// How much of what follows a content ends its turn, where no stop token does.
     fn closing(&self, turn: usize, gap: &str) -> usize {
-        let of_last = self.ends.last().copied().flatten().map(|end| self.whole[end..].to_owned());
-        let of_turn = || {
-            let marked = self.template.apply_marked(self.first(turn + 1), &[self.place(turn, true)?], false).ok()??;
-            Some(marked.text[marked.bytes[0]?..].to_owned())
-        };
+        let of_last = self.written_end(self.ends.len() - 1).map(|end| self.whole[end..].to_owned());
+        let of_turn = || self.behind_content(turn, false);
         let fitting = |closing: &String| self.without_eos(closing).into_iter().find(|closing| gap.starts_with(closing)).map(str::len);
         of_last.as_ref().and_then(fitting).or_else(|| of_turn().as_ref().and_then(fitting)).unwrap_or(0)
     }
@@ -427,6 +458,14 @@ impl<'t> Turns<'t> {
         let eos = self.template.special_tokens.get("eos_token");
         std::iter::once(text).chain(eos.and_then(|eos| text.strip_suffix(eos.as_str()))).collect()
     }
+}
+
+/// What a template writes between a message and the turn of the assistant that is to follow.
+struct Lead {
+    /// All of it.
+    text: String,
+    /// The generation prompt alone.
+    header: String,
 }
 
 /// The length of the longest common start of two texts, at a boundary of characters.
