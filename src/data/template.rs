@@ -183,7 +183,8 @@ impl ChatTemplate {
         {
             *content = json!([{ "type": "text", "text": content.take() }]);
         }
-        let reasoning = ["reasoning_content", "thinking", "reasoning"].iter().find_map(|name| fields.get(*name)).cloned();
+        let reasoning =
+            ["reasoning_content", "thinking", "reasoning"].iter().find_map(|name| fields.get(*name)).cloned();
         if let Some(reasoning) = reasoning {
             fields.entry("thinking").or_insert_with(|| reasoning.clone());
             fields.insert("reasoning_content".to_owned(), reasoning);

@@ -127,7 +127,8 @@ impl Tokenizer {
         let vocabulary_size = inner.get_vocab(true).values().max().map_or(0, |&largest| largest as usize + 1);
         let template = ChatTemplate::find(&files)?;
         let has_template = template.is_some();
-        let transcript = ChatTemplate::transcript(bos.filter(|bos| prefix.contains(bos)).and_then(|id| inner.id_to_token(id)));
+        let transcript =
+            ChatTemplate::transcript(bos.filter(|bos| prefix.contains(bos)).and_then(|id| inner.id_to_token(id)));
         let template = template.map_or_else(|| ChatTemplate::from_transcript(&transcript), Ok)?;
         Ok(Self {
             inner,

@@ -309,7 +309,13 @@ impl Tokenizer {
     }
 
     /// The text of prompt and answer, in pieces that are learned or not.
-    fn pieces(&self, prompt: Option<&Text>, answer: &Text, is_first: bool, truncation: &mut Truncation) -> Result<Read> {
+    fn pieces(
+        &self,
+        prompt: Option<&Text>,
+        answer: &Text,
+        is_first: bool,
+        truncation: &mut Truncation,
+    ) -> Result<Read> {
         let as_messages = |text: &Text, message: fn(String) -> Message| match text {
             Text::Plain(text) if text.is_empty() => Vec::new(),
             Text::Plain(text) => vec![message(text.clone())],

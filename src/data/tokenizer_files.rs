@@ -36,7 +36,9 @@ pub(crate) fn additional_templates(folder: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(&path).map_err(Error::io(&path))? {
         let name = entry.map_err(Error::io(&path))?.file_name();
-        names.extend(name.to_str().filter(|name| name.ends_with(".jinja") && limits::is_plain_name(name)).map(str::to_owned));
+        names.extend(
+            name.to_str().filter(|name| name.ends_with(".jinja") && limits::is_plain_name(name)).map(str::to_owned),
+        );
     }
     names.sort();
     Ok(names.into_iter().map(|name| format!("{ADDITIONAL_FOLDER}/{name}")).collect())

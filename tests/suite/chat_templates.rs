@@ -47,7 +47,8 @@ fn what_is_learned_is_what_training_templates_mark() {
     for entry in golden["templates"].as_array().unwrap() {
         let template = template(&golden, entry);
         for case in entry["learned"].as_array().unwrap() {
-            let pieces = template.render(&messages(case), &TemplateInputs::default(), LearnFrom::default(), &[]).unwrap().pieces;
+            let pieces =
+                template.render(&messages(case), &TemplateInputs::default(), LearnFrom::default(), &[]).unwrap().pieces;
             let learned = pieces.iter().filter(|piece| piece.learned).map(|piece| piece.text.as_str());
             let marked = case["learned"].as_array().unwrap().iter().map(|text| text.as_str().unwrap());
             // A template may mark one stretch of text in two parts.

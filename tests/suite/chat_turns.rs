@@ -41,8 +41,14 @@ fn learned(source: &str, turns: &[(&str, &str)]) -> (Vec<String>, usize) {
     (pieces.collect(), rendered.not_learned)
 }
 
-const LONG: [(&str, &str); 6] =
-    [("user", "A?"), ("assistant", " Aye. "), ("user", " B?"), ("assistant", "Bee.\n"), ("user", "C?"), ("assistant", "Sea.")];
+const LONG: [(&str, &str); 6] = [
+    ("user", "A?"),
+    ("assistant", " Aye. "),
+    ("user", " B?"),
+    ("assistant", "Bee.\n"),
+    ("user", "C?"),
+    ("assistant", "Sea."),
+];
 
 #[test]
 fn turns_are_learned_as_they_are_written_in_the_whole() {
@@ -54,7 +60,10 @@ fn turns_are_learned_as_they_are_written_in_the_whole() {
     assert_eq!(of("{{ m.content.strip() | capitalize }}"), ended(["Aye.", "Bee.", "Sea."]));
     // Only the last turn has a thought.
     let thought = "{% if loop.last and m.role == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}";
-    assert_eq!(of(&format!("{thought}{{{{ m.content }}}}")), ended([" Aye. ", "Bee.\n", "<think>\n\n</think>\n\nSea."]));
+    assert_eq!(
+        of(&format!("{thought}{{{{ m.content }}}}")),
+        ended([" Aye. ", "Bee.\n", "<think>\n\n</think>\n\nSea."])
+    );
     // Only the earlier ones have.
     let earlier = thought.replace("loop.last", "not loop.last");
     let expected = ended(["<think>\n\n</think>\n\n Aye. ", "<think>\n\n</think>\n\nBee.\n", "Sea."]);
@@ -67,7 +76,8 @@ fn turns_are_learned_as_they_are_written_in_the_whole() {
 #[test]
 fn a_generation_prompt_with_more_than_a_turn_shows_counts_as_far_as_it_is_written() {
     let source = turns("{{ m.content }}").replace("'<|assistant|>\n'", "'<|assistant|>\n<think>\n'");
-    let (turns, _) = learned(&source, &[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "<think>\nd\n</think>e")]);
+    let (turns, _) =
+        learned(&source, &[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "<think>\nd\n</think>e")]);
     assert_eq!(turns, ["b<|end|>", "d\n</think>e<|end|>"]);
 }
 
@@ -100,7 +110,8 @@ fn a_conversation_that_the_assistant_opens_is_learned_from_its_content_on() {
     let expected = (vec!["Welcome.<|end|>".to_owned(), "Aye.<|end|>".to_owned()], 0);
     let system = format!("{{{{ '<s>You are kind.<|end|>' }}}}{}", turns("{{ m.content }}"));
     assert_eq!(learned(&system, &opened), expected);
-    let needs_user = "{% if not messages | selectattr('role', 'equalto', 'user') | list %}{{ raise_exception('no') }}{% endif %}";
+    let needs_user =
+        "{% if not messages | selectattr('role', 'equalto', 'user') | list %}{{ raise_exception('no') }}{% endif %}";
     assert_eq!(learned(&format!("{needs_user}{}", turns("{{ m.content }}")), &opened), expected);
     let alone = learned(&system, &[("assistant", " Welcome.")]);
     assert_eq!(alone, (vec!["Welcome.<|end|>".to_owned()], 0));
@@ -134,7 +145,8 @@ fn an_answer_that_the_prompt_begins_is_learned_from_there_on() {
 
 #[test]
 fn calls_of_tools_are_a_part_of_their_turn() {
-    let content = "{{ m.content or '' }}{% for call in m.tool_calls or [] %}{{ '<call>' ~ call.name ~ '</call>' }}{% endfor %}";
+    let content =
+        "{{ m.content or '' }}{% for call in m.tool_calls or [] %}{{ '<call>' ~ call.name ~ '</call>' }}{% endfor %}";
     let fields = serde_json::json!({ "role": "assistant", "tool_calls": [{ "name": "height" }] });
     let call = Message::from_fields(fields.as_object().unwrap().clone()).unwrap();
     let conversation = vec![Message::user("a"), call, Message::new("tool", "10"), Message::assistant("Ten.")];

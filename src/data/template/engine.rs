@@ -170,8 +170,7 @@ mod tests {
     #[test]
     fn generation_tags_become_a_filter_and_the_rest_stays() {
         let source = "a{%- generation -%} b {% endgeneration +%}{% if generation %}{%%}{{ '%}' }}{% generation";
-        let expected =
-            "a{%- filter generation -%} b {% endfilter +%}{% if generation %}{%%}{{ '%}' }}{% generation";
+        let expected = "a{%- filter generation -%} b {% endfilter +%}{% if generation %}{%%}{{ '%}' }}{% generation";
         assert_eq!(with_generation_filter(source), expected);
         assert!(has_generation(source) && !has_generation("{% if generation %}{{ generation }}{% endif %}"));
     }

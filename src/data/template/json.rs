@@ -141,10 +141,7 @@ impl Json<'_, '_, '_> {
 
     fn write(&mut self, value: &Value, depth: usize) -> Result<()> {
         if depth > LIMITS[0] {
-            return Err(refused(format!(
-                "a value that is more than {} deep cannot be written as JSON",
-                LIMITS[0]
-            )));
+            return Err(refused(format!("a value that is more than {} deep cannot be written as JSON", LIMITS[0])));
         }
         if let Some(scalar) = Self::scalar(value) {
             self.text.push_str(&scalar);

@@ -59,7 +59,13 @@ fn repr(state: &State, value: &Value, depth: usize, text: &mut String) -> Result
     };
     let Some(depth) = depth.checked_sub(1) else { return Ok(false) };
     let is_tuple = value.downcast_object_ref::<Tuple>().is_some();
-    let (open, close) = if is_map { ('{', '}') } else if is_tuple { ('(', ')') } else { ('[', ']') };
+    let (open, close) = if is_map {
+        ('{', '}')
+    } else if is_tuple {
+        ('(', ')')
+    } else {
+        ('[', ']')
+    };
     text.push(open);
     let mut count = 0;
     for item in value.try_iter()? {

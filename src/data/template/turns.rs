@@ -53,7 +53,8 @@ impl ChatTemplate {
         from: LearnFrom,
         stops: &[String],
     ) -> Result<Rendered> {
-        let last_of = |is_one: fn(&Message) -> bool| messages.iter().rposition(is_one).filter(|&last| last >= from.message);
+        let last_of =
+            |is_one: fn(&Message) -> bool| messages.iter().rposition(is_one).filter(|&last| last >= from.message);
         let Some(last) = last_of(Message::is_learned).or_else(|| last_of(Message::is_assistant)) else {
             bail!("the conversation has no message of the assistant where the answer should be");
         };
@@ -61,7 +62,8 @@ impl ChatTemplate {
         let learned: Vec<usize> = (from.message..=last).filter(|&turn| messages[turn].is_learned()).collect();
         let (whole, spans) = self.apply_tracked(chat)?;
         let mut turns = Turns::new(self, chat, stops, whole);
-        let ranges = match turns.single(&learned, from).filter(|_| spans.is_empty()) {
+        let single = if spans.is_empty() { turns.single(&learned, from) } else { None };
+        let ranges = match single {
             Some(range) => vec![Some(vec![range])],
             None => {
                 turns.locate(&learned);
@@ -212,7 +214,8 @@ impl<'t> Turns<'t> {
         self.template.run(self.first(count), add_generation_prompt, None).ok()
     }
 
-    /// The one learned turn of a conversation whose beginning is the prompt as it is rendered alone, and whose content follows: no marks are needed then.
+    /// The one learned turn of a conversation that begins with the prompt as it is rendered alone, if its content is in one place of the rest: no marks are
+    /// needed then.
     fn single(&self, learned: &[usize], from: LearnFrom) -> Option<Range<usize>> {
         let &[turn] = learned else { return None };
         if turn == 0 || from.byte > 0 {
@@ -221,8 +224,13 @@ impl<'t> Turns<'t> {
         let prompt = self.apply(turn, true)?;
         let rest = self.whole.strip_prefix(&prompt)?;
         let content = self.chat.messages[turn].content().trim();
-        let after = rest.trim_start().strip_prefix(content)?;
-        let end = self.end_behind(self.whole.len() - after.len(), self.whole.len()).unwrap_or(self.whole.len());
+        let mut places = rest.match_indices(content).map(|(at, _)| at);
+        let behind = match (content.is_empty(), places.next(), places.next()) {
+            (true, ..) => 0,
+            (false, Some(at), None) => at + content.len(),
+            _ => return None,
+        };
+        let end = self.end_behind(prompt.len() + behind, self.whole.len()).unwrap_or(self.whole.len());
         Some(prompt.len()..end)
     }
 
@@ -241,7 +249,9 @@ impl<'t> Turns<'t> {
         needed.sort_unstable();
         needed.dedup();
         // Some templates look at how a content begins or ends, mostly at that of other turns than the assistant's.
-        for (messages, with_starts) in [(&all, true), (&all, false), (&learned.to_vec(), true), (&learned.to_vec(), false)] {
+        for (messages, with_starts) in
+            [(&all, true), (&all, false), (&learned.to_vec(), true), (&learned.to_vec(), false)]
+        {
             if self.is_located(&needed) {
                 break;
             }
@@ -267,7 +277,9 @@ impl<'t> Turns<'t> {
 
     /// Renders with marks at the contents of these messages. Nothing is learned from it where that changes the text.
     fn mark(&mut self, messages: &[usize], with_starts: bool) {
-        let ends = |&message: &usize| self.place(message, false).filter(|_| with_starts).into_iter().chain(self.place(message, true));
+        let ends = |&message: &usize| {
+            self.place(message, false).filter(|_| with_starts).into_iter().chain(self.place(message, true))
+        };
         let places: Vec<Place> = messages.iter().flat_map(ends).collect();
         let marked = self.template.apply_marked(self.chat, &places, false);
         let Ok(Some(marked)) = marked else { return };
@@ -314,7 +326,7 @@ impl<'t> Turns<'t> {
             let start = self.start(turn, &mut leads)?;
             let end = self.end(turn, start)?;
             let is_written = start < end || start == end && self.place(turn, true).is_none();
-            is_written.then(|| vec![start..end])
+            is_written.then(|| std::iter::once(start..end).collect())
         };
         learned.iter().map(&mut written).collect()
     }
@@ -442,15 +454,17 @@ impl<'t> Turns<'t> {
     fn closing(&self, turn: usize, gap: &str) -> usize {
         let of_last = self.written_end(self.ends.len() - 1).map(|end| self.whole[end..].to_owned());
         let of_turn = || self.behind_content(turn, false);
-        let fitting = |closing: &String| self.without_eos(closing).into_iter().find(|closing| gap.starts_with(closing)).map(str::len);
+        let fitting = |closing: &String| {
+            self.without_eos(closing).into_iter().find(|closing| gap.starts_with(closing)).map(str::len)
+        };
         of_last.as_ref().and_then(fitting).or_else(|| of_turn().as_ref().and_then(fitting)).unwrap_or(0)
     }
 
     /// The end of a turn where the whole begins with the conversation up to it as it is rendered alone.
     fn end_by_prefix(&self, turn: usize) -> Option<usize> {
         let text = self.apply(turn + 1, false)?;
-        let length = self.without_eos(&text).into_iter().find(|text| self.whole.starts_with(text)).map(str::len);
-        length
+        let candidates = self.without_eos(&text);
+        candidates.into_iter().find(|text| self.whole.starts_with(text)).map(str::len)
     }
 
     /// A text, and the same without an EOS at its end: some templates end every conversation with one, which then does not follow earlier turns.
