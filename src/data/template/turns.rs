@@ -32,7 +32,7 @@ pub struct Rendered {
     pub answers: usize,
     /// Those of them that are not, as they cannot be told apart in the text.
     pub not_learned: usize,
-    /// The messages whose content (without white space around it) is not in the text.
+    /// The messages of which the content (without white space around it) or a called function is not in the text.
     pub not_written: Vec<usize>,
 }
 
@@ -141,7 +141,13 @@ pub fn is_open(message: &Message) -> bool {
     message.is_assistant() && message.fields().contains_key("content") && calls.is_none_or(|calls| calls.is_empty())
 }
 
-/// The messages whose content, without white space around it, is not in the text.
+/// The names of the functions that a message calls.
+fn called(message: &Message) -> impl Iterator<Item = &str> {
+    let calls = message.fields().get("tool_calls").and_then(|calls| calls.as_array());
+    calls.into_iter().flatten().filter_map(move |call| call.get("function").unwrap_or(call).get("name")?.as_str())
+}
+
+/// The messages of which the content, without white space around it, or a called function is not in the text.
 pub fn not_written(messages: &[Message], text: &str) -> Vec<usize> {
     let mut reached = 0;
     let mut missing = Vec::new();
@@ -149,8 +155,8 @@ pub fn not_written(messages: &[Message], text: &str) -> Vec<usize> {
         let content = message.content().trim();
         // They come in their order, as a rule.
         match text[reached..].find(content).map(|at| reached + at).or_else(|| text.find(content)) {
-            Some(at) => reached = reached.max(at),
-            None => missing.push(index),
+            Some(at) if called(message).all(|name| text.contains(name)) => reached = reached.max(at),
+            _ => missing.push(index),
         }
     }
     missing
