@@ -154,7 +154,7 @@ fn calls_of_tools_are_a_part_of_their_turn() {
     let learned: Vec<&str> =
         rendered.pieces.iter().filter(|piece| piece.learned).map(|piece| piece.text.as_str()).collect();
     assert_eq!(learned, ["<call>height</call><|end|>", "Ten.<|end|>"]);
-    assert_eq!(rendered.not_written, []);
+    assert!(rendered.not_written.is_empty());
     let without_calls = render_from(&turns("{{ m.content or '' }}"), &conversation, LearnFrom::default());
     assert_eq!(without_calls.not_written, [1]);
 }

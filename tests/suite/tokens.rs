@@ -35,6 +35,10 @@ fn demonstration(prompt: &str, completion: &str) -> Demonstration {
     Demonstration { prompt: Some(plain(prompt)), completion: plain(completion), origin: origin() }
 }
 
+fn asked(prompt: Text) -> Prompt {
+    Prompt { prompt, origin: origin(), columns: serde_json::Map::new() }
+}
+
 fn tokens(tokenizer: &Tokenizer, record: &Demonstration, max_length: usize) -> (TokenTree, Truncation) {
     let mut truncation = Truncation::default();
     (tokenizer.demonstration(record, max_length, &mut truncation).unwrap(), truncation)
@@ -360,7 +364,7 @@ fn a_chat_has_the_bos_that_its_template_writes_and_no_other() {
     assert_eq!(with.prompt, [&[bos], &without.prompt[..]].concat());
     assert_eq!(with.answers, without.answers);
     // A string gets it.
-    let prompt = Prompt { prompt: Text::Plain("Hi".into()), origin: origin() };
+    let prompt = asked(Text::Plain("Hi".into()));
     let tokens = chat_tokenizer(CHATML).prompt(&prompt, 100, &mut Truncation::default()).unwrap();
     assert_eq!(tokens[0], bos);
 }
@@ -393,7 +397,7 @@ fn prompts_that_end_inside_a_token_are_counted() {
     assert_eq!(counts("Vubek keeps ", "9"), (1, 0, 1));
     assert_eq!(counts("Vubek keeps\n", "9"), (1, 0, 0));
     assert_eq!(counts("Vubek keeps ", ""), (0, 0, 0));
-    let prompt = Prompt { prompt: Text::Plain("Vubek keeps ".into()), origin: origin() };
+    let prompt = asked(Text::Plain("Vubek keeps ".into()));
     let mut truncation = Truncation::default();
     tokenizer.prompt(&prompt, 100, &mut truncation).unwrap();
     assert_eq!((truncation.chats.prompts, truncation.chats.spaced_prompts), (1, 1));
@@ -403,7 +407,7 @@ fn prompts_that_end_inside_a_token_are_counted() {
 fn a_prompt_that_ends_in_an_answer_is_what_its_continuation_was_learned_behind() {
     let tokenizer = chat_tokenizer(CHATML);
     let turns = vec![Message::user("Why?"), Message::assistant("It is")];
-    let prompt = Prompt { prompt: Text::messages(turns), origin: origin() };
+    let prompt = asked(Text::messages(turns));
     let asked = tokenizer.prompt(&prompt, 100, &mut Truncation::default()).unwrap();
     let learned = Demonstration {
         prompt: Some(prompt.prompt),
