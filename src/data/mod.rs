@@ -1,6 +1,7 @@
 //! From Parquet rows to packed batches of tokens.
 
 pub mod batch;
+pub mod chat_counts;
 pub mod column;
 mod conversation;
 pub mod inspect;
@@ -26,7 +27,7 @@ pub mod text_column;
 mod thrift;
 pub mod tokenize;
 pub mod tokenize_records;
-mod tokenizer_files;
+pub(crate) mod tokenizer_files;
 mod tokenizer_settings;
 pub mod train_tokenizer;
 pub mod window;

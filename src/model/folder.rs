@@ -14,6 +14,7 @@ use super::weight_files::{self, NAMED_IN_CONFIG, StorageForm};
 use super::weights::Weights;
 use crate::bail;
 use crate::data::tokenize::Tokenizer;
+use crate::data::tokenizer_files::additional_templates;
 use crate::error::{Error, Result};
 use crate::gguf;
 use crate::limits;
@@ -280,6 +281,11 @@ impl ModelFolder {
                 let path = folder.join(name);
                 std::fs::write(&path, bytes).map_err(Error::io(&path))?;
             }
+        }
+        for name in additional_templates(tokenizer)? {
+            let (from, to) = (tokenizer.join(&name), folder.join(&name));
+            std::fs::create_dir_all(to.parent().unwrap_or(folder)).map_err(Error::io(&to))?;
+            std::fs::copy(&from, &to).map_err(Error::io(&from))?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 mod adapters;
 mod candle_models;
 mod chat_templates;
+mod chat_turns;
 mod checkable_rewards;
 mod choices;
 mod classification;
