@@ -323,8 +323,8 @@ impl Context<'_> {
             }
         };
         if let Some([query_norm, key_norm]) = &block.query_key_norms {
-            q = query_norm.forward_by_head(&q, head_dim)?;
-            k = key_norm.forward_by_head(&k, head_dim)?;
+            q = query_norm.forward_by_head(&q, head_dim, self.sites)?;
+            k = key_norm.forward_by_head(&k, head_dim, self.sites)?;
         }
         match self.angles {
             None => Ok((q, k, v)),
@@ -390,21 +390,26 @@ impl Norm {
     }
 
     fn forward(&self, x: &Tensor, sites: &Sites) -> Result<Tensor> {
-        sites.norm(&self.name, x, |x, change| {
-            let NormChange { weight, bias } = change.unwrap_or_default();
-            let weight = weight.as_ref().unwrap_or(&self.weight);
-            match (&self.bias, bias) {
-                (Some(own), bias) => ops::layer_norm(x, weight, bias.as_ref().unwrap_or(own), self.epsilon),
-                (None, None) => ops::rms_norm(x, weight, self.epsilon),
-                (None, Some(bias)) => Ok(ops::rms_norm(x, weight, self.epsilon)?.broadcast_add(&bias)?),
-            }
-        })
+        sites.norm(&self.name, x, |x, change| self.changed(x, change))
     }
 
     /// Normalises each head of `x` `[rows, heads * head_dim]` by itself.
-    fn forward_by_head(&self, x: &Tensor, head_dim: usize) -> Result<Tensor> {
-        let (rows, width) = x.dims2()?;
-        let heads = x.contiguous()?.reshape((rows * width / head_dim, head_dim))?; // [rows * heads, head_dim]
-        Ok(ops::rms_norm(&heads, &self.weight, self.epsilon)?.reshape((rows, width))?)
+    fn forward_by_head(&self, x: &Tensor, head_dim: usize, sites: &Sites) -> Result<Tensor> {
+        sites.norm(&self.name, x, |x, change| {
+            let (rows, width) = x.dims2()?;
+            let heads = x.contiguous()?.reshape((rows * width / head_dim, head_dim))?; // [rows * heads, head_dim]
+            Ok(self.changed(&heads, change)?.reshape((rows, width))?)
+        })
+    }
+
+    /// The norm of each row, with what a method has in place of its parameters.
+    fn changed(&self, x: &Tensor, change: Option<NormChange>) -> Result<Tensor> {
+        let NormChange { weight, bias } = change.unwrap_or_default();
+        let weight = weight.as_ref().unwrap_or(&self.weight);
+        match (&self.bias, bias) {
+            (Some(own), bias) => ops::layer_norm(x, weight, bias.as_ref().unwrap_or(own), self.epsilon),
+            (None, None) => ops::rms_norm(x, weight, self.epsilon),
+            (None, Some(bias)) => Ok(ops::rms_norm(x, weight, self.epsilon)?.broadcast_add(&bias)?),
+        }
     }
 }

@@ -183,6 +183,7 @@ fn names(qkv_bias: bool, output_bias: bool, feed_forward_bias: bool) -> TensorNa
         down: LinearName { name: "mlp.down_proj", bias: feed_forward_bias },
         final_norm: Some("norm"),
         output: "lm_head.weight",
+        output_module: "lm_head",
         head: super::DECODER_HEAD,
         bottlenecks: super::DECODER_BOTTLENECKS,
         transposed_linears: false,
