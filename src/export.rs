@@ -91,8 +91,12 @@ pub fn run(settings: &ExportSettings) -> Result<f32> {
         .line("element type", format!("{dtype:?}"))
         .print(common.quiet);
     let before = Outputs::of(&model, common.seed)?;
-    before.check_finite(&format!("{}: the model", settings.model.model.display()), "its weights are damaged; export a healthy one")?;
+    before.check_finite(
+        &format!("{}: the model", settings.model.model.display()),
+        "its weights are damaged; export a healthy one",
+    )?;
     let merged = adapt::merged(&model)?.stored_as(dtype);
+    check_weights(&merged)?;
     before.check_change(&Outputs::of(&merged, common.seed)?, "folding the adapters in", FOLD_TOLERANCE)?;
     let mut change = 0.0;
     replace_folder_atomically(&common.output, |folder| {
@@ -113,6 +117,22 @@ pub fn run(settings: &ExportSettings) -> Result<f32> {
     );
     say!("{}", common.output.display());
     Ok(change)
+}
+
+/// Refuses weights that are not finite, which random tokens need not come across.
+fn check_weights(model: &Model) -> Result<()> {
+    for (name, tensor) in model.weights().iter() {
+        let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
+        let count = values.iter().filter(|x| !x.is_finite()).count();
+        if count > 0 {
+            bail!(
+                "{}: tensor \"{name}\" holds {count} of {} numbers that are not finite, expected none; export a healthy model; nothing was written",
+                model.folder().path.display(),
+                values.len()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// What a model says of random tokens: logits at every token, or what the head says of every sequence.

@@ -76,12 +76,24 @@ fn of_method(peft_type: &str) -> Option<Fields> {
             ],
         ),
         "P_TUNING" => (
-            &["num_virtual_tokens", "num_transformer_submodules", "encoder_reparameterization_type", "encoder_num_layers"],
+            &[
+                "num_virtual_tokens",
+                "num_transformer_submodules",
+                "encoder_reparameterization_type",
+                "encoder_num_layers",
+            ],
             &["token_dim", "num_attention_heads", "num_layers", "encoder_hidden_size", "encoder_dropout"],
         ),
         "PREFIX_TUNING" => (
             &VIRTUAL_TOKENS,
-            &["token_dim", "num_attention_heads", "num_layers", "encoder_hidden_size", "prefix_projection", "init_weights"],
+            &[
+                "token_dim",
+                "num_attention_heads",
+                "num_layers",
+                "encoder_hidden_size",
+                "prefix_projection",
+                "init_weights",
+            ],
         ),
         "BITFIT" => (&[], &[]),
         "PROBING" => (&["layer"], &[]),
@@ -118,9 +130,9 @@ pub fn check_peft(config: &Config) -> Result<()> {
 /// The sentence names the field.
 pub fn check(config: &Config, known: &[&Fields]) -> Result<()> {
     for (name, value) in config.json.as_object().into_iter().flatten() {
-        let is_known = known.iter().any(|fields| {
-            fields.read.contains(&name.as_str()) || fields.without_effect.contains(&name.as_str())
-        });
+        let is_known = known
+            .iter()
+            .any(|fields| fields.read.contains(&name.as_str()) || fields.without_effect.contains(&name.as_str()));
         if !is_known && !says_nothing(value) {
             bail!(
                 "{}: field \"{name}\" is {}, which is not supported and may change what the adapter computes; expected null, false or no such field",

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::base::Base;
 use super::peft::{self, AdapterFiles};
@@ -56,6 +56,7 @@ impl Ia3 {
             Targets::Names(or_default(&settings.feedforward_modules, architecture.default_ia3_feed_forward));
         let mut linears = targets::chosen(architecture, &targets, "--target-modules")?;
         linears.extend(scales_output.then(|| targets::output_linear(architecture)));
+        linears.retain(|linear| !targets::is_whole(architecture, &linear.name, &settings.modules_to_save));
         for linear in linears {
             let is_feed_forward = feed_forward.matches(&linear.name)?;
             let width = if is_feed_forward { linear.d_in } else { linear.d_out };
@@ -198,15 +199,16 @@ impl Adapter for Ia3 {
         // PEFT wants these to be among the targets.
         let is_feed_forward = |target: &&String| self.feed_forward.iter().any(|name| targets::is_target(name, target));
         let feed_forward: Vec<&String> = targets.iter().filter(is_feed_forward).collect();
-        let mut modules = self.modules_to_save.clone();
-        modules.extend(saving.head.into_iter().flat_map(|head| head.modules()).map(String::from));
-        modules.dedup();
+        let name = |module: &String| match self.output.is_target(module) {
+            true => self.output.module.clone(),
+            false => module.clone(),
+        };
         let config = json!({
             "peft_type": "IA3",
             "target_modules": targets,
             "feedforward_modules": feed_forward,
             "fan_in_fan_out": self.transposed_base,
-            "modules_to_save": if modules.is_empty() { Value::Null } else { json!(modules) },
+            "modules_to_save": peft::modules_to_save(self.modules_to_save.iter().map(name), saving),
         });
         peft::write(folder, config, tensors, saving)
     }

@@ -79,19 +79,28 @@ impl Lora {
         }
         let targets = Targets::Names(settings.target_modules.clone());
         let mut lora = Lora::empty(settings, base);
+        let is_whole = |name: &str, lora: &Lora| targets::is_whole(architecture, name, &lora.settings.modules_to_save);
         for linear in targets::chosen(architecture, &targets, "--target-modules")? {
-            lora.add(&linear, base)?;
+            if !is_whole(&linear.name, &lora) {
+                lora.add(&linear, base)?;
+            }
         }
         let named = |is_target: &dyn Fn(&str) -> bool| {
             let mut targets = lora.settings.target_modules.iter().filter(|target| **target != targets::ALL_LINEAR);
             targets.any(|target| is_target(target))
         };
-        let of_embedding = named(&|target| targets::is_target(&lora.embedding, target));
-        if named(&|target| lora.output.is_target(target)) {
+        let of_embedding =
+            named(&|target| targets::is_target(&lora.embedding, target)) && !is_whole(&lora.embedding, &lora);
+        if named(&|target| lora.output.is_target(target)) && !is_whole(&lora.output.module, &lora) {
             lora.add_output(base)?;
         }
         if of_embedding {
             lora.add_embedding(base)?;
+        }
+        if lora.scales.is_empty() {
+            bail!(
+                "--target-modules: all of these layers train as a whole (--modules-to-save); name one that gets an update"
+            );
         }
         lora.add_biases(base)?;
         lora.add_modules(base)?;
@@ -172,7 +181,9 @@ impl Lora {
         let architecture = base.architecture();
         let name = self.embedding.clone();
         if self.settings.use_dora {
-            bail!("--use-dora: an update of the embeddings ({name}) with magnitudes is not supported; leave it out of --target-modules");
+            bail!(
+                "--use-dora: an update of the embeddings ({name}) with magnitudes is not supported; leave it out of --target-modules"
+            );
         }
         let rank = self.rank(&name)?;
         let down = Tensor::zeros((rank, architecture.vocabulary), DType::F32, base.device())?;
@@ -205,10 +216,6 @@ impl Lora {
     fn add_modules(&mut self, base: &Base) -> Result<()> {
         let whole = whole::new(&self.settings.modules_to_save, base)?;
         for (name, tensor) in whole.iter() {
-            let module = name.trim_end_matches(".weight").trim_end_matches(".bias");
-            if self.scales.contains_key(module) {
-                bail!("--modules-to-save: \"{module}\" has an update too; leave it out of --target-modules, or here");
-            }
             self.tensors.set(name, tensor.clone());
         }
         Ok(())
@@ -264,8 +271,7 @@ impl Lora {
         targets.extend(tables.into_iter().filter(|name| self.scales.contains_key(*name)).cloned());
         let of_output = |module: &String| self.output.is_target(module);
         let name = |module: &String| if of_output(module) { self.output.module.clone() } else { module.clone() };
-        let mut modules: Vec<String> = settings.modules_to_save.iter().map(name).collect();
-        modules.extend(saving.head.into_iter().flat_map(|head| head.modules()).map(String::from));
+        let modules = settings.modules_to_save.iter().map(name);
         json!({
             "peft_type": "LORA",
             "r": settings.lora_r,
@@ -280,7 +286,7 @@ impl Lora {
             "bias": settings.lora_bias,
             "ensure_weight_tying": self.tied,
             "trainable_token_indices": self.tokens.field(),
-            "modules_to_save": if modules.is_empty() { Value::Null } else { json!(modules) },
+            "modules_to_save": peft::modules_to_save(modules, saving),
         })
     }
 }
@@ -416,9 +422,6 @@ impl Lora {
             copy(&format!("{embedding}.lora_embedding_B"), down_key(output), true)?;
             copy(&format!("{embedding}.lora_embedding_A"), up_key(output), true)?;
             copy(&format!("{embedding}.weight"), self.output.module_weight.clone(), false)?;
-        }
-        if let Some((of, to)) = self.tokens.copies() {
-            copy(&of, to, false)?;
         }
         Ok(copies)
     }

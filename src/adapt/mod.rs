@@ -430,7 +430,7 @@ fn read_peft(mut files: AdapterFiles, base: &Base) -> Result<Read> {
         ),
     };
     let folder = files.folder().to_path_buf();
-    files.finish(base.model.weights())?;
+    files.finish(base.model)?;
     if adapter.parameters() == 0 && head.is_none() && adapter.depth().is_none() {
         bail!("{}: holds no tensor", folder.display());
     }

@@ -10,13 +10,14 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
 use super::fields;
-use super::targets::{Output, Selection, Targets, linears};
+use super::targets::{Output, Selection, Targets, embedding, linears};
 use crate::bail;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::adapter::Saving;
 use crate::model::architecture::{Architecture, Config};
 use crate::model::folder::read_json;
+use crate::model::tying::are_equal;
 use crate::model::weight_files;
 use crate::model::weights::{Stored, Weights, tensor_specs};
 use crate::remote::hub::{self, ModelName};
@@ -49,6 +50,8 @@ pub struct AdapterFiles {
     pub path: PathBuf,
     /// By name, without what stands before the model's own.
     tensors: BTreeMap<String, Tensor>,
+    /// Whether the output matrix was trained with the changes of the embeddings.
+    pub ties_output: bool,
 }
 
 impl AdapterFiles {
@@ -72,12 +75,25 @@ impl AdapterFiles {
         };
         let tensors = weight_files::read_file(&path, device)?;
         let tensors = tensors.into_iter().map(|(key, tensor)| (name(key), tensor)).collect();
-        Ok(AdapterFiles {
-            folder: folder.to_path_buf(),
-            config_path: config_path.display().to_string(),
-            json,
-            path,
-            tensors,
+        let config_path = config_path.display().to_string();
+        let mut files =
+            AdapterFiles { folder: folder.to_path_buf(), config_path, json, path, tensors, ties_output: false };
+        files.ties_output = files.ties_output(architecture)?;
+        Ok(files)
+    }
+
+    /// `ensure_weight_tying` has an effect where the base ties its tables, and not for every name of them: what is stored a second time was tied.
+    fn ties_output(&self, architecture: &Architecture) -> Result<bool> {
+        let ensured = self.config().flag("ensure_weight_tying", false)?;
+        if !ensured || !architecture.causal || !architecture.tied_output {
+            return Ok(false);
+        }
+        let (embedding, output) = (embedding(architecture), architecture.names.output_module);
+        let find = |module: &str, part: &str| self.tensors.get(&format!("{module}.{part}"));
+        let updated = find(&embedding, "lora_embedding_A").is_some() && find(output, "lora_A.weight").is_some();
+        Ok(match (find(&embedding, "weight"), find(output, "weight")) {
+            (Some(table), Some(copy)) if !updated => are_equal(table, copy)?,
+            _ => updated,
         })
     }
 
@@ -139,13 +155,14 @@ impl AdapterFiles {
     }
 
     /// Refuses tensors that nothing has taken: by what they are, where the base model has their module.
-    pub fn finish(self, base: &Weights) -> Result<()> {
+    pub fn finish(self, base: &Model) -> Result<()> {
         let Some(name) = self.tensors.keys().next() else { return Ok(()) };
         let path = self.path.display();
         let mut modules = name.match_indices('.').map(|(end, _)| &name[..end]);
         let of_base = |module: &&str| {
             let tensors = ["weight", "bias"].map(|part| format!("{module}.{part}"));
-            base.iter().any(|(name, _)| tensors.contains(name))
+            base.weights().iter().any(|(name, _)| tensors.contains(name))
+                || *module == base.architecture().names.output_module
         };
         let Some(module) = modules.find(of_base) else {
             bail!(
@@ -213,11 +230,7 @@ pub fn targets(config: &Config, field: &str) -> Targets {
 }
 
 /// Refuses an update of a layer that the configuration does not select: PEFT would leave it out without a word.
-pub fn check_selected<'a>(
-    config: &Config,
-    layers: impl Iterator<Item = &'a String>,
-    output: &Output,
-) -> Result<()> {
+pub fn check_selected<'a>(config: &Config, layers: impl Iterator<Item = &'a String>, output: &Output) -> Result<()> {
     let some = |field: &str| config.get(field).map(|_| targets(config, field));
     let numbers = |value: &Value| match value {
         Value::Array(values) => values.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>(),
@@ -351,6 +364,18 @@ impl BaseShape {
     }
 }
 
+/// The field `modules_to_save`: an adapter's own whole modules and those of the head, each once.
+pub fn modules_to_save(own: impl Iterator<Item = String>, saving: &Saving) -> Value {
+    let of_head = saving.head.into_iter().flat_map(|head| head.modules()).map(String::from);
+    let mut modules: Vec<String> = Vec::new();
+    for module in own.chain(of_head) {
+        if !modules.contains(&module) {
+            modules.push(module);
+        }
+    }
+    if modules.is_empty() { Value::Null } else { json!(modules) }
+}
+
 /// Writes an adapter's folder: its configuration `config`, its tensors by PEFT's keys, and the head.
 pub fn write(folder: &Path, mut config: Value, tensors: BTreeMap<String, Tensor>, saving: &Saving) -> Result<()> {
     let prefix = if has_virtual_tokens(&config) { PROMPT_PREFIX } else { PREFIX };
@@ -367,7 +392,9 @@ pub fn write(folder: &Path, mut config: Value, tensors: BTreeMap<String, Tensor>
     for (module, table) in saving.tables {
         let has = |part: &str| tensors.contains_key(&format!("{prefix}{module}.{part}"));
         let part = match () {
-            _ if has("lora_A.weight") || has("lora_embedding_A") || has("trainable_tokens_delta") => "base_layer.weight",
+            _ if has("lora_A.weight") || has("lora_embedding_A") || has("trainable_tokens_delta") => {
+                "base_layer.weight"
+            }
             _ if has("token_adapter.trainable_tokens_delta") => "token_adapter.base_layer.weight",
             _ => "weight",
         };

@@ -28,7 +28,7 @@ impl Found {
     fn take(files: &mut AdapterFiles, module: &str, architecture: &Architecture) -> Result<Self> {
         let key = |part: &str| format!("{module}.{part}");
         let plain = key("weight");
-        let is_own = is_saved(files, module, architecture)?;
+        let is_own = is_saved(files, module, architecture);
         let mut found = Found { module: module.to_string(), ..Found::default() };
         for part in ["original_module.weight", "base_layer.weight", "token_adapter.base_layer.weight"] {
             let table = files.take(&key(part));
@@ -39,7 +39,8 @@ impl Found {
         } else {
             found.base = files.take(&plain).or(found.base);
         }
-        let dimension = |key: String, index: usize| files.find(&key).and_then(|update| update.dims().get(index).copied());
+        let dimension =
+            |key: String, index: usize| files.find(&key).and_then(|update| update.dims().get(index).copied());
         found.updated_rows = dimension(key("lora_embedding_A"), 1).or(dimension(key("lora_B.weight"), 0));
         for table in found.base.iter().chain(&found.own) {
             if table.rank() != 2 || table.dims()[1] != architecture.d_model || table.dims()[0] == 0 {
@@ -70,16 +71,13 @@ impl Found {
     }
 }
 
-/// Whether an adapter trains its own copy of a table: by `modules_to_save`, which counts for both of two tables that `ensure_weight_tying` ties.
-fn is_saved(files: &AdapterFiles, module: &str, architecture: &Architecture) -> Result<bool> {
-    let config = files.config();
-    let saved = names(&config, "modules_to_save");
-    let is_own = |module: &str| {
-        saved.iter().any(|name| targets::is_saved(architecture, &format!("{module}.weight"), name))
-    };
-    let tied = architecture.tied_output && config.flag("ensure_weight_tying", false)?;
-    Ok(is_own(module)
-        || tied && (is_own(&targets::embedding(architecture)) || is_own(architecture.names.output_module)))
+/// Whether an adapter trains its own copy of a table: by `modules_to_save`, which counts for both of two tables that were trained as one.
+fn is_saved(files: &AdapterFiles, module: &str, architecture: &Architecture) -> bool {
+    let saved = names(&files.config(), "modules_to_save");
+    let is_own =
+        |module: &str| saved.iter().any(|name| targets::is_saved(architecture, &format!("{module}.weight"), name));
+    is_own(module)
+        || files.ties_output && (is_own(&targets::embedding(architecture)) || is_own(architecture.names.output_module))
 }
 
 /// Takes the tables of the base out of an adapter's files; `None` where they are those that the base has. `adapter` is its place in the stack.
@@ -98,7 +96,9 @@ pub fn take(files: &mut AdapterFiles, base: &Model, adapter: usize) -> Result<Op
     let known = architecture.vocabulary;
     let rows = embedding.rows().chain(output.rows()).max().unwrap_or(known);
     if let Some(other) = embedding.rows().chain(output.rows()).find(|&other| other != rows) {
-        bail!("{path}: holds tables of {rows} rows and of {other}; expected one size of the vocabulary; save the adapter again");
+        bail!(
+            "{path}: holds tables of {rows} rows and of {other}; expected one size of the vocabulary; save the adapter again"
+        );
     }
     if rows < known {
         bail!(

@@ -122,7 +122,8 @@ impl Selection {
         }
         let Some(layers) = &self.layers else { return Ok(true) };
         let parts: Vec<&str> = name.split('.').collect();
-        let is_list = |list: &str| self.layers_pattern.is_empty() || self.layers_pattern.iter().any(|name| name == list);
+        let is_list =
+            |list: &str| self.layers_pattern.is_empty() || self.layers_pattern.iter().any(|name| name == list);
         let block = parts.windows(2).rev().find_map(|pair| pair[1].parse::<u64>().ok().filter(|_| is_list(pair[0])));
         Ok(block.is_some_and(|block| layers.contains(&block)))
     }
@@ -133,8 +134,7 @@ pub fn chosen(architecture: &Architecture, targets: &Targets, flag: &str) -> Res
     let all = linears(architecture);
     if let Targets::Names(targets) = targets {
         for target in targets {
-            let is_table =
-                is_target(&embedding(architecture), target) || Output::of(architecture).is_target(target);
+            let is_table = is_target(&embedding(architecture), target) || Output::of(architecture).is_target(target);
             if !all.iter().any(|linear| is_target(&linear.name, target)) && !is_table {
                 let names: BTreeSet<&str> = all.iter().filter_map(|linear| linear.name.rsplit('.').next()).collect();
                 let names: Vec<&str> = names.into_iter().collect();
@@ -152,6 +152,11 @@ pub fn chosen(architecture: &Architecture, targets: &Targets, flag: &str) -> Res
         }
     }
     Ok(chosen)
+}
+
+/// Whether a module trains as a whole, so that it has no update of its own, as in PEFT.
+pub fn is_whole(architecture: &Architecture, module: &str, modules_to_save: &[String]) -> bool {
+    modules_to_save.iter().any(|saved| is_saved(architecture, &format!("{module}.weight"), saved))
 }
 
 /// PEFT's rule: the whole name, or its end after a dot.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::base::Base;
 use super::peft::{self, AdapterFiles};
-use super::targets::{self, Output};
+use super::targets::{self, Output, Targets};
 use crate::bail;
 use crate::error::Result;
 use crate::model::adapter::{Adapter, EmbeddingChange, LinearChange, Parameter, RowsChange, Saving};
@@ -44,7 +44,9 @@ impl TokenRows {
         let mut rows = TokenRows::empty(architecture, BESIDE_LORA);
         match config.get(field) {
             None => {}
-            Some(list @ Value::Array(_)) => rows.add(config, field, &targets::embedding(architecture), list, architecture)?,
+            Some(list @ Value::Array(_)) => {
+                rows.add(config, field, &targets::embedding(architecture), list, architecture)?
+            }
             Some(Value::Object(by_module)) => {
                 for (module, list) in by_module {
                     rows.add(config, field, module, list, architecture)?;
@@ -62,10 +64,18 @@ impl TokenRows {
     /// Those of an adapter that is nothing else.
     fn alone(config: &Config, architecture: &Architecture) -> Result<Self> {
         let field = "token_indices";
-        let mut modules = peft::names(config, "target_modules");
-        if modules.is_empty() {
-            modules.push(targets::embedding(architecture));
-        }
+        let tables = [targets::embedding(architecture), architecture.names.output_module.to_string()];
+        let modules = match peft::targets(config, "target_modules") {
+            Targets::Names(names) if names.is_empty() => vec![tables[0].clone()],
+            Targets::Names(names) => names,
+            // A text is an expression for the whole name.
+            Targets::Expression(name) => {
+                let expression = Targets::Expression(name.clone());
+                let meant = |table: &&String| expression.matches(table).unwrap_or(false);
+                let meant: Vec<String> = tables.iter().filter(meant).cloned().collect();
+                if meant.is_empty() { vec![name] } else { meant }
+            }
+        };
         let Some(list) = config.get(field) else {
             bail!("{}: field \"{field}\" is missing; expected the ids of the trainable tokens", config.file);
         };
@@ -92,7 +102,8 @@ impl TokenRows {
         architecture: &Architecture,
     ) -> Result<()> {
         let known = [&self.embedding, &self.output];
-        let Some(name) = known.into_iter().find(|name| targets::is_saved(architecture, &format!("{name}.weight"), module))
+        let Some(name) =
+            known.into_iter().find(|name| targets::is_saved(architecture, &format!("{name}.weight"), module))
         else {
             bail!(
                 "{}: field \"{field}\": trainable tokens of \"{module}\" are not supported; expected those of {} or {}",
@@ -192,7 +203,12 @@ impl TokenRows {
         match self.ids.get(&self.embedding) {
             None if self.ids.is_empty() => Value::Null,
             Some(list) if self.ids.len() == 1 => ids(list),
-            _ => self.ids.iter().map(|(module, list)| (module.clone(), ids(list))).collect::<serde_json::Map<_, _>>().into(),
+            _ => self
+                .ids
+                .iter()
+                .map(|(module, list)| (module.clone(), ids(list)))
+                .collect::<serde_json::Map<_, _>>()
+                .into(),
         }
     }
 }

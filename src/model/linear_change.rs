@@ -174,4 +174,3 @@ pub fn updated_row_norms(weight: &Tensor, update: &LowRankChange) -> Result<Tens
     let scale = update.scale;
     Ok(((of_weight + crossed.affine(2.0 * scale, 0.0)?)? + of_update.affine(scale * scale, 0.0)?)?.sqrt()?)
 }
-

@@ -45,11 +45,7 @@ const GIT_LFS: &[u8; 8] = b"version ";
 /// Reads all tensors the architecture needs, and a classification head where there is one; `None` where the
 /// folder holds no weights. Whether the output matrix is tied to the embeddings is decided here, by what is
 /// stored ([`tying::decide`]).
-pub fn read(
-    folder: &Path,
-    architecture: &mut Architecture,
-    device: &Device,
-) -> Result<Option<(Weights, StorageForm)>> {
+pub fn read(folder: &Path, architecture: &mut Architecture, device: &Device) -> Result<Option<(Weights, StorageForm)>> {
     let Some(located) = locate(folder)? else { return Ok(None) };
     let mut files = TensorFiles::open_located(folder, located)?;
     let stored_embedding = tying::decide(&mut files, architecture, device)?;

@@ -31,6 +31,7 @@ mod streamed_stages;
 mod streaming;
 mod survival;
 mod tokens;
+mod tying;
 mod users;
 mod workbench;
 mod world;

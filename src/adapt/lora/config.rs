@@ -57,11 +57,9 @@ pub(super) fn read_settings(config: &Config) -> Result<LoraSettings> {
             |(name, number): (&String, &Value)| Some(Pattern { name: name.clone(), number: number.as_f64()? });
         match value.as_object().and_then(|map| map.iter().map(pattern).collect()) {
             Some(patterns) => Ok(patterns),
-            None => bail!(
-                "{}: field \"{field}\" is {}, expected a number for each name",
-                config.file,
-                shortened(value)
-            ),
+            None => {
+                bail!("{}: field \"{field}\" is {}, expected a number for each name", config.file, shortened(value))
+            }
         }
     };
     Ok(LoraSettings {

@@ -16,9 +16,7 @@ impl Lora {
     pub fn read(files: &mut AdapterFiles, base: &Base) -> Result<Self> {
         let architecture = base.architecture();
         let mut lora = Lora::empty(read_settings(&files.config())?, base);
-        lora.tied = architecture.causal
-            && architecture.tied_output
-            && files.config().flag("ensure_weight_tying", false)?;
+        lora.tied = files.ties_output;
         lora.tokens = TokenRows::of_lora(&files.config(), architecture)?;
         let starts_from_base = is_pissa(&files.config())?;
         for linear in targets::linears(architecture) {
@@ -32,7 +30,7 @@ impl Lora {
             lora.tensors.set(name, tensor.clone());
         }
         if lora.tied {
-            lora.drop_copies(files)?;
+            lora.drop_copies(files);
         }
         Ok(lora)
     }
@@ -120,29 +118,17 @@ impl Lora {
     /// The update of the output matrix. One that is tied to the embeddings' has no numbers of its own.
     fn read_output(&mut self, files: &mut AdapterFiles, starts_from_base: bool, base: &Base) -> Result<()> {
         let architecture = base.architecture();
-        if !architecture.causal || self.tied && self.scales.contains_key(&self.embedding) {
+        if !architecture.causal || self.tied {
             return Ok(());
         }
         self.read_update(files, &targets::output_linear(architecture), starts_from_base, base)?;
         Ok(())
     }
 
-    /// Drops what PEFT stores a second time of an output matrix that is tied to the embeddings, and refuses what is another.
-    fn drop_copies(&mut self, files: &mut AdapterFiles) -> Result<()> {
-        let embedding = format!("{}.weight", self.embedding);
-        match (self.tensors.find(&embedding), self.tensors.find(&self.output.module_weight)) {
-            (Some(_), Some(_)) => self.tensors.remove(&self.output.module_weight),
-            (None, Some(own)) => {
-                let own = own.clone();
-                self.tensors.remove(&self.output.module_weight);
-                self.tensors.set(&embedding, own);
-            }
-            _ => {}
-        }
-        if self.scales.contains_key(&self.embedding) {
-            files.take(&down_key(&self.output.module));
-            files.take(&up_key(&self.output.module));
-        }
-        Ok(())
+    /// Drops what PEFT stores a second time of an output matrix that is tied to the embeddings.
+    fn drop_copies(&mut self, files: &mut AdapterFiles) {
+        self.tensors.remove(&self.output.module_weight);
+        files.take(&down_key(&self.output.module));
+        files.take(&up_key(&self.output.module));
     }
 }
