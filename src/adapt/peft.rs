@@ -389,15 +389,25 @@ pub fn write(folder: &Path, mut config: Value, tensors: BTreeMap<String, Tensor>
     std::fs::write(&path, format!("{config:#}\n")).map_err(Error::io(&path))?;
     write_base(folder, saving)?;
     let mut tensors = tensors;
-    for (module, table) in saving.tables {
+    let part_of = |module: &str, tensors: &BTreeMap<String, Tensor>| {
         let has = |part: &str| tensors.contains_key(&format!("{prefix}{module}.{part}"));
-        let part = match () {
+        match () {
             _ if has("lora_A.weight") || has("lora_embedding_A") || has("trainable_tokens_delta") => {
                 "base_layer.weight"
             }
             _ if has("token_adapter.trainable_tokens_delta") => "token_adapter.base_layer.weight",
             _ => "weight",
+        }
+    };
+    for (module, table) in saving.tables {
+        let part = part_of(module, &tensors);
+        // Of two that are tied, that beside an update is enough.
+        let is_updated = |(other, same): &(String, Tensor)| {
+            same.id() == table.id() && part_of(other, &tensors) == "base_layer.weight"
         };
+        if part == "weight" && saving.tables.iter().any(is_updated) {
+            continue;
+        }
         // A whole copy is the adapter's own, and has the rows of all tokens.
         tensors.entry(format!("{prefix}{module}.{part}")).or_insert_with(|| table.clone());
     }

@@ -21,7 +21,7 @@ fn saved(shape: Shape, tied: bool) -> (tempfile::TempDir, [&'static str; 2]) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     write_config(shape, folder.path());
     set_tied(folder.path(), tied);
-    let model = load(folder.path(), None, Head::Language).expect("a new model");
+    let model = load(folder.path(), Some(&["--method", "full"]), Head::Language).expect("a new model");
     model.save(folder.path()).expect("the folder can be written to");
     let names = match shape {
         Shape::Gpt2 => ["transformer.wte.weight", "lm_head.weight"],
