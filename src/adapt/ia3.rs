@@ -9,20 +9,25 @@ use serde_json::json;
 
 use super::base::Base;
 use super::peft::{self, AdapterFiles};
-use super::targets::{self, Targets};
+use super::targets::{self, Output, Targets};
+use super::whole;
 use crate::bail;
 use crate::error::Result;
-use crate::model::adapter::{Adapter, LinearChange, Parameter, Saving};
+use crate::model::adapter::{Adapter, EmbeddingChange, LinearChange, NormChange, Parameter, Saving};
 use crate::model::weights::Weights;
 use crate::settings::{LoraSettings, MethodSettings};
 
 /// One vector a linear: of its output's width, or, in the feed-forward, of its input's.
 #[derive(Debug, Clone)]
 pub struct Ia3 {
-    /// `{linear}.ia3_l`, `[width]`.
+    /// `{linear}.ia3_l`, `[width]`, and whole tensors of the base by their names.
     tensors: Weights,
     /// The linears that are scaled at their input.
     feed_forward: BTreeSet<String>,
+    /// The modules that train as a whole.
+    modules_to_save: Vec<String>,
+    embedding: String,
+    output: Output,
     /// Whether the base keeps its linears as `[d_in, d_out]`, which PEFT wants to know.
     transposed_base: bool,
     shape: peft::BaseShape,
@@ -39,17 +44,30 @@ impl Ia3 {
         let or_default = |given: &Vec<String>, default: &[&str]| -> Vec<String> {
             if given.is_empty() { default.iter().map(|name| name.to_string()).collect() } else { given.clone() }
         };
-        let targets = Targets::Names(or_default(&settings.target_modules, architecture.default_ia3_targets));
+        let names = or_default(&settings.target_modules, architecture.default_ia3_targets);
+        let mut ia3 = Ia3::empty(base);
+        let is_table = |name: &&String| targets::is_target(&ia3.embedding, name) && *name != targets::ALL_LINEAR;
+        if let Some(name) = names.iter().find(is_table) {
+            bail!("--target-modules: \"{name}\" is a table of embeddings, which ia3 does not scale; expected linears");
+        }
+        let scales_output = architecture.causal && names.iter().any(|name| ia3.output.is_target(name));
+        let targets = Targets::Names(names);
         let feed_forward =
             Targets::Names(or_default(&settings.feedforward_modules, architecture.default_ia3_feed_forward));
-        let mut ia3 = Ia3::empty(base);
-        for linear in targets::chosen(architecture, &targets, "--target-modules")? {
+        let mut linears = targets::chosen(architecture, &targets, "--target-modules")?;
+        linears.extend(scales_output.then(|| targets::output_linear(architecture)));
+        linears.retain(|linear| !targets::is_whole(architecture, &linear.name, &settings.modules_to_save));
+        for linear in linears {
             let is_feed_forward = feed_forward.matches(&linear.name)?;
             let width = if is_feed_forward { linear.d_in } else { linear.d_out };
             ia3.tensors.set(&vector_key(&linear.name), Tensor::ones(width, DType::F32, base.device())?);
             if is_feed_forward {
                 ia3.feed_forward.insert(linear.name);
             }
+        }
+        ia3.modules_to_save = settings.modules_to_save.clone();
+        for (name, tensor) in whole::new(&ia3.modules_to_save, base)?.iter() {
+            ia3.tensors.set(name, tensor.clone());
         }
         ia3.tensors = ia3.tensors.trainable()?;
         Ok(ia3)
@@ -59,6 +77,9 @@ impl Ia3 {
         Ia3 {
             tensors: Weights::default(),
             feed_forward: BTreeSet::new(),
+            modules_to_save: Vec::new(),
+            embedding: targets::embedding(base.architecture()),
+            output: Output::of(base.architecture()),
             transposed_base: base.architecture().names.transposed_linears,
             shape: peft::BaseShape::of(base.architecture()),
         }
@@ -68,7 +89,10 @@ impl Ia3 {
     pub fn read(files: &mut AdapterFiles, base: &Base) -> Result<Self> {
         let feed_forward = peft::targets(&files.config(), "feedforward_modules");
         let mut ia3 = Ia3::empty(base);
-        for linear in targets::linears(base.architecture()) {
+        ia3.modules_to_save = peft::names(&files.config(), "modules_to_save");
+        let architecture = base.architecture();
+        let output = architecture.causal.then(|| targets::output_linear(architecture));
+        for linear in targets::linears(architecture).into_iter().chain(output) {
             let Some(vector) = files.take(&vector_key(&linear.name)) else { continue };
             let is_feed_forward = feed_forward.matches(&linear.name)?;
             let width = if is_feed_forward { linear.d_in } else { linear.d_out };
@@ -85,6 +109,11 @@ impl Ia3 {
                 ia3.feed_forward.insert(linear.name);
             }
         }
+        let scaled: Vec<String> = ia3.linears().map(|(name, _)| name.to_string()).collect();
+        peft::check_selected(&files.config(), scaled.iter(), &ia3.output)?;
+        for (name, tensor) in whole::take(files, base)?.iter() {
+            ia3.tensors.set(name, tensor.clone());
+        }
         Ok(ia3)
     }
 
@@ -94,12 +123,24 @@ impl Ia3 {
 }
 
 impl Adapter for Ia3 {
+    fn embedding(&self) -> Option<EmbeddingChange> {
+        let change = whole::embedding(&self.tensors, &self.embedding);
+        change.table.is_some().then_some(change)
+    }
+
     fn linear(&self, name: &str) -> Option<LinearChange> {
-        let vector = Some(self.tensors.find(&vector_key(name))?.clone());
-        Some(match self.feed_forward.contains(name) {
-            true => LinearChange { input_scale: vector, ..LinearChange::default() },
-            false => LinearChange { output_scale: vector, ..LinearChange::default() },
-        })
+        let mut change = whole::linear(&self.tensors, name);
+        let vector = self.tensors.find(&vector_key(name)).cloned();
+        match self.feed_forward.contains(name) {
+            true => change.input_scale = vector,
+            false => change.output_scale = vector,
+        }
+        let scales = change.input_scale.is_some() || change.output_scale.is_some();
+        (scales || change.weight.is_some() || change.bias.is_some()).then_some(change)
+    }
+
+    fn norm(&self, name: &str) -> Option<NormChange> {
+        whole::norm(&self.tensors, name)
     }
 
     fn parameters(&self) -> usize {
@@ -124,12 +165,15 @@ impl Adapter for Ia3 {
 
     fn merge(&self, weights: &Weights) -> Result<Weights> {
         let mut merged = weights.frozen();
+        whole::set(&mut merged, &self.tensors, &self.output);
         for (name, vector) in self.linears() {
-            let key = format!("{name}.weight");
+            let key = if name == self.output.module { self.output.tensor.clone() } else { format!("{name}.weight") };
+            // Nothing reads an output matrix that a classifier's folder lacks.
+            let Some(weight) = merged.find(&key).cloned() else { continue };
             let is_feed_forward = self.feed_forward.contains(name);
             let vector = vector.detach();
             let factor = if is_feed_forward { vector.unsqueeze(0)? } else { vector.unsqueeze(1)? };
-            merged.set(&key, merged.get(&key)?.broadcast_mul(&factor)?);
+            merged.set(&key, weight.broadcast_mul(&factor)?);
             let bias = format!("{name}.bias");
             if let (false, Some(own)) = (is_feed_forward, merged.find(&bias).cloned()) {
                 merged.set(&bias, own.mul(&vector)?);
@@ -145,17 +189,26 @@ impl Adapter for Ia3 {
             let vector = if is_feed_forward { vector.unsqueeze(0)? } else { vector.unsqueeze(1)? };
             tensors.insert(peft::key(&vector_key(name)), vector);
         }
-        let linears: Vec<&str> = self.linears().map(|(name, _)| name).collect();
-        let targets = self.shape.target_modules(&linears);
+        for (name, tensor) in self.tensors.iter().filter(|(name, _)| !name.ends_with(".ia3_l")) {
+            tensors.insert(peft::key(name), self.shape.on_disk(name, tensor)?);
+        }
+        let (output, linears): (Vec<&str>, Vec<&str>) =
+            self.linears().map(|(name, _)| name).partition(|name| *name == self.output.module);
+        let mut targets = self.shape.target_modules(&linears);
+        targets.extend(output.iter().map(|name| name.to_string()));
         // PEFT wants these to be among the targets.
         let is_feed_forward = |target: &&String| self.feed_forward.iter().any(|name| targets::is_target(name, target));
         let feed_forward: Vec<&String> = targets.iter().filter(is_feed_forward).collect();
+        let name = |module: &String| match self.output.is_target(module) {
+            true => self.output.module.clone(),
+            false => module.clone(),
+        };
         let config = json!({
             "peft_type": "IA3",
             "target_modules": targets,
             "feedforward_modules": feed_forward,
             "fan_in_fan_out": self.transposed_base,
-            "modules_to_save": saving.head.map(|head| head.modules()),
+            "modules_to_save": peft::modules_to_save(self.modules_to_save.iter().map(name), saving),
         });
         peft::write(folder, config, tensors, saving)
     }

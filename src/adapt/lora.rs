@@ -9,20 +9,22 @@ use candle_core::{DType, Tensor, Var};
 use serde_json::{Value, json};
 
 use super::base::Base;
-use super::bitfit;
-use super::peft::{self, AdapterFiles};
-use super::targets::{self, Targets};
+use super::peft;
+use super::targets::{self, Output, Targets};
+use super::tokens::TokenRows;
+use super::whole;
 use crate::bail;
 use crate::error::Result;
 use crate::model::adapter::{Adapter, EmbeddingChange, LinearChange, LowRankChange, NormChange, Parameter, Saving};
-use crate::model::sites::updated_row_norms;
+use crate::model::linear_change::updated_row_norms;
 use crate::model::weights::Weights;
 use crate::settings::{LoraBias, LoraInit, LoraSettings, MethodSettings, Pattern};
 
 mod config;
 mod initial;
+mod read;
 
-use config::{is_pissa, ranks, read_settings};
+use config::ranks;
 pub use initial::update as initial_update;
 
 /// A LoRA adapter.
@@ -32,14 +34,18 @@ pub struct Lora {
     settings: LoraSettings,
     /// Every linear that has an update, with the update's scale.
     scales: BTreeMap<String, f64>,
-    /// The updates, biases and whole modules, by PEFT's keys without their common beginning.
+    /// The updates, whole tensors and rows of single tokens, by PEFT's keys without their common beginning.
     tensors: Weights,
     /// PiSSA: the updates as they were at the start, which are subtracted from the base's weights.
     start: Weights,
     /// The name of the token embeddings.
     embedding: String,
-    /// The name of the output matrix.
-    output: String,
+    /// The output matrix.
+    output: Output,
+    /// Trainable tokens.
+    tokens: TokenRows,
+    /// Whether the output matrix has all changes of the embeddings (PEFT's `ensure_weight_tying` with a base that ties the two).
+    tied: bool,
     /// Whether the base keeps its linears as `[d_in, d_out]`, which PEFT wants to know.
     transposed_base: bool,
     shape: peft::BaseShape,
@@ -73,16 +79,28 @@ impl Lora {
         }
         let targets = Targets::Names(settings.target_modules.clone());
         let mut lora = Lora::empty(settings, base);
+        let is_whole = |name: &str, lora: &Lora| targets::is_whole(architecture, name, &lora.settings.modules_to_save);
         for linear in targets::chosen(architecture, &targets, "--target-modules")? {
-            lora.add(&linear, base)?;
+            if !is_whole(&linear.name, &lora) {
+                lora.add(&linear, base)?;
+            }
         }
-        if lora
-            .settings
-            .target_modules
-            .iter()
-            .any(|target| target != targets::ALL_LINEAR && targets::is_target(&lora.embedding, target))
-        {
+        let named = |is_target: &dyn Fn(&str) -> bool| {
+            let mut targets = lora.settings.target_modules.iter().filter(|target| **target != targets::ALL_LINEAR);
+            targets.any(|target| is_target(target))
+        };
+        let of_embedding =
+            named(&|target| targets::is_target(&lora.embedding, target)) && !is_whole(&lora.embedding, &lora);
+        if named(&|target| lora.output.is_target(target)) && !is_whole(&lora.output.module, &lora) {
+            lora.add_output(base)?;
+        }
+        if of_embedding {
             lora.add_embedding(base)?;
+        }
+        if lora.scales.is_empty() {
+            bail!(
+                "--target-modules: all of these layers train as a whole (--modules-to-save); name one that gets an update"
+            );
         }
         lora.add_biases(base)?;
         lora.add_modules(base)?;
@@ -98,17 +116,36 @@ impl Lora {
             tensors: Weights::default(),
             start: Weights::default(),
             embedding: targets::embedding(architecture),
-            output: targets::output(architecture),
+            output: Output::of(architecture),
+            tokens: TokenRows::default(),
+            tied: false,
             transposed_base: architecture.names.transposed_linears,
             shape: peft::BaseShape::of(architecture),
         }
     }
 
     fn add(&mut self, linear: &targets::TargetLinear, base: &Base) -> Result<()> {
-        let name = &linear.name;
+        let weight = base.model.weights().get(&format!("{}.weight", linear.name))?; // [d_out, d_in]
+        self.add_update(&linear.name, weight, base)
+    }
+
+    fn add_output(&mut self, base: &Base) -> Result<()> {
+        if !base.architecture().causal {
+            bail!("--target-modules: \"{}\": an encoder has no output matrix", self.output.module);
+        }
+        if self.settings.lora_dropout > 0.0 {
+            bail!(
+                "--lora-dropout: dropout before the update of the output matrix ({}) is not supported; set it to 0, or leave the matrix out of --target-modules",
+                self.output.module
+            );
+        }
+        self.add_update(&self.output.module.clone(), base.model.transformer().output().clone(), base)
+    }
+
+    /// A new update of a linear `[d_out, d_in]` of this name.
+    fn add_update(&mut self, name: &str, weight: Tensor, base: &Base) -> Result<()> {
         let rank = self.rank(name)?;
         let scale = self.scale(name, rank)?;
-        let weight = base.model.weights().get(&format!("{name}.weight"))?; // [d_out, d_in]
         let (down, up) = initial::update(self.settings.init_lora_weights, &weight, name, rank, scale, base.seed)?;
         if self.settings.init_lora_weights == LoraInit::Pissa {
             self.start.set(&down_key(name), down.clone());
@@ -120,7 +157,7 @@ impl Lora {
         }
         self.tensors.set(&down_key(name), down);
         self.tensors.set(&up_key(name), up);
-        self.scales.insert(name.clone(), scale);
+        self.scales.insert(name.to_string(), scale);
         Ok(())
     }
 
@@ -143,6 +180,11 @@ impl Lora {
     fn add_embedding(&mut self, base: &Base) -> Result<()> {
         let architecture = base.architecture();
         let name = self.embedding.clone();
+        if self.settings.use_dora {
+            bail!(
+                "--use-dora: an update of the embeddings ({name}) with magnitudes is not supported; leave it out of --target-modules"
+            );
+        }
         let rank = self.rank(&name)?;
         let down = Tensor::zeros((rank, architecture.vocabulary), DType::F32, base.device())?;
         let mut stream = base.stream(&format!("{name}.lora_embedding_B"));
@@ -172,21 +214,9 @@ impl Lora {
 
     /// Modules that train as a whole.
     fn add_modules(&mut self, base: &Base) -> Result<()> {
-        for module in self.settings.modules_to_save.clone() {
-            let weight = [&self.embedding, &self.output].into_iter().find(|name| targets::is_target(name, &module));
-            let Some(name) = weight else {
-                bail!(
-                    "--modules-to-save: \"{module}\" cannot train as a whole; expected {} or {}",
-                    self.embedding,
-                    self.output
-                );
-            };
-            let tensor = if *name == self.output {
-                base.model.transformer().output()
-            } else {
-                base.model.transformer().embeddings()
-            };
-            self.tensors.set(&format!("{name}.weight"), tensor.clone());
+        let whole = whole::new(&self.settings.modules_to_save, base)?;
+        for (name, tensor) in whole.iter() {
+            self.tensors.set(name, tensor.clone());
         }
         Ok(())
     }
@@ -209,82 +239,6 @@ impl Lora {
         let Some(&scale) = self.scales.get(name) else { return Vec::new() };
         let start = self.update(&self.start, name, -scale);
         self.update(&self.tensors, name, scale).into_iter().chain(start).collect()
-    }
-
-    /// Reads an adapter of PEFT's form.
-    pub fn read(files: &mut AdapterFiles, base: &Base) -> Result<Self> {
-        let architecture = base.architecture();
-        let mut lora = Lora::empty(read_settings(&files.config())?, base);
-        let starts_from_base = is_pissa(&files.config())?;
-        for linear in targets::linears(architecture) {
-            let name = &linear.name;
-            let (Some(down), Some(up)) = (files.take(&down_key(name)), files.take(&up_key(name))) else { continue };
-            let rank = down.dims().first().copied().unwrap_or(0);
-            if rank == 0 || down.dims() != [rank, linear.d_in] || up.dims() != [linear.d_out, rank] {
-                bail!(
-                    "{}: the update of \"{name}\" has shapes {:?} and {:?}, but the base model's linear is [{}, {}]; this adapter belongs to another base model",
-                    files.path.display(),
-                    down.dims(),
-                    up.dims(),
-                    linear.d_out,
-                    linear.d_in
-                );
-            }
-            let scale = lora.scale(name, rank)?;
-            if starts_from_base {
-                let weight = base.model.weights().get(&format!("{name}.weight"))?;
-                let (down, up) = initial::update(LoraInit::Pissa, &weight, name, rank, scale, base.seed)?;
-                lora.start.set(&down_key(name), down);
-                lora.start.set(&up_key(name), up);
-            }
-            lora.scales.insert(name.clone(), scale);
-            lora.tensors.set(&down_key(name), down);
-            lora.tensors.set(&up_key(name), up);
-            if lora.settings.use_dora {
-                let key = magnitude_key(name);
-                lora.tensors.set(&key, files.take_of_shape(&key, &[linear.d_out])?);
-            }
-        }
-        lora.read_embedding(files, base)?;
-        for (name, tensor) in base.model.weights().iter().filter(|(name, _)| name.ends_with(".bias")) {
-            let module = name.trim_end_matches(".bias");
-            // PEFT keeps a wrapped layer's own bias under `base_layer`.
-            for key in [name.clone(), format!("{module}.base_layer.bias")] {
-                if let Some(bias) = files.take_if_of_shape(&key, tensor.dims())? {
-                    lora.tensors.set(name, bias);
-                }
-            }
-        }
-        Ok(lora)
-    }
-
-    fn read_embedding(&mut self, files: &mut AdapterFiles, base: &Base) -> Result<()> {
-        let architecture = base.architecture();
-        let (d_model, vocabulary) = (architecture.d_model, architecture.vocabulary);
-        let name = self.embedding.clone();
-        if let Some(down) = files.take(&format!("{name}.lora_embedding_A")) {
-            let rank = down.dims().first().copied().unwrap_or(0);
-            if rank == 0 || down.dims() != [rank, vocabulary] {
-                bail!(
-                    "{}: the update of \"{name}\" has shape {:?}, expected [rank, {vocabulary}]; this adapter belongs to another base model",
-                    files.path.display(),
-                    down.dims()
-                );
-            }
-            let up = files.take_of_shape(&format!("{name}.lora_embedding_B"), &[d_model, rank])?;
-            self.scales.insert(name.clone(), self.scale(&name, rank)?);
-            self.tensors.set(&format!("{name}.lora_embedding_A"), down);
-            self.tensors.set(&format!("{name}.lora_embedding_B"), up);
-            // PEFT writes the base's table too.
-            files.take(&format!("{name}.base_layer.weight"));
-        }
-        for module in [&name, &self.output] {
-            let key = format!("{module}.weight");
-            if let Some(weight) = files.take_if_of_shape(&key, &[vocabulary, d_model])? {
-                self.tensors.set(&key, weight);
-            }
-        }
-        Ok(())
     }
 
     /// The adapter as PEFT has it: an update that started from principal components becomes one of twice the rank on the original weights.
@@ -311,11 +265,13 @@ impl Lora {
 
     fn config(&self, saving: &Saving) -> Value {
         let settings = &self.settings;
-        let linears = self.scales.keys().filter(|name| **name != self.embedding);
+        let tables = [&self.embedding, &self.output.module];
+        let linears = self.scales.keys().filter(|name| !tables.contains(name));
         let mut targets = self.shape.target_modules(&linears.map(String::as_str).collect::<Vec<_>>());
-        targets.extend(self.scales.contains_key(&self.embedding).then(|| self.embedding.clone()));
-        let mut modules: Vec<String> = settings.modules_to_save.clone();
-        modules.extend(saving.head.into_iter().flat_map(|head| head.modules()).map(String::from));
+        targets.extend(tables.into_iter().filter(|name| self.scales.contains_key(*name)).cloned());
+        let of_output = |module: &String| self.output.is_target(module);
+        let name = |module: &String| if of_output(module) { self.output.module.clone() } else { module.clone() };
+        let modules = settings.modules_to_save.iter().map(name);
         json!({
             "peft_type": "LORA",
             "r": settings.lora_r,
@@ -328,7 +284,9 @@ impl Lora {
             "target_modules": targets,
             "fan_in_fan_out": self.transposed_base,
             "bias": settings.lora_bias,
-            "modules_to_save": if modules.is_empty() { Value::Null } else { json!(modules) },
+            "ensure_weight_tying": self.tied,
+            "trainable_token_indices": self.tokens.field(),
+            "modules_to_save": peft::modules_to_save(modules, saving),
         })
     }
 }
@@ -339,24 +297,25 @@ impl Adapter for Lora {
         let part = |part: &str| self.tensors.find(&format!("{name}.lora_embedding_{part}")).cloned();
         let low_rank = part("A").zip(part("B")).zip(self.scales.get(name));
         let low_rank = low_rank.map(|((down, up), &scale)| LowRankChange { down, up, scale, dropout: 0.0 });
-        let table = self.tensors.find(&format!("{name}.weight")).cloned();
-        (low_rank.is_some() || table.is_some()).then_some(EmbeddingChange { table, low_rank })
+        let rows = self.tokens.of_embedding(&self.tensors);
+        let change = EmbeddingChange { low_rank, rows, ..whole::embedding(&self.tensors, name) };
+        (change.low_rank.is_some() || change.table.is_some() || change.rows.is_some()).then_some(change)
     }
 
     fn linear(&self, name: &str) -> Option<LinearChange> {
-        let bias = self.tensors.find(&format!("{name}.bias")).cloned();
-        let low_rank = self.updates(name);
         let magnitude = self.tensors.find(&magnitude_key(name)).cloned();
-        let changes = bias.is_some() || !low_rank.is_empty();
-        changes.then_some(LinearChange { low_rank, magnitude, bias, ..LinearChange::default() })
+        let own = whole::linear(&self.tensors, name);
+        let mut change = LinearChange { low_rank: self.updates(name), magnitude, ..own };
+        if name == self.output.module {
+            change.rows = self.tokens.of_output(&self.tensors);
+            self.tie(&mut change);
+        }
+        let changes = change.weight.is_some() || change.bias.is_some() || change.rows.is_some();
+        (changes || !change.low_rank.is_empty()).then_some(change)
     }
 
     fn norm(&self, name: &str) -> Option<NormChange> {
-        bitfit::norm_bias(&self.tensors, name)
-    }
-
-    fn output(&self) -> Option<Tensor> {
-        self.tensors.find(&format!("{}.weight", self.output)).cloned()
+        whole::norm(&self.tensors, name)
     }
 
     fn parameters(&self) -> usize {
@@ -391,9 +350,11 @@ impl Adapter for Lora {
 
     fn merge(&self, weights: &Weights) -> Result<Weights> {
         let mut merged = weights.frozen();
+        whole::set(&mut merged, &self.tensors, &self.output);
         for name in self.scales.keys().filter(|name| **name != self.embedding) {
-            let key = format!("{name}.weight");
-            let mut weight = merged.get(&key)?; // [d_out, d_in]
+            let key = if *name == self.output.module { self.output.tensor.clone() } else { format!("{name}.weight") };
+            // Nothing reads an output matrix that a classifier's folder lacks.
+            let Some(mut weight) = merged.find(&key).cloned() else { continue }; // [d_out, d_in]
             let mut factor = None;
             for update in self.updates(name) {
                 if let Some(magnitude) = self.tensors.find(&magnitude_key(name)) {
@@ -406,12 +367,14 @@ impl Adapter for Lora {
             }
             merged.set(&key, weight);
         }
-        if let Some(change) = self.embedding() {
-            self.merge_embedding(&mut merged, change)?;
+        if let Some(LowRankChange { down, up, scale, .. }) = self.embedding().and_then(|change| change.low_rank) {
+            let key = format!("{}.weight", self.embedding);
+            let update = down.detach().t()?.matmul(&up.detach().t()?)?.affine(scale, 0.0)?; // [vocabulary, d_model]
+            merged.set(&key, (merged.get(&key)? + update)?);
         }
-        bitfit::set_biases(&mut merged, &self.tensors);
-        if let Some(output) = self.output() {
-            merged.set(&format!("{}.weight", self.output), output.detach());
+        self.tokens.merge(&mut merged, &self.tensors, &self.output)?;
+        if let (true, Some(_)) = (self.tied, merged.find(&self.output.tensor)) {
+            merged.set(&self.output.tensor, merged.get(&format!("{}.weight", self.embedding))?);
         }
         Ok(merged)
     }
@@ -420,27 +383,46 @@ impl Adapter for Lora {
         let plain = self.without_start()?;
         let mut tensors = BTreeMap::new();
         for (name, tensor) in plain.tensors.iter() {
-            tensors.insert(self.key(name), tensor.clone());
+            tensors.insert(self.key(name), self.shape.on_disk(name, tensor)?);
         }
+        tensors.extend(self.copies_of_tied(&plain.tensors)?);
         peft::write(folder, plain.config(saving), tensors, saving)
     }
 }
 
 impl Lora {
-    fn merge_embedding(&self, merged: &mut Weights, change: EmbeddingChange) -> Result<()> {
-        let key = format!("{}.weight", self.embedding);
-        let mut table = change.table.map_or_else(|| merged.get(&key), |table| Ok(table.detach()))?;
-        if let Some(LowRankChange { down, up, scale, .. }) = change.low_rank {
-            table = (table + down.detach().t()?.matmul(&up.detach().t()?)?.affine(scale, 0.0)?)?;
+    /// Gives the output matrix the changes of the embeddings, where it is tied to them: of `E + s (B A)ᵀ` the update is `s Aᵀ Bᵀ`.
+    fn tie(&self, change: &mut LinearChange) {
+        if !self.tied {
+            return;
         }
-        let output = format!("{}.weight", self.output);
-        if merged.find(&output).is_none() && self.output().is_none() {
-            bail!(
-                "an update of \"{}\" cannot be folded into a model whose output matrix is its embedding matrix, as the output keeps the original; keep the adapter",
-                self.embedding
-            );
+        let Some(EmbeddingChange { table, low_rank, rows }) = self.embedding() else { return };
+        change.weight = table;
+        change.rows = rows;
+        let transposed = |low_rank: LowRankChange| {
+            let transpose = |matrix: &Tensor| matrix.t()?.contiguous();
+            let [down, up] = [&low_rank.up, &low_rank.down].map(|matrix| transpose(matrix).expect("a matrix"));
+            LowRankChange { down, up, ..low_rank }
+        };
+        change.low_rank = low_rank.map(transposed).into_iter().collect();
+    }
+
+    /// What PEFT stores a second time of an output matrix that is tied to the embeddings.
+    fn copies_of_tied(&self, tensors: &Weights) -> Result<BTreeMap<String, Tensor>> {
+        let mut copies = BTreeMap::new();
+        let (embedding, output) = (&self.embedding, &self.output.module);
+        let mut copy = |of: &str, to: String, transposed: bool| -> Result<()> {
+            if let Some(tensor) = tensors.find(of) {
+                let tensor = if transposed { tensor.t()?.contiguous()? } else { tensor.clone() };
+                copies.insert(peft::key(&to), tensor);
+            }
+            Ok(())
+        };
+        if self.tied {
+            copy(&format!("{embedding}.lora_embedding_B"), down_key(output), true)?;
+            copy(&format!("{embedding}.lora_embedding_A"), up_key(output), true)?;
+            copy(&format!("{embedding}.weight"), self.output.module_weight.clone(), false)?;
         }
-        merged.set(&key, table);
-        Ok(())
+        Ok(copies)
     }
 }

@@ -5,6 +5,7 @@
 mod base;
 mod bitfit;
 mod bottleneck;
+mod fields;
 mod ia3;
 mod lora;
 mod p_tuning;
@@ -13,8 +14,11 @@ mod prefix_tuning;
 mod probing;
 mod prompt_tuning;
 mod resolve;
+mod tables;
 mod targets;
+mod tokens;
 pub mod users;
+mod whole;
 mod words;
 
 use std::collections::{BTreeMap, HashMap};
@@ -28,11 +32,12 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::adapter::Adapter;
 use crate::model::architecture::Architecture;
-use crate::model::folder::{self, ModelFolder, WithoutWeights};
+use crate::model::folder::{self, WithoutWeights};
 use crate::model::head::{self, Form, NewHead, is_head_tensor};
 use crate::model::sites::Stack;
+use crate::model::tying::are_equal;
 use crate::model::weight_files;
-use crate::model::weights::{Weights, output_name};
+use crate::model::weights::{Weights, embedding_name, output_name};
 use crate::remote::hub;
 use crate::settings::{Method, TrainingSettings};
 use base::Base;
@@ -47,6 +52,7 @@ use prefix_tuning::PrefixTuning;
 use probing::Probing;
 use prompt_tuning::PromptTuning;
 pub use resolve::{architecture, base, check_weights, companions, refuse_encoder, resolve, tokenizer};
+use tokens::TrainableTokens;
 
 /// What is to be done with the weights that are read.
 #[derive(Debug, Clone, Copy)]
@@ -87,18 +93,11 @@ pub struct Role<'a> {
     pub seed: u64,
 }
 
-/// A base model, read once and shared by all roles on top of it.
-#[derive(Clone)]
-struct BaseModel {
-    folder: Arc<ModelFolder>,
-    architecture: Arc<Architecture>,
-    weights: Arc<Weights>,
-}
-
-/// The base models read so far: roles on the same folder share one copy.
+/// The base models read so far, without adapters: roles on the same folder share one copy.
 pub struct Bases {
     device: Device,
-    read: HashMap<PathBuf, BaseModel>,
+    /// By the base's folder and those of the adapters that brought tables in place of its own.
+    read: HashMap<Vec<PathBuf>, Model>,
 }
 
 /// An adapter as read, with the head that was saved with it.
@@ -124,58 +123,84 @@ impl Bases {
             }
             _ => WithoutWeights::Refuse,
         };
-        let mut shared = self.base(&base_folder, without_weights)?;
-        if !adapter_folders.is_empty() {
-            let companions = resolve::companions(role.folder, role.adapters)?;
-            shared.folder = Arc::new(ModelFolder { companions, ..(*shared.folder).clone() });
-        }
-        let bare =
-            Model::new(shared.folder.clone(), shared.architecture.clone(), shared.weights.clone(), Vec::new(), None)?;
+        let base = self.base(&base_folder, without_weights)?;
+        let (bare, read) = self.read_adapters(base, &base_folder, &adapter_folders, role)?;
         let base = Base { model: &bare, seed: role.seed };
-        let read = adapter_folders.iter().map(|folder| read_adapter(folder, &base)).collect::<Result<Vec<_>>>()?;
-        let head = self.head(role, &shared, &adapter_folders, &read)?;
+        let head = self.head(role, &bare, &adapter_folders, &read)?;
         let stack: Stack = read.into_iter().map(|read| read.adapter).collect();
         let settings = match role.training {
-            Training::Frozen => return Model::new(shared.folder, shared.architecture, shared.weights, stack, head),
+            Training::Frozen => return Ok(bare.with(stack, head)),
             Training::With(settings) => settings,
         };
         let head = head.map(|head| head.trainable()).transpose()?;
         if settings.method.is_full() {
-            let weights = merged_weights(&shared.architecture, &shared.weights, &stack, head.is_some())?.trainable()?;
-            return Model::new(shared.folder, shared.architecture, Arc::new(weights), Vec::new(), head);
+            let (architecture, weights) = merged_weights(&bare, &stack, head.is_some())?;
+            return bare.with(Vec::new(), head).merged_into(architecture, weights.trainable()?);
         }
         let stack = trained_stack(stack, settings, head.is_some(), &base)?;
         let scales: BTreeMap<&'static str, f64> = (settings.method.list().iter())
             .map(|&method| (method.adapter(), settings.method.learning_rate_scale(method)))
             .collect();
-        let model = Model::new(shared.folder, shared.architecture, shared.weights, stack, head)?;
-        Ok(model.with_learning_rate_scales(scales))
+        Ok(bare.with(stack, head).with_learning_rate_scales(scales))
     }
 
-    fn base(&mut self, folder: &Path, without_weights: WithoutWeights) -> Result<BaseModel> {
-        let key = folder.canonicalize().map_err(Error::io(folder))?;
+    fn base(&mut self, folder: &Path, without_weights: WithoutWeights) -> Result<Model> {
+        let key = vec![folder.canonicalize().map_err(Error::io(folder))?];
         if let Some(base) = self.read.get(&key) {
             // New weights that one role trains are no model for another that does not, such as the reference.
-            if base.folder.new_from_seed.is_some() && without_weights == WithoutWeights::Refuse {
+            if base.folder().new_from_seed.is_some() && without_weights == WithoutWeights::Refuse {
                 return Err(weight_files::no_weights(folder));
             }
             return Ok(base.clone());
         }
-        let (model_folder, architecture, weights) = folder::open(folder, without_weights, &self.device)?;
-        let (folder, architecture) = (Arc::new(model_folder), Arc::new(architecture));
-        let base = BaseModel { folder, architecture, weights: Arc::new(weights) };
+        let (folder, architecture, weights) = folder::open(folder, without_weights, &self.device)?;
+        let base = Model::new(Arc::new(folder), Arc::new(architecture), Arc::new(weights), Vec::new(), None)?;
         self.read.insert(key, base.clone());
         Ok(base)
+    }
+
+    /// The adapters of a role, and the base that they are read on top of: one may bring tables in place of the base's own.
+    fn read_adapters(
+        &mut self,
+        base: Model,
+        base_folder: &Path,
+        adapters: &[PathBuf],
+        role: &Role,
+    ) -> Result<(Model, Vec<Read>)> {
+        if adapters.is_empty() {
+            return Ok((base, Vec::new()));
+        }
+        let companions = resolve::companions(role.folder, role.adapters)?;
+        let mut key = vec![base_folder.canonicalize().map_err(Error::io(base_folder))?];
+        let mut bare = base.with_companions(companions.clone());
+        let mut read = Vec::new();
+        for (index, folder) in adapters.iter().enumerate() {
+            let mut files = open_adapter(folder, &bare)?;
+            let tables = match &mut files {
+                AdapterFolder::Peft(files) => tables::take(files, &bare, index)?,
+                AdapterFolder::AdapterHub(_) => None,
+            };
+            if let Some(tables) = tables {
+                key.push(folder.canonicalize().map_err(Error::io(folder))?);
+                bare = match self.read.get(&key) {
+                    Some(bare) => bare.clone().with_companions(companions.clone()),
+                    None => bare.with_tables(tables)?,
+                };
+                self.read.insert(key.clone(), bare.clone());
+            }
+            read.push(read_adapter(files, folder, &Base { model: &bare, seed: role.seed })?);
+        }
+        Ok((bare, read))
     }
 
     fn head(
         &self,
         role: &Role,
-        base: &BaseModel,
+        base: &Model,
         adapter_folders: &[PathBuf],
         read: &[Read],
     ) -> Result<Option<head::Head>> {
-        let architecture = &base.architecture;
+        let architecture = base.architecture();
         let source = role.folder;
         if role.head == Head::Language {
             check_language_model(base, source)?;
@@ -183,11 +208,11 @@ impl Bases {
         }
         let in_adapters = read.iter().rev().find_map(|read| read.head.clone());
         let found = match in_adapters {
-            Some(head) => Some(head.completed_by(architecture, |name| base.weights.find(name).cloned())),
+            Some(head) => Some(head.completed_by(architecture, |name| base.weights().find(name).cloned())),
             None => {
-                let (form, pad) = (Form::read(&base.folder.path)?, base.folder.pad_token_id());
-                let found = head::Head::find(architecture, form, pad, |name| base.weights.find(name).cloned());
-                found.map(|head| head.with_labels_of(&base.folder.config))
+                let (form, pad) = (Form::read(&base.folder().path)?, base.folder().pad_token_id());
+                let found = head::Head::find(architecture, form, pad, |name| base.weights().find(name).cloned());
+                found.map(|head| head.with_labels_of(&base.folder().config))
             }
         };
         let labels = match role.head {
@@ -226,14 +251,14 @@ impl Bases {
             labels: names,
             seed: role.seed,
         };
-        head::Head::new(architecture, &new, |name| base.weights.find(name).cloned(), &self.device).map(Some)
+        head::Head::new(architecture, &new, |name| base.weights().find(name).cloned(), &self.device).map(Some)
     }
 }
 
-fn check_language_model(base: &BaseModel, source: &Path) -> Result<()> {
-    resolve::refuse_encoder(&base.architecture, source)?;
-    if let Some(name) = output_name(&base.architecture)
-        && base.weights.find(name).is_none()
+fn check_language_model(base: &Model, source: &Path) -> Result<()> {
+    resolve::refuse_encoder(base.architecture(), source)?;
+    if let Some(name) = output_name(base.architecture())
+        && base.weights().find(name).is_none()
     {
         bail!(
             "{}: tensor \"{name}\" is missing, so this is a classifier, which cannot write answers; give a language model",
@@ -244,8 +269,8 @@ fn check_language_model(base: &BaseModel, source: &Path) -> Result<()> {
 }
 
 /// Refuses a folder that says that it is a classifier and holds no head: a new one in its place would say nothing of what was learned.
-fn check_no_head_is_missing(base: &BaseModel, source: &Path) -> Result<()> {
-    let names = base.folder.config.get("architectures").and_then(|names| names.as_array());
+fn check_no_head_is_missing(base: &Model, source: &Path) -> Result<()> {
+    let names = base.folder().config.get("architectures").and_then(|names| names.as_array());
     let is_classifier =
         |name: &serde_json::Value| name.as_str().is_some_and(|name| name.ends_with("ForSequenceClassification"));
     let promised = names.is_some_and(|names| names.iter().any(is_classifier));
@@ -255,14 +280,14 @@ fn check_no_head_is_missing(base: &BaseModel, source: &Path) -> Result<()> {
              start a new head on",
             source.display(),
             if promised { "config.json" } else { "head.json" },
-            base.architecture.names.head.out
+            base.architecture().names.head.out
         );
     }
     Ok(())
 }
 
 /// The same for an adapter's folder: PEFT's configuration says that there was a head, or our own file does.
-fn check_no_head_is_missing_beside(folder: &Path, base: &BaseModel) -> Result<()> {
+fn check_no_head_is_missing_beside(folder: &Path, base: &Model) -> Result<()> {
     let path = folder.join(peft::CONFIG);
     let config = if path.is_file() { folder::read_json(&path)? } else { serde_json::Value::Null };
     let is_classifier = config.get("task_type").and_then(|task| task.as_str()) == Some("SEQ_CLS");
@@ -271,7 +296,7 @@ fn check_no_head_is_missing_beside(folder: &Path, base: &BaseModel) -> Result<()
             "{}: {} says that this adapter was trained with a head, but tensor \"{}.weight\" is missing; save the adapter with its head, or give one of a language model",
             folder.display(),
             if is_classifier { "adapter_config.json" } else { "head.json" },
-            base.architecture.names.head.out
+            base.architecture().names.head.out
         );
     }
     Ok(())
@@ -282,30 +307,41 @@ fn check_no_head_is_missing_beside(folder: &Path, base: &BaseModel) -> Result<()
 /// # Errors
 /// Where a method cannot be folded in.
 pub fn merged(model: &Model) -> Result<Model> {
-    let weights = merged_weights(model.architecture(), model.weights(), model.adapters(), model.head().is_some())?;
-    model.merged_into(weights)
+    let (architecture, weights) = merged_weights(model, model.adapters(), model.head().is_some())?;
+    model.merged_into(architecture, weights)
 }
 
-/// All weights with the adapters folded in. Hugging Face's classifiers have a head in place of the output matrix, and language models have no head;
-/// the head's own tensors are the head's.
-fn merged_weights(
-    architecture: &Architecture,
-    weights: &Weights,
-    stack: &[Arc<dyn Adapter>],
-    has_head: bool,
-) -> Result<Weights> {
-    let mut weights = weights.frozen();
+/// All weights of a model's base with adapters folded in, and its architecture, which says whether the output matrix is still tied. Hugging
+/// Face's classifiers have a head in place of the output matrix, and language models have no head; the head's own tensors are the head's.
+fn merged_weights(model: &Model, stack: &[Arc<dyn Adapter>], has_head: bool) -> Result<(Architecture, Weights)> {
+    let mut architecture = model.architecture().clone();
+    let mut weights = model.weights().frozen();
+    let was_tied = architecture.tied_output && architecture.causal;
+    let changes_table = |adapter: &Arc<dyn Adapter>| {
+        adapter.embedding().is_some() || adapter.linear(architecture.names.output_module).is_some()
+    };
+    let unties = was_tied && stack.iter().any(changes_table);
+    if unties {
+        // What changes one of the two need not change the other.
+        architecture.tied_output = false;
+        weights.set(architecture.names.output, model.transformer().output().detach());
+    }
     for adapter in stack {
         weights = adapter.merge(&weights)?;
     }
+    let (embedding, output) = (embedding_name(&architecture), architecture.names.output);
+    if unties && (has_head || are_equal(&weights.get(&embedding)?, &weights.get(output)?)?) {
+        architecture.tied_output = true;
+        weights.remove(output);
+    }
     let names: Vec<String> = weights.iter().map(|(name, _)| name.clone()).collect();
     for name in names {
-        let is_output = output_name(architecture) == Some(name.as_str());
-        if is_head_tensor(architecture, &name) || is_output && has_head {
+        let is_output = output_name(&architecture) == Some(name.as_str());
+        if is_head_tensor(&architecture, &name) || is_output && has_head {
             weights.remove(&name);
         }
     }
-    Ok(weights)
+    Ok((architecture, weights))
 }
 
 /// The stack with every method of the run trained: the adapter of that method where the stack has one, else a new one on top.
@@ -333,10 +369,31 @@ fn trained_stack(mut stack: Stack, settings: &TrainingSettings, has_head: bool, 
     Ok(stack)
 }
 
-/// Reads one adapter's folder, of PEFT's, AdapterHub's or our own form.
-fn read_adapter(folder: &Path, base: &Base) -> Result<Read> {
+/// The folder of an adapter, with its files read where they have PEFT's form or ours.
+enum AdapterFolder {
+    Peft(Box<AdapterFiles>),
+    AdapterHub(PathBuf),
+}
+
+fn open_adapter(folder: &Path, base: &Model) -> Result<AdapterFolder> {
+    if bottleneck::is_adapter(folder)? {
+        return Ok(AdapterFolder::AdapterHub(folder.to_path_buf()));
+    }
+    let files = AdapterFiles::read(folder, base.architecture(), base.device())?;
+    peft::check_base(folder, base)?;
+    Ok(AdapterFolder::Peft(Box::new(files)))
+}
+
+/// Reads one adapter, of PEFT's, AdapterHub's or our own form.
+fn read_adapter(files: AdapterFolder, folder: &Path, base: &Base) -> Result<Read> {
     let name = folder.display().to_string();
-    read_adapter_of_any_form(folder, base).map_err(|error| match error {
+    let read = match files {
+        AdapterFolder::AdapterHub(folder) => {
+            bottleneck::read(&folder, base).map(|(adapter, head)| Read { adapter, head })
+        }
+        AdapterFolder::Peft(files) => read_peft(*files, base),
+    };
+    read.map_err(|error| match error {
         Error::Input(sentence) if !sentence.contains(&name) => Error::input(format!("{name}: {sentence}")),
         Error::Tensor(error) => {
             let error = error.to_string();
@@ -349,20 +406,15 @@ fn read_adapter(folder: &Path, base: &Base) -> Result<Read> {
     })
 }
 
-fn read_adapter_of_any_form(folder: &Path, base: &Base) -> Result<Read> {
-    let (architecture, device) = (base.architecture(), base.device());
-    if bottleneck::is_adapter(folder)? {
-        return bottleneck::read(folder, base).map(|(adapter, head)| Read { adapter, head });
-    }
-    let mut files = AdapterFiles::read(folder, device)?;
-    peft::check_base(folder, &base.model.folder().path, base.model.weights())?;
-    let pad = base.model.folder().pad_token_id();
-    let head = head::Head::find(architecture, Form::read(folder)?, pad, |name| files.find(name));
+fn read_peft(mut files: AdapterFiles, base: &Base) -> Result<Read> {
+    let (form, pad) = (Form::read(files.folder())?, base.model.folder().pad_token_id());
+    let head = head::Head::find(base.architecture(), form, pad, |name| files.find(name));
     head.iter().flat_map(|head| head.tensors()).for_each(|(name, _)| drop(files.take(&name)));
     let kind = files.config().text("peft_type", "")?.to_string();
     let adapter: Arc<dyn Adapter> = match kind.as_str() {
         "LORA" => Arc::new(Lora::read(&mut files, base)?),
         "IA3" => Arc::new(Ia3::read(&mut files, base)?),
+        "TRAINABLE_TOKENS" => Arc::new(TrainableTokens::read(&mut files, base)?),
         "PROMPT_TUNING" => Arc::new(PromptTuning::read(&mut files, base)?),
         "P_TUNING" => match PTuning::read(&mut files, base)? {
             Some(adapter) => Arc::new(adapter),
@@ -373,11 +425,12 @@ fn read_adapter_of_any_form(folder: &Path, base: &Base) -> Result<Read> {
         "BITFIT" => Arc::new(Bitfit::read(&mut files, base)?),
         "PROBING" => Arc::new(Probing::read(&mut files, base)?),
         _ => bail!(
-            "{}: peft_type is \"{kind}\"; expected LORA, IA3, PROMPT_TUNING, P_TUNING or PREFIX_TUNING, or an adapter of this project or AdapterHub",
-            folder.display()
+            "{}: peft_type is \"{kind}\"; expected LORA, IA3, TRAINABLE_TOKENS, PROMPT_TUNING, P_TUNING or PREFIX_TUNING, or an adapter of this project or AdapterHub",
+            files.folder().display()
         ),
     };
-    files.finish()?;
+    let folder = files.folder().to_path_buf();
+    files.finish(base.model)?;
     if adapter.parameters() == 0 && head.is_none() && adapter.depth().is_none() {
         bail!("{}: holds no tensor", folder.display());
     }

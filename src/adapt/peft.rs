@@ -9,15 +9,18 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
-use super::targets::{Targets, linears};
+use super::fields;
+use super::targets::{Output, Selection, Targets, embedding, linears};
 use crate::bail;
 use crate::error::{Error, Result};
 use crate::gguf::is_gguf;
+use crate::model::Model;
 use crate::model::adapter::Saving;
 use crate::model::architecture::{Architecture, Config};
 use crate::model::folder::read_json;
+use crate::model::tying::are_equal;
 use crate::model::weight_files;
-use crate::model::weights::Weights;
+use crate::model::weights::{Stored, Weights, tensor_specs};
 use crate::remote::hub::{self, ModelName};
 
 pub(super) const CONFIG: &str = "adapter_config.json";
@@ -51,32 +54,63 @@ pub struct AdapterFiles {
     pub path: PathBuf,
     /// By name, without what stands before the model's own.
     tensors: BTreeMap<String, Tensor>,
+    /// Whether the output matrix was trained with the changes of the embeddings.
+    pub ties_output: bool,
 }
 
 impl AdapterFiles {
-    /// Reads the files.
-    pub fn read(folder: &Path, device: &Device) -> Result<Self> {
+    /// Reads the files, whose configuration must say nothing that is not understood.
+    pub fn read(folder: &Path, architecture: &Architecture, device: &Device) -> Result<Self> {
         let config_path = folder.join(CONFIG);
         let json = read_json(&config_path)?;
+        fields::check_peft(&Config::new(&json, config_path.display().to_string()))?;
         let path = folder.join(TENSORS);
         if !path.is_file() {
             weight_files::refuse_pickles(folder)?;
             bail!("{}: there is no such file; expected the tensors of the adapter", path.display());
         }
+        let prefixes = if has_virtual_tokens(&json) { [PROMPT_PREFIX; 2] } else { [PREFIX, PROMPT_PREFIX] };
+        let output = Output::of(architecture);
+        let stored_output = format!("{}.", output.tensor.trim_end_matches(".weight"));
         let name = |key: String| {
-            let bare = key.strip_prefix(PREFIX).or_else(|| key.strip_prefix(PROMPT_PREFIX)).unwrap_or(&key);
+            let bare = prefixes.iter().find_map(|prefix| key.strip_prefix(prefix)).unwrap_or(&key);
             let of_text = bare.strip_prefix(TEXT_PART).map(|name| format!("{WHOLE}{name}"));
-            of_text.unwrap_or_else(|| bare.to_string())
+            let bare = of_text.as_deref().unwrap_or(bare);
+            // Older versions of `transformers` call GPT-NeoX's module as its tensor.
+            bare.strip_prefix(&stored_output).map_or(bare.to_string(), |part| format!("{}.{part}", output.module))
         };
         let tensors = weight_files::read_file(&path, device)?;
         let tensors = tensors.into_iter().map(|(key, tensor)| (name(key), tensor)).collect();
-        Ok(AdapterFiles {
-            folder: folder.to_path_buf(),
-            config_path: config_path.display().to_string(),
-            json,
-            path,
-            tensors,
+        let config_path = config_path.display().to_string();
+        let mut files =
+            AdapterFiles { folder: folder.to_path_buf(), config_path, json, path, tensors, ties_output: false };
+        files.ties_output = files.ties_output(architecture)?;
+        Ok(files)
+    }
+
+    /// `ensure_weight_tying` has an effect where the base ties its tables, and not for every name of them: what is stored a second time was tied.
+    fn ties_output(&self, architecture: &Architecture) -> Result<bool> {
+        let ensured = self.config().flag("ensure_weight_tying", false)?;
+        if !ensured || !architecture.causal || !architecture.tied_output {
+            return Ok(false);
+        }
+        let (embedding, output) = (embedding(architecture), architecture.names.output_module);
+        let find = |module: &str, part: &str| self.tensors.get(&format!("{module}.{part}"));
+        let updated = find(&embedding, "lora_embedding_A").is_some() && find(output, "lora_A.weight").is_some();
+        Ok(match (find(&embedding, "weight"), find(output, "weight")) {
+            (Some(table), Some(copy)) if !updated => are_equal(table, copy)?,
+            _ => updated,
         })
+    }
+
+    /// Where they are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Drops the second copies that PEFT stores of whole modules, which it does not read.
+    pub fn pass_over_copies(&mut self) {
+        self.tensors.retain(|name, _| !name.contains(".original_module.") && !name.contains(".modules_to_save."));
     }
 
     /// `adapter_config.json`.
@@ -126,32 +160,52 @@ impl AdapterFiles {
         Ok(Some(weights))
     }
 
-    /// Refuses tensors that nothing has taken.
-    pub fn finish(self) -> Result<()> {
-        match self.tensors.keys().next() {
-            None => Ok(()),
-            Some(name) => bail!(
-                "{}: tensor \"{name}\" has no place in the base model; this adapter belongs to another base model or is of an unknown form",
-                self.path.display()
-            ),
-        }
+    /// Refuses tensors that nothing has taken: by what they are, where the base model has their module.
+    pub fn finish(self, base: &Model) -> Result<()> {
+        let Some(name) = self.tensors.keys().next() else { return Ok(()) };
+        let path = self.path.display();
+        let mut modules = name.match_indices('.').map(|(end, _)| &name[..end]);
+        let of_base = |module: &&str| {
+            let tensors = ["weight", "bias"].map(|part| format!("{module}.{part}"));
+            base.weights().iter().any(|(name, _)| tensors.contains(name))
+                || *module == base.architecture().names.output_module
+        };
+        let Some(module) = modules.find(of_base) else {
+            bail!(
+                "{path}: tensor \"{name}\" has no place in the base model; this adapter belongs to another base model or is of an unknown form"
+            );
+        };
+        let part = name[module.len()..].trim_start_matches('.');
+        let what = match part {
+            "weight" | "bias" => "a whole copy",
+            part if part.starts_with("base_layer.") => "another base",
+            part if part.contains("trainable_tokens") => "trainable tokens (that the configuration does not list)",
+            _ => "this change",
+        };
+        bail!(
+            "{path}: {what} of \"{module}\" is not supported with this configuration (tensor \"{name}\"); train the adapter without it"
+        );
     }
 }
 
+fn has_virtual_tokens(config: &Value) -> bool {
+    config.get("num_virtual_tokens").is_some_and(|count| !count.is_null())
+}
+
 /// Refuses a base model whose weights are not those that an adapter was trained on, where its folder says which they were.
-pub fn check_base(folder: &Path, base: &Path, weights: &Weights) -> Result<()> {
+pub fn check_base(folder: &Path, base: &Model) -> Result<()> {
     let path = folder.join(BASE);
     if !path.is_file() {
         return Ok(());
     }
     let json = read_json(&path)?;
     let Some(expected) = json.get("weights_xxh3").and_then(Value::as_str) else { return Ok(()) };
-    let found = weights.hash()?;
+    let found = base.weights_as_read().hash()?;
     if found != expected {
         bail!(
             "{}: this adapter was trained on other weights (hash {expected}) than those of {} (hash {found}); give the base model that it belongs to, or delete {BASE} if you are sure",
             folder.display(),
-            base.display()
+            base.folder().path.display()
         );
     }
     Ok(())
@@ -179,6 +233,43 @@ pub fn targets(config: &Config, field: &str) -> Targets {
         Some(Value::String(expression)) => Targets::Expression(expression.clone()),
         _ => Targets::Names(names(config, field)),
     }
+}
+
+/// Refuses an update of a layer that the configuration does not select: PEFT would leave it out without a word.
+pub fn check_selected<'a>(config: &Config, layers: impl Iterator<Item = &'a String>, output: &Output) -> Result<()> {
+    let some = |field: &str| config.get(field).map(|_| targets(config, field));
+    let numbers = |value: &Value| match value {
+        Value::Array(values) => values.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>(),
+        value => value.as_u64().map(|number| vec![number]),
+    };
+    let layers_to_transform = match config.get("layers_to_transform") {
+        None => None,
+        Some(value) => match numbers(value) {
+            // As in PEFT, an empty list is none.
+            Some(numbers) => Some(numbers).filter(|numbers| !numbers.is_empty()),
+            None => bail!("{}: field \"layers_to_transform\" is {value}, expected numbers of blocks", config.file),
+        },
+    };
+    let selection = Selection {
+        targets: some("target_modules"),
+        excluded: some("exclude_modules"),
+        layers: layers_to_transform,
+        layers_pattern: names(config, "layers_pattern"),
+    };
+    for layer in layers {
+        // It may be named by its module or by its tensor.
+        if *layer == output.module && names(config, "target_modules").iter().any(|name| output.is_target(name)) {
+            continue;
+        }
+        // An expression of Python's that is none here says nothing against what the file holds.
+        if !selection.selects(layer).unwrap_or(true) {
+            bail!(
+                "{}: there is an update of \"{layer}\" beside it, which target_modules, exclude_modules and layers_to_transform do not select; correct them, or take the update out of the file",
+                config.file
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The folder of the base model that an adapter's configuration names: relative to the working folder or to the adapter, or on the hub.
@@ -227,6 +318,8 @@ pub struct BaseShape {
     pub kv_width: usize,
     /// All linears of the blocks.
     linears: Vec<String>,
+    /// How the base's tensors are on disk, those apart that are as in computation.
+    stored: BTreeMap<String, Stored>,
 }
 
 impl BaseShape {
@@ -239,7 +332,20 @@ impl BaseShape {
             kv_heads: architecture.kv_heads,
             kv_width: architecture.kv_width(),
             linears: linears(architecture).into_iter().map(|linear| linear.name).collect(),
+            stored: (tensor_specs(architecture).into_iter())
+                .filter(|spec| spec.stored != Stored::AsIs)
+                .map(|spec| (spec.name, spec.stored))
+                .collect(),
         }
+    }
+
+    /// A whole tensor of this name in its form on disk.
+    pub fn on_disk(&self, name: &str, tensor: &Tensor) -> Result<Tensor> {
+        Ok(match self.stored.get(name) {
+            Some(Stored::Transposed) => tensor.t()?.contiguous()?,
+            Some(Stored::LessOne) => (tensor - 1.0)?,
+            Some(Stored::AsIs) | None => tensor.clone(),
+        })
     }
 
     /// Adds what PEFT wants to know of the model where there are virtual tokens.
@@ -266,9 +372,21 @@ impl BaseShape {
     }
 }
 
+/// The field `modules_to_save`: an adapter's own whole modules and those of the head, each once.
+pub fn modules_to_save(own: impl Iterator<Item = String>, saving: &Saving) -> Value {
+    let of_head = saving.head.into_iter().flat_map(|head| head.modules()).map(String::from);
+    let mut modules: Vec<String> = Vec::new();
+    for module in own.chain(of_head) {
+        if !modules.contains(&module) {
+            modules.push(module);
+        }
+    }
+    if modules.is_empty() { Value::Null } else { json!(modules) }
+}
+
 /// Writes an adapter's folder: its configuration `config`, its tensors by PEFT's keys, and the head.
 pub fn write(folder: &Path, mut config: Value, tensors: BTreeMap<String, Tensor>, saving: &Saving) -> Result<()> {
-    let has_virtual_tokens = config.get("num_virtual_tokens").is_some();
+    let prefix = if has_virtual_tokens(&config) { PROMPT_PREFIX } else { PREFIX };
     config["task_type"] = json!(if saving.head.is_some() { "SEQ_CLS" } else { "CAUSAL_LM" });
     config["base_model_name_or_path"] = json!(saving.base);
     if let Some(revision) = saving.revision {
@@ -279,7 +397,28 @@ pub fn write(folder: &Path, mut config: Value, tensors: BTreeMap<String, Tensor>
     std::fs::write(&path, format!("{config:#}\n")).map_err(Error::io(&path))?;
     write_base(folder, saving)?;
     let mut tensors = tensors;
-    let prefix = if has_virtual_tokens { PROMPT_PREFIX } else { PREFIX };
+    let part_of = |module: &str, tensors: &BTreeMap<String, Tensor>| {
+        let has = |part: &str| tensors.contains_key(&format!("{prefix}{module}.{part}"));
+        match () {
+            _ if has("lora_A.weight") || has("lora_embedding_A") || has("trainable_tokens_delta") => {
+                "base_layer.weight"
+            }
+            _ if has("token_adapter.trainable_tokens_delta") => "token_adapter.base_layer.weight",
+            _ => "weight",
+        }
+    };
+    for (module, table) in saving.tables {
+        let part = part_of(module, &tensors);
+        // Of two that are tied, that beside an update is enough.
+        let is_updated = |(other, same): &(String, Tensor)| {
+            same.id() == table.id() && part_of(other, &tensors) == "base_layer.weight"
+        };
+        if part == "weight" && saving.tables.iter().any(is_updated) {
+            continue;
+        }
+        // A whole copy is the adapter's own, and has the rows of all tokens.
+        tensors.entry(format!("{prefix}{module}.{part}")).or_insert_with(|| table.clone());
+    }
     for (name, tensor) in saving.head.into_iter().flat_map(|head| head.tensors()) {
         tensors.insert(format!("{prefix}{name}"), tensor);
     }

@@ -43,8 +43,11 @@ pub fn embedding_rows(folder: &Path, adapters: &[PathBuf]) -> Result<usize> {
     let mut rows = architecture.vocabulary;
     for path in adapters.iter().map(|adapter| adapter.join(peft::TENSORS)).filter(|path| path.is_file()) {
         let file = TensorFile::open(&path)?;
-        let is_table =
-            |name: &str, shape: &[usize]| name.contains(table) && shape.len() == 2 && shape[1] == architecture.d_model;
+        // A tied table may be stored as the output matrix alone.
+        let is_table = |name: &str, shape: &[usize]| {
+            let is_named = name.contains(table) || name.contains(architecture.names.output_module);
+            is_named && shape.len() == 2 && shape[1] == architecture.d_model
+        };
         let of_tables =
             file.shapes().into_iter().filter(|(name, shape)| is_table(name, shape)).map(|(_, shape)| shape[0]);
         rows = of_tables.fold(rows, usize::max);

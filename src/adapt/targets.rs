@@ -37,9 +37,42 @@ pub fn embedding(architecture: &Architecture) -> String {
     module(&format!("{}{}", names.prefix, names.embeddings))
 }
 
-/// The name of the output matrix beside the embeddings.
-pub fn output(architecture: &Architecture) -> String {
-    module(architecture.names.output)
+/// The output matrix as a linear, by its module's name.
+pub fn output_linear(architecture: &Architecture) -> TargetLinear {
+    let name = architecture.names.output_module.to_string();
+    TargetLinear { name, d_out: architecture.vocabulary, d_in: architecture.d_model }
+}
+
+/// The output matrix beside the embeddings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Its module in `transformers`, by which adapters name it.
+    pub module: String,
+    /// The weight of that module.
+    pub module_weight: String,
+    /// The tensor in the base's weights.
+    pub tensor: String,
+}
+
+impl Output {
+    /// That of a model.
+    pub fn of(architecture: &Architecture) -> Self {
+        let module = architecture.names.output_module.to_string();
+        Output { module_weight: format!("{module}.weight"), module, tensor: architecture.names.output.to_string() }
+    }
+
+    /// Whether a name of a target means it; that of its tensor counts too (GPT-NeoX's `embed_out`).
+    pub fn is_target(&self, target: &str) -> bool {
+        target != ALL_LINEAR && (is_target(&self.module, target) || is_target(&module(&self.tensor), target))
+    }
+}
+
+/// PEFT's rule for `modules_to_save`: a module whose name ends in `saved`, and all tensors in it.
+pub fn is_saved(architecture: &Architecture, tensor: &str, saved: &str) -> bool {
+    let output = Output::of(architecture);
+    let saved = if module(&output.tensor) == saved { &output.module } else { saved };
+    let parts = tensor.match_indices('.').map(|(end, _)| &tensor[..end]);
+    !saved.is_empty() && parts.into_iter().any(|module| module.ends_with(saved))
 }
 
 fn module(tensor: &str) -> String {
@@ -66,13 +99,43 @@ impl Targets {
     }
 }
 
+/// Which layers an adapter's configuration selects.
+pub struct Selection {
+    /// Those that get an update; absent where PEFT chooses by the family.
+    pub targets: Option<Targets>,
+    /// Those that do not.
+    pub excluded: Option<Targets>,
+    /// The blocks that do, where these are not all.
+    pub layers: Option<Vec<u64>>,
+    /// What the list of blocks is called; any name where there is none.
+    pub layers_pattern: Vec<String>,
+}
+
+impl Selection {
+    /// Whether a layer of this name gets an update (PEFT's `check_target_module_exists`).
+    pub fn selects(&self, name: &str) -> Result<bool> {
+        if self.excluded.as_ref().map_or(Ok(false), |excluded| excluded.matches(name))? {
+            return Ok(false);
+        }
+        if !self.targets.as_ref().map_or(Ok(true), |targets| targets.matches(name))? {
+            return Ok(false);
+        }
+        let Some(layers) = &self.layers else { return Ok(true) };
+        let parts: Vec<&str> = name.split('.').collect();
+        let is_list =
+            |list: &str| self.layers_pattern.is_empty() || self.layers_pattern.iter().any(|name| name == list);
+        let block = parts.windows(2).rev().find_map(|pair| pair[1].parse::<u64>().ok().filter(|_| is_list(pair[0])));
+        Ok(block.is_some_and(|block| layers.contains(&block)))
+    }
+}
+
 /// The linears that `targets` name. The error of a name that stands for none lists those that there are.
 pub fn chosen(architecture: &Architecture, targets: &Targets, flag: &str) -> Result<Vec<TargetLinear>> {
     let all = linears(architecture);
     if let Targets::Names(targets) = targets {
         for target in targets {
-            if !all.iter().any(|linear| is_target(&linear.name, target)) && !is_target(&embedding(architecture), target)
-            {
+            let is_table = is_target(&embedding(architecture), target) || Output::of(architecture).is_target(target);
+            if !all.iter().any(|linear| is_target(&linear.name, target)) && !is_table {
                 let names: BTreeSet<&str> = all.iter().filter_map(|linear| linear.name.rsplit('.').next()).collect();
                 let names: Vec<&str> = names.into_iter().collect();
                 bail!(
@@ -89,6 +152,11 @@ pub fn chosen(architecture: &Architecture, targets: &Targets, flag: &str) -> Res
         }
     }
     Ok(chosen)
+}
+
+/// Whether a module trains as a whole, so that it has no update of its own, as in PEFT.
+pub fn is_whole(architecture: &Architecture, module: &str, modules_to_save: &[String]) -> bool {
+    modules_to_save.iter().any(|saved| is_saved(architecture, &format!("{module}.weight"), saved))
 }
 
 /// PEFT's rule: the whole name, or its end after a dot.
@@ -124,6 +192,24 @@ mod tests {
         assert!(expression.matches("model.layers.0.self_attn.v_proj")?);
         assert!(!expression.matches("model.layers.1.self_attn.v_proj")?);
         assert!(Targets::Expression("(".to_string()).matches("x").is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_selection_is_by_targets_exclusions_and_blocks() -> Result<()> {
+        let names = |names: &[&str]| Targets::Names(names.iter().map(|name| name.to_string()).collect());
+        let all = Selection {
+            targets: Some(names(&["q_proj", "v_proj"])),
+            excluded: Some(Targets::Expression(r".*\.2\..*".to_string())),
+            layers: Some(vec![1, 2]),
+            layers_pattern: Vec::new(),
+        };
+        let name = |block: usize, linear: &str| format!("model.layers.{block}.self_attn.{linear}");
+        assert!(all.selects(&name(1, "q_proj"))?);
+        assert!(!all.selects(&name(0, "q_proj"))? && !all.selects(&name(1, "k_proj"))?);
+        assert!(!all.selects(&name(2, "q_proj"))? && !all.selects("lm_head.q_proj")?);
+        let other_list = Selection { layers_pattern: vec!["h".to_string()], ..all };
+        assert!(!other_list.selects(&name(1, "q_proj"))? && other_list.selects("transformer.h.1.q_proj")?);
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! The sites at which a lightweight method may change the forward pass. The transformer calls them and knows no method.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,9 +8,9 @@ use candle_core::{Tensor, Var};
 
 use super::head::Head;
 use super::weights::Weights;
-use crate::bail;
 use crate::error::Result;
 use crate::settings::MethodSettings;
+use crate::{bail, ops};
 
 /// What a site is told about the pass it is part of.
 #[derive(Debug, Clone, Copy, Default)]
@@ -31,10 +32,14 @@ pub struct Linear {
 
 /// What a method makes of a linear `y = W x + b`:
 ///
-/// `y = output_scale ⊙ (f ⊙ (W (input_scale ⊙ x) + Σ s B A x) + b)`, where `b` is the base's unless the method has its own, and `f` is
+/// `y = output_scale ⊙ (f ⊙ (W (input_scale ⊙ x) + Σ s B A x) + b)`, where `W` and `b` are the base's unless the method has its own, and `f` is
 /// 1, or with a magnitude `m` the factor `m / |W + s B A|` of each output, the norm being that of a row (DoRA, Liu et al. 2024, eq. 5).
 #[derive(Debug, Clone, Default)]
 pub struct LinearChange {
+    /// In place of the base's weight and of all changes before this one, `[d_out, d_in]` (PEFT's `modules_to_save`).
+    pub weight: Option<Tensor>,
+    /// In place of single rows of the weight (trainable tokens in the output matrix).
+    pub rows: Option<RowsChange>,
     /// `[d_in]` (IA3 on the feed-forward).
     pub input_scale: Option<Tensor>,
     /// Low-rank updates (LoRA).
@@ -69,13 +74,60 @@ pub struct NormChange {
     pub bias: Option<Tensor>,
 }
 
-/// What a method makes of the token embeddings: `e = E[token] + s B A[:, token]`.
+/// Rows in place of some of a matrix `[n, d]`, such as the embeddings of single tokens (PEFT's trainable tokens).
+#[derive(Debug, Clone)]
+pub struct RowsChange {
+    /// Which rows, each once.
+    pub ids: Arc<[u32]>,
+    /// Their values, `[ids, d]`.
+    pub values: Tensor,
+}
+
+impl RowsChange {
+    /// The matrix `[n, d]` with these rows in it.
+    pub fn applied(&self, matrix: &Tensor) -> Result<Tensor> {
+        let ids = Tensor::from_slice(&self.ids, self.ids.len(), matrix.device())?;
+        // x - x is zero, and so is the gradient of what is replaced.
+        let cleared = matrix.index_add(&ids, &matrix.index_select(&ids, 0)?.neg()?, 0)?;
+        Ok(cleared.index_add(&ids, &self.values, 0)?)
+    }
+
+    /// The embeddings `x` `[tokens, d]` of these tokens, those of them that have a row here replaced.
+    pub fn of_tokens(&self, x: &Tensor, tokens: &[u32]) -> Result<Tensor> {
+        self.select(x, &self.values, 0, tokens.iter().copied())
+    }
+
+    /// The outputs `y` `[rows, n]` of a linear for `x` `[rows, d]`, the columns of replaced rows of its weight replaced.
+    pub fn of_outputs(&self, y: &Tensor, x: &Tensor) -> Result<Tensor> {
+        self.select(y, &ops::linear(x, &self.values, None)?, 1, 0..y.dim(1)? as u32)
+    }
+
+    /// Of `x` and the replacements, laid end to end along `dimension`, what belongs to each of `ids`.
+    fn select(
+        &self,
+        x: &Tensor,
+        replacements: &Tensor,
+        dimension: usize,
+        ids: impl Iterator<Item = u32>,
+    ) -> Result<Tensor> {
+        let places: HashMap<u32, usize> = self.ids.iter().enumerate().map(|(place, &id)| (id, place)).collect();
+        let count = x.dim(dimension)?;
+        let place = |(index, id): (usize, u32)| places.get(&id).map_or(index, |place| count + place) as u32;
+        let picks: Vec<u32> = ids.enumerate().map(place).collect();
+        let picks = Tensor::from_slice(&picks, picks.len(), x.device())?;
+        Ok(Tensor::cat(&[x, replacements], dimension)?.index_select(&picks, dimension)?)
+    }
+}
+
+/// What a method makes of the token embeddings: `e = E[token] + s B A[:, token]`, or a row of its own.
 #[derive(Debug, Clone, Default)]
 pub struct EmbeddingChange {
-    /// In place of `E`, `[vocabulary, d_model]`.
+    /// In place of `E` and of all changes before this one, `[vocabulary, d_model]`.
     pub table: Option<Tensor>,
     /// `A` is `[rank, vocabulary]`, `B` `[d_model, rank]`.
     pub low_rank: Option<LowRankChange>,
+    /// In place of the embeddings of single tokens.
+    pub rows: Option<RowsChange>,
 }
 
 /// A sub-layer of a block.
@@ -143,6 +195,8 @@ pub struct Saving<'a> {
     pub head: Option<&'a Head>,
     /// Whether the base is the text part of the model in that folder.
     pub is_text_part: bool,
+    /// Tables in place of the base's own ([`super::tables`]), by their modules, which are stored with the adapter.
+    pub tables: &'a [(String, Tensor)],
 }
 
 /// A lightweight method: it overrides the sites it needs, and each default leaves the base model as it is.
@@ -173,7 +227,8 @@ pub trait Adapter: Send + Sync {
         None
     }
 
-    /// What becomes of the linear of this name (LoRA, BitFit, IA3).
+    /// What becomes of the linear of this name (LoRA, BitFit, IA3). The output matrix is the linear that is called
+    /// [`TensorNames::output_module`](super::architecture::TensorNames::output_module).
     fn linear(&self, _name: &str) -> Option<LinearChange> {
         None
     }
@@ -196,11 +251,6 @@ pub trait Adapter: Send + Sync {
     /// The residual stream after the last block, `[rows, d_model]` (a probe of a language model).
     fn last_block(&self, x: Tensor) -> Result<Tensor> {
         Ok(x)
-    }
-
-    /// In place of the output matrix, `[vocabulary, d_model]`.
-    fn output(&self) -> Option<Tensor> {
-        None
     }
 
     /// Number of scalars it adds to the base model.

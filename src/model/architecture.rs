@@ -163,6 +163,8 @@ pub struct TensorNames {
     pub final_norm: Option<&'static str>,
     /// The output matrix, `[vocabulary, d_model]`, where it is not the embeddings. It stands outside the prefix.
     pub output: &'static str,
+    /// The module of that matrix in `transformers`, by which adapters name it (GPT-NeoX's is `lm_head`, its tensor `embed_out.weight`).
+    pub output_module: &'static str,
     /// The classification head.
     pub head: HeadForm,
     /// Where AdapterHub's bottleneck adapters stand after attention and after the feed-forward, within a block.

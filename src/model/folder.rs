@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
 use super::adapter::{Adapter, Saving};
@@ -38,10 +38,19 @@ const GENERATION: &str = "generation_config.json";
 pub const STACK_FILE: &str = "adapters.json";
 
 /// Writes the folder of an adapter, or, where several stand on top of each other, one folder for each within `folder` and a file that names
-/// them in their order.
-pub fn save_adapters(folder: &Path, adapters: &[Arc<dyn Adapter>], saving: &Saving) -> Result<()> {
+/// them in their order. Tables in place of the base's own are stored with the adapter that brought them.
+pub fn save_adapters(
+    folder: &Path,
+    adapters: &[Arc<dyn Adapter>],
+    saving: &Saving,
+    tables: Option<(usize, Vec<(String, Tensor)>)>,
+) -> Result<()> {
+    let tables_of = |index: usize| match &tables {
+        Some((adapter, tables)) if *adapter == index => &tables[..],
+        _ => &[],
+    };
     if let [adapter] = adapters {
-        return adapter.save(folder, saving);
+        return adapter.save(folder, &Saving { tables: tables_of(0), ..*saving });
     }
     let mut names = Vec::new();
     for (index, adapter) in adapters.iter().enumerate() {
@@ -50,7 +59,7 @@ pub fn save_adapters(folder: &Path, adapters: &[Arc<dyn Adapter>], saving: &Savi
         std::fs::create_dir_all(&own).map_err(Error::io(&own))?;
         // The head is saved once, with the last.
         let head = saving.head.filter(|_| index + 1 == adapters.len());
-        adapter.save(&own, &Saving { head, ..*saving })?;
+        adapter.save(&own, &Saving { head, tables: tables_of(index), ..*saving })?;
         names.push(name);
     }
     let path = folder.join(STACK_FILE);
@@ -92,8 +101,8 @@ pub fn open(
     without_weights: WithoutWeights,
     device: &Device,
 ) -> Result<(ModelFolder, Architecture, Weights)> {
-    let (mut config, architecture) = read_architecture(path)?;
-    let found = weight_files::read(path, &architecture, device)?;
+    let (mut config, mut architecture) = read_architecture(path)?;
+    let found = weight_files::read(path, &mut architecture, device)?;
     let (weights, form, new_from_seed) = match (found, without_weights) {
         (Some((weights, form)), _) => (weights, form, None),
         (None, WithoutWeights::Refuse) => return Err(weight_files::no_weights(path)),
@@ -168,6 +177,10 @@ impl ModelFolder {
         };
         if let Some(fields) = config.as_object_mut() {
             fields.insert("architectures".into(), json!([class]));
+            fields.insert("vocab_size".into(), json!(architecture.vocabulary));
+            if architecture.causal {
+                fields.insert("tie_word_embeddings".into(), json!(architecture.tied_output));
+            }
             if let Some(head) = head {
                 let label = |index: usize| head.form.labels.get(index).cloned().unwrap_or(format!("LABEL_{index}"));
                 let labels: Vec<String> = (0..head.labels()).map(label).collect();

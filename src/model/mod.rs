@@ -7,24 +7,27 @@ pub mod family;
 pub mod folder;
 pub mod head;
 pub mod layout;
+pub mod linear_change;
+mod output;
 pub mod rotary;
 pub mod sites;
+pub mod tables;
 pub mod transformer;
+pub mod tying;
 pub mod weight_files;
 pub mod weights;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
 use crate::bail;
-use crate::data::batch::{Batch, Target, TokenTree};
+use crate::data::batch::{Batch, TokenTree};
 use crate::data::tokenize::Tokenizer;
 use crate::error::Result;
-use crate::ops::{self, LogProbs};
 use crate::random;
 use crate::remote::hub;
 use adapter::{Adapter, Parameter, Pass, Saving};
@@ -33,6 +36,7 @@ use folder::ModelFolder;
 use head::Head;
 use layout::{Layout, OwnRows};
 use sites::Stack;
+use tables::Replaced;
 use transformer::{KeyValueStore, Stream, Transformer};
 use weights::Weights;
 
@@ -44,6 +48,8 @@ pub struct Model {
     folder: Arc<ModelFolder>,
     architecture: Arc<Architecture>,
     weights: Arc<Weights>,
+    /// What the base was before tables of an adapter took the place of its own.
+    replaced: Option<Replaced>,
     transformer: Transformer,
     /// The first is the model's own.
     stacks: Vec<Stack>,
@@ -64,7 +70,18 @@ impl Model {
     ) -> Result<Self> {
         let transformer = Transformer::new(&architecture, &weights)?;
         let (stacks, heads) = (vec![adapters], vec![head]);
-        Ok(Model { folder, architecture, weights, transformer, stacks, heads, learning_rate_scales: BTreeMap::new() })
+        let learning_rate_scales = BTreeMap::new();
+        Ok(Model { folder, architecture, weights, replaced: None, transformer, stacks, heads, learning_rate_scales })
+    }
+
+    /// The same model with these adapters and this head.
+    pub fn with(self, adapters: Stack, head: Option<Head>) -> Self {
+        Model { stacks: vec![adapters], heads: vec![head], ..self }
+    }
+
+    /// The same model, to whose tokenizer and generation settings these folders belong.
+    pub fn with_companions(self, companions: Vec<PathBuf>) -> Self {
+        Model { folder: Arc::new(ModelFolder { companions, ..(*self.folder).clone() }), ..self }
     }
 
     /// The same model, the learning rates of whose adapters are multiplied by these numbers, by the methods' names.
@@ -77,7 +94,7 @@ impl Model {
         for other in others {
             if !Arc::ptr_eq(&self.weights, &other.weights) {
                 bail!(
-                    "{}: stands on another base model than {}; adapters in one batch share their base",
+                    "{}: stands on another base model than {}, or one of the adapters has a vocabulary of its own; adapters in one batch share their base and its vocabulary",
                     other.folder.path.display(),
                     self.folder.path.display()
                 );
@@ -94,10 +111,9 @@ impl Model {
         Ok(Model { transformer: Transformer::new(&self.architecture, &weights)?, weights, ..self.clone() })
     }
 
-    /// The same model without adapters over weights into which they were folded.
-    pub fn merged_into(&self, weights: Weights) -> Result<Self> {
-        let (folder, architecture) = (self.folder.clone(), self.architecture.clone());
-        Model::new(folder, architecture, Arc::new(weights), Vec::new(), self.head().cloned())
+    /// The same model without adapters over weights into which they were folded; `architecture` says whether its output is still tied.
+    pub fn merged_into(&self, architecture: Architecture, weights: Weights) -> Result<Self> {
+        Model::new(self.folder.clone(), Arc::new(architecture), Arc::new(weights), Vec::new(), self.head().cloned())
     }
 
     /// The same model, to be written with this element type.
@@ -180,13 +196,6 @@ impl Model {
         of_weights.chain(of_adapters).chain(of_head).collect()
     }
 
-    /// Whether it can tell the probability of a token: a classifier may be without an output matrix, and an encoder is.
-    pub fn has_output_matrix(&self) -> bool {
-        let architecture = &self.architecture;
-        let stored = weights::output_name(architecture).is_some_and(|name| self.weights.find(name).is_some());
-        architecture.causal && (architecture.tied_output || stored)
-    }
-
     /// Number of scalars in the base model, adapters and head apart.
     pub fn base_parameters(&self) -> usize {
         self.weights.count()
@@ -252,61 +261,6 @@ impl Model {
     /// For each layer the prefixes of all stacks, end to end, `[prefix rows, kv_heads * head_dim]` each; empty without.
     pub fn prefixes(&self) -> Result<Vec<(Tensor, Tensor)>> {
         sites::prefixes(&self.stacks)
-    }
-
-    /// Log-probability and entropy of every target of a batch, given its hidden states: `[targets]` each.
-    pub fn log_probs(&self, hidden: &Tensor, batch: &Batch, temperature: f64) -> Result<LogProbs> {
-        if !self.stacks[1..].iter().flatten().any(|adapter| adapter.output().is_some()) {
-            return self.log_probs_of(hidden, &batch.targets, 0, temperature);
-        }
-        // Some rows have an output matrix of their own.
-        let (mut log_probs, mut entropy) = (Vec::new(), Vec::new());
-        for (stack, answers) in batch.runs() {
-            let targets = batch.answer_targets[answers.start].start..batch.answer_targets[answers.end - 1].end;
-            let part = self.log_probs_of(hidden, &batch.targets[targets], stack, temperature)?;
-            log_probs.push(part.log_probs);
-            entropy.push(part.entropy);
-        }
-        Ok(LogProbs { log_probs: Tensor::cat(&log_probs, 0)?, entropy: Tensor::cat(&entropy, 0)? })
-    }
-
-    fn log_probs_of(&self, hidden: &Tensor, targets: &[Target], stack: usize, temperature: f64) -> Result<LogProbs> {
-        let rows: Vec<u32> = targets.iter().map(|target| target.row as u32).collect();
-        let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
-        let hidden = self.scaled_for_output(select_rows(hidden, &rows)?)?; // [targets, d_model]
-        let soft_cap = self.architecture.output_soft_cap;
-        ops::log_probs(&hidden, &self.output_of(stack), &tokens, temperature, soft_cap)
-    }
-
-    /// The logits `[rows, vocabulary]` at some rows, which run with these stacks (all with the model's own where there are none).
-    pub fn logits(&self, hidden: &Tensor, rows: &[u32], stacks: &[usize]) -> Result<Tensor> {
-        let hidden = self.scaled_for_output(select_rows(hidden, rows)?)?; // [rows, d_model]
-        let own_output = |stack: usize| self.stacks[stack].iter().any(|adapter| adapter.output().is_some());
-        let logits = match stacks {
-            [] => ops::linear(&hidden, &self.output_of(0), None)?,
-            stacks if stacks.iter().any(|&stack| own_output(stack)) => {
-                let of_row = |(row, &stack): (usize, &usize)| {
-                    ops::linear(&hidden.narrow(0, row, 1)?, &self.output_of(stack), None)
-                };
-                Tensor::cat(&stacks.iter().enumerate().map(of_row).collect::<Result<Vec<_>>>()?, 0)?
-            }
-            _ => ops::linear(&hidden, self.transformer.output(), None)?,
-        }; // [rows, vocabulary]
-        Ok(match self.architecture.output_soft_cap {
-            Some(cap) => ops::activate(&(logits / cap)?, ops::Activation::Tanh)?.affine(cap, 0.0)?,
-            None => logits,
-        })
-    }
-
-    /// Hidden states whose products with the output matrix are the logits.
-    fn scaled_for_output(&self, hidden: Tensor) -> Result<Tensor> {
-        self.architecture.output_scale.map_or(Ok(hidden.clone()), |scale| Ok(hidden.affine(scale, 0.0)?))
-    }
-
-    /// The output matrix that a stack's rows see.
-    fn output_of(&self, stack: usize) -> Tensor {
-        let own = self.stacks[stack].iter().rev().find_map(|adapter| adapter.output());
-        own.unwrap_or_else(|| self.transformer.output().clone())
     }
 
     /// The reward of every answer of a batch, `[answers]`.
@@ -384,10 +338,10 @@ impl Model {
                 Some(name) => (name.repository, name.revision),
                 None => (self.folder.path.display().to_string(), None),
             };
-            let base_hash = self.weights.hash()?;
+            let base_hash = self.weights_as_read().hash()?;
             let (revision, is_text_part) = (revision.as_deref(), self.folder.is_text_part());
-            let saving = Saving { base: &base, revision, base_hash: &base_hash, head, is_text_part };
-            folder::save_adapters(folder, self.adapters(), &saving)?;
+            let saving = Saving { base: &base, revision, base_hash: &base_hash, head, is_text_part, tables: &[] };
+            folder::save_adapters(folder, self.adapters(), &saving, self.new_tables())?;
             self.folder.copy_companions(folder)?;
         } else {
             let mut weights = (*self.weights).clone();

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::adapter::{
-    Adapter, Linear, LinearChange, LowRankChange, NormChange, Pass, RowsNorm, SubLayer, SubLayerRows,
+    Adapter, EmbeddingChange, Linear, LinearChange, LowRankChange, NormChange, Pass, RowsNorm, SubLayer, SubLayerRows,
 };
+use super::linear_change::changed_linear;
 use crate::error::Result;
-use crate::ops::{self, LowRank, RowUpdate, Span};
-use crate::random;
+use crate::ops::{self, RowUpdate, Span};
 
 /// Adapters that change the same rows, each on top of those before it.
 pub type Stack = Vec<Arc<dyn Adapter>>;
@@ -58,11 +58,19 @@ impl Sites<'_> {
         }
         sites.by_group(ids, |stack, _, ids| {
             let changes: Vec<_> = stack.iter().filter_map(|adapter| adapter.embedding()).collect();
-            let table = changes.iter().rev().find_map(|change| change.table.as_ref()).unwrap_or(table);
+            // A whole table takes the place of everything before it.
+            let first = changes.iter().rposition(|change| change.table.is_some()).unwrap_or(0);
+            let changes = &changes[first..];
+            let table = changes.first().and_then(|change| change.table.as_ref()).unwrap_or(table);
             let mut x = table.index_select(ids, 0)?; // [tokens, d_model]
-            for LowRankChange { down, up, scale, .. } in changes.iter().filter_map(|change| change.low_rank.as_ref()) {
-                let inner = down.index_select(ids, 1)?.t()?.contiguous()?; // [tokens, rank]
-                x = (x + ops::linear(&inner, up, None)?.affine(*scale, 0.0)?)?;
+            for EmbeddingChange { low_rank, rows, .. } in changes {
+                if let Some(LowRankChange { down, up, scale, .. }) = low_rank {
+                    let inner = down.index_select(ids, 1)?.t()?.contiguous()?; // [tokens, rank]
+                    x = (x + ops::linear(&inner, up, None)?.affine(*scale, 0.0)?)?;
+                }
+                if let Some(rows) = rows {
+                    x = rows.of_tokens(&x, &ids.to_vec1::<u32>()?)?;
+                }
             }
             Ok(x)
         })
@@ -174,102 +182,6 @@ pub fn prefixes(stacks: &[Stack]) -> Result<Vec<(Tensor, Tensor)>> {
         Ok((Tensor::cat(&keys, 0)?, Tensor::cat(&values, 0)?))
     };
     (0..layers).map(of_layer).collect()
-}
-
-impl LinearChange {
-    /// Whether it is a plain low-rank update, which can be added to the base's output.
-    fn is_low_rank(&self) -> bool {
-        self.input_scale.is_none() && self.magnitude.is_none() && self.bias.is_none() && self.output_scale.is_none()
-    }
-}
-
-/// A linear with changes, one on top of the other.
-fn changed_linear(linear: &Linear, x: &Tensor, changes: &[LinearChange], pass: &Pass) -> Result<Tensor> {
-    let mut input = x.clone();
-    for scale in changes.iter().filter_map(|change| change.input_scale.as_ref()) {
-        input = input.broadcast_mul(scale)?; // [rows, d_in]
-    }
-    let bias = changes.iter().rev().find_map(|change| change.bias.as_ref()).or(linear.bias.as_ref());
-    let magnitude = changes.iter().find(|change| change.magnitude.is_some());
-    let mut y = match magnitude {
-        Some(change) => decomposed(linear, &input, bias, change, pass)?,
-        None => updated(linear, &input, bias, changes.iter().flat_map(|change| &change.low_rank), pass)?,
-    }; // [rows, d_out]
-    for scale in changes.iter().filter_map(|change| change.output_scale.as_ref()) {
-        y = y.broadcast_mul(scale)?;
-    }
-    Ok(y)
-}
-
-/// `W x + b + Σ s B A x`.
-fn updated<'a>(
-    linear: &Linear,
-    x: &Tensor,
-    bias: Option<&Tensor>,
-    mut updates: impl Iterator<Item = &'a LowRankChange>,
-    pass: &Pass,
-) -> Result<Tensor> {
-    let Some(first) = updates.next() else { return ops::linear(x, &linear.weight, bias) };
-    let mut y = ops::low_rank_linear(x, &linear.weight, bias, &low_rank(first, linear, pass))?; // [rows, d_out]
-    for update in updates {
-        let LowRank { a, b, scale, dropout } = low_rank(update, linear, pass);
-        let x = dropout.map_or_else(|| Ok(x.clone()), |(probability, seed)| ops::dropout(x, probability, seed))?;
-        y = (y + ops::linear(&ops::linear(&x, a, None)?, b, None)?.affine(scale, 0.0)?)?;
-    }
-    Ok(y)
-}
-
-fn low_rank<'a>(change: &'a LowRankChange, linear: &Linear, pass: &Pass) -> LowRank<'a> {
-    let seed = pass.dropout_seed.filter(|_| change.dropout > 0.0);
-    LowRank {
-        a: &change.down,
-        b: &change.up,
-        scale: change.scale,
-        dropout: seed.map(|seed| (change.dropout as f32, random::named_seed(seed, &linear.name))),
-    }
-}
-
-/// DoRA: `f ⊙ (W x + s B A x) + b` with `f = m / |W + s B A|`, the norm a constant to the gradient (Liu et al. 2024, section 4.3). With dropout,
-/// `W x + (f - 1) ⊙ W x' + f ⊙ s B A x' + b`, as in PEFT.
-fn decomposed(
-    linear: &Linear,
-    x: &Tensor,
-    bias: Option<&Tensor>,
-    change: &LinearChange,
-    pass: &Pass,
-) -> Result<Tensor> {
-    let (Some(update), Some(magnitude)) = (change.low_rank.first(), &change.magnitude) else {
-        crate::bail!("{}: a magnitude stands beside a low-rank update", linear.name);
-    };
-    let factor = magnitude.div(&updated_row_norms(&linear.weight, update)?)?; // [d_out]
-    let (scaled, base) = match low_rank(update, linear, pass) {
-        LowRank { dropout: None, .. } => (updated(linear, x, None, std::iter::once(update), pass)?, None),
-        LowRank { a, b, scale, dropout: Some((probability, seed)) } => {
-            let dropped = ops::dropout(x, probability, seed)?;
-            let kept = ops::low_rank_linear(&dropped, &linear.weight, None, &LowRank { a, b, scale, dropout: None })?;
-            let lost = (ops::linear(x, &linear.weight, None)? - ops::linear(&dropped, &linear.weight, None)?)?;
-            (kept, Some(lost))
-        }
-    };
-    let mut y = scaled.broadcast_mul(&factor)?; // [rows, d_out]
-    if let Some(base) = base {
-        y = (y + base)?;
-    }
-    Ok(match bias {
-        Some(bias) => y.broadcast_add(bias)?,
-        None => y,
-    })
-}
-
-/// The norm of every row of `W + s B A`, `[d_out]`, without making that matrix:
-/// `|w + s b A|² = |w|² + 2 s b · (A w) + s² b (A Aᵀ) bᵀ`.
-pub fn updated_row_norms(weight: &Tensor, update: &LowRankChange) -> Result<Tensor> {
-    let [weight, down, up] = [weight, &update.down, &update.up].map(Tensor::detach);
-    let of_weight = weight.sqr()?.sum(1)?; // [d_out]
-    let crossed = up.mul(&ops::linear(&weight, &down, None)?)?.sum(1)?; // [d_out]
-    let of_update = up.mul(&ops::linear(&up, &ops::linear(&down, &down, None)?, None)?)?.sum(1)?; // [d_out]
-    let scale = update.scale;
-    Ok(((of_weight + crossed.affine(2.0 * scale, 0.0)?)? + of_update.affine(scale * scale, 0.0)?)?.sqrt()?)
 }
 
 fn rows_of(x: &Tensor, group: &Group) -> Result<Tensor> {

@@ -332,8 +332,8 @@ impl Context<'_> {
                 Some(QueryKeyNorms::Whole(_)) => [architecture.query_width(), architecture.kv_width()],
                 _ => [head_dim; 2],
             };
-            q = query_norm.forward_by_part(&q, widths[0])?;
-            k = key_norm.forward_by_part(&k, widths[1])?;
+            q = query_norm.forward_by_part(&q, widths[0], self.sites)?;
+            k = key_norm.forward_by_part(&k, widths[1], self.sites)?;
         }
         match self.angles {
             None => Ok((q, k, v)),
@@ -408,22 +408,27 @@ impl Norm {
     }
 
     fn forward(&self, x: &Tensor, sites: &Sites) -> Result<Tensor> {
-        sites.norm(&self.name, x, |x, change| {
-            let NormChange { weight, bias } = change.unwrap_or_default();
-            let weight = weight.as_ref().unwrap_or(&self.weight);
-            match (&self.bias, bias) {
-                (Some(own), bias) => ops::layer_norm(x, weight, bias.as_ref().unwrap_or(own), self.epsilon),
-                (None, None) => ops::rms_norm(x, weight, self.epsilon),
-                (None, Some(bias)) => Ok(ops::rms_norm(x, weight, self.epsilon)?.broadcast_add(&bias)?),
-            }
-        })
+        sites.norm(&self.name, x, |x, change| self.changed(x, change))
     }
 
     /// Normalises each part of `x` `[rows, parts * part]` by itself.
-    fn forward_by_part(&self, x: &Tensor, part: usize) -> Result<Tensor> {
-        let (rows, width) = x.dims2()?;
-        let parts = x.contiguous()?.reshape((rows * width / part, part))?; // [rows * parts, part]
-        Ok(ops::rms_norm(&parts, &self.weight, self.epsilon)?.reshape((rows, width))?)
+    fn forward_by_part(&self, x: &Tensor, part: usize, sites: &Sites) -> Result<Tensor> {
+        sites.norm(&self.name, x, |x, change| {
+            let (rows, width) = x.dims2()?;
+            let parts = x.contiguous()?.reshape((rows * width / part, part))?; // [rows * parts, part]
+            Ok(self.changed(&parts, change)?.reshape((rows, width))?)
+        })
+    }
+
+    /// The norm of each row, with what a method has in place of its parameters.
+    fn changed(&self, x: &Tensor, change: Option<NormChange>) -> Result<Tensor> {
+        let NormChange { weight, bias } = change.unwrap_or_default();
+        let weight = weight.as_ref().unwrap_or(&self.weight);
+        match (&self.bias, bias) {
+            (Some(own), bias) => ops::layer_norm(x, weight, bias.as_ref().unwrap_or(own), self.epsilon),
+            (None, None) => ops::rms_norm(x, weight, self.epsilon),
+            (None, Some(bias)) => Ok(ops::rms_norm(x, weight, self.epsilon)?.broadcast_add(&bias)?),
+        }
     }
 }
 

@@ -15,7 +15,8 @@ use safetensors::{Dtype, View};
 
 use super::architecture::Architecture;
 use super::head::head_specs;
-use super::weights::{Role, Stored, TensorSpec, Weights, output_name, tensor_specs};
+use super::tying;
+use super::weights::{Role, Stored, TensorSpec, Weights, embedding_name, output_name, tensor_specs};
 use crate::bail;
 use crate::error::{Error, Result};
 use crate::files::warn_once;
@@ -45,22 +46,33 @@ const GIT_LFS: &[u8; 8] = b"version ";
 const TEXT_PARTS: [&str; 3] = ["model.language_model.", "language_model.model.", "language_model."];
 
 /// Reads all tensors the architecture needs, and a classification head where there is one; `None` where the
-/// folder holds no weights.
-pub fn read(folder: &Path, architecture: &Architecture, device: &Device) -> Result<Option<(Weights, StorageForm)>> {
+/// folder holds no weights. Whether the output matrix is tied to the embeddings is decided here, by what is
+/// stored ([`tying::decide`]).
+pub fn read(folder: &Path, architecture: &mut Architecture, device: &Device) -> Result<Option<(Weights, StorageForm)>> {
     let Some(mut files) = TensorFiles::find(folder)? else { return Ok(None) };
+    let stored_embedding = tying::decide(&mut files, architecture, device)?;
+    let architecture = &*architecture;
+    let stored_output = tying::stored_output(&files, architecture);
     let mut weights = Weights::default();
     let mut dtype = None;
     let mut specs = tensor_specs(architecture);
     let head = head_specs(architecture, |name| files.shape(name).map(<[usize]>::to_vec));
     if !head.is_empty() {
         // A classifier's folder holds no output matrix of its own.
-        specs.retain(|spec| Some(spec.name.as_str()) != output_name(architecture) || files.shape(&spec.name).is_some());
+        specs.retain(|spec| Some(spec.name.as_str()) != output_name(architecture) || stored_output.is_some());
         specs.extend(head);
     }
-    for spec in specs {
+    let embedding = embedding_name(architecture);
+    for mut spec in specs {
+        let name = spec.name.clone();
+        if name == embedding {
+            spec.name = stored_embedding.clone();
+        } else if let (true, Some(stored)) = (Some(name.as_str()) == output_name(architecture), &stored_output) {
+            spec.name = stored.clone();
+        }
         let (tensor, found_dtype) = files.read(&spec, architecture.names.prefix, device)?;
         dtype.get_or_insert(found_dtype);
-        weights.set(&spec.name, tensor);
+        weights.set(&name, tensor);
     }
     files.warn_of_unread(architecture);
     Ok(Some((weights, StorageForm { dtype: dtype.unwrap_or(DType::F32), shards: files.shards })))
@@ -112,6 +124,16 @@ impl TensorFiles {
         self.files.iter().map(|file| file.path.as_path()).chain(of_gguf)
     }
 
+    /// The folder that they are of.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Whether a tensor is stored, under any of the names by which [`TensorFiles::read`] finds it.
+    pub fn holds(&self, name: &str, prefix: &str) -> bool {
+        names_on_disk(name, prefix).iter().any(|name| self.shape(name).is_some())
+    }
+
     /// The shape of a tensor as it lies on disk, if there is one of this name.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         let in_gguf = || self.gguf.as_ref().and_then(|gguf| gguf.shape(name));
@@ -127,12 +149,7 @@ impl TensorFiles {
         if let Some(gguf) = &self.gguf {
             return Ok((read_gguf(gguf, spec, device)?, DType::F32));
         }
-        let bare = spec.name.strip_prefix(prefix).unwrap_or(&spec.name);
-        let old = |name: &str| {
-            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
-        };
-        let mut names = vec![spec.name.clone(), bare.to_string(), old(&spec.name), old(bare)];
-        names.extend(TEXT_PARTS.iter().map(|part| format!("{part}{bare}")));
+        let names = names_on_disk(&spec.name, prefix);
         let found = self.files.iter_mut().find_map(|file| {
             let name = names.iter().find(|name| file.header.info(name).is_some())?;
             Some((file, name))
@@ -198,6 +215,16 @@ fn read_gguf(gguf: &GgufTensors, spec: &TensorSpec, device: &Device) -> Result<T
             spec.shape
         ),
     }
+}
+
+/// The names that a tensor may have on disk.
+fn names_on_disk(name: &str, prefix: &str) -> Vec<String> {
+    let bare = name.strip_prefix(prefix).unwrap_or(name);
+    let old =
+        |name: &str| name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+    let mut names = vec![name.to_string(), bare.to_string(), old(name), old(bare)];
+    names.extend(TEXT_PARTS.iter().map(|part| format!("{part}{bare}")));
+    names
 }
 
 /// Reads every tensor of one safetensors file as f32.

@@ -58,7 +58,7 @@ pub fn tensor_specs(architecture: &Architecture) -> Vec<TensorSpec> {
     let names = &a.names;
     let mut specs = Specs { architecture, list: Vec::new() };
     let named = |name: &str| format!("{}{name}", names.prefix);
-    specs.push(named(names.embeddings), &[a.vocabulary, a.d_model], Role::Embedding);
+    specs.push(embedding_name(a), &[a.vocabulary, a.d_model], Role::Embedding);
     if a.positions == Positions::Learned {
         specs.push(named(names.positions), &[a.max_positions, a.d_model], Role::Embedding);
     }
@@ -76,6 +76,11 @@ pub fn tensor_specs(architecture: &Architecture) -> Vec<TensorSpec> {
         specs.push(output.to_string(), &[a.vocabulary, a.d_model], Role::Embedding);
     }
     specs.list
+}
+
+/// Name of the token embeddings.
+pub fn embedding_name(architecture: &Architecture) -> String {
+    format!("{}{}", architecture.names.prefix, architecture.names.embeddings)
 }
 
 /// Name of the output matrix, where there is one beside the embeddings; an encoder has none.

@@ -182,7 +182,7 @@ pub struct LoraSettings {
     /// Dropout of the update's input
     #[arg(long, help_heading = LORA, default_value_t = 0.0, value_parser = below_one)]
     pub lora_dropout: f64,
-    /// Names of the layers that get an update, or all-linear; for LoRA embeddings too [default: the family's, as in PEFT]
+    /// Names of the layers that get an update, or all-linear; lm_head too, and for LoRA the embeddings [default: the family's, as in PEFT]
     #[arg(long, help_heading = LORA, value_name = "NAME", value_delimiter = ',')]
     #[serde(default)]
     pub target_modules: Vec<String>,
@@ -212,7 +212,7 @@ pub struct LoraSettings {
     /// Which biases of the model train beside the update
     #[arg(long, help_heading = LORA, value_enum, default_value_t = LoraBias::None)]
     pub lora_bias: LoraBias,
-    /// Modules of the model that train as a whole beside the update, such as lm_head and embed_tokens
+    /// Modules of the model that train as a whole in addition to the update: ends of names, such as lm_head, embed_tokens or norm
     #[arg(long, help_heading = LORA, value_name = "NAME", value_delimiter = ',')]
     #[serde(default)]
     pub modules_to_save: Vec<String>,

@@ -13,16 +13,21 @@ use crate::common::{Shape, assert_same_answers, training_settings, write_model};
 use crate::oracle::assert_close;
 
 /// Arguments of every method, and of some that stand on top of each other.
-const METHODS: [&str; 21] = [
+const METHODS: [&str; 26] = [
     "lora",
     "lora --target-modules all-linear,embed_tokens,wte,embed_in --lora-r 4 --use-rslora",
     "lora --use-dora",
     "lora --init-lora-weights pissa",
     "lora --init-lora-weights orthogonal",
     "lora --lora-bias all --modules-to-save lm_head,embed_tokens,wte,embed_in",
+    "lora --target-modules q_proj,c_attn,query_key_value,lm_head",
+    "lora --target-modules all-linear,lm_head --use-dora",
+    "lora --target-modules q_proj,c_attn,query_key_value --modules-to-save norm,ln_f,down_proj,mlp.c_fc,dense_4h_to_h",
     "bitfit",
     "bitfit --bitfit-biases query,feed-forward-up",
     "ia3",
+    "ia3 --modules-to-save lm_head,embed_tokens,wte,embed_in",
+    "ia3 --target-modules q_proj,c_attn,query_key_value,lm_head --feedforward-modules down_proj,mlp.c_proj,dense_4h_to_h",
     "prompt-tuning",
     "p-tuning",
     "p-tuning --encoder-reparameterization-type lstm",
@@ -40,10 +45,9 @@ const METHODS: [&str; 21] = [
 /// The arguments with those layer names alone that a shape has.
 fn arguments(method: &str, shape: Shape) -> Vec<String> {
     let absent: &[&str] = match shape {
-        Shape::Gpt2 => &["embed_tokens", "embed_in", "lm_head"],
-        Shape::GptNeox => &["embed_tokens", "lm_head", "wte"],
-        Shape::Gemma2 | Shape::Gemma3 | Shape::Smollm3 => &["lm_head", "wte", "embed_in"],
-        _ => &["wte", "embed_in"],
+        Shape::Gpt2 => &["embed_tokens", "embed_in", "q_proj", "query_key_value", "norm", "down_proj", "dense_4h_to_h"],
+        Shape::GptNeox => &["embed_tokens", "wte", "q_proj", "c_attn", "ln_f", "mlp.c_fc", "down_proj", "mlp.c_proj"],
+        _ => &["wte", "embed_in", "c_attn", "query_key_value", "ln_f", "mlp.c_fc", "dense_4h_to_h", "mlp.c_proj"],
     };
     let word = |word: &str| word.split(',').filter(|name| !absent.contains(name)).collect::<Vec<_>>().join(",");
     format!("--method {method} --num-virtual-tokens 5").split(' ').map(word).collect()

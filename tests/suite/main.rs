@@ -35,6 +35,7 @@ mod streamed_stages;
 mod streaming;
 mod survival;
 mod tokens;
+mod tying;
 mod users;
 mod workbench;
 mod world;

@@ -11,6 +11,7 @@ use candle_core::{DType, Tensor};
 use serde_json::{Value, json};
 
 use super::super::base::Base;
+use super::super::fields::{self, Fields};
 use super::super::peft;
 use super::{Bottleneck, activation, name, sub_layers};
 use crate::bail;
@@ -74,6 +75,46 @@ impl Sites {
     }
 }
 
+/// What AdapterHub's file says beside the configuration of the adapter.
+const TOP: Fields = Fields {
+    read: &["config", "name", "model_name"],
+    without_effect: &["hidden_size", "model_class", "model_type", "version"],
+};
+
+/// What AdapterHub's configuration of a bottleneck adapter says (`BnConfig`). Of `phm_layer`, `inv_adapter`, `use_gating` and the like, which
+/// are refused, the details have no effect alone.
+const OWN: Fields = Fields {
+    read: &[
+        "mh_adapter",
+        "output_adapter",
+        "is_parallel",
+        "original_ln_before",
+        "original_ln_after",
+        "residual_before_ln",
+        "non_linearity",
+        "scaling",
+        "reduction_factor",
+    ],
+    without_effect: &[
+        "init_weights",
+        "init_weights_seed",
+        "dropout",
+        "stochastic_depth",
+        "inv_adapter_reduction_factor",
+        "phm_dim",
+        "factorized_phm_W",
+        "shared_W_phm",
+        "shared_phm_rule",
+        "factorized_phm_rule",
+        "phm_c_init",
+        "phm_init_range",
+        "learn_phm",
+        "hypercomplex_nonlinearity",
+        "phm_rank",
+        "phm_bias",
+    ],
+};
+
 /// Whether the folder is one of AdapterHub's.
 pub fn is_adapter(folder: &Path) -> Result<bool> {
     Ok(read_json(&folder.join(CONFIG))?.get("peft_type").is_none() && folder.join(TENSORS).is_file())
@@ -81,7 +122,7 @@ pub fn is_adapter(folder: &Path) -> Result<bool> {
 
 /// Reads an adapter's folder, with the head that was saved with it.
 pub fn read(folder: &Path, base: &Base) -> Result<(Arc<dyn Adapter>, Option<Head>)> {
-    peft::check_base(folder, &base.model.folder().path, base.model.weights())?;
+    peft::check_base(folder, base.model)?;
     let path = folder.join(CONFIG);
     let json = read_json(&path)?;
     let file = path.display().to_string();
@@ -89,6 +130,8 @@ pub fn read(folder: &Path, base: &Base) -> Result<(Arc<dyn Adapter>, Option<Head
         bail!("{file}: field \"config\" is missing; expected the configuration of an adapter of AdapterHub");
     };
     let config = Config::new(own, file.as_str());
+    fields::check(&Config::new(&json, file.as_str()), &[&TOP])?;
+    fields::check(&config, &[&OWN])?;
     let placement = placement(&config)?;
     let mut sites = Sites::of(base);
     sites.adapter = Config::new(&json, file.as_str()).text("name", "default")?.to_string();
@@ -122,15 +165,10 @@ pub fn read(folder: &Path, base: &Base) -> Result<(Arc<dyn Adapter>, Option<Head
 
 /// The placement that AdapterHub's many fields describe, where they describe one of ours.
 fn placement(config: &Config) -> Result<Placement> {
-    for unsupported in
-        ["ln_before", "ln_after", "adapter_residual_before_ln", "use_gating", "phm_layer", "cross_adapter"]
-    {
-        if config.flag(unsupported, false)? {
-            bail!("{}: \"{unsupported}\": true is not supported", config.file);
+    for needed in ["original_ln_after", "residual_before_ln"] {
+        if !config.flag(needed, true)? {
+            bail!("{}: \"{needed}\": false is not supported; expected true", config.file);
         }
-    }
-    if config.get("inv_adapter").is_some() {
-        bail!("{}: invertible adapters are not supported", config.file);
     }
     let flags = ["mh_adapter", "output_adapter", "is_parallel", "original_ln_before"];
     let [attention, feed_forward, parallel, joined] = flags.map(|field| config.flag(field, false));

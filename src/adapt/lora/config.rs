@@ -7,20 +7,33 @@ use serde_json::Value;
 use crate::adapt::peft;
 use crate::bail;
 use crate::error::Result;
-use crate::model::architecture::Config;
+use crate::model::architecture::{Config, shortened};
 use crate::settings::{LoraBias, LoraInit, LoraSettings, Pattern};
 
 /// Whether the tensors belong to what PiSSA leaves of the weights, as in folders of PEFT that were not converted. Other starts that change the
-/// weights are refused.
+/// weights are refused, and so is one that is not known. Names count without regard to case.
 pub(super) fn is_pissa(config: &Config) -> Result<bool> {
-    let Some(start) = config.get("init_lora_weights").and_then(Value::as_str) else { return Ok(false) };
-    match start {
-        start if start.starts_with("pissa") => Ok(true),
-        "olora" | "loftq" | "corda" => bail!(
+    let start = match config.get("init_lora_weights") {
+        None | Some(Value::Bool(_)) => return Ok(false),
+        Some(Value::String(start)) => start,
+        Some(other) => bail!(
+            "{}: field \"init_lora_weights\" is {}, expected true, false or a text",
+            config.file,
+            shortened(other)
+        ),
+    };
+    match start.to_lowercase().as_str() {
+        name if name == "pissa" || name.starts_with("pissa_niter_") => Ok(true),
+        // They say where the numbers began, which a trained adapter holds.
+        "gaussian" | "orthogonal" | "eva" | "mica" => Ok(false),
+        name if ["olora", "loftq", "lora_ga"].contains(&name) || name.starts_with("corda") => bail!(
             "{}: init_lora_weights is \"{start}\", so that its tensors belong to other weights than the base's; let PEFT convert it (save_pretrained with path_initial_model_for_weight_conversion)",
             config.file
         ),
-        _ => Ok(false),
+        _ => bail!(
+            "{}: init_lora_weights is \"{start}\", which is not known; expected true, false, gaussian, orthogonal, eva, mica or pissa",
+            config.file
+        ),
     }
 }
 
@@ -38,16 +51,16 @@ fn dropout(config: &Config) -> Result<f64> {
 
 /// The settings that a folder's configuration stands for.
 pub(super) fn read_settings(config: &Config) -> Result<LoraSettings> {
-    for unsupported in ["lora_bias", "use_qalora", "use_bdlora"] {
-        if config.flag(unsupported, false)? {
-            bail!("{}: \"{unsupported}\": true is not supported", config.file);
-        }
-    }
-    let patterns = |field: &str| -> Vec<Pattern> {
-        let map = config.get(field).and_then(Value::as_object);
+    let patterns = |field: &str| -> Result<Vec<Pattern>> {
+        let Some(value) = config.get(field) else { return Ok(Vec::new()) };
         let pattern =
             |(name, number): (&String, &Value)| Some(Pattern { name: name.clone(), number: number.as_f64()? });
-        map.into_iter().flatten().filter_map(pattern).collect()
+        match value.as_object().and_then(|map| map.iter().map(pattern).collect()) {
+            Some(patterns) => Ok(patterns),
+            None => {
+                bail!("{}: field \"{field}\" is {}, expected a number for each name", config.file, shortened(value))
+            }
+        }
     };
     Ok(LoraSettings {
         lora_r: config.size("r")?,
@@ -58,8 +71,8 @@ pub(super) fn read_settings(config: &Config) -> Result<LoraSettings> {
         use_rslora: config.flag("use_rslora", false)?,
         use_dora: config.flag("use_dora", false)?,
         init_lora_weights: LoraInit::Kaiming,
-        rank_pattern: patterns("rank_pattern"),
-        alpha_pattern: patterns("alpha_pattern"),
+        rank_pattern: patterns("rank_pattern")?,
+        alpha_pattern: patterns("alpha_pattern")?,
         lora_bias: match config.text("bias", "none")? {
             "none" => LoraBias::None,
             "all" => LoraBias::All,

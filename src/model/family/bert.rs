@@ -19,8 +19,12 @@ const fn head(name: &'static str, out: &'static str) -> HeadForm {
     HeadForm { pooling: Pooling::First, hidden: Some(hidden), out, out_bias: true }
 }
 
+/// Module and tensor of the matrix of masked language modelling, which nothing here reads but as the embeddings that it is tied to.
+const BERT_OUTPUT: [&str; 2] = ["cls.predictions.decoder", "cls.predictions.decoder.weight"];
+const ROBERTA_OUTPUT: [&str; 2] = ["lm_head.decoder", "lm_head.decoder.weight"];
+
 pub(super) fn bert(config: &Config) -> Result<Architecture> {
-    encoder(config, ("BertModel", "BertForSequenceClassification"), names("bert.", BERT_HEAD), 0)
+    encoder(config, ("BertModel", "BertForSequenceClassification"), names("bert.", BERT_OUTPUT, BERT_HEAD), 0)
 }
 
 pub(super) fn roberta(config: &Config) -> Result<Architecture> {
@@ -38,7 +42,7 @@ fn like_roberta(config: &Config, classes: (&'static str, &'static str)) -> Resul
         Some(padding) if padding.as_u64() == Some(0) => 0,
         _ => config.optional_size("pad_token_id")?.unwrap_or(1),
     };
-    encoder(config, classes, names("roberta.", ROBERTA_HEAD), padding + 1)
+    encoder(config, classes, names("roberta.", ROBERTA_OUTPUT, ROBERTA_HEAD), padding + 1)
 }
 
 fn encoder(
@@ -89,7 +93,7 @@ fn encoder(
         feed_forward: FeedForward::Plain(config.activation("hidden_act", "gelu")?),
         windows: vec![None; layers],
         causal: false,
-        tied_output: true,
+        tied_output: config.flag("tie_word_embeddings", true)?,
         initializer_range: config.not_negative("initializer_range", 0.02)?,
         scaled_residual_initialization: false,
         default_lora_targets: &["query", "value"],
@@ -99,7 +103,7 @@ fn encoder(
     })
 }
 
-fn names(prefix: &'static str, head: HeadForm) -> TensorNames {
+fn names(prefix: &'static str, [output_module, output]: [&'static str; 2], head: HeadForm) -> TensorNames {
     let linear = |name: &'static str| LinearName { name, bias: true };
     TensorNames {
         prefix,
@@ -123,7 +127,8 @@ fn names(prefix: &'static str, head: HeadForm) -> TensorNames {
         up: linear("intermediate.dense"),
         down: linear("output.dense"),
         final_norm: None,
-        output: "",
+        output,
+        output_module,
         head,
         bottlenecks: ["attention.output", "output"],
         transposed_linears: false,

@@ -25,6 +25,7 @@ const NAMES: TensorNames = TensorNames {
     down: LinearName { name: "mlp.c_proj", bias: true },
     final_norm: Some("ln_f"),
     output: "lm_head.weight",
+    output_module: "lm_head",
     head: super::DECODER_HEAD,
     bottlenecks: super::DECODER_BOTTLENECKS,
     transposed_linears: true,

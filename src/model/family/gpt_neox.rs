@@ -82,6 +82,7 @@ fn names(attention_bias: bool) -> TensorNames {
         down: LinearName { name: "mlp.dense_4h_to_h", bias: true },
         final_norm: Some("final_layer_norm"),
         output: "embed_out.weight",
+        output_module: "lm_head",
         head: super::DECODER_HEAD,
         bottlenecks: super::DECODER_BOTTLENECKS,
         transposed_linears: false,

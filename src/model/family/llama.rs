@@ -286,6 +286,7 @@ fn names(biases: &Biases) -> TensorNames {
         down: linear("mlp.down_proj", biases.feed_forward),
         final_norm: Some("norm"),
         output: "lm_head.weight",
+        output_module: "lm_head",
         head: super::DECODER_HEAD,
         bottlenecks: super::DECODER_BOTTLENECKS,
         transposed_linears: false,

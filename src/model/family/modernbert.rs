@@ -100,6 +100,7 @@ fn names(config: &Config) -> Result<TensorNames> {
         down: LinearName { name: "mlp.Wo", bias: feed_forward_bias },
         final_norm: Some("final_norm"),
         output: "",
+        output_module: "decoder",
         head: head(config)?,
         bottlenecks: super::DECODER_BOTTLENECKS,
         transposed_linears: false,

@@ -1,0 +1,176 @@
+//! What the changes of several adapters make of one linear.
+
+use candle_core::Tensor;
+
+use super::adapter::{Linear, LinearChange, LowRankChange, Pass};
+use crate::error::Result;
+use crate::ops::{self, LowRank};
+use crate::random;
+
+impl LinearChange {
+    /// Whether it is a plain low-rank update, which can be added to the base's output.
+    pub(super) fn is_low_rank(&self) -> bool {
+        self.weight.is_none()
+            && self.rows.is_none()
+            && self.input_scale.is_none()
+            && self.magnitude.is_none()
+            && self.bias.is_none()
+            && self.output_scale.is_none()
+    }
+}
+
+/// The linear that the changes start from, and the changes that count: a whole weight takes the place of everything before it.
+fn start<'a>(linear: &Linear, changes: &'a [LinearChange]) -> (Linear, &'a [LinearChange]) {
+    let Some(first) = changes.iter().rposition(|change| change.weight.is_some()) else {
+        return (linear.clone(), changes);
+    };
+    let weight = changes[first].weight.clone().unwrap_or_else(|| linear.weight.clone());
+    // A bias stays until another takes its place.
+    let bias = changes[..first].iter().rev().find_map(|change| change.bias.clone()).or(linear.bias.clone());
+    (Linear { name: linear.name.clone(), weight, bias }, &changes[first..])
+}
+
+/// A linear with changes, one on top of the other, `[rows, d_out]`.
+pub(super) fn changed_linear(linear: &Linear, x: &Tensor, changes: &[LinearChange], pass: &Pass) -> Result<Tensor> {
+    let (linear, changes) = &start(linear, changes);
+    let mut input = x.clone();
+    for scale in changes.iter().filter_map(|change| change.input_scale.as_ref()) {
+        input = input.broadcast_mul(scale)?; // [rows, d_in]
+    }
+    let bias = changes.iter().rev().find_map(|change| change.bias.as_ref()).or(linear.bias.as_ref());
+    let magnitude = changes.iter().find(|change| change.magnitude.is_some());
+    let mut y = match magnitude {
+        Some(change) => decomposed(linear, &input, bias, change, pass)?,
+        None if changes.iter().any(|change| change.rows.is_some()) => with_rows(linear, &input, bias, changes, pass)?,
+        None => updated(linear, &input, bias, changes.iter().flat_map(|change| &change.low_rank), pass)?,
+    }; // [rows, d_out]
+    for scale in changes.iter().filter_map(|change| change.output_scale.as_ref()) {
+        y = y.broadcast_mul(scale)?;
+    }
+    Ok(y)
+}
+
+/// The weight `[d_out, d_in]` with which a linear without bias gives what the changes make of it, dropout apart.
+pub(super) fn changed_weight(linear: &Linear, changes: &[LinearChange]) -> Result<Tensor> {
+    let (linear, changes) = &start(linear, changes);
+    let mut weight = linear.weight.clone();
+    for LinearChange { low_rank, magnitude, rows, .. } in *changes {
+        let base = weight.clone();
+        for LowRankChange { down, up, scale, .. } in low_rank {
+            weight = (weight + up.matmul(down)?.affine(*scale, 0.0)?)?;
+        }
+        if let (Some(magnitude), Some(update)) = (magnitude, low_rank.first()) {
+            let factor = magnitude.div(&updated_row_norms(&base, update)?)?; // [d_out]
+            weight = weight.broadcast_mul(&factor.unsqueeze(1)?)?;
+        }
+        if let Some(rows) = rows {
+            weight = rows.applied(&weight)?;
+        }
+    }
+    for scale in changes.iter().filter_map(|change| change.input_scale.as_ref()) {
+        weight = weight.broadcast_mul(&scale.unsqueeze(0)?)?;
+    }
+    for scale in changes.iter().filter_map(|change| change.output_scale.as_ref()) {
+        weight = weight.broadcast_mul(&scale.unsqueeze(1)?)?;
+    }
+    Ok(weight)
+}
+
+/// `W' x + b + Σ s B A x`, single rows of `W` replaced in `W'` where their change comes.
+fn with_rows(
+    linear: &Linear,
+    x: &Tensor,
+    bias: Option<&Tensor>,
+    changes: &[LinearChange],
+    pass: &Pass,
+) -> Result<Tensor> {
+    let mut y = ops::linear(x, &linear.weight, None)?; // [rows, d_out]
+    for change in changes {
+        for update in &change.low_rank {
+            y = (y + product(update, linear, x, pass)?)?;
+        }
+        if let Some(rows) = &change.rows {
+            y = rows.of_outputs(&y, x)?;
+        }
+    }
+    Ok(match bias {
+        Some(bias) => y.broadcast_add(bias)?,
+        None => y,
+    })
+}
+
+/// `W x + b + Σ s B A x`.
+fn updated<'a>(
+    linear: &Linear,
+    x: &Tensor,
+    bias: Option<&Tensor>,
+    mut updates: impl Iterator<Item = &'a LowRankChange>,
+    pass: &Pass,
+) -> Result<Tensor> {
+    let Some(first) = updates.next() else { return ops::linear(x, &linear.weight, bias) };
+    let mut y = ops::low_rank_linear(x, &linear.weight, bias, &low_rank(first, linear, pass))?; // [rows, d_out]
+    for update in updates {
+        y = (y + product(update, linear, x, pass)?)?;
+    }
+    Ok(y)
+}
+
+/// `s B A x`, `[rows, d_out]`.
+fn product(update: &LowRankChange, linear: &Linear, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+    let LowRank { a, b, scale, dropout } = low_rank(update, linear, pass);
+    let x = dropout.map_or_else(|| Ok(x.clone()), |(probability, seed)| ops::dropout(x, probability, seed))?;
+    Ok(ops::linear(&ops::linear(&x, a, None)?, b, None)?.affine(scale, 0.0)?)
+}
+
+fn low_rank<'a>(change: &'a LowRankChange, linear: &Linear, pass: &Pass) -> LowRank<'a> {
+    let seed = pass.dropout_seed.filter(|_| change.dropout > 0.0);
+    LowRank {
+        a: &change.down,
+        b: &change.up,
+        scale: change.scale,
+        dropout: seed.map(|seed| (change.dropout as f32, random::named_seed(seed, &linear.name))),
+    }
+}
+
+/// DoRA: `f ⊙ (W x + s B A x) + b` with `f = m / |W + s B A|`, the norm a constant to the gradient (Liu et al. 2024, section 4.3). With dropout,
+/// `W x + (f - 1) ⊙ W x' + f ⊙ s B A x' + b`, as in PEFT.
+fn decomposed(
+    linear: &Linear,
+    x: &Tensor,
+    bias: Option<&Tensor>,
+    change: &LinearChange,
+    pass: &Pass,
+) -> Result<Tensor> {
+    let (Some(update), Some(magnitude)) = (change.low_rank.first(), &change.magnitude) else {
+        crate::bail!("{}: a magnitude stands beside a low-rank update", linear.name);
+    };
+    let factor = magnitude.div(&updated_row_norms(&linear.weight, update)?)?; // [d_out]
+    let (scaled, base) = match low_rank(update, linear, pass) {
+        LowRank { dropout: None, .. } => (updated(linear, x, None, std::iter::once(update), pass)?, None),
+        LowRank { a, b, scale, dropout: Some((probability, seed)) } => {
+            let dropped = ops::dropout(x, probability, seed)?;
+            let kept = ops::low_rank_linear(&dropped, &linear.weight, None, &LowRank { a, b, scale, dropout: None })?;
+            let lost = (ops::linear(x, &linear.weight, None)? - ops::linear(&dropped, &linear.weight, None)?)?;
+            (kept, Some(lost))
+        }
+    };
+    let mut y = scaled.broadcast_mul(&factor)?; // [rows, d_out]
+    if let Some(base) = base {
+        y = (y + base)?;
+    }
+    Ok(match bias {
+        Some(bias) => y.broadcast_add(bias)?,
+        None => y,
+    })
+}
+
+/// The norm of every row of `W + s B A`, `[d_out]`, without making that matrix:
+/// `|w + s b A|² = |w|² + 2 s b · (A w) + s² b (A Aᵀ) bᵀ`.
+pub fn updated_row_norms(weight: &Tensor, update: &LowRankChange) -> Result<Tensor> {
+    let [weight, down, up] = [weight, &update.down, &update.up].map(Tensor::detach);
+    let of_weight = weight.sqr()?.sum(1)?; // [d_out]
+    let crossed = up.mul(&ops::linear(&weight, &down, None)?)?.sum(1)?; // [d_out]
+    let of_update = up.mul(&ops::linear(&up, &ops::linear(&down, &down, None)?, None)?)?.sum(1)?; // [d_out]
+    let scale = update.scale;
+    Ok(((of_weight + crossed.affine(2.0 * scale, 0.0)?)? + of_update.affine(scale * scale, 0.0)?)?.sqrt()?)
+}
