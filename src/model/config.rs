@@ -24,6 +24,7 @@ const HARMLESS: &[&str] = &[
     "architectures",
     "auto_map",
     "transformers_version",
+    "transformers_weights",
     "transformers.js_config",
     "adapters",
     "_name_or_path",

@@ -195,7 +195,8 @@ fn sequences_are_counted_that_no_scaling_of_rotary_positions_covers() -> Result<
     }
     for scaling in [
         json!({ "rope_scaling": { "type": "linear", "factor": 4.0 } }),
-        json!({ "rope_parameters": { "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 50 } }),
+        json!({ "rope_parameters": { "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 50 } }),
     ] {
         assert_eq!(counted("llama", scaling)?, None);
     }
