@@ -1,7 +1,7 @@
 //! Export: adapters folded into their base model's weights, as a plain Hugging Face folder.
 
 use candle_core::{DType, Device};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ use crate::model::Model;
 use crate::model::adapter::Pass;
 use crate::random;
 use crate::say;
-use crate::settings::{CommonSettings, ModelSettings};
+use crate::settings::{CommonSettings, ElementType, ModelSettings};
 use crate::train::plan::Plan;
 
 /// Folds adapters (lora, bitfit, ia3) into the weights and writes a plain Hugging Face folder
@@ -32,18 +32,6 @@ pub struct ExportSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub common: CommonSettings,
-}
-
-/// An element type of weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ElementType {
-    /// 32 bits
-    F32,
-    /// 16 bits with the range of 32
-    Bf16,
-    /// 16 bits
-    F16,
 }
 
 /// Sequences and their tokens, at which both models are compared.
@@ -79,12 +67,7 @@ pub fn run(settings: &ExportSettings) -> Result<f32> {
     };
     let model = Bases::new(Device::Cpu).load(&role)?;
     let methods: Vec<&str> = model.adapters().iter().map(|adapter| adapter.method()).collect();
-    let dtype = match settings.dtype {
-        None => model.folder().form.dtype,
-        Some(ElementType::F32) => DType::F32,
-        Some(ElementType::Bf16) => DType::BF16,
-        Some(ElementType::F16) => DType::F16,
-    };
+    let dtype = settings.dtype.map_or(model.folder().form.dtype, ElementType::dtype);
     Plan::new("export")
         .line("model", settings.model.model.display())
         .line("adapters", if methods.is_empty() { "none".to_string() } else { methods.join(", ") })

@@ -4,8 +4,8 @@
 //!
 //! From the bottom up; a module imports only modules below it.
 //!
-//! * [`error`], [`limits`], [`random`], [`files`], [`remote`], [`stop`], [`settings`]: one error type, whose messages name the file and the column or tensor; what
-//!   a hostile file may cost; every random number by the name of its stream; files that appear whole or not at all; files on other machines; signals; settings that are the command
+//! * [`error`], [`limits`], [`numbers`], [`random`], [`files`], [`remote`], [`stop`], [`settings`]: one error type, whose messages name the file and the column or tensor; what
+//!   a hostile file may cost; extremes that do not drop NaN; every random number by the name of its stream; files that appear whole or not at all; files on other machines; signals; settings that are the command
 //!   line, the TOML file and the record.
 //! * [`data`]: from Parquet rows to packed batches. [`data::parquet`] reads files, [`data::row_index`] any rows of many, [`data::window`] orders more
 //!   rows than memory holds, [`data::schema`] makes records of them in
@@ -76,6 +76,7 @@ pub mod generate;
 pub mod gguf;
 pub mod limits;
 pub mod model;
+pub mod numbers;
 pub mod ops;
 pub mod ppo;
 pub mod random;

@@ -192,7 +192,7 @@ fn print_plan(settings: &ScoreSettings, model: &Model, rows: usize) {
 }
 
 fn say(report: &ScoreReport, settings: &ScoreSettings) {
-    let Truncation { prompts, answers, chats } = report.truncation;
+    let Truncation { prompts, answers, chats, .. } = report.truncation;
     eprintln!(
         "{} answers of {} tokens in {} rows scored: {}",
         report.answers,

@@ -135,13 +135,14 @@ impl Bases {
         let head = head.map(|head| head.trainable()).transpose()?;
         if settings.method.is_full() {
             let (architecture, weights) = merged_weights(&bare, &stack, head.is_some())?;
-            return bare.with(Vec::new(), head).merged_into(architecture, weights.trainable()?);
+            let model = bare.with(Vec::new(), head).merged_into(architecture, weights.trainable()?)?;
+            return Ok(saved_as(model, settings));
         }
         let stack = trained_stack(stack, settings, head.is_some(), &base)?;
         let scales: BTreeMap<&'static str, f64> = (settings.method.list().iter())
             .map(|&method| (method.adapter(), settings.method.learning_rate_scale(method)))
             .collect();
-        Ok(bare.with(stack, head).with_learning_rate_scales(scales))
+        Ok(saved_as(bare.with(stack, head).with_learning_rate_scales(scales), settings))
     }
 
     fn base(&mut self, folder: &Path, without_weights: WithoutWeights) -> Result<Model> {
@@ -252,6 +253,14 @@ impl Bases {
             seed: role.seed,
         };
         head::Head::new(architecture, &new, |name| base.weights().find(name).cloned(), &self.device).map(Some)
+    }
+}
+
+/// The model, to be saved in the element type that the settings name, if they name one.
+fn saved_as(model: Model, settings: &TrainingSettings) -> Model {
+    match settings.save_dtype {
+        Some(dtype) => model.stored_as(dtype.dtype()),
+        None => model,
     }
 }
 

@@ -429,7 +429,7 @@ pub fn write(folder: &Path, mut config: Value, tensors: BTreeMap<String, Tensor>
         };
         tensors = tensors.into_iter().map(|(key, tensor)| (within(key), tensor)).collect();
     }
-    weight_files::write_file(&folder.join(TENSORS), &tensors, DType::F32)
+    weight_files::write_file(&folder.join(TENSORS), &tensors, saving.dtype)
 }
 
 /// Writes the encoder of virtual tokens beside them.

@@ -11,6 +11,7 @@ mod layout;
 pub mod mixture;
 mod mixture_template;
 pub mod notes;
+pub mod pairs;
 pub mod parquet;
 mod parquet_batches;
 mod parquet_file;

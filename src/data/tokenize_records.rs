@@ -17,7 +17,7 @@ use super::tokenize::{Encoded, EncodedTexts, Tokenizer};
 use crate::bail;
 use crate::error::{Error, Result};
 
-/// How many records were too long.
+/// How many records were too long, and what is left out of rankings ([`super::pairs`]).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Truncation {
@@ -27,6 +27,16 @@ pub struct Truncation {
     pub answers: usize,
     /// What is not learned or read of conversations and prompts as the data have them.
     pub chats: ChatCounts,
+    /// Records in which there is nothing to learn, ties and those without pairs among them.
+    pub left_out: usize,
+    /// Rankings whose answers are one tie.
+    pub ties: usize,
+    /// Pairs of answers that are the same.
+    pub same_pairs: usize,
+    /// Of these, pairs that are the same only because they were cut.
+    pub same_when_cut: usize,
+    /// Rankings all of whose pairs are the same.
+    pub without_pairs: usize,
 }
 
 impl AddAssign for Truncation {
@@ -34,6 +44,11 @@ impl AddAssign for Truncation {
         self.prompts += other.prompts;
         self.answers += other.answers;
         self.chats += other.chats;
+        self.left_out += other.left_out;
+        self.ties += other.ties;
+        self.same_pairs += other.same_pairs;
+        self.same_when_cut += other.same_when_cut;
+        self.without_pairs += other.without_pairs;
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 
 use super::head::Head;
 use super::weights::Weights;
@@ -15,8 +15,18 @@ use crate::{bail, ops};
 /// What a site is told about the pass it is part of.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pass {
-    /// Present while training with dropout: the seed of this pass's masks.
-    pub dropout_seed: Option<u64>,
+    /// Present while training with dropout.
+    pub dropout: Option<StepRows>,
+}
+
+/// Where the rows of a pass stand in their optimizer step. By it the masks of dropout belong to the rows of the step, and do not change with the
+/// micro-batches that it is divided into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepRows {
+    /// The seed of the step's masks.
+    pub seed: u64,
+    /// The rows of the step that were in passes before.
+    pub first_row: usize,
 }
 
 /// A linear of the base model.
@@ -197,6 +207,8 @@ pub struct Saving<'a> {
     pub is_text_part: bool,
     /// Tables in place of the base's own ([`super::tables`]), by their modules, which are stored with the adapter.
     pub tables: &'a [(String, Tensor)],
+    /// The element type of the files.
+    pub dtype: DType,
 }
 
 /// A lightweight method: it overrides the sites it needs, and each default leaves the base model as it is.

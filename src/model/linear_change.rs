@@ -2,9 +2,9 @@
 
 use candle_core::Tensor;
 
-use super::adapter::{Linear, LinearChange, LowRankChange, Pass};
+use super::adapter::{Linear, LinearChange, LowRankChange, Pass, StepRows};
 use crate::error::Result;
-use crate::ops::{self, LowRank};
+use crate::ops::{self, LowRank, Mask};
 use crate::random;
 
 impl LinearChange {
@@ -118,18 +118,18 @@ fn updated<'a>(
 /// `s B A x`, `[rows, d_out]`.
 fn product(update: &LowRankChange, linear: &Linear, x: &Tensor, pass: &Pass) -> Result<Tensor> {
     let LowRank { a, b, scale, dropout } = low_rank(update, linear, pass);
-    let x = dropout.map_or_else(|| Ok(x.clone()), |(probability, seed)| ops::dropout(x, probability, seed))?;
+    let x = dropout.map_or_else(|| Ok(x.clone()), |mask| ops::dropout(x, &mask))?;
     Ok(ops::linear(&ops::linear(&x, a, None)?, b, None)?.affine(scale, 0.0)?)
 }
 
 fn low_rank<'a>(change: &'a LowRankChange, linear: &Linear, pass: &Pass) -> LowRank<'a> {
-    let seed = pass.dropout_seed.filter(|_| change.dropout > 0.0);
-    LowRank {
-        a: &change.down,
-        b: &change.up,
-        scale: change.scale,
-        dropout: seed.map(|seed| (change.dropout as f32, random::named_seed(seed, &linear.name))),
-    }
+    let mask = |rows: StepRows| Mask {
+        probability: change.dropout as f32,
+        seed: random::named_seed(rows.seed, &linear.name),
+        first_row: rows.first_row,
+    };
+    let dropout = pass.dropout.filter(|_| change.dropout > 0.0).map(mask);
+    LowRank { a: &change.down, b: &change.up, scale: change.scale, dropout }
 }
 
 /// DoRA: `f ⊙ (W x + s B A x) + b` with `f = m / |W + s B A|`, the norm a constant to the gradient (Liu et al. 2024, section 4.3). With dropout,
@@ -147,8 +147,8 @@ fn decomposed(
     let factor = magnitude.div(&updated_row_norms(&linear.weight, update)?)?; // [d_out]
     let (scaled, base) = match low_rank(update, linear, pass) {
         LowRank { dropout: None, .. } => (updated(linear, x, None, std::iter::once(update), pass)?, None),
-        LowRank { a, b, scale, dropout: Some((probability, seed)) } => {
-            let dropped = ops::dropout(x, probability, seed)?;
+        LowRank { a, b, scale, dropout: Some(mask) } => {
+            let dropped = ops::dropout(x, &mask)?;
             let kept = ops::low_rank_linear(&dropped, &linear.weight, None, &LowRank { a, b, scale, dropout: None })?;
             let lost = (ops::linear(x, &linear.weight, None)? - ops::linear(&dropped, &linear.weight, None)?)?;
             (kept, Some(lost))

@@ -28,9 +28,10 @@ use crate::bail;
 use crate::data::batch::{Batch, TokenTree};
 use crate::data::tokenize::Tokenizer;
 use crate::error::Result;
+use crate::ops;
 use crate::random;
 use crate::remote::hub;
-use adapter::{Adapter, Parameter, Pass, Saving};
+use adapter::{Adapter, Parameter, Pass, Saving, StepRows};
 use architecture::{Architecture, Pooling};
 use folder::ModelFolder;
 use head::Head;
@@ -57,6 +58,8 @@ pub struct Model {
     heads: Vec<Option<Head>>,
     /// What the learning rate of the adapters of a method is multiplied with.
     learning_rate_scales: BTreeMap<&'static str, f64>,
+    /// The element type of the adapters' files.
+    adapter_dtype: DType,
 }
 
 impl Model {
@@ -71,7 +74,18 @@ impl Model {
         let transformer = Transformer::new(&architecture, &weights)?;
         let (stacks, heads) = (vec![adapters], vec![head]);
         let learning_rate_scales = BTreeMap::new();
-        Ok(Model { folder, architecture, weights, replaced: None, transformer, stacks, heads, learning_rate_scales })
+        let adapter_dtype = DType::F32;
+        Ok(Model {
+            folder,
+            architecture,
+            weights,
+            replaced: None,
+            transformer,
+            stacks,
+            heads,
+            learning_rate_scales,
+            adapter_dtype,
+        })
     }
 
     /// The same model with these adapters and this head.
@@ -121,7 +135,13 @@ impl Model {
         let mut folder = (*self.folder).clone();
         folder.store_as(dtype);
         self.folder = Arc::new(folder);
+        self.adapter_dtype = dtype;
         self
+    }
+
+    /// The element type of what [`save`](Self::save) writes: by default that of the base model, and of adapters f32.
+    pub fn saved_dtype(&self) -> DType {
+        if self.adapters().is_empty() { self.folder.form.dtype } else { self.adapter_dtype }
     }
 
     /// Where its tensors lie.
@@ -196,6 +216,32 @@ impl Model {
         of_weights.chain(of_adapters).chain(of_head).collect()
     }
 
+    /// Refuses weights that are not finite: every number that the model computes would be none.
+    ///
+    /// # Errors
+    /// Names the tensor, and the first of its places.
+    pub fn check_finite(&self) -> Result<()> {
+        let trained = self.trainable_parameters();
+        let trained = trained.iter().map(|parameter| (&parameter.name, parameter.variable.as_tensor()));
+        for (name, tensor) in self.weights.iter().chain(trained) {
+            let tensor = tensor.detach();
+            if ops::squared_norm(&tensor.contiguous()?)?.is_finite() {
+                continue;
+            }
+            let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
+            if let Some(first) = values.iter().position(|value| !value.is_finite()) {
+                let bad = values.iter().filter(|value| !value.is_finite()).count();
+                bail!(
+                    "{}: tensor \"{name}\" has {bad} of {} values that are not finite (NaN or infinite), the first at place {first}, so the model's \
+                     outputs are none either; restore its file, or go back to a checkpoint before it was damaged",
+                    self.folder.path.display(),
+                    values.len()
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// Number of scalars in the base model, adapters and head apart.
     pub fn base_parameters(&self) -> usize {
         self.weights.count()
@@ -245,6 +291,13 @@ impl Model {
         let layout = Layout::new(&batch.segments, &self.own_rows());
         let stream = Stream { tokens: &batch.tokens, types: &batch.types, layout: &layout };
         self.transformer.forward(&stream, &self.stacks, pass, None)
+    }
+
+    /// The rows that a batch has in the transformer: its tokens, and the virtual tokens before each document.
+    pub fn rows(&self, batch: &Batch) -> usize {
+        let own_rows = self.own_rows();
+        let roots = batch.segments.iter().filter(|segment| segment.parent.is_none());
+        batch.tokens.len() + roots.map(|segment| own_rows[segment.stack].virtual_rows).sum::<usize>()
     }
 
     /// The hidden state at every token of a stream whose keys and values are kept in `store`.
@@ -340,7 +393,9 @@ impl Model {
             };
             let base_hash = self.weights_as_read().hash()?;
             let (revision, is_text_part) = (revision.as_deref(), self.folder.is_text_part());
-            let saving = Saving { base: &base, revision, base_hash: &base_hash, head, is_text_part, tables: &[] };
+            let dtype = self.adapter_dtype;
+            let saving =
+                Saving { base: &base, revision, base_hash: &base_hash, head, is_text_part, tables: &[], dtype };
             folder::save_adapters(folder, self.adapters(), &saving, self.new_tables())?;
             self.folder.copy_companions(folder)?;
         } else {
@@ -355,10 +410,26 @@ impl Model {
     }
 }
 
-/// The seed of one pass's dropout masks.
-pub fn dropout_seed(seed: u64, step: u64, micro_batch: u64) -> u64 {
-    use rand::RngCore;
-    random::stream(seed, "dropout", step.wrapping_mul(1 << 20).wrapping_add(micro_batch)).next_u64()
+/// The passes of one optimizer step, a micro-batch each.
+#[derive(Debug, Clone)]
+pub struct StepPasses {
+    seed: u64,
+    rows: usize,
+}
+
+impl StepPasses {
+    /// Those of step `step` of a run with this seed.
+    pub fn new(seed: u64, step: u64) -> Self {
+        use rand::RngCore;
+        StepPasses { seed: random::stream(seed, "dropout", step).next_u64(), rows: 0 }
+    }
+
+    /// The pass of the step's next micro-batch.
+    pub fn next(&mut self, model: &Model, batch: &Batch) -> Pass {
+        let rows = StepRows { seed: self.seed, first_row: self.rows };
+        self.rows += model.rows(batch);
+        Pass { dropout: Some(rows) }
+    }
 }
 
 fn select_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {

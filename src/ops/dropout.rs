@@ -1,4 +1,7 @@
 //! Dropout whose mask is made where it is needed.
+//!
+//! A mask is a function of its seed and of the row and column of each element, rows being counted from a given first one. So rows that are
+//! divided into several inputs, each of which says where its rows begin, have the masks that they have in one input.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
@@ -6,22 +9,38 @@ use super::matrix::{elements, fill, has_kernel, update_chunks, with_elements};
 use super::simd::{add_to, hash, vectorised};
 use crate::error::Result;
 
-/// Inverted dropout (Srivastava et al. 2014): each element is kept with probability `1 - probability` and then divided by it.
-/// The mask is a function of `seed` and the element's index alone, so that the backward pass makes it again.
-pub fn dropout(x: &Tensor, probability: f32, seed: u64) -> Result<Tensor> {
-    if probability == 0.0 {
+/// Which elements are dropped.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Mask {
+    /// The probability with which an element is dropped.
+    pub probability: f32,
+    /// The seed of the random numbers.
+    pub seed: u64,
+    /// The number of the input's first row among those of the same seed.
+    pub first_row: usize,
+}
+
+/// Inverted dropout (Srivastava et al. 2014): each element of the rows `x`, `[.., width]`, is kept with probability `1 - probability` and then
+/// divided by it. The mask is a function of the seed and the element's row and column alone, so that the backward pass makes it again.
+pub fn dropout(x: &Tensor, mask: &Mask) -> Result<Tensor> {
+    if mask.probability == 0.0 {
         return Ok(x.clone());
     }
-    let operation = Dropout::new(probability, seed)?;
+    let operation = Dropout::new(mask, width(x))?;
     if !has_kernel(&[x]) {
-        return dropout_reference(x, probability, seed);
+        return dropout_reference(x, mask);
     }
     Ok(x.contiguous()?.apply_op1(operation)?)
 }
 
+/// The elements of a row.
+fn width(x: &Tensor) -> usize {
+    x.dims().last().copied().unwrap_or(1)
+}
+
 /// [`dropout`] in candle's own operations, with the same mask.
-pub fn dropout_reference(x: &Tensor, probability: f32, seed: u64) -> Result<Tensor> {
-    let dropout = Dropout::new(probability, seed)?;
+pub fn dropout_reference(x: &Tensor, mask: &Mask) -> Result<Tensor> {
+    let dropout = Dropout::new(mask, width(x))?;
     let ones = vec![1.0; x.elem_count()];
     let mask = Tensor::from_vec(dropout.apply(&ones), x.shape(), x.device())?;
     Ok(x.mul(&mask.to_dtype(x.dtype())?)?)
@@ -40,6 +59,8 @@ vectorised! {
 #[derive(Clone, Copy)]
 pub(super) struct Dropout {
     seed: u64,
+    /// The number of the first element among those of the same seed.
+    first: u64,
     /// An element is kept if its random number reaches this: `probability * 2³²`.
     threshold: u32,
     /// What a kept element is multiplied with.
@@ -47,12 +68,15 @@ pub(super) struct Dropout {
 }
 
 impl Dropout {
-    pub(super) fn new(probability: f32, seed: u64) -> Result<Self> {
+    /// Of rows of this width.
+    pub(super) fn new(mask: &Mask, width: usize) -> Result<Self> {
+        let Mask { probability, seed, first_row } = *mask;
         if !(0.0..1.0).contains(&probability) {
             crate::bail!("dropout probability {probability}: expected a number from 0 up to, but not including, 1");
         }
         let threshold = (f64::from(probability) * 4_294_967_296.0) as u32;
-        Ok(Dropout { seed, threshold, scale: 1.0 / (1.0 - probability) })
+        let first = (first_row as u64).wrapping_mul(width as u64);
+        Ok(Dropout { seed, first, threshold, scale: 1.0 / (1.0 - probability) })
     }
 
     /// The masked and scaled elements of `x`.
@@ -70,11 +94,17 @@ impl Dropout {
     }
 
     fn apply_chunk(&self, start: usize, x: &[f32], y: &mut [f32]) {
-        // The low half of the index runs through the loop; the high half and the seed make the two keys of the hash.
-        // Chunks are a power of two long, so the low half does not overflow within one.
-        let (low, high) = (start as u32, (start as u64 >> 32) as u32);
-        let keys = [hash(self.seed as u32 ^ hash(high)), hash((self.seed >> 32) as u32 ^ 0x9e37_79b9)];
-        dropout_slice(*self, low, keys, x, y);
+        let mut done = 0;
+        while done < y.len() {
+            // The low half of the index runs through the loop; the high half and the seed make the two keys of the hash.
+            let index = self.first.wrapping_add((start + done) as u64);
+            let (low, high) = (index as u32, (index >> 32) as u32);
+            let until_overflow = (1u64 << 32) - u64::from(low);
+            let end = y.len().min(done.saturating_add(until_overflow as usize));
+            let keys = [hash(self.seed as u32 ^ hash(high)), hash((self.seed >> 32) as u32 ^ 0x9e37_79b9)];
+            dropout_slice(*self, low, keys, &x[done..end], &mut y[done..end]);
+            done = end;
+        }
     }
 }
 
@@ -102,16 +132,20 @@ mod tests {
     use crate::ops::testing::{Operand, assert_close, compare_with_finite_differences, random, run};
     use candle_core::{DType, Device};
 
+    fn mask(probability: f32, seed: u64) -> Mask {
+        Mask { probability, seed, first_row: 0 }
+    }
+
     #[test]
     fn gradient_agrees_with_finite_differences() {
-        compare_with_finite_differences(&[Operand::new(&[3, 4])], |t| dropout(&t[0], 0.4, 9));
+        compare_with_finite_differences(&[Operand::new(&[3, 4])], |t| dropout(&t[0], &mask(0.4, 9)));
     }
 
     #[test]
     fn dropout_keeps_its_share_and_its_mean() -> Result<()> {
         let x = Tensor::ones(1 << 18, DType::F32, &Device::Cpu)?;
         for probability in [0.1_f32, 0.5, 0.9] {
-            let y = dropout(&x, probability, 3)?.to_vec1::<f32>()?;
+            let y = dropout(&x, &mask(probability, 3))?.to_vec1::<f32>()?;
             let dropped = y.iter().filter(|&&y| y == 0.0).count() as f32 / y.len() as f32;
             assert!((dropped - probability).abs() < 0.005, "{dropped} of the elements dropped, expected {probability}");
             assert!(y.iter().all(|&y| y == 0.0 || y == 1.0 / (1.0 - probability)));
@@ -122,12 +156,12 @@ mod tests {
     #[test]
     fn the_mask_differs_by_seed_and_is_the_same_forward_backward_and_in_the_reference() -> Result<()> {
         let x = random(&[70, 300], 1);
-        let (value, gradient) = run(std::slice::from_ref(&x), &[true], |t| dropout(&t[0], 0.3, 5));
+        let (value, gradient) = run(std::slice::from_ref(&x), &[true], |t| dropout(&t[0], &mask(0.3, 5)));
         let (expected, expected_gradient) =
-            run(std::slice::from_ref(&x), &[true], |t| dropout_reference(&t[0], 0.3, 5));
+            run(std::slice::from_ref(&x), &[true], |t| dropout_reference(&t[0], &mask(0.3, 5)));
         assert_close("dropout", &value, &expected, 0.0);
         assert_close("gradient", gradient[0].as_ref().unwrap(), expected_gradient[0].as_ref().unwrap(), 0.0);
-        let other = dropout(&x, 0.3, 6)?;
+        let other = dropout(&x, &mask(0.3, 6))?;
         let both: f32 = value
             .ne(0f32)?
             .to_dtype(DType::F32)?
@@ -139,10 +173,25 @@ mod tests {
     }
 
     #[test]
+    fn rows_have_one_mask_however_they_are_divided() -> Result<()> {
+        let x = random(&[70, 300], 1);
+        for first_row in [0, 5, (1usize << 32) / 300 - 20] {
+            let masked = |start: usize, len: usize| -> Result<Tensor> {
+                let mask = Mask { first_row: first_row + start, ..mask(0.3, 5) };
+                dropout(&x.narrow(0, start, len)?, &mask)
+            };
+            let parts = [(0, 1), (1, 32), (33, 37)].map(|(start, len)| masked(start, len));
+            let parts = Tensor::cat(&parts.into_iter().collect::<Result<Vec<_>>>()?, 0)?;
+            assert_close("rows in parts", &parts, &masked(0, 70)?, 0.0);
+        }
+        Ok(())
+    }
+
+    #[test]
     fn dropout_of_nothing_is_the_input_and_of_everything_an_error() -> Result<()> {
         let x = random(&[3], 1);
-        assert_eq!(dropout(&x, 0.0, 1)?.id(), x.id());
-        assert!(dropout(&x, 1.0, 1).is_err() && dropout(&x, f32::NAN, 1).is_err());
+        assert_eq!(dropout(&x, &mask(0.0, 1))?.id(), x.id());
+        assert!(dropout(&x, &mask(1.0, 1)).is_err() && dropout(&x, &mask(f32::NAN, 1)).is_err());
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor, bail};
 
-use super::dropout::{Dropout, dropout};
+use super::dropout::{Dropout, Mask, dropout};
 use super::linear::{self, linear};
 use super::matrix::{
     Matrix, MatrixMut, Threads, has_kernel, multiply, product, with_contiguous_rows, with_elements, with_matrix,
@@ -23,8 +23,8 @@ pub struct LowRank<'a> {
     pub b: &'a Tensor,
     /// What the update is multiplied with: `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA.
     pub scale: f64,
-    /// The probability with which elements of the update's input are dropped, and the seed of the mask (see [`dropout`]).
-    pub dropout: Option<(f32, u64)>,
+    /// Which elements of the update's input are dropped (see [`dropout`]).
+    pub dropout: Option<Mask>,
 }
 
 /// `y = x Wᵀ + b + scale · dropout(x) Aᵀ Bᵀ`: `x` is `[tokens, d_in]`, the result `[tokens, d_out]`.
@@ -33,8 +33,8 @@ pub struct LowRank<'a> {
 pub fn low_rank_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, update: &LowRank) -> Result<Tensor> {
     let frozen = !weight.track_op() && bias.is_none_or(|bias| !bias.track_op());
     let on_cpu = has_kernel(&[x, weight, update.a, update.b]) && bias.is_none_or(|bias| has_kernel(&[bias]));
-    let dropout = match update.dropout {
-        Some((probability, seed)) if probability != 0.0 => Some(Dropout::new(probability, seed)?),
+    let dropout = match &update.dropout {
+        Some(mask) if mask.probability != 0.0 => Some(Dropout::new(mask, x.dim(1)?)?),
         _ => None,
     };
     if !frozen || !on_cpu {
@@ -52,8 +52,8 @@ pub fn low_rank_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, updat
 
 /// The same from the operations it is made of.
 pub fn reference(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, update: &LowRank) -> Result<Tensor> {
-    let dropped = match update.dropout {
-        Some((probability, seed)) => dropout(x, probability, seed)?,
+    let dropped = match &update.dropout {
+        Some(mask) => dropout(x, mask)?,
         None => x.clone(),
     };
     let change = linear(&linear(&dropped, update.a, None)?, update.b, None)?; // [tokens, d_out]
@@ -171,6 +171,10 @@ mod tests {
     use crate::ops::testing::{Operand, assert_same_bits_on_any_number_of_threads, compare, random};
     use candle_core::Var;
 
+    fn mask(probability: f32, seed: u64) -> Mask {
+        Mask { probability, seed, first_row: 7 }
+    }
+
     #[test]
     fn values_and_gradients_are_those_of_separate_linears() {
         for (tokens, d_in, d_out, rank) in
@@ -178,7 +182,7 @@ mod tests {
         {
             let (weight, bias) = (random(&[d_out, d_in], 11), random(&[d_out], 12));
             let operands = [Operand::new(&[tokens, d_in]), Operand::new(&[rank, d_in]), Operand::new(&[d_out, rank])];
-            for dropout in [None, Some((0.0, 1)), Some((0.3, 5))] {
+            for dropout in [None, Some(mask(0.0, 1)), Some(mask(0.3, 5))] {
                 for bias in [None, Some(&bias)] {
                     let run = |t: &[Tensor], fused: bool| {
                         let update = LowRank { a: &t[1], b: &t[2], scale: 0.7, dropout };
@@ -210,7 +214,7 @@ mod tests {
             low_rank_linear(&x, &weight, None, &LowRank { a, b, scale: 1.0, dropout })
         };
         assert!(run(&a, &b, None).is_ok());
-        assert!(run(&b, &a, None).is_err() && run(&a, &a, None).is_err() && run(&a, &b, Some((1.0, 1))).is_err());
+        assert!(run(&b, &a, None).is_err() && run(&a, &a, None).is_err() && run(&a, &b, Some(mask(1.0, 1))).is_err());
     }
 
     #[test]
@@ -218,7 +222,12 @@ mod tests {
         let weight = random(&[300, 200], 11);
         let operands = [Operand::new(&[400, 200]), Operand::new(&[8, 200]), Operand::new(&[300, 8])];
         assert_same_bits_on_any_number_of_threads(&operands, |t| {
-            low_rank_linear(&t[0], &weight, None, &LowRank { a: &t[1], b: &t[2], scale: 0.5, dropout: Some((0.1, 3)) })
+            low_rank_linear(
+                &t[0],
+                &weight,
+                None,
+                &LowRank { a: &t[1], b: &t[2], scale: 0.5, dropout: Some(mask(0.1, 3)) },
+            )
         });
     }
 }

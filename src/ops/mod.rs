@@ -28,7 +28,7 @@ pub mod threads;
 pub use activation::{Activation, activate, gated, softplus};
 pub use adamw::{AdamwState, AdamwStep, adamw, add_in_place, squared_norm};
 pub use attention::{AttentionPlan, AttentionShape, Query, Span, attention, attention_packed};
-pub use dropout::dropout;
+pub use dropout::{Mask, dropout};
 pub use linear::linear;
 pub use logprob::{LogProbs, log_probs};
 pub use low_rank::{LowRank, low_rank_linear};

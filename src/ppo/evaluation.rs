@@ -19,6 +19,7 @@ use crate::world::rule::{Case, judge};
 /// Held-out prompts and who judges the answers to them.
 pub struct HeldOut {
     prompts: Vec<PromptExample>,
+    truncation: Truncation,
     judge: Judge,
     settings: PpoSettings,
 }
@@ -48,7 +49,8 @@ impl HeldOut {
     pub fn read(settings: &PpoSettings, bases: &mut Bases, tokenizer: &Tokenizer) -> Result<Option<Self>> {
         let Some(pattern) = &settings.observation.evaluation_data else { return Ok(None) };
         // All of them are kept, as all are answered at every evaluation.
-        let prompt = |record| super::prompt_example(record?, settings, tokenizer, &mut Truncation::default());
+        let mut truncation = Truncation::default();
+        let prompt = |record| super::prompt_example(record?, settings, tokenizer, &mut truncation);
         let prompts = schema::records(Pattern::evaluation(pattern), settings.prompt_layouts())?;
         let prompts = prompts.map(prompt).collect::<Result<Vec<_>>>()?;
         let limit = settings.rewards.reward_timeout;
@@ -68,12 +70,17 @@ impl HeldOut {
         let mut settings = settings.clone();
         settings.common.seed = random::named_seed(settings.common.seed, "evaluation");
         settings.episode.answers = 1;
-        Ok(Some(HeldOut { prompts, judge, settings }))
+        Ok(Some(HeldOut { prompts, truncation, judge, settings }))
     }
 
     /// Tokens of the longest prompt.
     pub fn longest(&self) -> usize {
         self.prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0)
+    }
+
+    /// How many prompts were cut.
+    pub fn truncation(&self) -> Truncation {
+        self.truncation
     }
 
     /// The models that judge; none where the world's rule or a command does.
@@ -94,20 +101,20 @@ impl HeldOut {
         self.prompts.is_empty()
     }
 
-    /// Lets the policy that would be saved now answer, and everyone judge.
+    /// Lets the policy as it would be saved now answer, and everyone judge.
     pub fn evaluate(&mut self, roles: &mut Roles, tokenizer: &Tokenizer, stop: &[u32]) -> Result<HeldOutReport> {
         let settings = &self.settings;
         let (temperature, budget) = (settings.sampling.temperature, settings.common.tokens_per_batch);
         let prompts: Vec<&PromptExample> = self.prompts.iter().collect();
-        let mut groups = roles.with_saved_policy(|policy| {
+        let mut groups = roles.with_policy_as_saved(|policy| {
             let policy = policy.model.frozen()?;
             let answers = rollout::sample(&policy, &prompts, settings, stop, 0)?;
             let mut groups = rollout::groups(&prompts, answers, tokenizer)?;
-            let log_probs = rollout::log_probs(&policy, &groups, temperature, budget)?;
+            let log_probs = rollout::log_probs("policy", &policy, &groups, temperature, budget)?;
             groups.iter_mut().zip(log_probs).for_each(|(group, found)| group.episodes[0].log_probs = found);
             Ok(groups)
         })?;
-        let reference = rollout::log_probs(&roles.reference, &groups, temperature, budget)?;
+        let reference = rollout::log_probs("reference", &roles.reference, &groups, temperature, budget)?;
         groups.iter_mut().zip(reference).for_each(|(group, found)| group.episodes[0].reference_log_probs = found);
         let asked: Vec<Asked> = groups.iter().map(Group::asked).collect();
         let rewards = combined(roles.rewards.score(&asked, budget)?);

@@ -6,8 +6,9 @@ use std::collections::{HashMap, HashSet};
 use serde::{Deserialize, Serialize};
 
 use super::rollout::{Episode, Group, episodes};
-use super::settings::PpoSettings;
+use super::settings::{Algorithm, PpoSettings};
 use super::update::{Step, UpdateReport};
+use crate::numbers::{largest, smallest};
 
 /// A number with the name that it is recorded under.
 pub type Metric = (Cow<'static, str>, f64);
@@ -33,11 +34,13 @@ pub struct Measures {
     pub truncated: usize,
     /// Share of answers whose text an answer to another prompt of the rollout has too.
     pub repeated: f64,
+    /// Share of prompts all of whose answers have one score, from which rloo and grpo learn nothing; none with a value model.
+    pub without_spread: Option<f64>,
 }
 
 impl Measures {
     /// Of a rollout and its update, and of the texts that reward models have had to cut.
-    pub fn new(groups: &[Group], report: &UpdateReport, truncated: usize) -> Self {
+    pub fn new(groups: &[Group], report: &UpdateReport, truncated: usize, algorithm: Algorithm) -> Self {
         let mean = |of: &dyn Fn(&Episode) -> f64| {
             episodes(groups).map(of).sum::<f64>() / episodes(groups).count().max(1) as f64
         };
@@ -51,8 +54,18 @@ impl Measures {
             length: mean(&|episode| episode.len() as f64),
             truncated,
             repeated: repeated(groups),
+            without_spread: (!algorithm.has_values()).then(|| without_spread(groups)),
         }
     }
+}
+
+/// The share of prompts all of whose answers have one score.
+fn without_spread(groups: &[Group]) -> f64 {
+    let is_one = |group: &&Group| {
+        let scores = || group.episodes.iter().map(|episode| episode.score);
+        largest(scores()) == smallest(scores())
+    };
+    groups.iter().filter(is_one).count() as f64 / groups.len().max(1) as f64
 }
 
 fn explained_variance(groups: &[Group]) -> Option<f64> {
@@ -117,7 +130,7 @@ pub fn metrics(
         ("val/first_ratio", report.first.ratio),
         (
             "val/sampler_difference",
-            episodes(groups).map(|episode| f64::from(episode.sampler_difference())).fold(0.0, f64::max),
+            largest(episodes(groups).map(|episode| f64::from(episode.sampler_difference()))).unwrap_or(0.0),
         ),
         ("val/num_eos_tokens", count * (1.0 - measures.no_eos)),
         ("val/no_eos_share", measures.no_eos),
@@ -139,6 +152,10 @@ pub fn metrics(
             ("val/explained_variance", explained),
             ("value_lr", value_learning_rate),
         ]);
+    }
+    if let Some(share) = measures.without_spread {
+        // TRL's name.
+        metrics.push(("frac_reward_zero_std", share));
     }
     if loss_kl > 0.0 {
         metrics.push(("loss/kl_avg", report.policy.kl));

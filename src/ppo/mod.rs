@@ -24,6 +24,7 @@ pub mod watch;
 use candle_core::Device;
 
 use crate::adapt::{self, Bases};
+use crate::bail;
 use crate::data::batch::TokenTree;
 use crate::data::inspect;
 use crate::data::schema::Prompt;
@@ -35,6 +36,7 @@ use crate::rewards::RewardRule;
 use crate::say;
 use crate::train::examples::{Examples, values};
 use crate::train::plan::{self as training_plan, check_length};
+use crate::train::rounding::warn_of_lost_changes;
 use crate::train::run::{Run, rows_named};
 use crate::train::schedule::Schedule;
 use course::Course;
@@ -43,7 +45,7 @@ use measures::{Measures, metrics, source_metrics};
 use ptx::PretrainingMix;
 use roles::{Learner, Roles};
 use rollout::{PromptExample, episodes};
-use settings::{LEARNING_RATE, PpoSettings};
+use settings::PpoSettings;
 use update::{Step, update};
 use watch::Watch;
 
@@ -66,27 +68,56 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
         prompts.say_remarks();
         return Ok(());
     }
+    check_minibatches(settings, prompts.len())?;
+    let total_updates = prompts.total_steps(settings.epochs as f64, settings.training.max_steps);
+    check_critic_warmup(settings, total_updates)?;
     plan::memory(settings, &prompts)?.print(settings.common.quiet);
     let mut bases = Bases::new(Device::Cpu);
     let held_out = HeldOut::read(settings, &mut bases, &tokenizer)?;
     let mix = PretrainingMix::read(settings, &tokenizer)?;
     let mut roles = Roles::load(settings, &mut bases, &tokenizer)?;
     drop(bases);
-    let total_updates = prompts.total_steps(settings.epochs as f64, settings.training.max_steps);
+    let schedule = settings.schedule(total_updates);
     let material = Material { tokenizer: &tokenizer, stop, prompts, held_out, mix };
     let too_long = check_lengths(settings, &roles, &material)?;
-    let plan = plan::plan(settings, &roles, &material, total_updates)?.warning(too_long).chat_format(&tokenizer);
+    let plan = plan::plan(settings, &roles, &material, &schedule)?.warning(too_long).chat_format(&tokenizer);
     let checkpoints = &settings.training.checkpoints;
     let mut run =
         Run::start(&settings.resolved(), &settings.common, checkpoints, &plan, total_updates, settings.inputs()?)?;
-    if let Err((updates, error)) = train(settings, &mut roles, material, total_updates, &mut run) {
+    if let Err((updates, error)) = train(settings, &mut roles, material, &schedule, &mut run) {
         return Err(keep_what_is_learned(&mut roles, updates, error, run));
     }
     keep(&mut roles, total_updates, None, &mut run)?;
     if let Some(value) = &roles.value {
         replace_folder_atomically(run.folder().join("value-model"), |folder| value.model.save(folder))?;
     }
+    run.check_learned()?;
+    roles.with_saved_policy(|policy| warn_of_lost_changes(&policy.model, &mut run))?;
     run.finish()
+}
+
+/// Refuses more minibatches than an update has prompts, whose answers stay together.
+fn check_minibatches(settings: &PpoSettings, prompts: usize) -> Result<()> {
+    let (minibatches, prompts) = (settings.policy.minibatches, settings.prompts_an_update().min(prompts));
+    if minibatches > prompts && prompts > 0 {
+        bail!(
+            "--minibatches {minibatches}: an update has {prompts} prompts, and the answers to a prompt are in one minibatch, so it can be divided into \
+             {prompts} at most; lower it, raise --batch-size, or give more prompts"
+        );
+    }
+    Ok(())
+}
+
+/// Refuses a run that is over before the policy begins to learn.
+fn check_critic_warmup(settings: &PpoSettings, total_updates: usize) -> Result<()> {
+    let warmup = settings.value.critic_warmup;
+    if settings.algorithm.has_values() && warmup >= total_updates && total_updates > 0 {
+        bail!(
+            "--critic-warmup {warmup}: the run has {total_updates} updates, in all of which the value model would learn alone, so the policy would stay \
+             as it is; lower it, or raise --epochs or --max-steps"
+        );
+    }
+    Ok(())
 }
 
 /// Refuses models that cannot read what they will have to; gives a warning where they were not made for the
@@ -128,15 +159,12 @@ fn train(
     settings: &PpoSettings,
     roles: &mut Roles,
     mut material: Material,
-    total_updates: usize,
+    schedule: &Schedule,
     run: &mut Run,
 ) -> Result<(), (usize, Error)> {
-    let (training, observation) = (&settings.training, &settings.observation);
-    let peak = training.learning_rate(LEARNING_RATE);
-    let schedule = Schedule::new(&training.optimizer, peak, total_updates);
-    let value_peak = settings.value.value_learning_rate.unwrap_or(peak);
-    let value_schedule = Schedule::new(&training.optimizer, value_peak, total_updates);
-    let evaluate_every = observation.evaluate_every.unwrap_or(total_updates.div_ceil(10)).max(1);
+    let total_updates = schedule.total_steps;
+    let value_schedule = Schedule { peak: settings.value.value_learning_rate.unwrap_or(schedule.peak), ..*schedule };
+    let evaluate_every = settings.observation.evaluate_every.unwrap_or(total_updates.div_ceil(10)).max(1);
     let mut course = Course::new(settings);
     let restored = run.restore(|state| course.take_from(state, roles, material.mix.as_mut(), settings));
     let done = restored.map_err(|error| (0, error))?;
@@ -192,10 +220,11 @@ fn one_update(
             "update {update}: {skipped} optimizer steps changed nothing: {what} is not finite (at the first of them); its prompts: {prompts}"
         ))?;
     }
+    run.count(report.learned());
     if let Some(average) = &mut roles.average {
         average.update(roles.policy.optimizer.variables())?;
     }
-    let measures = Measures::new(&groups, &report, roles.rewards.truncated());
+    let measures = Measures::new(&groups, &report, roles.rewards.truncated(), settings.algorithm);
     let (loss, mut metrics) = metrics(&groups, &measures, &report, settings, step);
     metrics.extend(source_metrics(&groups, &roles.rewards.names()));
     let warnings = course.watch.update(step.number, &measures);

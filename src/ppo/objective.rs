@@ -223,7 +223,9 @@ impl Objective {
             return 1.0;
         }
         let difference: f64 = old.iter().zip(sampler).map(|(old, sampler)| f64::from(old - sampler)).sum();
-        difference.exp().min(self.sampler_correction) as f32
+        let quotient = difference.exp();
+        // `min` would make the bound of NaN.
+        (if quotient > self.sampler_correction { self.sampler_correction } else { quotient }) as f32
     }
 
     /// Each token's share of the mean over the minibatch.

@@ -1,5 +1,6 @@
 //! What `ppo` shows before it starts: memory by role before a model is read, then everything else.
 
+use clap::ValueEnum;
 use indicatif::DecimalBytes;
 
 use super::Material;
@@ -7,11 +8,13 @@ use super::roles::Roles;
 use super::rollout::PromptExample;
 use super::settings::{PpoSettings, ValueSource, presets};
 use crate::adapt;
+use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::generate::MOST_ACTIVE;
 use crate::train::examples::Examples;
 use crate::train::memory::{self, Footprint};
-use crate::train::plan::{Plan, Workload, training_plan};
+use crate::train::plan::{Plan, TrainingPlan, Workload};
+use crate::train::schedule::Schedule;
 
 /// Memory by role, from the models' configurations alone.
 pub fn memory(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> Result<Plan> {
@@ -74,12 +77,60 @@ fn combination(settings: &PpoSettings) -> String {
     }
 }
 
+/// The updates and what each of them is made of, in words.
+fn updates(settings: &PpoSettings, total_updates: usize, prompts: usize) -> String {
+    let (prompts, answers) = (settings.prompts_an_update().min(prompts), settings.episode.answers);
+    let (passes, minibatches) = (settings.policy.ppo_epochs, settings.policy.minibatches);
+    format!(
+        "{total_updates} of {} answers ({answers} to each of {prompts} prompts), in {passes} passes of {minibatches} minibatches",
+        prompts * answers
+    )
+}
+
+/// What texts lost, in words; nothing where they are whole.
+fn lost(truncation: &Truncation) -> String {
+    let Truncation { prompts, answers, left_out, .. } = *truncation;
+    let parts = [(prompts, "lost their start"), (answers, "lost their end"), (left_out, "more have no token to learn")];
+    let parts = parts.into_iter().filter(|(number, _)| *number > 0);
+    parts.map(|(number, what)| format!(", {number} {what}")).collect()
+}
+
+/// The plan with what becomes of the scores of answers.
+fn scores(settings: &PpoSettings, mut plan: Plan) -> Plan {
+    let (episode, kl) = (&settings.episode, &settings.kl);
+    let missing_end = match (episode.missing_eos_score, episode.missing_eos_penalty) {
+        (Some(score), _) => Some(format!("has the score {score} (--missing-eos-score)")),
+        (None, penalty) => (penalty > 0.0).then(|| format!("scores {penalty} less (--missing-eos-penalty)")),
+    };
+    if let Some(what) = missing_end {
+        plan = plan.line("missing end", format!("an answer without an end {what}"));
+    }
+    if episode.reward_clip > 0.0 {
+        plan = plan.line("rewards clipped", format!("to [-{0}, {0}] (--reward-clip)", episode.reward_clip));
+    }
+    if episode.whiten_rewards {
+        plan = plan.line("rewards whitened", "divided by their standard deviation (--whiten-rewards)");
+    }
+    if kl.kl_coefficient == 0.0 {
+        return plan;
+    }
+    let [estimator, place, controller] = [name(kl.kl_estimator), name(kl.kl_in), name(kl.kl_controller)];
+    plan.line("KL penalty", format!("{} · {estimator} in the {place}, {controller}", kl.kl_coefficient))
+}
+
+/// A value as the command line names it.
+fn name(value: impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
+}
+
 /// Parameters, data, memory as the models are, where the reward comes from, and what preset and algorithm set.
-pub fn plan(settings: &PpoSettings, roles: &Roles, material: &Material, total_updates: usize) -> Result<Plan> {
+pub fn plan(settings: &PpoSettings, roles: &Roles, material: &Material, schedule: &Schedule) -> Result<Plan> {
     let training = &settings.training;
     let prompts = &material.prompts;
     let evaluation = material.held_out.as_ref().map_or(0, |held_out| held_out.len());
-    let workload = Workload { evaluation, ..Workload::new("prompts", prompts, |prompt| tokens(settings, prompt)) };
+    let evaluation_truncation = material.held_out.as_ref().map(|held_out| held_out.truncation()).unwrap_or_default();
+    let workload = Workload::new("prompts", prompts, |prompt| tokens(settings, prompt));
+    let workload = Workload { evaluation, evaluation_truncation, ..workload };
     let mut beside: Vec<Footprint> =
         roles.value.iter().map(|value| Footprint::of("value model", &value.model)).collect();
     if roles.average.is_some() {
@@ -89,10 +140,23 @@ pub fn plan(settings: &PpoSettings, roles: &Roles, material: &Material, total_up
     beside.extend(roles.rewards.models().iter().map(|model| Footprint::of("reward model", model.model())));
     let judges = material.held_out.iter().flat_map(|held_out| held_out.judge_models());
     beside.extend(judges.map(|judge| Footprint::of("judge", judge.model())));
-    let cached_tokens = cached_tokens(settings, prompts);
-    let mut plan =
-        training_plan("ppo", &roles.policy.model, &beside, &settings.common, training, &workload, cached_tokens)?
-            .line("updates", format!("{total_updates} of {} answers", training.batch_size));
+    let plan = TrainingPlan {
+        program: "ppo",
+        model: &roles.policy.model,
+        source: &settings.model,
+        beside: &beside,
+        common: &settings.common,
+        training,
+        examples: &workload,
+        schedule,
+        steps: ("updates", updates(settings, schedule.total_steps, prompts.len())),
+        cached_tokens: cached_tokens(settings, prompts),
+    };
+    let mut plan = plan.plan()?.line("reference", settings.model.as_it_is());
+    let others = roles.value.iter().map(|value| &value.model).chain([&roles.reference]);
+    let judges = material.held_out.iter().flat_map(|held_out| held_out.judge_models());
+    let judging = roles.rewards.models().iter().chain(judges).map(|model| model.model());
+    others.chain(judging).try_for_each(|model| model.check_finite())?;
     for model in roles.rewards.models() {
         let reading = if model.reads_tokens() { "" } else { " (reads the answers' text)" };
         plan = plan.line("reward model", format!("{}{reading}", model.folder().display()));
@@ -106,8 +170,9 @@ pub fn plan(settings: &PpoSettings, roles: &Roles, material: &Material, total_up
     if settings.rewards.sources() > 1 {
         plan = plan.line("rewards together", combination(settings));
     }
+    plan = scores(settings, plan);
     if let Some(mix) = &material.mix {
-        plan = plan.line("pretraining mix", format!("{} texts", mix.len()));
+        plan = plan.line("pretraining mix", format!("{} texts{}", mix.len(), lost(&mix.truncation())));
     }
     let set = presets::lines(settings);
     if !set.is_empty() {

@@ -8,6 +8,7 @@ use crate::bail;
 use crate::data::batch::{Batch, TokenTree, split_by_budget};
 use crate::data::schema::{DEMONSTRATIONS, Demonstration};
 use crate::data::tokenize::Tokenizer;
+use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::adapter::Pass;
@@ -50,6 +51,11 @@ impl<'a> PretrainingMix<'a> {
     /// Tokens of the longest text, where it is known.
     pub fn longest(&self) -> Option<usize> {
         self.texts.largest(TokenTree::longest)
+    }
+
+    /// What was cut and left out of them; where they are many, of the first.
+    pub fn truncation(&self) -> Truncation {
+        self.texts.truncation()
     }
 
     /// Number of texts.

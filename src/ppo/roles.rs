@@ -12,6 +12,7 @@ use crate::rewards::Rewards;
 use crate::settings::Pooling;
 use crate::train::ema::MovingAverage;
 use crate::train::optimizer::Optimizer;
+use crate::train::rounding::as_saved;
 
 /// A model that trains, with its optimizer.
 pub struct Learner {
@@ -59,7 +60,12 @@ impl Roles {
         Ok(Roles { policy, average, value, reference, rewards })
     }
 
-    /// Runs `with` on the policy that is saved and judged: the moving average of its weights where there is one.
+    /// Runs `with` on the policy as it reads back after it is saved: rounded, where it is saved in 16 bits.
+    pub fn with_policy_as_saved<T>(&mut self, with: impl FnOnce(&Learner) -> Result<T>) -> Result<T> {
+        self.with_saved_policy(|policy| as_saved(&policy.model, || with(policy)))
+    }
+
+    /// Runs `with` on the policy that is saved: the moving average of its weights where there is one.
     pub fn with_saved_policy<T>(&mut self, with: impl FnOnce(&Learner) -> Result<T>) -> Result<T> {
         let Roles { policy, average, .. } = self;
         if let Some(average) = average {

@@ -7,10 +7,11 @@ use super::settings::PpoSettings;
 use crate::data::batch::{Batch, Continuation, TokenTree, split_by_budget};
 use crate::data::schema::Prompt;
 use crate::data::tokenize::Tokenizer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::generate::{Answer, PromptTokens, Stop, generate};
 use crate::model::Model;
 use crate::model::adapter::Pass;
+use crate::numbers::largest;
 use crate::rewards::{AnswerReward, Asked, Reply};
 
 /// A prompt as it was read and as tokens.
@@ -115,7 +116,7 @@ impl Episode {
     /// The largest difference of a log-probability between sampler and update.
     pub fn sampler_difference(&self) -> f32 {
         let pairs = self.sampler_log_probs.iter().zip(&self.log_probs);
-        pairs.map(|(sampler, update)| (sampler - update).abs()).fold(0.0, f32::max)
+        largest(pairs.map(|(sampler, update)| (sampler - update).abs())).unwrap_or(0.0)
     }
 
     /// Takes what the sources of rewards give, and makes a score of it.
@@ -157,10 +158,13 @@ pub fn groups(prompts: &[&PromptExample], answers: Vec<Vec<Answer>>, tokenizer: 
 }
 
 /// Lets policy, reference, value model and the sources of rewards look at every answer once.
+///
+/// # Errors
+/// Where one of the models gives a number that is not finite: no penalty or clip makes one of it.
 pub fn look(roles: &mut Roles, policy: &Model, groups: &mut [Group], settings: &PpoSettings) -> Result<()> {
     let (temperature, budget) = (settings.sampling.temperature, settings.common.tokens_per_batch);
-    let of_policy = log_probs(policy, groups, temperature, budget)?;
-    let of_reference = log_probs(&roles.reference, groups, temperature, budget)?;
+    let of_policy = log_probs("policy", policy, groups, temperature, budget)?;
+    let of_reference = log_probs("reference", &roles.reference, groups, temperature, budget)?;
     let of_value = match &roles.value {
         Some(value) => values(&value.model.frozen()?, groups, budget)?,
         None => vec![Vec::new(); of_policy.len()],
@@ -178,21 +182,51 @@ pub fn look(roles: &mut Roles, policy: &Model, groups: &mut [Group], settings: &
     Ok(())
 }
 
-/// Log-probabilities of every answer's tokens under a frozen model.
-pub fn log_probs(model: &Model, groups: &[Group], temperature: f64, tokens_per_batch: usize) -> Result<Vec<Vec<f32>>> {
-    over_batches(model, groups, tokens_per_batch, |hidden, batch| {
+/// Log-probabilities of every answer's tokens under a frozen model, which is the `role`.
+///
+/// # Errors
+/// Where one of them is not finite.
+pub fn log_probs(
+    role: &str,
+    model: &Model,
+    groups: &[Group],
+    temperature: f64,
+    tokens_per_batch: usize,
+) -> Result<Vec<Vec<f32>>> {
+    let found = over_batches(model, groups, tokens_per_batch, |hidden, batch| {
         let log_probs: Vec<f32> = model.log_probs(hidden, batch, temperature)?.log_probs.to_vec1()?;
         Ok(batch.answer_targets.iter().map(|range| log_probs[range.clone()].to_vec()).collect())
-    })
+    })?;
+    check_finite(&format!("the log-probability under the {role}"), model, groups, &found)?;
+    Ok(found)
+}
+
+/// Refuses numbers, one a token of every answer, that are not finite; `what` they are.
+fn check_finite(what: &str, model: &Model, groups: &[Group], found: &[Vec<f32>]) -> Result<()> {
+    let answers = groups.iter().flat_map(|group| (0..group.episodes.len()).map(move |answer| (group, answer)));
+    for ((group, answer), numbers) in answers.zip(found) {
+        if let Some(place) = numbers.iter().position(|number| !number.is_finite()) {
+            return Err(Error::NotFinite(format!(
+                "{what} is {} at token {place} of answer {answer} to the prompt of {}: the model itself ({}) gives numbers that are not finite. Try a \
+                 smaller --learning-rate, or start from weights that are finite",
+                numbers[place],
+                group.prompt.origin,
+                model.folder().path.display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Values before every token of every answer under a frozen model.
 fn values(model: &Model, groups: &[Group], tokens_per_batch: usize) -> Result<Vec<Vec<f32>>> {
-    over_batches(model, groups, tokens_per_batch, |hidden, batch| {
+    let found = over_batches(model, groups, tokens_per_batch, |hidden, batch| {
         let rows: Vec<usize> = batch.targets.iter().map(|target| target.row).collect();
         let values: Vec<f32> = model.values(hidden, &rows)?.to_vec1()?;
         Ok(batch.answer_targets.iter().map(|range| values[range.clone()].to_vec()).collect())
-    })
+    })?;
+    check_finite("what the value model expects", model, groups, &found)?;
+    Ok(found)
 }
 
 fn over_batches<T>(

@@ -16,6 +16,7 @@ use crate::settings::{
 };
 use crate::train::examples::Source;
 use crate::train::inputs::Inputs;
+use crate::train::schedule::Schedule;
 pub use groups::{
     AdvantageSettings, Aggregation, EpisodeSettings, KlController, KlEstimator, KlPlace, KlSettings,
     ObservationSettings, PolicySettings, PtxSettings, ValueHead, ValueSettings, ValueSource, Variance, WatchSettings,
@@ -130,6 +131,11 @@ impl PpoSettings {
     /// With everything that is left to a default, as it is recorded.
     pub fn resolved(&self) -> Self {
         PpoSettings { training: self.training.resolved(LEARNING_RATE), ..self.clone() }
+    }
+
+    /// The policy's learning rate in each of so many updates.
+    pub fn schedule(&self, total_updates: usize) -> Schedule {
+        Schedule::new(&self.training.optimizer, self.training.learning_rate(LEARNING_RATE), total_updates)
     }
 
     /// The weight of the KL penalty in the reward at this value of the controller.

@@ -1,5 +1,7 @@
 //! One update: epochs of minibatches over the groups of a rollout.
 
+use std::ops::Range;
+
 use rand::seq::SliceRandom;
 
 use super::advantage::{Shift, whiten};
@@ -12,6 +14,7 @@ use crate::data::batch::{Batch, split_by_budget};
 use crate::error::Result;
 use crate::model::adapter::Pass;
 use crate::random;
+use crate::train::learned::Learned;
 
 /// What an update is made with, apart from the settings.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +48,8 @@ pub struct UpdateReport {
     pub value_gradient_norm: f64,
     /// Minibatches seen.
     pub minibatches: usize,
+    /// Optimizer steps that changed weights.
+    pub changed: usize,
     /// Optimizer steps that were left out because a gradient was not finite.
     pub skipped: usize,
     /// What was not finite in the first of them.
@@ -71,8 +76,8 @@ pub fn update(
         let shuffled_as = if settings.policy.reshuffle { epoch } else { 0 };
         let purpose = format!("minibatches of epoch {shuffled_as}");
         order.shuffle(&mut random::stream(settings.common.seed, &purpose, step.number as u64));
-        for minibatch in order.chunks(groups.len().div_ceil(settings.policy.minibatches)) {
-            let minibatch: Vec<&Group> = minibatch.iter().map(|&index| &groups[index]).collect();
+        for places in evenly(groups.len(), settings.policy.minibatches) {
+            let minibatch: Vec<&Group> = order[places].iter().map(|&index| &groups[index]).collect();
             learning.minibatch(&minibatch, &mut report)?;
             if report.stopped_early {
                 return Ok(report.means());
@@ -82,12 +87,35 @@ pub fn update(
     Ok(report.means())
 }
 
+/// Divides `count` items into `parts` runs whose lengths differ by one at most, the longer ones first.
+fn evenly(count: usize, parts: usize) -> impl Iterator<Item = Range<usize>> {
+    let (length, longer) = (count / parts, count % parts);
+    (0..parts).map(move |part| {
+        let start = part * length + part.min(longer);
+        start..start + length + usize::from(part < longer)
+    })
+}
+
 impl UpdateReport {
-    /// Counts an optimizer step if something in its gradients, which are `whose`, was not finite.
-    fn skipped(&mut self, not_finite: Option<String>, whose: &str) {
-        if let Some(what) = not_finite {
-            self.skipped += 1;
-            self.not_finite.get_or_insert_with(|| format!("{whose} {what}"));
+    /// Counts an optimizer step, of which something in the gradients, which are `whose`, may not have been finite.
+    fn stepped(&mut self, not_finite: Option<String>, whose: &str) {
+        match not_finite {
+            None => self.changed += 1,
+            Some(what) => {
+                self.skipped += 1;
+                self.not_finite.get_or_insert_with(|| format!("{whose} {what}"));
+            }
+        }
+    }
+
+    /// What its optimizer steps did.
+    pub fn learned(&self) -> Learned {
+        Learned {
+            changed: self.changed,
+            skipped: self.skipped,
+            held_back: self.over_ratio,
+            not_finite: self.not_finite.clone(),
+            ..Learned::default()
         }
     }
 
@@ -135,12 +163,12 @@ impl Learning<'_, '_> {
                 report.ptx_loss += mix.accumulate(&mut self.roles.policy)?;
             }
             let done = self.roles.policy.optimizer.step(self.step.learning_rate)?;
-            report.skipped(done.not_finite, "of the policy's gradients");
+            report.stepped(done.not_finite, "of the policy's gradients");
             report.policy_gradient_norm += done.gradient_norm;
         }
         if let Some(value) = &mut self.roles.value {
             let done = value.optimizer.step(self.step.value_learning_rate)?;
-            report.skipped(done.not_finite, "of the value model's gradients");
+            report.stepped(done.not_finite, "of the value model's gradients");
             report.value_gradient_norm += done.gradient_norm;
         }
         Ok(())
@@ -228,4 +256,22 @@ fn learn_values(
 /// One number a token of the answers, end to end.
 fn gather(groups: &[&Group], of: fn(&Episode) -> &Vec<f32>) -> Vec<f32> {
     episodes(groups.iter().copied()).flat_map(|episode| of(episode).iter().copied()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_rollout_is_divided_into_as_many_minibatches_as_asked(count in 1usize..200, parts in 1usize..20) {
+            prop_assume!(parts <= count);
+            let runs: Vec<Range<usize>> = evenly(count, parts).collect();
+            prop_assert_eq!(runs.len(), parts);
+            prop_assert_eq!(runs.iter().cloned().flatten().collect::<Vec<_>>(), (0..count).collect::<Vec<_>>());
+            let lengths: Vec<usize> = runs.iter().map(ExactSizeIterator::len).collect();
+            prop_assert!(lengths.iter().max().unwrap() - lengths.iter().min().unwrap() <= 1);
+        }
+    }
 }

@@ -117,6 +117,11 @@ impl Watch {
                 first.length, now.length, limits.watch_length
             )));
         }
+        if now.without_spread == Some(1.0) {
+            let sentence = "the answers to each prompt have one and the same reward (frac_reward_zero_std 1), so nothing can be learned from it: raise \
+                            --temperature or --answers, or take a reward that tells answers apart";
+            found.push(("spread", sentence.to_string()));
+        }
         if now.truncated > 0 {
             found.push(("cut", format!(
                 "{} texts have been too long for a reward model and lost a part before it read them: raise --max-length as far as the model goes, or lower --response-length",
@@ -175,6 +180,7 @@ mod tests {
         length: 20.0,
         truncated: 0,
         repeated: 0.2,
+        without_spread: Some(0.5),
     };
 
     fn watch() -> Watch {
@@ -196,6 +202,7 @@ mod tests {
             (Measures { length: 9.0, ..GOOD }, "--watch-length"),
             (Measures { repeated: 0.6, ..GOOD }, "--watch-repeated"),
             (Measures { truncated: 3, ..GOOD }, "--max-length"),
+            (Measures { without_spread: Some(1.0), ..GOOD }, "one and the same reward"),
         ];
         for (bad, name) in cases {
             let mut watch = watch();

@@ -1,8 +1,9 @@
 //! How well scores agree with rankings: accuracy, calibration, and what length alone would say.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use super::loss::pairs;
+use crate::data::pairs::Pair;
 
 /// One pair of answers, as the model and the labellers see it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -17,9 +18,13 @@ pub struct JudgedPair {
     pub agreement: Option<f32>,
 }
 
-/// 1 where the better answer has the larger number, 1/2 where they are equal, 0 otherwise.
+/// 1 where the better answer has the larger number, 1/2 where they are equal, 0 otherwise; NaN of a difference that is none.
 fn worth(difference: f64) -> f64 {
-    if difference == 0.0 { 0.5 } else { f64::from(u8::from(difference > 0.0)) }
+    match difference.partial_cmp(&0.0) {
+        None => f64::NAN,
+        Some(Ordering::Equal) => 0.5,
+        Some(order) => f64::from(u8::from(order == Ordering::Greater)),
+    }
 }
 
 impl JudgedPair {
@@ -38,10 +43,10 @@ impl JudgedPair {
 pub fn judged_pairs<'a>(
     scores: &'a [f32],
     lengths: &'a [usize],
-    ranks: &[i64],
+    pairs: &'a [Pair],
     agreement: Option<f32>,
 ) -> impl Iterator<Item = JudgedPair> + 'a {
-    pairs(ranks).into_iter().map(move |pair| JudgedPair {
+    pairs.iter().map(move |pair| JudgedPair {
         difference: f64::from(scores[pair.better]) - f64::from(scores[pair.worse]),
         longer: lengths[pair.better] as f64 - lengths[pair.worse] as f64,
         distance: pair.distance,
@@ -129,7 +134,7 @@ pub fn calibration_error(bins: &[CalibrationBin]) -> f64 {
     bins.iter().map(error).sum::<f64>() / count.max(1) as f64
 }
 
-/// Pearson's correlation; 0 where one of the two does not vary.
+/// Pearson's correlation; 0 where one of the two does not vary, NaN where a number is none.
 pub fn correlation(pairs: &[(f64, f64)]) -> f64 {
     let count = pairs.len().max(1) as f64;
     let mean = |of: fn(&(f64, f64)) -> f64| pairs.iter().map(of).sum::<f64>() / count;
@@ -140,12 +145,13 @@ pub fn correlation(pairs: &[(f64, f64)]) -> f64 {
         yy += (pair.1 - y).powi(2);
         xy += (pair.0 - x) * (pair.1 - y);
     }
-    if xx > 0.0 && yy > 0.0 { xy / (xx * yy).sqrt() } else { 0.0 }
+    if xx == 0.0 || yy == 0.0 { xy } else { xy / (xx * yy).sqrt() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::pairs::pairs;
 
     fn pair(difference: f64, distance: i64) -> JudgedPair {
         JudgedPair { difference, longer: -difference, distance, agreement: (distance > 1).then_some(0.75) }
@@ -154,7 +160,7 @@ mod tests {
     #[test]
     fn equal_scores_count_half_and_groups_add_up() {
         let scores = [0.1, 0.7, 0.9];
-        let judged: Vec<JudgedPair> = judged_pairs(&scores, &[3, 3, 9], &[1, 0, 1], None).collect();
+        let judged: Vec<JudgedPair> = judged_pairs(&scores, &[3, 3, 9], &pairs(&[1, 0, 1]), None).collect();
         assert_eq!(accuracy(&judged), Accuracy { pairs: 2, accuracy: 0.5, longer_wins: 0.25 });
         let judged = [pair(1.0, 1), pair(0.0, 1), pair(-2.0, 2), pair(3.0, 2), pair(4.0, 2)];
         let by_distance = accuracy_by(&judged, |pair| Some(pair.distance));
@@ -181,5 +187,11 @@ mod tests {
         assert!((correlation(&[(1.0, 2.0), (2.0, 4.0), (3.0, 6.0)]) - 1.0).abs() < 1e-12);
         assert!((correlation(&[(1.0, 1.0), (2.0, -1.0), (3.0, 0.0)]) + 0.5).abs() < 1e-12);
         assert_eq!(correlation(&[(1.0, 1.0), (1.0, 2.0)]), 0.0);
+        assert!(correlation(&[(1.0, f64::NAN), (1.0, 2.0)]).is_nan());
+    }
+
+    #[test]
+    fn a_score_that_is_no_number_is_neither_right_nor_wrong() {
+        assert!(accuracy(&[pair(1.0, 1), pair(f64::NAN, 1)]).accuracy.is_nan());
     }
 }

@@ -11,7 +11,8 @@ use super::agreement::{
     correlation, judged_pairs,
 };
 use super::loss::{LossSettings, RankedAnswers};
-use crate::data::batch::split_by_budget;
+use crate::data::batch::{Batch, split_by_budget};
+use crate::data::pairs::differing_pairs;
 use crate::error::Result;
 use crate::figure::{Figure, Panel, Series};
 use crate::model::Model;
@@ -25,7 +26,7 @@ use crate::train::table::Table;
 pub struct RewardEvaluation {
     /// Mean loss a prompt, by weight.
     pub loss: f64,
-    /// Every pair of answers that is no tie.
+    /// Every pair of answers that are no tie and differ.
     pub pairs: Vec<JudgedPair>,
     /// The accuracy of the same scores where each prompt's labels are put in random order: what chance gives on this data.
     pub shuffled_labels: f64,
@@ -51,7 +52,7 @@ impl Scored {
     /// All pairs of the micro-batch.
     pub fn pairs(&self, ranked: &[&RankedTree]) -> Vec<JudgedPair> {
         let of_prompt = |(answers, ranked): (&Range<usize>, &&RankedTree)| {
-            judged_pairs(&self.scores[answers.clone()], &lengths(ranked), &ranked.ranks, ranked.agreement)
+            judged_pairs(&self.scores[answers.clone()], &lengths(ranked), &ranked.pairs, ranked.agreement)
                 .collect::<Vec<_>>()
         };
         self.trees.iter().zip(ranked).flat_map(of_prompt).collect()
@@ -62,19 +63,19 @@ fn lengths(ranked: &RankedTree) -> Vec<usize> {
     ranked.tree.answers.iter().map(|answer| answer.tokens.len()).collect()
 }
 
-/// Scores the answers of a micro-batch.
+/// Scores the answers of a micro-batch, which `batch` holds.
 pub(super) fn score<'a>(
     model: &Model,
+    batch: Batch,
     ranked: &[&'a RankedTree],
     settings: &LossSettings,
     pass: &Pass,
 ) -> Result<Scored> {
-    let batch = model.pack(ranked.iter().map(|ranked| &ranked.tree));
     let hidden = model.hidden(&batch, pass)?; // [tokens, d_model]
     let scores = model.rewards(&hidden, &batch)?; // [answers]
     let prompt = |(answers, ranked): (&Range<usize>, &&'a RankedTree)| RankedAnswers {
         answers: answers.clone(),
-        ranks: &ranked.ranks,
+        pairs: &ranked.pairs,
         margin: ranked.margin.unwrap_or(settings.margin as f32),
         weight: ranked.weight,
     };
@@ -97,7 +98,8 @@ pub fn evaluate(
     let mut random = random::stream(common.seed, "shuffled labels", 0);
     for range in split_by_budget(&sizes, common.tokens_per_batch) {
         let ranked = &ranked[range];
-        let scored = score(model, ranked, settings, &Pass::default())?;
+        let batch = model.pack(ranked.iter().map(|ranked| &ranked.tree));
+        let scored = score(model, batch, ranked, settings, &Pass::default())?;
         evaluation.pairs.extend(scored.pairs(ranked));
         evaluation.loss += f64::from(scored.loss.to_scalar::<f32>()?) / weight.max(f64::MIN_POSITIVE);
         for (answers, ranked) in scored.trees.iter().zip(ranked) {
@@ -108,7 +110,7 @@ pub fn evaluate(
             points.extend(of_prompt);
             let mut ranks = ranked.ranks.clone();
             shuffle(&mut ranks, &mut random);
-            shuffled.extend(judged_pairs(scores, &lengths, &ranks, None));
+            shuffled.extend(judged_pairs(scores, &lengths, &differing_pairs(&ranks, &ranked.same_as), None));
         }
     }
     evaluation.shuffled_labels = accuracy(&shuffled).accuracy;
@@ -164,9 +166,9 @@ impl RewardEvaluation {
         ]
     }
 
-    /// Accuracy by kinds of pairs, beside the baselines', for the terminal.
-    pub fn tables(&self) -> String {
-        let mut text = String::new();
+    /// Accuracy by kinds of pairs of the model of step `step`, and the baselines', for the terminal.
+    pub fn tables(&self, step: usize) -> String {
+        let mut text = format!("evaluation of the model of step {step}\n\n");
         for (name, groups) in self.groups().into_iter().filter(|(_, groups)| !groups.is_empty()) {
             let mut table = Table::new([name, "pairs", "accuracy", "the longer wins"]);
             let all = std::iter::once(("all".to_string(), self.accuracy()));
@@ -184,8 +186,8 @@ impl RewardEvaluation {
         )
     }
 
-    /// Everything, as it is written into the run's folder.
-    pub fn json(&self) -> Value {
+    /// Everything about the model of step `step`, as it is written into the run's folder.
+    pub fn json(&self, step: usize) -> Value {
         let numbers = |of: &Accuracy| json!({ "pairs": of.pairs, "accuracy": of.accuracy, "accuracy_longer_wins": of.longer_wins });
         let group = |groups: &[(String, Accuracy)]| -> Value {
             groups.iter().map(|(key, of)| (key.clone(), numbers(of))).collect::<serde_json::Map<_, _>>().into()
@@ -195,6 +197,7 @@ impl RewardEvaluation {
         let [distance, margin, agreement] = self.groups().map(|(_, groups)| group(&groups));
         let (all, bins) = (self.accuracy(), calibration(&self.pairs));
         json!({
+            "step": step,
             "loss": self.loss,
             "pairs": all.pairs,
             "accuracy": all.accuracy,
@@ -211,13 +214,13 @@ impl RewardEvaluation {
         })
     }
 
-    /// Predicted against observed win rate.
-    pub fn figure(&self) -> Figure {
+    /// Predicted against observed win rate of the model of step `step`.
+    pub fn figure(&self, step: usize) -> Figure {
         let bins = calibration(&self.pairs);
         let points = bins.iter().map(|bin| (bin.predicted, bin.observed)).collect();
         Figure {
             title: format!(
-                "Calibration over {} pairs, expected error {:.3}",
+                "Calibration of the model of step {step} over {} pairs, expected error {:.3}",
                 self.pairs.len(),
                 calibration_error(&bins)
             ),

@@ -1,11 +1,13 @@
 //! Losses of reward models over ranked answers: pairwise (Ouyang et al. 2022, equation 1) and Plackett–Luce (Plackett 1975; Luce 1959).
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use candle_core::{D, Tensor};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use crate::data::pairs::Pair;
 use crate::error::Result;
 use crate::ops;
 use crate::settings::{below_one, not_negative};
@@ -33,7 +35,7 @@ pub struct LossSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RankingLoss {
-    /// -log σ(r_better - r_worse), mean over all pairs of the prompt's answers that are no tie
+    /// -log σ(r_better - r_worse), mean over all pairs of the prompt's answers that are no tie and differ
     Pairwise,
     /// -log of the probability that each answer is chosen before all that are ranked below it, mean over answers
     PlackettLuce,
@@ -44,50 +46,26 @@ pub enum RankingLoss {
 pub struct RankedAnswers<'a> {
     /// Where its scores stand among all.
     pub answers: Range<usize>,
-    /// The rank of each answer, lower is better; equal ranks are ties.
-    pub ranks: &'a [i64],
+    /// The pairs of its answers, by their index within the prompt.
+    pub pairs: &'a [Pair],
     /// By how much a better answer's score has to be higher.
     pub margin: f32,
     /// How much the prompt counts.
     pub weight: f32,
 }
 
-/// Two answers to one prompt of which the first is ranked better, by their index within the prompt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pair {
-    /// The answer with the lower rank.
-    pub better: usize,
-    /// The answer with the higher rank.
-    pub worse: usize,
-    /// By how many ranks they differ.
-    pub distance: i64,
-}
-
-/// All pairs of answers that are no tie.
-pub fn pairs(ranks: &[i64]) -> Vec<Pair> {
-    let mut pairs = Vec::new();
-    for (better, &low) in ranks.iter().enumerate() {
-        for (worse, &high) in ranks.iter().enumerate() {
-            if low < high {
-                pairs.push(Pair { better, worse, distance: high - low });
-            }
-        }
-    }
-    pairs
-}
-
 impl LossSettings {
-    /// `Σ over prompts of weight · loss`, with smoothing `(1 - ε) L(ranks) + ε L(ranks the other way round)`, plus the centring penalty; `scores`
+    /// `Σ over prompts of weight · loss`, with smoothing `(1 - ε) L(pairs) + ε L(pairs the other way round)`, plus the centring penalty; `scores`
     /// is `[answers]`. A prompt is one element, however many answers it has.
     pub fn loss(&self, scores: &Tensor, prompts: &[RankedAnswers]) -> Result<Tensor> {
         let mut loss = self.one_way(scores, prompts)?;
         if self.label_smoothing > 0.0 {
-            let reversed: Vec<Vec<i64>> =
-                prompts.iter().map(|prompt| prompt.ranks.iter().map(|rank| -rank).collect()).collect();
+            let reversed: Vec<Vec<Pair>> =
+                prompts.iter().map(|prompt| prompt.pairs.iter().map(|pair| pair.reversed()).collect()).collect();
             let other_way: Vec<RankedAnswers> = prompts
                 .iter()
                 .zip(&reversed)
-                .map(|(prompt, ranks)| RankedAnswers { ranks, ..prompt.clone() })
+                .map(|(prompt, pairs)| RankedAnswers { pairs, ..prompt.clone() })
                 .collect();
             let flipped = self.one_way(scores, &other_way)?.affine(self.label_smoothing, 0.0)?;
             loss = (loss.affine(1.0 - self.label_smoothing, 0.0)? + flipped)?;
@@ -126,11 +104,10 @@ impl Pairs {
     fn of(scores: &Tensor, prompts: &[RankedAnswers]) -> Result<Self> {
         let (mut better, mut worse, mut weights, mut margins) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for prompt in prompts {
-            let pairs = pairs(prompt.ranks);
-            for pair in &pairs {
+            for pair in prompt.pairs {
                 better.push((prompt.answers.start + pair.better) as u32);
                 worse.push((prompt.answers.start + pair.worse) as u32);
-                weights.push(prompt.weight / pairs.len() as f32);
+                weights.push(prompt.weight / prompt.pairs.len() as f32);
                 margins.push(prompt.margin);
             }
         }
@@ -147,24 +124,26 @@ impl Pairs {
 /// What stands in place of the score of an answer that is no candidate: its exponential is 0.
 const NO_CANDIDATE: f32 = -1e30;
 
-/// `Σ over prompts of weight · mean over i of (log(exp(r_i - m) + Σ_j exp(r_j)) - (r_i - m))`, `j` over the answers ranked below `i`, `i` over those
-/// that have such. Without ties this is the Plackett–Luce likelihood; tied answers form a group whose members are compared with all below it and not
-/// with each other. With two answers it is the pairwise loss.
+/// `Σ over prompts of weight · mean over i of (log(exp(r_i - m) + Σ_j exp(r_j)) - (r_i - m))`, `j` over the answers that are worse than `i` in a pair,
+/// `i` over those that have such. Without ties this is the Plackett–Luce likelihood; tied answers form a group whose members are compared with all
+/// below it and not with each other. With two answers it is the pairwise loss.
 fn plackett_luce(scores: &Tensor, prompts: &[RankedAnswers]) -> Result<Tensor> {
     let all = scores.elem_count();
     let (mut chosen, mut candidates, mut weights, mut margins) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for prompt in prompts {
-        let below = |rank: i64| prompt.ranks.iter().filter(move |&&other| other > rank).count();
-        let choices = prompt.ranks.iter().filter(|&&rank| below(rank) > 0).count();
-        for (index, &rank) in prompt.ranks.iter().enumerate().filter(|(_, rank)| below(**rank) > 0) {
+        let mut choices: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for pair in prompt.pairs {
+            choices.entry(pair.better).or_default().push(pair.worse);
+        }
+        for (&better, worse) in &choices {
             let first = candidates.len();
             candidates.resize(first + all, NO_CANDIDATE);
-            for (other, _) in prompt.ranks.iter().enumerate().filter(|(_, other)| **other > rank) {
-                candidates[first + prompt.answers.start + other] = 0.0;
+            for worse in worse {
+                candidates[first + prompt.answers.start + worse] = 0.0;
             }
-            candidates[first + prompt.answers.start + index] = -prompt.margin;
-            chosen.push((prompt.answers.start + index) as u32);
-            weights.push(prompt.weight / choices as f32);
+            candidates[first + prompt.answers.start + better] = -prompt.margin;
+            chosen.push((prompt.answers.start + better) as u32);
+            weights.push(prompt.weight / choices.len() as f32);
             margins.push(prompt.margin);
         }
     }
@@ -181,6 +160,7 @@ fn plackett_luce(scores: &Tensor, prompts: &[RankedAnswers]) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::pairs::{differing_pairs, pairs};
     use candle_core::{Device, Var};
     use proptest::prelude::*;
 
@@ -196,7 +176,7 @@ mod tests {
 
     fn loss(settings: &LossSettings, scores: &[f32], ranks: &[i64], margin: f32) -> f32 {
         let tensor = Tensor::from_slice(scores, scores.len(), &Device::Cpu).unwrap();
-        let prompt = RankedAnswers { answers: 0..scores.len(), ranks, margin, weight: 1.0 };
+        let prompt = RankedAnswers { answers: 0..scores.len(), pairs: &pairs(ranks), margin, weight: 1.0 };
         settings.loss(&tensor, &[prompt]).unwrap().to_scalar().unwrap()
     }
 
@@ -240,14 +220,24 @@ mod tests {
     #[test]
     fn equal_scores_have_the_gradient_of_a_coin_and_a_weight_counts() -> Result<()> {
         let scores = Var::new(&[0f32, 0.0], &Device::Cpu)?;
-        let prompt = RankedAnswers { answers: 0..2, ranks: &[0, 1], margin: 0.0, weight: 3.0 };
+        let prompt = RankedAnswers { answers: 0..2, pairs: &pairs(&[0, 1]), margin: 0.0, weight: 3.0 };
         let loss = PLAIN.loss(scores.as_tensor(), &[prompt])?;
         assert_eq!(loss.backward()?.get(&scores).unwrap().to_vec1::<f32>()?, [-1.5, 1.5]);
         Ok(())
     }
 
+    /// Of three answers the first two are the same: what is left is each of them against the third.
     #[test]
-    fn ties_are_no_pairs() {
-        assert_eq!(pairs(&[1, 0, 1]).len(), 2);
+    fn answers_that_are_the_same_are_not_compared_by_either_loss() -> Result<()> {
+        let (scores, ranks) = ([0.7, 0.7, -0.4], [0, 1, 2]);
+        let tensor = Tensor::from_slice(&scores, 3, &Device::Cpu)?;
+        let prompt =
+            RankedAnswers { answers: 0..3, pairs: &differing_pairs(&ranks, &[0, 0, 2]), margin: 0.0, weight: 1.0 };
+        for settings in [PLAIN, PLACKETT_LUCE] {
+            let found: f32 = settings.loss(&tensor, std::slice::from_ref(&prompt))?.to_scalar()?;
+            let expected = loss(&settings, &scores[1..], &[0, 1], 0.0);
+            assert!((found - expected).abs() < 1e-6, "{found} is not {expected}");
+        }
+        Ok(())
     }
 }

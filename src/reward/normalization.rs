@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::data::batch::{TokenTree, split_by_budget};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::adapter::Pass;
 
@@ -20,25 +20,18 @@ pub enum Normalization {
     MeanAndVariance,
 }
 
-/// What scores were normalised by: they are `(score - mean) / deviation` of what they were.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Before {
-    /// What became 0.
-    pub mean: f64,
-    /// What became 1.
-    pub deviation: f64,
-}
-
 /// Changes the head's shift and divisor so that the answers of these trees have such scores.
+///
+/// # Errors
+/// Where a score is not finite.
 pub fn normalize(
     model: &mut Model,
     trees: &[TokenTree],
     normalization: Normalization,
     tokens_per_batch: usize,
-) -> Result<Before> {
-    let mut before = Before { mean: 0.0, deviation: 1.0 };
+) -> Result<()> {
     if normalization == Normalization::None {
-        return Ok(before);
+        return Ok(());
     }
     let frozen = model.frozen()?;
     let sizes: Vec<usize> = trees.iter().map(TokenTree::tokens).collect();
@@ -51,14 +44,19 @@ pub fn normalize(
     let count = scores.len().max(1) as f64;
     let mean = scores.iter().sum::<f64>() / count;
     let variance = scores.iter().map(|score| (score - mean).powi(2)).sum::<f64>() / count;
-    before.mean = mean;
-    if normalization == Normalization::MeanAndVariance && variance > 0.0 {
-        before.deviation = variance.sqrt();
+    if !variance.is_finite() {
+        return Err(Error::NotFinite(format!(
+            "the scores of the {} answers whose mean is to become 0 are not all finite numbers, so the model says nothing of them; try a smaller \
+             --learning-rate, or start from weights that are finite",
+            scores.len()
+        )));
     }
+    let whole = normalization == Normalization::MeanAndVariance && variance > 0.0;
+    let deviation = if whole { variance.sqrt() } else { 1.0 };
     if let Some(head) = model.head_mut() {
         // (x - shift) / divisor, less the mean, divided by the deviation, as one shift and one divisor.
-        head.form.shift += (before.mean * f64::from(head.form.divisor)) as f32;
-        head.form.divisor *= before.deviation as f32;
+        head.form.shift += (mean * f64::from(head.form.divisor)) as f32;
+        head.form.divisor *= deviation as f32;
     }
-    Ok(before)
+    Ok(())
 }

@@ -16,6 +16,7 @@ use crate::data::schema::Prompt;
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
+use crate::numbers::smallest;
 pub use command::RewardCommand;
 pub use model::RewardModel;
 pub use rule::{RewardRule, RuleKind};
@@ -218,8 +219,7 @@ pub fn combine(rewards: &[f32], weights: &[f64], combination: Combination, devia
     match combination {
         Combination::Mean => (weighted() / weights.iter().sum::<f64>()) as f32,
         Combination::Sum => weighted() as f32,
-        // Every source gives finite numbers.
-        Combination::Minimum => rewards.iter().copied().fold(f32::INFINITY, f32::min),
+        Combination::Minimum => smallest(rewards.iter().copied()).unwrap_or(f32::INFINITY),
         Combination::MeanMinusDeviation => {
             let variance = rewards.iter().map(|&reward| (f64::from(reward) - mean).powi(2)).sum::<f64>() / count;
             (mean - deviations * variance.sqrt()) as f32

@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use candle_core::DType;
 use clap::{Arg, Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
@@ -40,7 +41,7 @@ pub struct CommonSettings {
     /// Longest sequence in tokens, prompt and answer together
     #[arg(long, default_value_t = 1024, value_parser = at_least_one)]
     pub max_length: usize,
-    /// Tokens that go through the model at a time: sets the memory needed, not the result
+    /// Tokens that go through the model at a time: sets the memory needed, not the result, but for rounding
     #[arg(long, default_value_t = 4096, value_parser = at_least_one)]
     pub tokens_per_batch: usize,
     /// Print neither the plan nor the progress
@@ -60,6 +61,14 @@ pub struct ModelSettings {
     #[arg(long, value_name = "FOLDER", value_delimiter = ',')]
     #[serde(default)]
     pub adapter: Vec<PathBuf>,
+}
+
+impl ModelSettings {
+    /// The model and the adapters on top of it, as they are when a program begins: what a reference is.
+    pub fn as_it_is(&self) -> String {
+        let on_top = self.adapter.iter().map(|adapter| format!(" with {}", adapter.display()));
+        format!("{}{}, as it is at the start", self.model.display(), on_top.collect::<String>())
+    }
 }
 
 /// How a program that learns from examples goes through them.
@@ -105,6 +114,9 @@ pub struct TrainingSettings {
     /// Peak learning rate
     #[arg(long, help_heading = TRAINING, value_parser = not_negative)]
     pub learning_rate: Option<f64>,
+    /// Element type in which the trained weights are saved; they are evaluated as they are saved [default: that of the base model; of adapters f32]
+    #[arg(long, help_heading = TRAINING, value_enum)]
+    pub save_dtype: Option<ElementType>,
     /// The methods' own settings.
     #[command(flatten)]
     #[serde(flatten)]
@@ -117,6 +129,29 @@ pub struct TrainingSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub checkpoints: CheckpointSettings,
+}
+
+/// An element type of weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ElementType {
+    /// 32 bits
+    F32,
+    /// 16 bits with the range of 32
+    Bf16,
+    /// 16 bits
+    F16,
+}
+
+impl ElementType {
+    /// The same to tensors.
+    pub fn dtype(self) -> DType {
+        match self {
+            ElementType::F32 => DType::F32,
+            ElementType::Bf16 => DType::BF16,
+            ElementType::F16 => DType::F16,
+        }
+    }
 }
 
 /// When a run notes all that it needs to go on, and from where it goes on.
@@ -215,7 +250,7 @@ pub struct OptimizerSettings {
     /// Steps in which the learning rate rises to its peak [default: by --warmup-ratio]
     #[arg(long, help_heading = OPTIMIZER)]
     pub warmup_steps: Option<usize>,
-    /// Share of all steps in which the learning rate rises to its peak
+    /// Share of all steps, rounded down, in which the learning rate rises to its peak
     #[arg(long, help_heading = OPTIMIZER, default_value_t = 0.03, value_parser = ratio)]
     pub warmup_ratio: f64,
     /// Where the rise begins, as a share of the peak

@@ -11,20 +11,20 @@ use super::control_task::{self, ControlTask};
 use super::{Accumulated, SftReport, SftSettings, Task, language_modelling, train};
 use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
-use crate::data::batch::{TokenTree, split_by_budget};
+use crate::data::batch::{Batch, TokenTree, split_by_budget};
 use crate::data::inspect;
 use crate::data::schema::{self, LABELLED, Labelled, Text};
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::{Ending, Truncation};
 use crate::error::Result;
 use crate::model::adapter::Pass;
-use crate::model::{Model, dropout_seed};
+use crate::model::{Model, StepPasses};
 use crate::say;
 use crate::settings::{CommonSettings, Method};
 use crate::train::examples::{Examples, values};
 use crate::train::memory;
 use crate::train::optimizer::Optimizer;
-use crate::train::plan::{Workload, check_lengths, training_plan};
+use crate::train::plan::{Workload, check_lengths};
 use crate::train::run::Run;
 use crate::train::table::Table;
 
@@ -82,12 +82,13 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let length = |text: &LabelledText| text.tree.longest();
     let too_long = check_lengths(model.architecture(), &examples, length, common.max_length)?;
     let workload = Workload::new("labelled texts", &examples, |text| text.tree.tokens());
-    let plan = training_plan("sft", &model, &[], common, &settings.training, &workload, 0)?
+    let schedule = settings.schedule_of(&examples);
+    let plan = settings
+        .plan(&model, &schedule, &workload, &[])?
         .warning(too_long)
         .warning(model.padding_warning(&tokenizer))
         .line("classes", format!("{}: {}", labels.len(), labels.join(", ")));
-    let total_steps = examples.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
-    let checkpoints = &settings.training.checkpoints;
+    let (checkpoints, total_steps) = (&settings.training.checkpoints, schedule.total_steps);
     let mut run = Run::start(&settings.resolved(), common, checkpoints, &plan, total_steps, settings.inputs()?)?;
     let save = |folder: &Path| {
         model.save(folder)?;
@@ -97,7 +98,10 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let report = if by_words {
         let task = ByWords(classes);
         let report = train(settings, &model, &task, &mut examples, &mut run, save)?;
-        write_report(&run, &labels, task.predictions(&values(examples.evaluation()?))?, None)?;
+        if let Some((step, best)) = best(&role, &run, &mut bases)? {
+            let task = ByWords(Classes { model: &best, labels: &labels, common });
+            write_report(&run, step, &labels, task.predictions(&values(examples.evaluation()?))?, None)?;
+        }
         report
     } else {
         let probed = if is_probe { examples.training() } else { None };
@@ -115,11 +119,21 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
             }
             None => None,
         };
-        write_report(&run, &labels, task.predictions(&evaluation)?, control)?;
+        if let Some((step, best)) = best(&role, &run, &mut bases)? {
+            let task = ByHead { classes: Classes { model: &best, labels: &labels, common }, is_probe };
+            write_report(&run, step, &labels, task.predictions(&evaluation)?, control)?;
+        }
         report
     };
     run.finish()?;
     Ok(report)
+}
+
+/// The best model as it reads back from the run's folder, and the step that it is of.
+fn best(role: &Role, run: &Run, bases: &mut Bases) -> Result<Option<(usize, Model)>> {
+    let Some((best, folder)) = run.best() else { return Ok(None) };
+    let role = Role { folder: &folder, adapters: &[], training: Training::Frozen, ..*role };
+    Ok(Some((best.step, bases.load(&role)?)))
 }
 
 fn read<'a>(
@@ -228,10 +242,9 @@ struct ByHead<'a> {
 }
 
 impl ByHead<'_> {
-    /// The log-probability of every class for some texts, `[texts, classes]`.
-    fn log_probs(&self, model: &Model, texts: &[&LabelledText], pass: &Pass) -> Result<Tensor> {
-        let batch = model.pack_texts(texts.iter().map(|text| text.typed()));
-        log_softmax(&model.classes(&model.hidden(&batch, pass)?, &batch)?)
+    /// The log-probability of every class for a batch of texts, `[texts, classes]`.
+    fn log_probs(&self, model: &Model, batch: &Batch, pass: &Pass) -> Result<Tensor> {
+        log_softmax(&model.classes(&model.hidden(batch, pass)?, batch)?)
     }
 
     /// The log-probabilities of every class for every text.
@@ -245,7 +258,8 @@ impl ByHead<'_> {
         let sizes: Vec<usize> = texts.iter().map(|text| text.tree.tokens()).collect();
         let mut log_probs = Vec::new();
         for range in split_by_budget(&sizes, self.classes.common.tokens_per_batch) {
-            log_probs.extend(self.log_probs(&model, &texts[range], &Pass::default())?.to_vec2::<f32>()?);
+            let batch = model.pack_texts(texts[range].iter().map(|text| text.typed()));
+            log_probs.extend(self.log_probs(&model, &batch, &Pass::default())?.to_vec2::<f32>()?);
         }
         Ok(Predictions { log_probs, labels })
     }
@@ -263,10 +277,10 @@ impl Task for ByHead<'_> {
             let loss = accumulate_pooled(model, optimizer, &features(model, texts)?, &labels)?;
             return Ok(Accumulated { loss, tokens, metrics: Vec::new() });
         }
-        let mut total = 0.0;
-        for (index, range) in split_by_budget(&sizes, common.tokens_per_batch).into_iter().enumerate() {
-            let pass = Pass { dropout_seed: Some(dropout_seed(common.seed, step, index as u64)) };
-            let log_probs = self.log_probs(model, &texts[range.clone()], &pass)?; // [texts, classes]
+        let (mut total, mut passes) = (0.0, StepPasses::new(common.seed, step));
+        for range in split_by_budget(&sizes, common.tokens_per_batch) {
+            let batch = model.pack_texts(texts[range.clone()].iter().map(|text| text.typed()));
+            let log_probs = self.log_probs(model, &batch, &passes.next(model, &batch))?; // [texts, classes]
             let loss = (cross_entropy(&log_probs, &labels[range])? / texts.len() as f64)?;
             optimizer.accumulate(&loss.backward()?)?;
             total += f64::from(loss.to_scalar::<f32>()?);
@@ -348,8 +362,14 @@ impl Task for ByWords<'_> {
     }
 }
 
-/// Prints the confusion matrix and writes `evaluation.json`.
-fn write_report(run: &Run, labels: &[String], predictions: Predictions, control: Option<ControlTask>) -> Result<()> {
+/// Prints the confusion matrix of the model of step `step`, and writes `evaluation.json`.
+fn write_report(
+    run: &Run,
+    step: usize,
+    labels: &[String],
+    predictions: Predictions,
+    control: Option<ControlTask>,
+) -> Result<()> {
     if predictions.labels.is_empty() {
         return Ok(());
     }
@@ -362,7 +382,7 @@ fn write_report(run: &Run, labels: &[String], predictions: Predictions, control:
         let counts = confusion.counts[class].iter().map(usize::to_string);
         table.row([label.clone()].into_iter().chain(counts).chain([percent(confusion.f1(class))]));
     }
-    run.note(&table.to_string());
+    run.note(&format!("evaluation of the model of step {step}\n\n{table}"));
     run.note(&format!(
         "accuracy {} (the most common class: {}), macro F1 {}",
         percent(confusion.accuracy()),
@@ -372,6 +392,7 @@ fn write_report(run: &Run, labels: &[String], predictions: Predictions, control:
     let f1: Map<String, Value> =
         labels.iter().enumerate().map(|(class, label)| (label.clone(), json!(confusion.f1(class)))).collect();
     let mut json = json!({
+        "step": step,
         "loss": predictions.loss(),
         "examples": predictions.labels.len(),
         "accuracy": confusion.accuracy(),

@@ -38,12 +38,13 @@ impl Predictions {
         if self.labels.is_empty() {
             return Vec::new();
         }
-        let confusion = self.confusion(classes);
-        vec![
-            ("evaluation_loss", self.loss()),
-            ("evaluation_accuracy", confusion.accuracy()),
-            ("evaluation_macro_f1", confusion.macro_f1()),
-        ]
+        let (loss, confusion) = (self.loss(), self.confusion(classes));
+        // Of log-probabilities that are no numbers none is the highest.
+        let [accuracy, f1] = match loss.is_nan() {
+            true => [f64::NAN; 2],
+            false => [confusion.accuracy(), confusion.macro_f1()],
+        };
+        vec![("evaluation_loss", loss), ("evaluation_accuracy", accuracy), ("evaluation_macro_f1", f1)]
     }
 }
 

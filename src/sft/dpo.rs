@@ -1,9 +1,11 @@
 //! Direct preference optimisation: from preferred answers to a policy, without a reward model and without sampling (Rafailov et al. 2023).
 //!
-//! A ranking of k answers gives all its pairs, which share the prompt's segment and count together as one element, as the pairwise loss of
+//! A ranking of k answers gives all its pairs of answers that differ, which share the prompt's segment and count together as one element, as the pairwise loss of
 //! reward models has them. The reference is the model as it is at the start; its log-probabilities are computed once.
 
 use std::cell::OnceCell;
+use std::cmp::Ordering;
+use std::fmt;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
@@ -15,20 +17,21 @@ use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
 use crate::data::batch::{Batch, TokenTree, split_by_budget};
 use crate::data::inspect;
+use crate::data::pairs::{Pair, RankedTokens, by_learned_tokens, ranked_tokens};
 use crate::data::schema::{RANKINGS, Ranking};
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::model::adapter::Pass;
 use crate::model::weight_files::no_weights;
-use crate::model::{Model, dropout_seed};
+use crate::model::{Model, StepPasses};
 use crate::ops;
 use crate::say;
 use crate::settings::{CommonSettings, below_one, not_negative};
 use crate::train::examples::{Examples, values};
 use crate::train::memory::{self, Footprint};
 use crate::train::optimizer::Optimizer;
-use crate::train::plan::{Workload, check_lengths, training_plan};
+use crate::train::plan::{Workload, check_lengths};
 use crate::train::run::Run;
 
 const HEADING: &str = "Direct preference optimisation";
@@ -53,15 +56,15 @@ pub struct DpoSettings {
 pub enum PreferenceLoss {
     /// -log σ(β h) (Rafailov et al. 2023, equation 7)
     Sigmoid,
-    /// (h - 1 / (2 β))² (Azar et al. 2023, equation 17)
+    /// (h - 1 / (2 β))², with h a sum over each answer's tokens, as in the paper, so that β is per answer; TRL takes the mean over the tokens instead (Azar et al. 2023, equation 17)
     Ipo,
 }
 
 /// A prompt with its answers, every pair of which one is better, and the log-probabilities of the answers under the reference once they are known.
 struct Preference {
     tree: TokenTree,
-    /// Indices of the better and the worse answer.
-    pairs: Vec<(usize, usize)>,
+    /// The pairs of answers that are no tie and differ.
+    pairs: Vec<Pair>,
     weight: f32,
     reference: OnceCell<Vec<f32>>,
 }
@@ -75,6 +78,15 @@ pub struct PreferencePairs {
     pub worse: Vec<u32>,
     /// The pair's share of the loss.
     pub weights: Vec<f32>,
+}
+
+/// In the words of a plan.
+impl fmt::Display for DpoSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let loss = if self.preference_loss == PreferenceLoss::Ipo { "ipo" } else { "sigmoid" };
+        write!(f, "dpo ({loss}), beta {}", self.beta)?;
+        if self.label_smoothing > 0.0 { write!(f, ", label smoothing {}", self.label_smoothing) } else { Ok(()) }
+    }
 }
 
 impl DpoSettings {
@@ -102,7 +114,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     })?;
     if let Some(pattern) = examples.nothing_in(&source) {
         bail!(
-            "{pattern}: no preference is left after reading; at least one prompt with a better and a worse answer is needed"
+            "{pattern}: no preference is left after reading; at least one prompt with a better and a worse answer that differ is needed"
         );
     }
     if let Some(count) = settings.examples.inspect {
@@ -133,12 +145,14 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     drop(bases);
     let beside: Vec<Footprint> = copy.iter().map(|copy| Footprint::of("reference", copy)).collect();
     let workload = Workload::new("preferences", &examples, |preference| preference.tree.tokens());
-    let plan = training_plan("sft", &model, &beside, common, &settings.training, &workload, 0)?
+    let schedule = settings.schedule_of(&examples);
+    let plan = settings
+        .plan(&model, &schedule, &workload, &beside)?
         .warning(too_long)
         .chat_format(&tokenizer)
-        .line("objective", format!("dpo, beta {}", settings.dpo.beta));
-    let total_steps = examples.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
-    let checkpoints = &settings.training.checkpoints;
+        .line("objective", settings.dpo)
+        .line("reference", settings.model.as_it_is());
+    let (checkpoints, total_steps) = (&settings.training.checkpoints, schedule.total_steps);
     let mut run = Run::start(&settings.resolved(), common, checkpoints, &plan, total_steps, settings.inputs()?)?;
     if let Some(training) = examples.training() {
         let reference = model.frozen()?;
@@ -152,25 +166,18 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     Ok(report)
 }
 
-/// A ranking as pairs of its answers; nothing where these are one tie.
+/// A ranking as pairs of its answers; nothing where these are one tie, or all the same.
 fn preference(
     ranking: &Ranking,
     tokenizer: &Tokenizer,
     max_length: usize,
     truncation: &mut Truncation,
 ) -> Result<Option<Preference>> {
-    let ranks = ranking.ranks.iter().enumerate();
-    let worse = |(better, low): (usize, &i64)| {
-        let low = *low;
-        let worse = ranking.ranks.iter().enumerate().filter(move |(_, high)| low < **high);
-        worse.map(move |(worse, _)| (better, worse))
-    };
-    let pairs: Vec<(usize, usize)> = ranks.flat_map(worse).collect();
-    if pairs.is_empty() {
-        return Ok(None);
-    }
-    let tree = tokenizer.ranking(ranking, max_length, truncation)?;
-    Ok(Some(Preference { tree, pairs, weight: ranking.weight, reference: OnceCell::new() }))
+    let tokenize =
+        |ranking: &Ranking, max_length, truncation: &mut Truncation| tokenizer.ranking(ranking, max_length, truncation);
+    let tokens = ranked_tokens(ranking, max_length, truncation, tokenize, by_learned_tokens)?;
+    let weight = ranking.weight;
+    Ok(tokens.map(|RankedTokens { tree, pairs, .. }| Preference { tree, pairs, weight, reference: OnceCell::new() }))
 }
 
 /// Computes the log-probabilities of the answers under the reference where they are not known.
@@ -250,7 +257,7 @@ impl Preferences<'_> {
         &self,
         model: &Model,
         preferences: &[&Preference],
-        pass: impl Fn(u64) -> Pass,
+        mut pass: impl FnMut(&Batch) -> Pass,
         mut learn: impl FnMut(&Tensor) -> Result<()>,
     ) -> Result<Sums> {
         if let Some(reference) = &self.reference {
@@ -259,21 +266,21 @@ impl Preferences<'_> {
         let sizes: Vec<usize> = preferences.iter().map(|preference| preference.tree.tokens()).collect();
         let total: f32 = preferences.iter().map(|preference| preference.weight).sum();
         let mut sums = Sums::default();
-        for (index, range) in split_by_budget(&sizes, self.common.tokens_per_batch).into_iter().enumerate() {
+        for range in split_by_budget(&sizes, self.common.tokens_per_batch) {
             let preferences = &preferences[range];
             let batch = model.pack(preferences.iter().map(|preference| &preference.tree));
             let mut pairs = PreferencePairs::default();
             for (preference, answers) in preferences.iter().zip(&batch.trees) {
                 let weight = preference.weight / (total.max(f32::MIN_POSITIVE) * preference.pairs.len() as f32);
-                for &(better, worse) in &preference.pairs {
-                    pairs.better.push((answers.start + better) as u32);
-                    pairs.worse.push((answers.start + worse) as u32);
+                for pair in &preference.pairs {
+                    pairs.better.push((answers.start + pair.better) as u32);
+                    pairs.worse.push((answers.start + pair.worse) as u32);
                     pairs.weights.push(weight);
                 }
             }
             let known = preferences.iter().flat_map(|preference| preference.reference.get().into_iter().flatten());
             let reference: Vec<f32> = known.copied().collect();
-            let log_probs = answer_log_probs(model, &batch, &pass(index as u64))?;
+            let log_probs = answer_log_probs(model, &batch, &pass(&batch))?;
             let (loss, rewards) = loss(self.settings, &log_probs, &reference, &pairs)?;
             learn(&loss)?;
             sums.loss += f64::from(loss.to_scalar::<f32>()?);
@@ -282,7 +289,12 @@ impl Preferences<'_> {
                 sums.pairs += 1.0;
                 sums.chosen += better;
                 sums.rejected += worse;
-                sums.right += if better == worse { 0.5 } else { f64::from(u8::from(better > worse)) };
+                sums.right += match better.partial_cmp(&worse) {
+                    // Of a NaN neither is the better.
+                    None => f64::NAN,
+                    Some(Ordering::Equal) => 0.5,
+                    Some(order) => f64::from(u8::from(order == Ordering::Greater)),
+                };
             }
         }
         Ok(sums)
@@ -293,7 +305,8 @@ impl Task for Preferences<'_> {
     type Value = Preference;
 
     fn accumulate(&self, optimizer: &mut Optimizer, preferences: &[&Preference], step: u64) -> Result<Accumulated> {
-        let pass = |index| Pass { dropout_seed: Some(dropout_seed(self.common.seed, step, index)) };
+        let mut passes = StepPasses::new(self.common.seed, step);
+        let pass = |batch: &Batch| passes.next(self.model, batch);
         let sums = self.losses(self.model, preferences, pass, |loss| optimizer.accumulate(&loss.backward()?))?;
         let names = ["rewards/accuracies", "rewards/chosen", "rewards/rejected", "rewards/margins"];
         let tokens = preferences.iter().map(|preference| preference.tree.tokens()).sum();

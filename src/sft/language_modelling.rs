@@ -18,13 +18,13 @@ use crate::data::train_tokenizer::{SpecialTokens, train_bpe, train_bpe_on_files}
 use crate::error::Result;
 use crate::model::adapter::Pass;
 use crate::model::weight_files;
-use crate::model::{Model, dropout_seed};
+use crate::model::{Model, StepPasses};
 use crate::say;
 use crate::settings::{CommonSettings, ModelSettings};
 use crate::train::examples::{Example, Examples, Source};
 use crate::train::memory;
 use crate::train::optimizer::Optimizer;
-use crate::train::plan::{Workload, check_lengths, training_plan};
+use crate::train::plan::{Workload, check_lengths};
 use crate::train::run::Run;
 
 pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
@@ -52,14 +52,12 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let model = Bases::new(Device::Cpu).load(&role)?;
     let too_long = check_lengths(model.architecture(), &examples, TokenTree::longest, common.max_length)?;
     let workload = Workload::new("demonstrations", &examples, TokenTree::tokens);
-    let mut plan = training_plan("sft", &model, &[], common, &settings.training, &workload, 0)?
-        .chat_format(&tokenizer)
-        .warning(too_long);
+    let schedule = settings.schedule_of(&examples);
+    let mut plan = settings.plan(&model, &schedule, &workload, &[])?.chat_format(&tokenizer).warning(too_long);
     if let Some(described) = described {
         plan = plan.line("mixture", described);
     }
-    let total_steps = examples.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
-    let checkpoints = &settings.training.checkpoints;
+    let (checkpoints, total_steps) = (&settings.training.checkpoints, schedule.total_steps);
     let mut run = Run::start(&settings.resolved(), common, checkpoints, &plan, total_steps, settings.inputs()?)?;
     let save = |folder: &Path| {
         model.save(folder)?;
@@ -101,8 +99,9 @@ fn read<'a>(
     };
     let in_memory = |mixture: Mixture, truncation: &mut Truncation| {
         let example = |demonstration: Demonstration| {
-            let value = prepare(&demonstration, truncation).transpose()?;
-            Some(value.map(|value| Example { origin: demonstration.origin, value }))
+            let value = prepare(&demonstration, truncation).transpose();
+            truncation.left_out += usize::from(value.is_none());
+            Some(value?.map(|value| Example { origin: demonstration.origin, value }))
         };
         mixture.into_demonstrations().filter_map(example).collect::<Result<Vec<_>>>()
     };
@@ -111,7 +110,8 @@ fn read<'a>(
         Some(pattern) => mixture_of(Pattern::evaluation(pattern), &settings.common)?,
         None => None,
     };
-    let held_out = held_out.map(|mixture| in_memory(mixture, &mut Truncation::default())).transpose()?;
+    let mut cut = Truncation::default();
+    let held_out = held_out.map(|mixture| in_memory(mixture, &mut cut)).transpose()?;
     let of_data = match held_out {
         Some(_) => Source { evaluation_data: None, evaluation_share: 0.0, ..source },
         None => source,
@@ -122,12 +122,12 @@ fn read<'a>(
         Some(mixture) => {
             let mut truncation = Truncation::default();
             let all = in_memory(mixture, &mut truncation)?;
-            let examples = Examples::in_memory(&of_data, all).counting(truncation, 0);
+            let examples = Examples::in_memory(&of_data, all).counting(truncation);
             examples.with_evaluation_data(&of_data, DEMONSTRATIONS, decoded)?
         }
     };
     if let Some(held_out) = held_out {
-        examples = examples.with_evaluation(held_out);
+        examples = examples.with_evaluation(held_out, cut);
     }
     if let Some(pattern) = examples.nothing_in(&source) {
         bail!(
@@ -172,10 +172,10 @@ pub(super) fn accumulate(
 ) -> Result<f64> {
     let targets: usize = trees.iter().map(|tree| tree.learned_tokens()).sum();
     let sizes: Vec<usize> = trees.iter().map(|tree| tree.tokens()).collect();
-    let mut total = 0.0;
-    for (index, range) in split_by_budget(&sizes, common.tokens_per_batch).into_iter().enumerate() {
+    let (mut total, mut passes) = (0.0, StepPasses::new(common.seed, step));
+    for range in split_by_budget(&sizes, common.tokens_per_batch) {
         let batch = model.pack(trees[range].iter().copied());
-        let pass = Pass { dropout_seed: Some(dropout_seed(common.seed, step, index as u64)) };
+        let pass = passes.next(model, &batch);
         let hidden = model.hidden(&batch, &pass)?; // [tokens, d_model]
         let log_probs = model.log_probs(&hidden, &batch, 1.0)?.log_probs; // [targets]
         let loss = log_probs.sum_all()?.affine(-1.0 / targets as f64, 0.0)?;

@@ -16,7 +16,10 @@ use crate::model::Model;
 use crate::settings::{CommonSettings, ExampleSettings, ModelSettings, TrainingSettings, learning_rate_help};
 use crate::train::examples::{Examples, Source, values};
 use crate::train::inputs::Inputs;
+use crate::train::memory::Footprint;
 use crate::train::optimizer::Optimizer;
+use crate::train::plan::{Plan, TrainingPlan, Workload};
+use crate::train::rounding::{as_saved, warn_of_lost_changes};
 use crate::train::run::Run;
 use crate::train::schedule::Schedule;
 use crate::train::state::StateWriter;
@@ -91,6 +94,34 @@ impl SftSettings {
         inputs.data("--data", &self.data)?.evaluation("--evaluation-data", self.examples.evaluation_data.as_ref())
     }
 
+    /// The learning rate of each of so many steps.
+    fn schedule(&self, total_steps: usize) -> Schedule {
+        let training = &self.training;
+        Schedule::new(&training.optimizer, training.learning_rate(self.full_learning_rate()), total_steps)
+    }
+
+    /// The learning rate of each step of a run over these examples.
+    fn schedule_of<T>(&self, examples: &Examples<T>) -> Schedule {
+        self.schedule(examples.total_steps(self.examples.epochs as f64, self.training.max_steps))
+    }
+
+    /// What the run is about to do, with models that are in memory in addition to the one that trains.
+    fn plan(&self, model: &Model, schedule: &Schedule, examples: &Workload, beside: &[Footprint]) -> Result<Plan> {
+        let plan = TrainingPlan {
+            program: "sft",
+            model,
+            source: &self.model,
+            beside,
+            common: &self.common,
+            training: &self.training,
+            examples,
+            schedule,
+            steps: ("optimizer steps", examples.steps(schedule.total_steps, self.training.batch_size)),
+            cached_tokens: 0,
+        };
+        plan.plan()
+    }
+
     /// The default peak learning rate of full weights.
     fn full_learning_rate(&self) -> f64 {
         if self.objective == Objective::Dpo { DPO_LEARNING_RATE } else { LEARNING_RATE }
@@ -161,7 +192,10 @@ trait Task {
     fn evaluate(&self, examples: &[&Self::Value]) -> Result<Vec<(&'static str, f64)>>;
 }
 
-/// Trains by a task, keeping the best model and the last.
+/// Trains by a task, keeping the best model and the last. A model is evaluated as it is saved.
+///
+/// # Errors
+/// Where nothing was learned, too.
 fn train<T: Task>(
     settings: &SftSettings,
     model: &Model,
@@ -170,11 +204,9 @@ fn train<T: Task>(
     run: &mut Run,
     save: impl Fn(&Path) -> Result<()>,
 ) -> Result<SftReport> {
-    let training = &settings.training;
-    let total_steps = examples.total_steps(settings.examples.epochs as f64, training.max_steps);
-    let peak = training.learning_rate(settings.full_learning_rate());
-    let schedule = Schedule::new(&training.optimizer, peak, total_steps);
-    let mut optimizer = Optimizer::of(model, training, &settings.model)?;
+    let schedule = settings.schedule_of(examples);
+    let total_steps = schedule.total_steps;
+    let mut optimizer = Optimizer::of(model, &settings.training, &settings.model)?;
     let evaluate_every = settings.examples.evaluate_every.unwrap_or(examples.steps_per_epoch());
     let mut report = SftReport { steps: total_steps, ..SftReport::NOTHING };
     let done = run.restore(|state| {
@@ -186,7 +218,10 @@ fn train<T: Task>(
         learn(task, examples, &mut optimizer, (step, schedule.learning_rate(step)), &mut report, run)?;
         if step + 1 == total_steps || (step + 1) % evaluate_every == 0 {
             let held_out = values(examples.evaluation()?);
-            let evaluation = if held_out.is_empty() { Vec::new() } else { task.evaluate(&held_out)? };
+            let evaluation = match held_out.is_empty() {
+                true => Vec::new(),
+                false => as_saved(model, || task.evaluate(&held_out))?,
+            };
             if let Some((_, loss)) = evaluation.first() {
                 run.evaluation(step + 1, &evaluation)?;
                 report.evaluation_loss = Some(*loss);
@@ -199,6 +234,9 @@ fn train<T: Task>(
         }
         run.checkpoint(step + 1, |state| add_to_state(state, &optimizer, &report))?;
     }
+    drop(optimizer);
+    run.check_learned()?;
+    warn_of_lost_changes(model, run)?;
     Ok(report)
 }
 

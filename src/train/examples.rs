@@ -66,7 +66,7 @@ pub struct Examples<'a, T> {
     /// Rows of the data to evaluate on, where only some of them are kept.
     evaluation_rows: Option<usize>,
     truncation: Truncation,
-    left_out: usize,
+    evaluation_truncation: Truncation,
 }
 
 enum Way<'a, T> {
@@ -112,8 +112,8 @@ impl<'a, T> Examples<'a, T> {
             source.evaluation_data.map(|pattern| RowIndex::open(Pattern::evaluation(pattern), &layouts)).transpose()?;
         let prepare = of_rows(layouts, prepare);
         let examples = if index.rows() <= source.window {
-            let Read { examples, truncation, left_out } = read_first(&index, index.rows(), &prepare)?;
-            Examples::in_memory(source, examples).counting(truncation, left_out)
+            let Read { examples, truncation } = read_first(&index, index.rows(), &prepare)?;
+            Examples::in_memory(source, examples).counting(truncation)
         } else {
             Examples::streamed(source, index, prepare.clone())?
         };
@@ -141,7 +141,8 @@ impl<'a, T> Examples<'a, T> {
     fn evaluating(mut self, index: Arc<RowIndex>, source: &Source, prepare: Prepare<'a, T>) -> Result<Self> {
         let rows = index.rows();
         if rows <= source.window.max(MOST_HELD_OUT) {
-            return Ok(self.with_evaluation(read_first(&index, rows, &prepare)?.examples));
+            let Read { examples, truncation } = read_first(&index, rows, &prepare)?;
+            return Ok(self.with_evaluation(examples, truncation));
         }
         self.evaluation_rows = Some(rows);
         self.unread = Some(Unread { index, rows: held_out_rows(rows, 1.0, source.seed), prepare });
@@ -150,7 +151,7 @@ impl<'a, T> Examples<'a, T> {
 
     fn streamed(source: &Source, index: Arc<RowIndex>, prepare: Prepare<'a, T>) -> Result<Self> {
         let sampled_rows = index.rows().min(SAMPLED_ROWS);
-        let Read { examples, truncation, left_out } = read_first(&index, sampled_rows, &prepare)?;
+        let Read { examples, truncation } = read_first(&index, sampled_rows, &prepare)?;
         let held_out = held_out_rows(index.rows(), source.share(), source.seed);
         let rows = WindowedRows::new(index.clone(), held_out.clone(), source.window, source.seed);
         let unread = Unread { index: index.clone(), rows: held_out, prepare: prepare.clone() };
@@ -169,7 +170,7 @@ impl<'a, T> Examples<'a, T> {
             unread: Some(unread),
             evaluation_rows: None,
             truncation,
-            left_out,
+            evaluation_truncation: Truncation::default(),
         })
     }
 
@@ -187,18 +188,19 @@ impl<'a, T> Examples<'a, T> {
             unread: None,
             evaluation_rows: None,
             truncation: Truncation::default(),
-            left_out: 0,
+            evaluation_truncation: Truncation::default(),
         }
     }
 
-    /// The same with these to evaluate on, where none are set aside.
-    pub fn with_evaluation(self, evaluation: Vec<Example<T>>) -> Self {
-        Examples { evaluation: evaluation.into_iter().map(Arc::new).collect(), unread: None, ..self }
+    /// The same with these to evaluate on, where none are set aside, and what was cut and left out of them.
+    pub fn with_evaluation(self, evaluation: Vec<Example<T>>, evaluation_truncation: Truncation) -> Self {
+        let evaluation = evaluation.into_iter().map(Arc::new).collect();
+        Examples { evaluation, evaluation_truncation, unread: None, ..self }
     }
 
-    /// The same, of which it is known what was cut and how many records were left out when they were made.
-    pub fn counting(self, truncation: Truncation, left_out: usize) -> Self {
-        Examples { truncation, left_out, ..self }
+    /// The same, of which it is known what was cut and left out when they were made.
+    pub fn counting(self, truncation: Truncation) -> Self {
+        Examples { truncation, ..self }
     }
 
     /// Whether the examples are read as they are needed: counts of other things than rows are estimates then.
@@ -305,7 +307,7 @@ impl<'a, T> Examples<'a, T> {
         known.iter().chain(others).map(|example| &**example)
     }
 
-    /// What was cut in the data; where they are streamed, in their first rows ([`sampled_rows`](Self::sampled_rows)).
+    /// What was cut and left out in the data; where they are streamed, in their first rows ([`sampled_rows`](Self::sampled_rows)).
     pub fn truncation(&self) -> Truncation {
         self.truncation
     }
@@ -315,9 +317,9 @@ impl<'a, T> Examples<'a, T> {
         self.truncation.chats.remarks("").iter().for_each(|(_, text)| eprintln!("{text}"));
     }
 
-    /// Rows in which there was nothing to learn; where the data are streamed, among their first rows.
-    pub fn left_out(&self) -> usize {
-        self.left_out
+    /// The same in data of their own to evaluate on, where all of them are read at the start.
+    pub fn evaluation_truncation(&self) -> Truncation {
+        self.evaluation_truncation
     }
 
     /// The rows that estimates are made from, where the examples are streamed.
@@ -438,19 +440,18 @@ fn of_rows<'a, R: 'a, T>(
 struct Read<T> {
     examples: Vec<Example<T>>,
     truncation: Truncation,
-    left_out: usize,
 }
 
 impl<T> Read<T> {
     fn new() -> Self {
-        Read { examples: Vec::new(), truncation: Truncation::default(), left_out: 0 }
+        Read { examples: Vec::new(), truncation: Truncation::default() }
     }
 
     fn add(&mut self, rows: &Rows, prepare: &Prepare<T>) -> Result<()> {
         for (row, value) in prepare(rows, &mut self.truncation)?.into_iter().enumerate() {
             match value {
                 Some(value) => self.examples.push(Example { origin: rows.origin(row), value }),
-                None => self.left_out += 1,
+                None => self.truncation.left_out += 1,
             }
         }
         Ok(())

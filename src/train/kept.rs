@@ -44,17 +44,22 @@ impl BestAndLast {
             save(folder)?;
             write_atomically(folder.join("checkpoint.json"), |file| Ok(serde_json::to_writer_pretty(file, &kept)?))
         })?;
-        let is_best = match self.best.map(|best| (kept.evaluation_loss, best.evaluation_loss)) {
-            // Anything is better than nothing, and than a loss that is not a number.
-            None => true,
-            Some((Some(new), Some(old))) => new < old || old.is_nan() && !new.is_nan(),
-            Some(_) => true,
-        };
+        let is_best = self.is_better(kept.evaluation_loss);
         if is_best {
             replace_folder_atomically(self.run.join("best"), |folder| publish(&last, folder))?;
             self.best = Some(kept);
         }
         Ok(is_best)
+    }
+
+    /// Whether a model of this loss would be the best.
+    pub fn is_better(&self, evaluation_loss: Option<f64>) -> bool {
+        match self.best.map(|best| (evaluation_loss, best.evaluation_loss)) {
+            // Anything is better than nothing, and than a loss that is not a number.
+            None => true,
+            Some((Some(new), Some(old))) => new < old || old.is_nan() && !new.is_nan(),
+            Some(_) => true,
+        }
     }
 
     /// The best so far.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::DType;
 use indicatif::DecimalBytes;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
@@ -28,6 +29,8 @@ pub struct Footprint {
     pub trained: usize,
     /// Numbers a token that its pass keeps for the backward pass; none where nothing trains.
     pub kept: usize,
+    /// Numbers that are put aside while the model is evaluated rounded, as it is saved.
+    pub rounded: usize,
 }
 
 impl Footprint {
@@ -41,6 +44,7 @@ impl Footprint {
             added: model.added_parameters(),
             trained,
             kept: if trained > 0 { kept_numbers(model.architecture()) } else { 0 },
+            rounded: if model.saved_dtype() == DType::F32 { 0 } else { trained },
         }
     }
 
@@ -56,13 +60,13 @@ impl Footprint {
         let trains_all = training.is_some_and(|training| training.method.is_full());
         let copy = if trains_all { format!("of the {role}") } else { folder.display().to_string() };
         let kept = if training.is_some() { kept_numbers(&architecture) } else { 0 };
-        Ok(Footprint { role, copy, base, added: 0, trained: if trains_all { base } else { 0 }, kept })
+        Ok(Footprint { role, copy, base, added: 0, trained: if trains_all { base } else { 0 }, kept, rounded: 0 })
     }
 
     /// Of a moving average of this many numbers.
     pub fn of_average(numbers: usize) -> Self {
         let role = "moving average";
-        Footprint { role, copy: role.to_string(), base: numbers, added: 0, trained: 0, kept: 0 }
+        Footprint { role, copy: role.to_string(), base: numbers, added: 0, trained: 0, kept: 0, rounded: 0 }
     }
 }
 
@@ -154,6 +158,12 @@ pub fn expected(
     }
     let kept = models.iter().map(|model| model.kept).max().unwrap_or(0);
     parts.push(("kept for the backward pass".to_string(), bytes(kept.saturating_mul(micro_batch_tokens))));
+    // Nothing is kept for a backward pass while a model is evaluated.
+    let rounded = models.iter().map(|model| model.rounded).max().unwrap_or(0);
+    let put_aside = rounded.saturating_sub(kept.saturating_mul(micro_batch_tokens));
+    if put_aside > 0 {
+        parts.push(("put aside while rounded weights are evaluated".to_string(), bytes(put_aside)));
+    }
     if cached_tokens > 0 {
         let cache = (2 * sampler.layers * sampler.kv_width()).saturating_mul(cached_tokens);
         parts.push(("keys and values of the sampler".to_string(), bytes(cache)));
@@ -189,6 +199,7 @@ mod tests {
             added: 0,
             trained: 10_000_000,
             kept: kept_numbers(&architecture),
+            rounded: 0,
         };
         let check = |machine| check_against(machine, std::slice::from_ref(&model), 4096, (&architecture, 0));
         // Weights, gradients, their sum and two moments are 200 MB; the pass keeps 9,216 bytes a token, 38 MB.
@@ -200,5 +211,12 @@ mod tests {
         assert!(fault(150_000_000).ends_with("--method lora, would fit"), "{}", fault(150_000_000));
         assert!(fault(100_000_000).ends_with("a smaller model or a machine with more"));
         assert!(machine() > 100_000_000);
+        // Of rounded weights, only what is more than the pass keeps counts.
+        let rounded = Footprint { rounded: 10_000_000, ..model.clone() };
+        let total = |model: &Footprint| -> u64 {
+            let parts = expected(std::slice::from_ref(model), 4096, (&architecture, 0));
+            parts.iter().map(|(_, bytes)| bytes).sum()
+        };
+        assert_eq!(total(&rounded) - total(&model), 4 * 10_000_000 - 4096 * 9216);
     }
 }

@@ -1,12 +1,16 @@
 //! The plan that a program shows before it starts: parameters, data, memory.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use indicatif::{DecimalBytes, HumanCount};
 
 use super::examples::Examples;
 use super::memory::{self, Footprint};
+use super::rounding::dtype_name;
+use super::schedule::Schedule;
 use super::table::Table;
+use crate::adapt;
 use crate::bail;
 use crate::data::notes;
 use crate::data::tokenize::Tokenizer;
@@ -14,7 +18,7 @@ use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::architecture::{Architecture, BeyondContext};
-use crate::settings::{CommonSettings, TrainingSettings};
+use crate::settings::{CommonSettings, ModelSettings, TrainingSettings};
 
 /// The format of conversations for a model without a chat template, in words.
 pub const TRANSCRIPT: &str = "a transcript (Human: …, Assistant: …), as the model has no chat template";
@@ -131,8 +135,10 @@ pub struct Workload<'a> {
     pub evaluation_rows: Option<usize>,
     /// Tokens of those to train on, of one epoch.
     pub tokens: usize,
-    /// What was too long.
+    /// What was too long or left out.
     pub truncation: Truncation,
+    /// The same of the examples to evaluate on, where they are data of their own.
+    pub evaluation_truncation: Truncation,
     /// The rows from which tokens and truncation are known, and those of a window, where the examples are read as they are needed.
     pub sampled_rows: Option<(usize, usize)>,
 }
@@ -147,6 +153,7 @@ impl<'a> Workload<'a> {
             evaluation_rows: examples.evaluation_rows(),
             tokens: examples.sum(tokens),
             truncation: examples.truncation(),
+            evaluation_truncation: examples.evaluation_truncation(),
             sampled_rows: examples.sampled_rows().zip(examples.window()),
         }
     }
@@ -155,6 +162,15 @@ impl<'a> Workload<'a> {
     pub fn counted(&self, number: usize) -> String {
         let number = count(number);
         self.sampled_rows.map_or(number.to_string(), |(rows, _)| format!("{number} of the first {}", count(rows)))
+    }
+
+    /// The number of optimizer steps and the size of their batches, in words.
+    pub fn steps(&self, total_steps: usize, batch_size: usize) -> String {
+        let steps = count(total_steps);
+        if batch_size <= self.training {
+            return format!("{steps}, batches of {}", count(batch_size));
+        }
+        format!("{steps}, a batch of all {} {} (--batch-size {batch_size})", count(self.training), self.what)
     }
 
     fn examples(&self) -> String {
@@ -202,58 +218,158 @@ pub fn check_length(model: &Architecture, longest: Option<usize>, max_length: us
     }
 }
 
-/// The plan of a training program, which cannot be made where the run does not fit the machine's memory. The model is what the user asked to have trained; others stand beside it in memory, with `cached_tokens` whose keys
-/// and values are held.
-pub fn training_plan(
-    program: &str,
-    model: &Model,
-    beside: &[Footprint],
-    common: &CommonSettings,
-    training: &TrainingSettings,
-    examples: &Workload,
-    cached_tokens: usize,
-) -> Result<Plan> {
-    let trainable = model.trainable_count();
-    // A step's examples may be fewer tokens than go through the model at a time.
-    let step = training.batch_size * examples.tokens.div_ceil(examples.training.max(1));
-    let footprints = [&[Footprint::of("model", model)], beside].concat();
-    let tokens = common.tokens_per_batch.min(step);
-    let sampler = (model.architecture(), cached_tokens);
-    memory::check(&footprints, tokens, sampler)?;
-    let memory = memory::expected(&footprints, tokens, sampler);
-    let mut plan = Plan::new(program)
-        .line("model", model.folder().path.display())
-        .optional_line("weights", model.folder().new_from_seed.map(|seed| format!("new, from --seed {seed}")))
-        .line("method", &training.method)
-        .parameters(model.base_parameters() + model.added_parameters(), trainable)
-        .line(examples.what, examples.examples());
-    plan = match examples.sampled_rows {
-        None => plan.tokens("tokens an epoch", examples.tokens),
-        Some((_, window)) => plan
-            .line("tokens an epoch", format!("about {}", count(examples.tokens)))
-            .line("order", format!("random in windows of {} rows, read as they are needed", count(window))),
-    };
-    plan = plan.memory(memory.iter().map(|(_, bytes)| bytes).sum());
-    if model.folder().is_text_part() {
-        plan = plan.line("note", "the text part of this model is read and trained, not what it has for images");
-    }
-    for note in model.adapters().iter().filter_map(|adapter| adapter.note()) {
-        plan = plan.line("note", note);
-    }
-    let Truncation { prompts, answers, chats } = examples.truncation;
-    for (what, number, lost) in [("prompts cut", prompts, "start"), ("answers cut", answers, "end")] {
-        if number > 0 {
-            let text = format!("{} lost their {lost} to --max-length {}", examples.counted(number), common.max_length);
-            plan = plan.line(what, text);
+/// What the plan of a training program is made of.
+pub struct TrainingPlan<'a> {
+    /// The program.
+    pub program: &'a str,
+    /// The model that the user asked to have trained.
+    pub model: &'a Model,
+    /// What it was read from.
+    pub source: &'a ModelSettings,
+    /// Models that are in memory in addition to it.
+    pub beside: &'a [Footprint],
+    /// What all programs share.
+    pub common: &'a CommonSettings,
+    /// How it is trained.
+    pub training: &'a TrainingSettings,
+    /// What it is trained on.
+    pub examples: &'a Workload<'a>,
+    /// The learning rate of its optimizer steps or updates.
+    pub schedule: &'a Schedule,
+    /// What the steps are, and how many, in words.
+    pub steps: (&'a str, String),
+    /// Tokens whose keys and values are held.
+    pub cached_tokens: usize,
+}
+
+impl TrainingPlan<'_> {
+    /// The plan.
+    ///
+    /// # Errors
+    /// Where nothing could be learned (no example, a learning rate that is 0 in every step, weights that are no numbers), or the run does not fit
+    /// the machine's memory.
+    pub fn plan(&self) -> Result<Plan> {
+        let TrainingPlan { model, training, examples, schedule, .. } = *self;
+        if examples.training == 0 || schedule.total_steps == 0 {
+            bail!("there are no {} to train on; check --data, --evaluation-share and --max-length", examples.what);
         }
+        let warning = schedule.check()?;
+        model.check_finite()?;
+        let memory = self.memory()?;
+        let mut plan = Plan::new(self.program)
+            .line("model", model.folder().path.display())
+            .optional_line("weights", model.folder().new_from_seed.map(|seed| format!("new, from --seed {seed}")));
+        for (folder, what) in self.adapters()? {
+            plan = plan.line("adapter", format!("{}, {what}", folder.display()));
+        }
+        plan = plan
+            .line("method", &training.method)
+            .parameters(model.base_parameters() + model.added_parameters(), model.trainable_count())
+            .line("saved as", dtype_name(model.saved_dtype()))
+            .line(examples.what, examples.examples());
+        plan = match examples.sampled_rows {
+            None => plan.tokens("tokens an epoch", examples.tokens),
+            Some((_, window)) => plan
+                .line("tokens an epoch", format!("about {}", count(examples.tokens)))
+                .line("order", format!("random in windows of {} rows, read as they are needed", count(window))),
+        };
+        plan = plan
+            .line(self.steps.0, &self.steps.1)
+            .line("learning rate", schedule)
+            .memory(memory.iter().map(|(_, bytes)| bytes).sum());
+        if model.folder().is_text_part() {
+            plan = plan.line("note", "the text part of this model is read and trained, not what it has for images");
+        }
+        for note in model.adapters().iter().filter_map(|adapter| adapter.note()) {
+            plan = plan.line("note", note);
+        }
+        Ok(self.lost(plan).warning(warning))
     }
-    let of = examples.sampled_rows.map_or(String::new(), |(rows, _)| format!(" of the first {} rows", count(rows)));
-    Ok(chats.remarks(&of).into_iter().fold(plan, |plan, (what, text)| plan.line(what, text)))
+
+    /// The memory by what holds it, if it fits the machine.
+    fn memory(&self) -> Result<Vec<(String, u64)>> {
+        let TrainingPlan { model, training, examples, .. } = *self;
+        // A step's examples may be fewer tokens than go through the model at a time.
+        let step = training.batch_size * examples.tokens.div_ceil(examples.training.max(1));
+        let footprints = [&[Footprint::of("model", model)], self.beside].concat();
+        let tokens = self.common.tokens_per_batch.min(step);
+        let sampler = (model.architecture(), self.cached_tokens);
+        memory::check(&footprints, tokens, sampler)?;
+        Ok(memory::expected(&footprints, tokens, sampler))
+    }
+
+    /// The folders of the adapters that the model was read with, and what becomes of each.
+    fn adapters(&self) -> Result<Vec<(PathBuf, &'static str)>> {
+        let (_, folders) = adapt::resolve(&self.source.model, &self.source.adapter)?;
+        // Adapters that were read are below new ones; of full training none is left.
+        let what = |index: usize| match self.model.adapters().get(index) {
+            None => "merged into the weights, which are trained",
+            Some(adapter) if adapter.trainable_parameters().is_empty() => "not trained, below what is trained",
+            Some(_) => "trained further",
+        };
+        Ok(folders.into_iter().enumerate().map(|(index, folder)| (folder, what(index))).collect())
+    }
+
+    /// The plan with what was cut and left out of the examples.
+    fn lost(&self, mut plan: Plan) -> Plan {
+        let (examples, max_length) = (self.examples, self.common.max_length);
+        let counted = |number: usize| examples.counted(number);
+        let evaluated = |number: usize| format!("of those to evaluate on {}", count(number));
+        let sampled = examples.sampled_rows.map(|(rows, _)| format!(" of the first {} rows", count(rows)));
+        let sources: [(Truncation, &dyn Fn(usize) -> String, String); 2] = [
+            (examples.truncation, &counted, sampled.unwrap_or_default()),
+            (examples.evaluation_truncation, &evaluated, " of those to evaluate on".to_string()),
+        ];
+        for (lost, counted, of) in sources {
+            for (what, number, part) in [("prompts cut", lost.prompts, "start"), ("answers cut", lost.answers, "end")] {
+                if number > 0 {
+                    plan =
+                        plan.line(what, format!("{} lost their {part} to --max-length {max_length}", counted(number)));
+                }
+            }
+            let without_token = lost.left_out.saturating_sub(lost.ties + lost.without_pairs);
+            if without_token > 0 {
+                plan = plan.line("left out", format!("{} without a token to learn", counted(without_token)));
+            }
+            if lost.ties > 0 {
+                plan = plan.line("left out", format!("{} prompts whose answers are one tie", counted(lost.ties)));
+            }
+            if lost.same_pairs > 0 {
+                let mut text = format!("{} pairs whose answers are the same", counted(lost.same_pairs));
+                if lost.same_when_cut > 0 {
+                    text += &format!(", {} of them by --max-length {max_length}", count(lost.same_when_cut));
+                }
+                if lost.without_pairs > 0 {
+                    text += &format!("; {} prompts have no other pair", count(lost.without_pairs));
+                }
+                plan = plan.line("left out", text);
+            }
+            plan = lost.chats.remarks(&of).into_iter().fold(plan, |plan, (what, text)| plan.line(what, text));
+        }
+        plan
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn steps_are_told_with_the_examples_that_they_have() {
+        let mut workload = Workload {
+            what: "demonstrations",
+            training: 100,
+            evaluation: 0,
+            evaluation_rows: None,
+            tokens: 1000,
+            truncation: Truncation::default(),
+            evaluation_truncation: Truncation::default(),
+            sampled_rows: None,
+        };
+        assert_eq!(workload.steps(4, 32), "4, batches of 32");
+        workload.training = 8;
+        assert_eq!(workload.steps(1, 32), "1, a batch of all 8 demonstrations (--batch-size 32)");
+    }
 
     #[test]
     fn the_plan_states_parameters_trainable_share_tokens_and_memory() {

@@ -8,13 +8,14 @@ use toml::{Table, Value};
 use super::checkpoint::{self, Checkpoint, Checkpoints};
 use super::inputs::Inputs;
 use super::kept::Kept;
+use super::learned::Learned;
 use super::metrics::Position;
 use super::state::{StateReader, StateWriter};
 use crate::bail;
 use crate::error::Result;
 
 /// Settings that may be others when a run goes on: they say how long it goes on and what is written, not what it computes.
-const SAFE: [&str; 11] = [
+const SAFE: [&str; 12] = [
     "output",
     "quiet",
     "threads",
@@ -26,7 +27,10 @@ const SAFE: [&str; 11] = [
     "sample_every",
     "samples",
     "max_skipped_steps",
+    TOKENS_PER_BATCH,
 ];
+/// Sums over micro-batches are then rounded in another order, and nothing else changes; a run that ran out of memory can go on with less.
+const TOKENS_PER_BATCH: &str = "tokens_per_batch";
 /// Settings that name files and folders, which are compared by what is in them ([`super::inputs`]).
 const INPUTS: [&str; 8] =
     ["model", "adapter", "data", "evaluation_data", "demonstrations", "ptx_data", "reward_model", "judge_model"];
@@ -51,6 +55,9 @@ pub struct Record {
     pub program: String,
     /// How many steps it had.
     pub total_steps: usize,
+    /// What it has learned.
+    #[serde(default)]
+    pub learned: Learned,
     /// The best model so far.
     pub best: Option<Kept>,
     /// The step after which a model was last kept.
@@ -69,6 +76,8 @@ pub struct Resumed {
     pub record: Record,
     /// And of everything else.
     pub state: StateReader,
+    /// What is not as it was, though it may change.
+    pub notes: Vec<String>,
 }
 
 const RECORD: &str = "run";
@@ -91,7 +100,8 @@ impl Identity {
         if record.program != self.program {
             bail!("{}: a checkpoint of {}, which {} cannot go on from", folder.display(), record.program, self.program);
         }
-        check_settings(&self.settings, &state.value(SETTINGS)?, folder)?;
+        let then: Table = state.value(SETTINGS)?;
+        check_settings(&self.settings, &then, folder)?;
         self.inputs.check(&state.value(FILES)?, folder)?;
         if *step > self.total_steps {
             bail!(
@@ -100,7 +110,28 @@ impl Identity {
                 self.total_steps
             );
         }
-        Ok(Resumed { checkpoint, record, state })
+        let notes = self.notes(&record, &then);
+        Ok(Resumed { checkpoint, record, state, notes })
+    }
+
+    /// Sentences about what is another than in the checkpoint and changes what comes out, in the way that the user asked for.
+    fn notes(&self, record: &Record, then: &Table) -> Vec<String> {
+        let mut notes = Vec::new();
+        if record.total_steps != self.total_steps {
+            notes.push(format!(
+                "the run is now one of {} steps and was one of {}; the course of the learning rate changes with it",
+                self.total_steps, record.total_steps
+            ));
+        }
+        if let (Some(now), Some(then)) = (self.settings.get(TOKENS_PER_BATCH), then.get(TOKENS_PER_BATCH))
+            && now != then
+        {
+            notes.push(format!(
+                "--tokens-per-batch is now {now} and was {then}; sums are rounded in another order, so the run ends with other last digits than one that \
+                 was not interrupted"
+            ));
+        }
+        notes
     }
 }
 
@@ -148,7 +179,7 @@ mod tests {
     #[test]
     fn what_changes_the_result_may_not_be_changed_and_is_named() {
         let table = |text: &str| text.parse::<Table>().unwrap();
-        let then = table("output = 'a'\nepochs = 1\ndata = 'x'\nlearning_rate = 1e-4\nseed = 3");
+        let then = table("output = 'a'\nepochs = 1\ndata = 'x'\ntokens_per_batch = 9\nlearning_rate = 1e-4\nseed = 3");
         let check = |text: &str| check_settings(&table(text), &then, Path::new("step-1"));
         check("output = 'b'\nepochs = 2\nmax_steps = 7\ndata = 'y'\nlearning_rate = 1e-4\nseed = 3").unwrap();
         let fault = |text: &str| check(text).unwrap_err().to_string();

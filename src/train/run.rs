@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::checkpoint::Checkpoints;
 use super::inputs::Inputs;
 use super::kept::{BestAndLast, Kept};
+use super::learned::{Learned, Outcome};
 use super::metrics::{Metrics, peak_rss_mb};
 use super::optimizer::StepReport;
 use super::plan::Plan;
@@ -37,6 +38,7 @@ pub struct Run {
     progress: Progress,
     kept: BestAndLast,
     last_kept: Option<usize>,
+    learned: Learned,
     warnings: String,
     step_started: Instant,
     expected_memory: Option<u64>,
@@ -93,6 +95,7 @@ impl Run {
             progress: Progress::new(plan.title(), total_steps, common.quiet),
             kept: BestAndLast::new(&folder),
             last_kept: None,
+            learned: Learned::default(),
             warnings: String::new(),
             step_started: Instant::now(),
             expected_memory: plan.expected_memory(),
@@ -108,19 +111,21 @@ impl Run {
         settings::save(settings, run.folder.join("settings.toml"))?;
         let said = data::notes::take();
         plan.print(common.quiet);
-        if let Some(resumed) = resumed {
-            notes.extend(run.go_on_from(resumed)?);
+        match resumed {
+            // What there was to say when it began is in its `warnings.txt` already.
+            Some(resumed) => notes.extend(run.go_on_from(resumed)?),
+            None => {
+                said.iter().try_for_each(|note| run.warn(&format!("note: {note}")))?;
+                notes.extend(plan.warnings().iter().cloned());
+            }
         }
-        notes.extend(plan.warnings().iter().cloned());
-        said.iter().try_for_each(|note| run.warn(&format!("note: {note}")))?;
         notes.iter().try_for_each(|note| run.warn(&format!("warning: {note}")))?;
         Ok(run)
     }
 
     /// Brings the folder to where it was at a checkpoint; what is worth a warning comes back.
-    fn go_on_from(&mut self, resumed: Resumed) -> Result<Option<String>> {
-        let Resumed { checkpoint, record, state } = resumed;
-        let total_steps = self.identity.total_steps;
+    fn go_on_from(&mut self, resumed: Resumed) -> Result<Vec<String>> {
+        let Resumed { checkpoint, record, state, notes } = resumed;
         if let Some(best) = checkpoint.best() {
             replace_folder_atomically(self.folder.join("best"), |folder| publish(&best, folder))?;
         }
@@ -130,6 +135,7 @@ impl Run {
         }
         self.kept = BestAndLast::resume(&self.folder, record.best);
         self.last_kept = record.last_kept;
+        self.learned = record.learned;
         let warnings = std::fs::read(checkpoint.run().join(WARNINGS)).unwrap_or_default();
         self.warnings = String::from_utf8_lossy(&warnings[..record.warnings.min(warnings.len())]).into_owned();
         match self.warnings.is_empty() {
@@ -137,14 +143,9 @@ impl Run {
             false => self.write(WARNINGS, &self.warnings)?,
         }
         self.progress.start_at(checkpoint.step);
-        self.note(&format!("goes on after step {} of {total_steps}", checkpoint.step));
+        self.note(&format!("goes on after step {} of {}", checkpoint.step, self.identity.total_steps));
         self.resumed = Some((checkpoint.step, state));
-        Ok((record.total_steps != total_steps).then(|| {
-            format!(
-                "the run is now one of {total_steps} steps and was one of {}; the course of the learning rate changes with it",
-                record.total_steps
-            )
-        }))
+        Ok(notes)
     }
 
     /// Gives the state back with which the run goes on, and the number of steps that are done; 0 for a run that begins.
@@ -202,6 +203,7 @@ impl Run {
         let record = Record {
             program: self.identity.program.clone(),
             total_steps: self.identity.total_steps,
+            learned: self.learned.clone(),
             best: self.kept.best(),
             last_kept: self.last_kept,
             warnings: self.warnings.len(),
@@ -266,8 +268,36 @@ impl Run {
         };
         self.kept.keep(Kept { step, evaluation_loss }, save)?;
         self.last_kept = Some(step);
+        self.learned.evaluation_loss = evaluation_loss;
         self.step_started = Instant::now();
         Ok(())
+    }
+
+    /// Whether a model of this evaluation loss would be kept as the best.
+    pub fn is_better(&self, evaluation_loss: Option<f64>) -> bool {
+        self.kept.is_better(evaluation_loss)
+    }
+
+    /// The best model so far and its folder.
+    pub fn best(&self) -> Option<(Kept, PathBuf)> {
+        self.kept.best().map(|best| (best, self.folder.join("best")))
+    }
+
+    /// Counts the optimizer steps of an update of several.
+    pub fn count(&mut self, update: Learned) {
+        self.learned.count_all(update);
+    }
+
+    /// Refuses to call the run over where it learned nothing, or where its last evaluation gave no number.
+    ///
+    /// # Errors
+    /// The sentence says why, and where the best model is that it had, if one was evaluated.
+    pub fn check_learned(&self) -> Result<()> {
+        self.learned.check().map_err(|error| match self.best() {
+            Some((Kept { step, evaluation_loss: Some(loss) }, folder)) if loss.is_finite() => error
+                .and(format!("the model of step {step}, the best by its loss ({loss:.4}), is in {}", folder.display())),
+            _ => error,
+        })
     }
 
     /// The step after which a model was last kept.
@@ -300,6 +330,8 @@ impl Run {
         examples: impl IntoIterator<Item = &'o Origin>,
         fill: impl FnOnce(&mut StateWriter<'a>) -> Result<()>,
     ) -> Result<StepReport> {
+        let mut examples = examples.into_iter().peekable();
+        let is_empty = examples.peek().is_none();
         let stepped = match stepped {
             Err(error @ Error::NotFinite(_)) => {
                 let checkpoint = self.write_checkpoint(step, fill)?;
@@ -314,6 +346,11 @@ impl Run {
                 "step {number} changed nothing: of its gradients {what} is not finite; its examples: {examples}"
             ))?;
         }
+        self.learned.count(match &stepped.not_finite {
+            Some(what) => Outcome::Skipped(what.clone()),
+            None if is_empty => Outcome::Empty,
+            None => Outcome::Changed,
+        });
         Ok(stepped)
     }
 
@@ -327,7 +364,11 @@ impl Run {
     }
 
     /// Makes the run's folder itself the best model, and says where it is.
+    ///
+    /// # Errors
+    /// Where the run learned nothing ([`check_learned`](Self::check_learned)).
     pub fn finish(self) -> Result<()> {
+        self.check_learned()?;
         let best = self.kept.publish_best()?;
         self.write(
             FINISHED,

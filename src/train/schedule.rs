@@ -3,6 +3,10 @@
 //! The formulas are those of `get_constant_schedule_with_warmup`, `get_linear_schedule_with_warmup` and
 //! `get_cosine_with_min_lr_schedule_with_warmup` in transformers; the linear schedule also ends at the minimum here.
 
+use std::fmt;
+
+use crate::bail;
+use crate::error::Result;
 use crate::settings::{OptimizerSettings, ScheduleShape};
 
 /// A learning rate as a function of the step.
@@ -24,8 +28,12 @@ pub struct Schedule {
 
 impl Schedule {
     /// The schedule that the settings describe, with this peak, over `total_steps` steps.
+    ///
+    /// A share of the steps is rounded down: the first step of a warm-up has learning rate 0, so that a run of few steps would learn less, and one
+    /// of a single step nothing.
     pub fn new(settings: &OptimizerSettings, peak: f64, total_steps: usize) -> Self {
-        let by_ratio = (settings.warmup_ratio * total_steps as f64).ceil() as usize;
+        // 0.29 · 100 is a little less than 29.
+        let by_ratio = (settings.warmup_ratio * total_steps as f64 + 1e-9).floor() as usize;
         Schedule {
             shape: settings.schedule,
             peak,
@@ -34,6 +42,30 @@ impl Schedule {
             start_ratio: settings.warmup_start_ratio,
             total_steps,
         }
+    }
+
+    /// Refuses a run in which nothing could be learned, and gives a warning of one in which little can be.
+    ///
+    /// # Errors
+    /// Where the learning rate of every step is 0, though the peak is not.
+    pub fn check(&self) -> Result<Option<String>> {
+        let Schedule { peak, warmup_steps, total_steps, .. } = *self;
+        if peak == 0.0 {
+            return Ok(Some("the learning rate is 0, so no weight will change".to_string()));
+        }
+        if (0..total_steps).all(|step| self.learning_rate(step) == 0.0) {
+            bail!(
+                "the learning rate of every step would be 0: of {total_steps} steps {warmup_steps} are warm-up, which begins at 0; lower --warmup-steps \
+                 or --warmup-ratio, or give --warmup-start-ratio"
+            );
+        }
+        let highest = self.learning_rate(total_steps - 1);
+        Ok((warmup_steps >= total_steps).then(|| {
+            format!(
+                "the warm-up is {warmup_steps} steps and the run {total_steps}, so the learning rate rises to {highest:.1e} and never to its peak of \
+                 {peak:e}; lower --warmup-steps or --warmup-ratio"
+            )
+        }))
     }
 
     /// The learning rate of optimizer step `step`, the first being 0.
@@ -57,9 +89,83 @@ impl Schedule {
     }
 }
 
+/// In the words of a plan.
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Schedule { shape, peak, warmup_steps, minimum_ratio, .. } = *self;
+        write!(f, "{peak:e} at its peak, after a warm-up of {warmup_steps} steps, then ")?;
+        // A product such as 0.1 · 5e-5 has digits that say nothing.
+        let minimum = format!("{:.3e}", peak * minimum_ratio);
+        let minimum = minimum.parse().unwrap_or(peak * minimum_ratio);
+        match shape {
+            ScheduleShape::Constant => write!(f, "constant"),
+            ScheduleShape::Linear => write!(f, "linear to {minimum:e}"),
+            ScheduleShape::Cosine => write!(f, "cosine to {minimum:e}"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::{TrainingSettings, from_arguments};
+    use proptest::prelude::*;
+
+    /// A program that only trains.
+    #[derive(Debug, Clone, clap::Parser, serde::Serialize, serde::Deserialize)]
+    #[command(name = "tune")]
+    struct Tune {
+        #[command(flatten)]
+        #[serde(flatten)]
+        training: TrainingSettings,
+    }
+
+    fn schedule(flags: &[&str], peak: f64, total_steps: usize) -> Schedule {
+        let settings: Tune = from_arguments(flags.iter().copied()).unwrap();
+        Schedule::new(&settings.training.optimizer, peak, total_steps)
+    }
+
+    #[test]
+    fn a_share_of_the_steps_is_rounded_down() {
+        let warmup = |ratio: &str, steps| schedule(&["--warmup-ratio", ratio], 1.0, steps).warmup_steps;
+        assert_eq!([1, 33, 34, 66, 67].map(|steps| warmup("0.03", steps)), [0, 0, 1, 1, 2]);
+        assert_eq!((warmup("0.29", 100), warmup("0.1", 30), warmup("1", 7)), (29, 3, 7));
+    }
+
+    proptest! {
+        /// With the defaults every run learns in its first step or, if it has a warm-up, in its second.
+        #[test]
+        fn with_the_defaults_every_run_has_a_learning_rate(steps in 1usize..10_000) {
+            let schedule = schedule(&[], 1.0, steps);
+            prop_assert!(schedule.learning_rate(1.min(steps - 1)) > 0.0);
+            prop_assert_eq!(schedule.check().unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn a_run_in_which_nothing_could_be_learned_is_refused_and_a_long_warm_up_warned_of() {
+        let fault = |flags: &[&str], steps| schedule(flags, 1e-5, steps).check().unwrap_err().to_string();
+        for (flags, steps) in
+            [(&["--warmup-steps", "1"][..], 1), (&["--warmup-steps", "9"], 1), (&["--warmup-ratio", "1"], 1)]
+        {
+            assert!(fault(flags, steps).contains("the learning rate of every step would be 0"));
+        }
+        let check = |flags: &[&str], peak, steps| schedule(flags, peak, steps).check().unwrap();
+        let long = check(&["--warmup-steps", "100"], 1e-5, 2).unwrap();
+        assert!(long.contains("100 steps and the run 2") && long.contains("rises to 1.0e-7"), "{long}");
+        assert!(check(&["--warmup-steps", "2"], 1e-5, 2).is_some());
+        assert_eq!(check(&["--warmup-steps", "1"], 1e-5, 2), None);
+        assert_eq!(check(&["--warmup-steps", "9", "--warmup-start-ratio", "0.5"], 1e-5, 10), None);
+        // A learning rate of 0 that was asked for.
+        assert!(check(&[], 0.0, 2).unwrap().contains("no weight will change"));
+    }
+
+    #[test]
+    fn a_plan_shows_peak_warm_up_and_shape() {
+        let shown = |flags: &[&str]| schedule(flags, 5e-5, 100).to_string();
+        assert_eq!(shown(&[]), "5e-5 at its peak, after a warm-up of 3 steps, then cosine to 5e-6");
+        assert!(shown(&["--schedule", "constant"]).ends_with("then constant"));
+    }
 
     fn rates(shape: ScheduleShape, minimum_ratio: f64, steps: &[usize]) -> Vec<f64> {
         let schedule = Schedule { shape, peak: 2.0, minimum_ratio, warmup_steps: 4, start_ratio: 0.0, total_steps: 12 };

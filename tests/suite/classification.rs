@@ -116,8 +116,9 @@ fn classes_are_learned_by_a_head_and_by_words_with_full_weights_and_lightweight_
         let found = classifier.probabilities(&[input("blue"), input("red")], 500).unwrap().probabilities;
         assert!(found[0][0] > 0.5 && found[1][1] > 0.5, "{run}: {found:?}");
     }
-    // What was saved goes on with the same head: hardly any step is needed.
-    let again = classify(&bench, "again", &format!("--model lora {lora} --max-steps 1"));
+    // What was saved goes on with the same head: a step that hardly changes it is as good.
+    let small = lora.replace("1e-2", "1e-6");
+    let again = classify(&bench, "again", &format!("--model lora {small} --max-steps 1"));
     assert_eq!(again["accuracy"], evaluation(&bench, "lora")["accuracy"]);
     for model in ["lora", "full"] {
         let line = "sft --objective classification --data train.parquet --output out --labels warm,cold --model";

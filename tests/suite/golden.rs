@@ -11,6 +11,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use rlhf::Result;
 use rlhf::adapt::Head;
 use rlhf::data::batch::{Batch, Continuation, Target, TokenTree};
+use rlhf::data::pairs::pairs as pairs_of;
 use rlhf::model::adapter::{Parameter, Pass};
 use rlhf::reward::RewardSettings;
 use rlhf::reward::loss::{LossSettings, RankedAnswers};
@@ -216,7 +217,7 @@ fn every_loss_of_a_reward_model_and_its_gradient_equal_openrlhf_trl_and_pytorch(
         ("plackett_luce_margin", &["--loss", "plackett-luce"], 0.4),
     ] {
         let scores = Var::from_slice(&rewards, rewards.len(), &Device::Cpu)?;
-        let prompt = RankedAnswers { answers: 0..rewards.len(), ranks: &ranks, margin, weight: 1.0 };
+        let prompt = RankedAnswers { answers: 0..rewards.len(), pairs: &pairs_of(&ranks), margin, weight: 1.0 };
         let loss = reward_loss(flags).loss(scores.as_tensor(), &[prompt])?;
         assert_close(name, &[loss.to_scalar()?], &floats(&tensors, &format!("reward.{name}.loss"))?, 1e-5);
         let gradient: Vec<f32> = loss.backward()?.get(&scores).expect("a gradient").to_vec1()?;
@@ -275,7 +276,7 @@ fn scores_and_the_kwise_loss_equal_pytorch() -> Result<()> {
     let scores = model.rewards(&hidden, &batch)?;
     assert_close("scores", &scores.to_vec1::<f32>()?, &floats(&tensors, "scores")?, 1e-4);
     let ranks = integers(&tensors, "ranks")?;
-    let prompt = RankedAnswers { answers: 0..4, ranks: &ranks, margin: 0.0, weight: 1.0 };
+    let prompt = RankedAnswers { answers: 0..4, pairs: &pairs_of(&ranks), margin: 0.0, weight: 1.0 };
     let loss = reward_loss(&[]).loss(&scores, &[prompt])?;
     assert_close("loss", &[loss.to_scalar()?], &floats(&tensors, "loss")?, 1e-5);
     let gradients = loss.backward()?;

@@ -18,6 +18,7 @@ mod gguf;
 mod golden;
 mod hostile;
 mod hub;
+mod learning;
 mod methods;
 mod metrics;
 mod mutation;

@@ -178,11 +178,11 @@ fn rows_with_nothing_to_learn_are_left_out_before_the_order_or_make_a_step_short
     };
     let open = |window| Examples::open(&Source { window, ..source(&data) }, DEMONSTRATIONS, prepare).unwrap();
     let mut whole = open(60);
-    assert_eq!((whole.len(), whole.left_out(), whole.truncation().answers), (54, 6, 60));
+    assert_eq!((whole.len(), whole.truncation().left_out, whole.truncation().answers), (54, 6, 60));
     assert_eq!((whole.sum(String::len), whole.largest(String::len), whole.sampled_rows()), (198, Some(4), None));
     assert!(steps(&mut whole, 0..13).iter().all(|step| step.len() == 4));
     let mut streamed = open(16);
-    assert_eq!((streamed.len(), streamed.left_out(), streamed.truncation().answers), (60, 6, 60));
+    assert_eq!((streamed.len(), streamed.truncation().left_out, streamed.truncation().answers), (60, 6, 60));
     // Exact here, as all rows are among the first.
     assert_eq!(
         (streamed.sum(String::len), streamed.largest(String::len), streamed.sampled_rows()),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use serde_json::{Value, json};
 
 use super::super::base::Base;
@@ -287,7 +287,7 @@ impl Bottleneck {
         }
         let write = |file: &str, tensors: &BTreeMap<String, Tensor>| match tensors.is_empty() {
             true => Ok(()),
-            false => weight_files::write_file(&folder.join(file), tensors, DType::F32),
+            false => weight_files::write_file(&folder.join(file), tensors, saving.dtype),
         };
         write(TENSORS, &tensors)?;
         write(NORMS, &norms)?;
