@@ -115,7 +115,10 @@ impl Episode {
     /// The largest difference of a log-probability between sampler and update.
     pub fn sampler_difference(&self) -> f32 {
         let pairs = self.sampler_log_probs.iter().zip(&self.log_probs);
-        pairs.map(|(sampler, update)| (sampler - update).abs()).fold(0.0, f32::max)
+        // A difference that is no number is the result, which `f32::max` would pass over.
+        pairs
+            .map(|(sampler, update)| (sampler - update).abs())
+            .fold(0.0, |most, one| if one > most || one.is_nan() { one } else { most })
     }
 
     /// Takes what the sources of rewards give, and makes a score of it.
@@ -146,7 +149,11 @@ pub fn sample(
     stop: &[u32],
     first: u64,
 ) -> Result<Vec<Vec<Answer>>> {
-    let asked: Vec<PromptTokens> = prompts.iter().map(|prompt| PromptTokens::from(prompt.tokens.clone())).collect();
+    let of_policy = |prompt: &&PromptExample| PromptTokens {
+        origin: Some(prompt.record.origin.clone()),
+        ..PromptTokens::from(prompt.tokens.clone())
+    };
+    let asked: Vec<PromptTokens> = prompts.iter().map(of_policy).collect();
     let stop = Stop { tokens: stop, after: settings.episode.stop_after };
     generate(policy, &asked, settings.episode.answers, &settings.sampling, stop, settings.common.seed, first)
 }

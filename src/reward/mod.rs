@@ -20,7 +20,9 @@ use crate::error::Result;
 use crate::model::adapter::Pass;
 use crate::model::{Model, dropout_seed};
 use crate::say;
-use crate::settings::{CommonSettings, ExampleSettings, ModelSettings, TrainingSettings, learning_rate_help};
+use crate::settings::{
+    CommonSettings, ExampleSettings, Flags, ModelSettings, Program, TrainingSettings, learning_rate_help,
+};
 use crate::train::examples::{Examples, Source, values};
 use crate::train::inputs::Inputs;
 use crate::train::memory;
@@ -90,6 +92,24 @@ impl RewardSettings {
     }
 }
 
+impl Program for RewardSettings {
+    fn flags() -> Flags<Self> {
+        Flags::new()
+            .of(|reward: &Self| &reward.model, ModelSettings::flags())
+            .always(&["data", "normalize"])
+            .only(
+                "with --normalize mean or mean-and-variance",
+                &["demonstrations", "normalize_first"],
+                |reward: &Self| reward.normalize != Normalization::None,
+            )
+            .of(|reward: &Self| &reward.loss, LossSettings::flags())
+            .of(|reward: &Self| &reward.examples, ExampleSettings::flags())
+            .of(|reward: &Self| &reward.common, CommonSettings::flags())
+            .of(|reward: &Self| &reward.training, TrainingSettings::flags())
+            .always(&["pooling", "probe_hidden_size"])
+    }
+}
+
 /// Of data larger than a window, the examples whose mean reward stands for that of all.
 const MOST_FOR_ZERO_POINT: usize = 10_000;
 
@@ -134,6 +154,10 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     };
     memory::check_before_reading(&settings.model, &settings.training)?;
     let mut model = Bases::new(Device::Cpu).load(&role)?;
+    if let (Some(head), false) = (model.head_mut(), reader.is_encoder) {
+        // As `Reader` makes them; what reads the head later ends answers alike.
+        head.form.answers_end_with_eos = Some(true);
+    }
     let length = |ranked: &RankedTree| ranked.tree.longest();
     let too_long = check_lengths(model.architecture(), &examples, length, common.max_length)?;
     let total_steps = examples.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
