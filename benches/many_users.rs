@@ -15,7 +15,7 @@ use rlhf::model::adapter::Pass;
 use rlhf::model::folder::{WithoutWeights, open};
 use rlhf::model::weight_files;
 use rlhf::random;
-use rlhf::settings::{TrainingSettings, from_arguments};
+use rlhf::settings::{Flags, Program, TrainingSettings, from_arguments};
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
@@ -32,6 +32,13 @@ struct Settings {
     training: TrainingSettings,
 }
 
+impl Program for Settings {
+    fn flags() -> Flags<Self> {
+        let training = TrainingSettings::flags().never(&["pooling", "probe_hidden_size"]);
+        Flags::new().of(|settings| &settings.training, training)
+    }
+}
+
 /// A model of SmolLM-135M's width and 8 of its 30 layers, with one stack of adapters for each user after its own empty one.
 fn model(method: &str) -> rlhf::Result<Model> {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -40,7 +47,8 @@ fn model(method: &str) -> rlhf::Result<Model> {
         "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": true}}"#
     );
     std::fs::write(folder.path().join("config.json"), config).expect("the folder can be written to");
-    let settings = from_arguments::<Settings>(["--method", method, "--prompt-tuning-init", "random"])?.training;
+    let init: &[&str] = if method.contains("prompt") { &["--prompt-tuning-init", "random"] } else { &[] };
+    let settings = from_arguments::<Settings>(["--method", method].iter().chain(init))?.training;
     // Only what is trained may start without weights.
     let (base, architecture, weights) = open(folder.path(), WithoutWeights::NewFromSeed(1), &Device::Cpu)?;
     weight_files::write(folder.path(), &weights, &architecture, &base.form)?;
@@ -77,7 +85,7 @@ fn seconds(model: &Model, stack: impl Fn(usize) -> usize) -> rlhf::Result<[f64; 
     model.log_probs(&hidden, &batch, 1.0)?;
     let scored = started.elapsed().as_secs_f64();
     let prompts: Vec<PromptTokens> =
-        (0..USERS).map(|row| PromptTokens { tokens: tokens(row, PROMPT), stack: stack(row) }).collect();
+        (0..USERS).map(|row| PromptTokens { tokens: tokens(row, PROMPT), stack: stack(row), origin: None }).collect();
     let settings = SamplingSettings { response_length: RESPONSE, ..SamplingSettings::default() };
     let started = Instant::now();
     generate(model, &prompts, 1, &settings, Stop::default(), 1, 0)?;

@@ -17,7 +17,7 @@ use rlhf::adapt::{Bases, Head, Role, Training};
 use rlhf::data::batch::{Batch, Continuation, TokenTree};
 use rlhf::model::Model;
 use rlhf::model::adapter::{Parameter, Pass};
-use rlhf::settings::{OptimizerSettings, TrainingSettings, from_arguments};
+use rlhf::settings::{Flags, OptimizerSettings, Program, TrainingSettings, from_arguments};
 use rlhf::train::optimizer::Optimizer;
 
 // The programs use it, and it helps candle's own operations more than ours.
@@ -60,12 +60,22 @@ mod ours {
         training: TrainingSettings,
     }
 
+    impl Program for Settings {
+        fn flags() -> Flags<Self> {
+            let training = TrainingSettings::flags().never(&["pooling", "probe_hidden_size"]);
+            Flags::new().of(|settings| &settings.training, training)
+        }
+    }
+
     /// The settings of both sides: no clipping and no weight decay, which candle's optimizer has not, or has for norms too.
     fn settings(method: Method) -> TrainingSettings {
         let method = format!("{method:?}").to_lowercase();
         let optimizer = ["--beta2", "0.999", "--max-gradient-norm", "0", "--weight-decay", "0"];
-        let lora = ["--target-modules", "all-linear", "--lora-alpha", "16"];
-        let arguments = ["--method", &method].into_iter().chain(optimizer).chain(lora);
+        let lora: &[&str] = match method.as_str() {
+            "lora" => &["--target-modules", "all-linear", "--lora-alpha", "16"],
+            _ => &[],
+        };
+        let arguments = ["--method", &method].into_iter().chain(optimizer).chain(lora.iter().copied());
         from_arguments::<Settings>(arguments).expect("valid arguments").training
     }
 

@@ -14,12 +14,17 @@ use crate::model::Model;
 use crate::model::adapter::Pass;
 use crate::random;
 use crate::say;
-use crate::settings::{CommonSettings, ElementType, ModelSettings};
+use crate::settings::{CommonSettings, ElementType, Flags, ModelSettings, Program};
 use crate::train::plan::Plan;
 
 /// Folds adapters (lora, bitfit, ia3) into the weights and writes a plain Hugging Face folder
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
-#[command(name = "export", version)]
+#[command(
+    name = "export",
+    version,
+    mut_arg("max_length", |argument| argument.hide(true)),
+    mut_arg("tokens_per_batch", |argument| argument.hide(true))
+)]
 pub struct ExportSettings {
     /// The model with its adapters.
     #[command(flatten)]
@@ -32,6 +37,18 @@ pub struct ExportSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub common: CommonSettings,
+}
+
+impl Program for ExportSettings {
+    fn flags() -> Flags<Self> {
+        // It reads no data: what it compares are short sequences of random tokens.
+        let unread = &["max_length", "tokens_per_batch"];
+        Flags::new()
+            .of(|export: &Self| &export.model, ModelSettings::flags())
+            .always(&["dtype"])
+            .of(|export: &Self| &export.common, CommonSettings::flags().without(unread))
+            .never(unread)
+    }
 }
 
 /// Sequences and their tokens, at which both models are compared.

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::generate::{PromptTokens, SamplingSettings, Stop, generate};
 use crate::model::Model;
 use crate::model::architecture::BeyondContext;
-use crate::settings::{CommonSettings, ModelSettings, NamedFolder, UserSettings, at_least_one};
+use crate::settings::{CommonSettings, Flags, ModelSettings, NamedFolder, Program, UserSettings, at_least_one};
 use crate::train::plan::{Plan, TRANSCRIPT};
 use crate::train::progress::Progress;
 
@@ -49,6 +49,17 @@ pub struct SampleSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub common: CommonSettings,
+}
+
+impl Program for SampleSettings {
+    fn flags() -> Flags<Self> {
+        Flags::new()
+            .of(|sample: &Self| &sample.model, ModelSettings::flags())
+            .of(|sample: &Self| &sample.users, UserSettings::flags())
+            .always(&["data", "answers"])
+            .of(|sample: &Self| &sample.sampling, SamplingSettings::flags())
+            .of(|sample: &Self| &sample.common, CommonSettings::flags())
+    }
 }
 
 /// `--output` of a program that writes one Parquet file.
@@ -93,10 +104,8 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
     Plan::new("sample")
         .line("model", settings.model.model.display())
         .line("prompts", rows)
-        .line(
-            "answers",
-            format!("{} to each, of at most {} tokens", settings.answers, settings.sampling.response_length),
-        )
+        .line("answers", format!("{} to each, {}", settings.answers, settings.sampling))
+        .line("prompts keep", format!("their last {prompt_length} tokens"))
         .print(common.quiet);
     let sampler = Sampler::new(&model, &tokenizer, settings.sampling, settings.answers, common);
     let mut progress = Progress::new("sample", rows, common.quiet);
@@ -112,7 +121,8 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
         }
         let tokens: Vec<PromptTokens> = (chunk.iter().zip(&stacks[report.prompts..]))
             .map(|(prompt, &stack)| {
-                Ok(PromptTokens { tokens: tokenizer.prompt(prompt, prompt_length, &mut truncation)?, stack })
+                let tokens = tokenizer.prompt(prompt, prompt_length, &mut truncation)?;
+                Ok(PromptTokens { tokens, stack, origin: Some(prompt.origin.clone()) })
             })
             .collect::<Result<_>>()?;
         let answers = sampler.sample(&tokens, report.prompts, &mut progress)?;

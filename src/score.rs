@@ -1,5 +1,8 @@
 //! Scoring: answers in, the same rows out with what a model thinks of them.
 //!
+//! A model with a reward head reads answers as that head was trained: `reward` ends every answer with the end-of-text token and says so in
+//! `head.json`, so that answers are ended here too, unless `--as-is` is given or the data say that an answer was cut off.
+//!
 //! `log_prob` is `Σ log p(token | what stands before it)` over the tokens of an answer, `tokens` the number of terms of that sum,
 //! and `reward` the scalar head's score at the answer's last token, where the model has such a head. Rows with a list of answers
 //! get lists, rows with `chosen` and `rejected` get `chosen_log_prob`, `rejected_log_prob` and so on.
@@ -10,7 +13,7 @@ mod carried;
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float64Array, Float64Builder, Int64Array, Int64Builder, ListBuilder, RecordBatch};
+use arrow::array::{Array, ArrayRef, Float64Array, Float64Builder, Int64Array, Int64Builder, ListBuilder, RecordBatch};
 use arrow::datatypes::{Schema, SchemaRef};
 use candle_core::{Device, Tensor};
 use clap::Parser;
@@ -20,7 +23,7 @@ use crate::adapt::{self, Bases, Head, Role, Training, users};
 use crate::bail;
 use crate::data::batch::{Batch, TokenTree, split_by_budget};
 use crate::data::parquet::{ParquetRows, ParquetWriter};
-use crate::data::schema::{self, AnswerLayout, AnsweredRows};
+use crate::data::schema::{self, AnswerLayout, Answered, AnsweredRows, Origin};
 use crate::data::text_column::named;
 use crate::data::tokenize_records::{Ending, Truncation};
 use crate::error::Result;
@@ -28,7 +31,7 @@ use crate::model::Model;
 use crate::model::adapter::Pass;
 use crate::model::architecture::BeyondContext;
 use crate::sample::{parquet_output, say_chat_format};
-use crate::settings::{CommonSettings, ModelSettings, NamedFolder, UserSettings};
+use crate::settings::{CommonSettings, Flags, ModelSettings, NamedFolder, Program, UserSettings};
 use crate::train::plan::Plan;
 use crate::train::progress::Progress;
 
@@ -49,9 +52,14 @@ pub struct ScoreSettings {
     #[arg(long, value_name = "FILES")]
     pub data: String,
     /// Score the end-of-text token after each answer too, unless the answer ends with it already, or a column `ended`, as `sample` writes it, says that it was cut off
+    /// [default: with a reward head that was trained so, as those of `reward` are]
     #[arg(long)]
     #[serde(default)]
     pub add_eos: bool,
+    /// Score answers as they are, whatever the reward head was trained with
+    #[arg(long, conflicts_with = "add_eos")]
+    #[serde(default)]
+    pub as_is: bool,
     /// Keep of each prompt's answers the one with the highest reward: a row a prompt, with the columns prompt and completion and the scores (best of n)
     #[arg(long)]
     #[serde(default)]
@@ -65,7 +73,17 @@ pub struct ScoreSettings {
     pub common: CommonSettings,
 }
 
-/// What a model thinks of an answer.
+impl Program for ScoreSettings {
+    fn flags() -> Flags<Self> {
+        Flags::new()
+            .of(|score: &Self| &score.model, ModelSettings::flags())
+            .of(|score: &Self| &score.users, UserSettings::flags())
+            .always(&["data", "add_eos", "as_is", "best", "prefix"])
+            .of(|score: &Self| &score.common, CommonSettings::flags())
+    }
+}
+
+/// What a model thinks of an answer. Its numbers are finite.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Score {
     /// Sum of the log-probabilities of its tokens, in nats; none for a model without an output matrix.
@@ -115,18 +133,29 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
     let form = settings.best.then(|| best::form(&settings.data)).transpose()?;
     for answered in schema::answered(&settings.data)? {
         let answered = answered?;
-        let trees: Vec<TokenTree> = (answered.records.iter())
-            .zip(endings(settings, &answered)?)
+        let stacks = &stacks[report.rows..][..answered.records.len()];
+        let endings = endings(settings, &model, &answered, stacks)?;
+        let trees: Vec<TokenTree> = (answered.records.iter().zip(endings))
             .map(|(record, endings)| {
-                tokenizer.answered(record, |answer| endings[answer], common.max_length, &mut report.truncation)
+                let Answered { prompt, answers, origin } = record;
+                let (truncation, architecture) = (&mut report.truncation, model.architecture());
+                if architecture.causal {
+                    return tokenizer.answered(record, |answer| endings[answer], common.max_length, truncation);
+                }
+                // An encoder reads prompt and answer as `reward` trains it: as a pair of texts.
+                let max_length = common.max_length.min(architecture.longest().unwrap_or(usize::MAX));
+                let mut tree = tokenizer.answer_pairs(Some(prompt), answers, origin, max_length, truncation)?;
+                tree.answers.iter_mut().for_each(|answer| answer.learned.fill(true));
+                Ok(tree)
             })
             .collect::<Result<_>>()?;
         for tree in &trees {
             tree.answers.iter().for_each(|answer| lengths.add(tree.prompt.len() + answer.tokens.len()));
         }
-        let stacks = &stacks[report.rows..][..trees.len()];
         let done = |tree: &TokenTree| progress.advance(None, tree.tokens());
-        let scores = scores(&model, &trees, stacks, common.tokens_per_batch, done)?;
+        let origins = answered.records.iter().map(|record| &record.origin).collect();
+        let rows = AnswerTrees { trees: &trees, stacks, origins };
+        let scores = scores(&model, &rows, common.tokens_per_batch, done)?;
         report.rows += scores.len();
         report.answers += scores.iter().map(Vec::len).sum::<usize>();
         report.tokens += scores.iter().flatten().map(|score| score.tokens).sum::<usize>();
@@ -154,28 +183,56 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
     Ok(report)
 }
 
+/// Whether answers that run with this stack are ended with the end-of-text token.
+fn ends_answers(settings: &ScoreSettings, model: &Model, stack: usize) -> bool {
+    let was_trained_so = || model.head_of(stack).is_some_and(|head| head.form.answers_end_with_eos == Some(true));
+    settings.add_eos || !settings.as_is && was_trained_so()
+}
+
 /// How the answers of each row end.
-fn endings(settings: &ScoreSettings, answered: &AnsweredRows) -> Result<Vec<Vec<Ending>>> {
-    let counts = answered.records.iter().map(|record| record.answers.len());
-    if !settings.add_eos {
-        return Ok(counts.map(|count| vec![Ending::AsIs; count]).collect());
+fn endings(
+    settings: &ScoreSettings,
+    model: &Model,
+    answered: &AnsweredRows,
+    stacks: &[usize],
+) -> Result<Vec<Vec<Ending>>> {
+    if !stacks.iter().any(|&stack| ends_answers(settings, model, stack)) {
+        return Ok(answered.records.iter().map(|record| vec![Ending::AsIs; record.answers.len()]).collect());
     }
-    if answered.layout != AnswerLayout::List || !answered.rows.has("ended") {
-        return Ok(counts.map(|count| vec![Ending::Eos; count]).collect());
-    }
-    let ended = answered.rows.boolean_lists("ended")?;
-    let of_row = |(row, count): (usize, usize)| match ended.range(row) {
+    let has_ended = answered.rows.has("ended");
+    // A list as `sample` writes it, or a truth value an answer.
+    let lists = (has_ended && answered.layout == AnswerLayout::List).then(|| answered.rows.boolean_lists("ended"));
+    let single = (has_ended && answered.layout == AnswerLayout::One).then(|| answered.rows.booleans("ended"));
+    let (lists, single) = (lists.transpose()?, single.transpose()?);
+    let of_row = |(row, record): (usize, &Answered)| {
+        let count = record.answers.len();
+        match (&lists, &single) {
+            _ if !ends_answers(settings, model, stacks[row]) => Ok(vec![Ending::AsIs; count]),
+            (Some(ended), _) => endings_of_row(record, ended.range(row), |answer| ended.values.value(answer)),
+            (_, Some(ended)) if ended.is_valid(row) && !ended.value(row) => Ok(vec![Ending::Cut; count]),
+            _ => Ok(vec![Ending::Eos; count]),
+        }
+    };
+    answered.records.iter().enumerate().map(of_row).collect()
+}
+
+/// Of answers of which the data say whether each ended by itself.
+fn endings_of_row(
+    record: &Answered,
+    range: Option<Range<usize>>,
+    has_ended: impl Fn(usize) -> bool,
+) -> Result<Vec<Ending>> {
+    let count = record.answers.len();
+    match range {
         Some(range) if range.len() == count => {
-            let ending = |answer| if ended.values.value(answer) { Ending::Eos } else { Ending::Cut };
-            Ok(range.map(ending).collect())
+            Ok(range.map(|answer| if has_ended(answer) { Ending::Eos } else { Ending::Cut }).collect())
         }
         range => bail!(
             "{}: column `ended` has {} values for {count} answers; expected one for each",
-            answered.records[row].origin,
+            record.origin,
             range.map_or(0, |range| range.len())
         ),
-    };
-    counts.enumerate().map(of_row).collect()
+    }
 }
 
 fn print_plan(settings: &ScoreSettings, model: &Model, rows: usize) {
@@ -188,7 +245,25 @@ fn print_plan(settings: &ScoreSettings, model: &Model, rows: usize) {
         .line("model", settings.model.model.display())
         .line("rows", rows)
         .line("scores", gives)
+        .line("answers end", how_answers_end(settings, model))
+        .line("at most", format!("{} tokens a text (--max-length)", settings.common.max_length))
         .print(settings.common.quiet);
+}
+
+fn how_answers_end(settings: &ScoreSettings, model: &Model) -> &'static str {
+    let note = model.head().map(|head| head.form.answers_end_with_eos);
+    match note {
+        _ if !model.architecture().causal => "as the second text of a pair, which an encoder reads",
+        _ if settings.add_eos => "with the end-of-text token (--add-eos)",
+        _ if settings.as_is => "as they are (--as-is)",
+        Some(Some(true)) => {
+            "with the end-of-text token, as the reward head was trained (--as-is leaves them as they are)"
+        }
+        Some(None) => {
+            "as they are; nothing says whether the reward head was trained with the end-of-text token, which --add-eos adds"
+        }
+        Some(Some(false)) | None => "as they are",
+    }
 }
 
 fn say(report: &ScoreReport, settings: &ScoreSettings) {
@@ -252,15 +327,44 @@ fn new_columns(layout: AnswerLayout, prefix: &str) -> Vec<String> {
     answers.iter().flat_map(|answer| scores.map(|score| format!("{prefix}{answer}{score}"))).collect()
 }
 
-/// The scores of every answer of every tree, each with the stack of its own; `done` is told of each tree as it is finished.
+/// Prompts with answers to look at.
+#[derive(Debug, Clone)]
+pub struct AnswerTrees<'a> {
+    /// Prompts and answers as tokens.
+    pub trees: &'a [TokenTree],
+    /// Of each tree the stack of adapters that it runs with; 0 is the model's own.
+    pub stacks: &'a [usize],
+    /// Of each tree the row that it was made of, by which errors name it.
+    pub origins: Vec<&'a Origin>,
+}
+
+impl AnswerTrees<'_> {
+    /// Refuses a number that is none, by its row.
+    fn check(&self, model: &Model, what: &str, values: &[Vec<f64>]) -> Result<()> {
+        for (origin, values) in self.origins.iter().zip(values) {
+            if let Some(answer) = values.iter().position(|value| !value.is_finite()) {
+                bail!(
+                    "{origin}: the {what} of answer {answer} (counted from 0) by {} is {}, not a finite number; the model's weights are damaged or overflow, look for NaN in them",
+                    model.folder().path.display(),
+                    values[answer]
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The scores of every answer of every tree; `done` is told of each tree as it is finished.
+///
+/// # Errors
+/// Where the model gives a log-probability or a reward that is not finite; the error names the row.
 pub fn scores(
     model: &Model,
-    trees: &[TokenTree],
-    stacks: &[usize],
+    answers: &AnswerTrees,
     tokens_per_batch: usize,
     done: impl FnMut(&TokenTree),
 ) -> Result<Vec<Vec<Score>>> {
-    over_batches(model, (trees, stacks), tokens_per_batch, done, |batch| {
+    let found = over_batches(model, answers, tokens_per_batch, done, |batch| {
         let hidden = model.hidden(batch, &Pass::default())?; // [tokens, d_model]
         let log_probs = log_probs(model, &hidden, batch, 1.0)?;
         let rewards = rewards(model, &hidden, batch)?;
@@ -270,20 +374,28 @@ pub fn scores(
             reward: rewards.as_ref().map(|all| f64::from(all[answer])),
         };
         Ok(batch.answer_targets.iter().enumerate().map(score).collect())
-    })
+    })?;
+    let of = |value: fn(&Score) -> Option<f64>| -> Vec<Vec<f64>> {
+        found.iter().map(|scores| scores.iter().map(|score| value(score).unwrap_or(0.0)).collect()).collect()
+    };
+    answers.check(model, "log-probability", &of(|score| score.log_prob))?;
+    answers.check(model, "reward", &of(|score| score.reward))?;
+    Ok(found)
 }
 
-/// The log-probability of every answer of every tree at a temperature, each with the stack of its own, under a model with an output matrix.
+/// The log-probability of every answer of every tree at a temperature, under a model with an output matrix.
+///
+/// # Errors
+/// As [`scores`].
 pub(crate) fn answer_log_probs(
     model: &Model,
-    trees: &[TokenTree],
-    stacks: &[usize],
+    answers: &AnswerTrees,
     temperature: f64,
     tokens_per_batch: usize,
 ) -> Result<Vec<Vec<f64>>> {
-    over_batches(
+    let found = over_batches(
         model,
-        (trees, stacks),
+        answers,
         tokens_per_batch,
         |_| (),
         |batch| {
@@ -291,7 +403,9 @@ pub(crate) fn answer_log_probs(
             let all = log_probs(model, &hidden, batch, temperature)?.unwrap_or_default();
             Ok(batch.answer_targets.iter().map(|targets| sum(&all[targets.clone()])).collect())
         },
-    )
+    )?;
+    answers.check(model, "log-probability", &found)?;
+    Ok(found)
 }
 
 fn sum(log_probs: &[f32]) -> f64 {
@@ -301,11 +415,12 @@ fn sum(log_probs: &[f32]) -> f64 {
 /// Packs the trees into batches, reads one value an answer from each, and gives each tree its own.
 fn over_batches<T>(
     model: &Model,
-    (trees, stacks): (&[TokenTree], &[usize]),
+    answers: &AnswerTrees,
     tokens_per_batch: usize,
     mut done: impl FnMut(&TokenTree),
     read: impl Fn(&Batch) -> Result<Vec<T>>,
 ) -> Result<Vec<Vec<T>>> {
+    let (trees, stacks) = (answers.trees, answers.stacks);
     let sizes: Vec<usize> = trees.iter().map(TokenTree::tokens).collect();
     let mut all = Vec::with_capacity(trees.len());
     for range in split_by_budget(&sizes, tokens_per_batch) {

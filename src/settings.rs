@@ -4,11 +4,13 @@
 //! same struct is the command line, the TOML file given by `--settings`, and the record written into the run's folder. The
 //! keys of the file are the names of the flags, with `-` or `_`. What the user gives on the command line wins over the
 //! file, and the file wins over the defaults. The file's values become arguments placed before the user's own, so that clap checks
-//! both alike; what it finds wrong in the file is reported with the file and the key.
+//! both alike; what it finds wrong in the file is reported with the file and the key. A flag that was given and that the chosen
+//! mode does not read is refused ([`Flags`]); a value of the file that is what it would be without the file is no such flag, as a
+//! recorded file holds every default.
 //!
 //! ```
 //! use clap::Parser;
-//! use rlhf::settings::{self, CommonSettings, TrainingSettings};
+//! use rlhf::settings::{self, CommonSettings, Flags, Program, TrainingSettings};
 //!
 //! /// Fine-tunes a model.
 //! #[derive(Debug, Clone, Parser, serde::Serialize, serde::Deserialize)]
@@ -22,16 +24,27 @@
 //!     training: TrainingSettings,
 //! }
 //!
+//! impl Program for Tune {
+//!     fn flags() -> Flags<Self> {
+//!         let training = TrainingSettings::flags().never(&["pooling", "probe_hidden_size"]);
+//!         Flags::new().of(|tune| &tune.common, CommonSettings::flags()).of(|tune| &tune.training, training)
+//!     }
+//! }
+//!
 //! let tune: Tune = settings::from_arguments(["--output", "runs/tune", "--method", "lora"])?;
 //! assert_eq!(tune.training.learning_rate(1e-5), 1e-4);
 //! assert_eq!(settings::command_line(&tune)?, "tune --output runs/tune --method lora");
+//! let unread = settings::from_arguments::<Tune>(["--output", "runs/tune", "--lora-r", "4"]).unwrap_err().to_string();
+//! assert_eq!(unread, "--lora-r has no effect here: it is read only with --method lora; leave it out");
 //! # Ok::<(), rlhf::Error>(())
 //! ```
 
 mod file;
+mod flags;
 mod groups;
 mod methods;
 mod named;
+mod pipeline;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -44,6 +57,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 
+pub use flags::{Flags, Program};
 pub use groups::{
     CheckpointSettings, CommonSettings, ElementType, EpsilonPlace, ExampleSettings, Interval, ModelSettings,
     OptimizerSettings, SHUFFLE_WINDOW, ScheduleShape, TrainingSettings, at_least_one, below_one, learning_rate_help,
@@ -54,21 +68,23 @@ pub use methods::{
     Placement, Pooling, ProbeSettings, PromptEncoder, PromptInit, PromptSettings,
 };
 pub use named::{NamedFolder, UserSettings};
+pub use pipeline::PipelineSettings;
 
 /// Runs a program: reads its settings, sets the number of threads, calls `main`, and turns an error into a sentence on
 /// the standard error stream and the exit code that belongs to it (2 for bad input, 1 for anything else).
-pub fn run_program<S: Parser>(main: impl FnOnce(S) -> Result<()>) -> ExitCode {
+pub fn run_program<S: Program>(main: impl FnOnce(S) -> Result<()>) -> ExitCode {
     crate::ops::threads::leave_threads_to_rayon();
     let run = || -> Result<()> {
-        let matches = resolve::<S>(std::env::args_os().collect())?.unwrap_or_else(|error| error.exit());
-        if let Ok(Some(&threads)) = matches.try_get_one::<usize>("threads") {
+        let resolved = resolve::<S>(std::env::args_os().collect())?.unwrap_or_else(|error| error.exit());
+        let settings = resolved.checked()?;
+        if let Ok(Some(&threads)) = resolved.matches.try_get_one::<usize>("threads") {
             use_threads(threads)?;
         }
-        let is_quiet = matches!(matches.try_get_one::<bool>("quiet"), Ok(Some(true)));
+        let is_quiet = matches!(resolved.matches.try_get_one::<bool>("quiet"), Ok(Some(true)));
         if is_quiet {
             crate::remote::hub::be_quiet();
         }
-        main(from_matches(&matches)?)?;
+        main(settings)?;
         if !is_quiet {
             crate::data::notes::print();
         }
@@ -84,17 +100,20 @@ pub fn run_program<S: Parser>(main: impl FnOnce(S) -> Result<()>) -> ExitCode {
 }
 
 /// The settings given on this process's command line. A usage error, `--help` and `--version` end the process as clap does.
-pub fn parse<S: Parser>() -> Result<S> {
-    let matches = resolve::<S>(std::env::args_os().collect())?.unwrap_or_else(|error| error.exit());
-    from_matches(&matches)
+pub fn parse<S: Program>() -> Result<S> {
+    resolve::<S>(std::env::args_os().collect())?.unwrap_or_else(|error| error.exit()).checked()
 }
 
 /// The settings given by `arguments`, without the program's name: how one program prepares the settings of another.
-pub fn from_arguments<S: Parser>(arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Result<S> {
+pub fn from_arguments<S: Program>(arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Result<S> {
+    resolved_from::<S>(arguments)?.checked()
+}
+
+/// The same with flags that have no effect.
+fn resolved_from<S: Parser>(arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Resolved> {
     let name = OsString::from(S::command().get_name());
     let arguments = std::iter::once(name).chain(arguments.into_iter().map(Into::into)).collect();
-    let matches = resolve::<S>(arguments)?.map_err(|error| Error::input(file::first_paragraph(&error)))?;
-    from_matches(&matches)
+    resolve::<S>(arguments)?.map_err(|error| Error::input(file::first_paragraph(&error)))
 }
 
 /// Writes the settings, defaults and all, as TOML that `--settings` reads again.
@@ -129,7 +148,7 @@ pub fn command_line<S: Parser + Serialize>(settings: &S) -> Result<String> {
     let mut index = 0;
     while index < flags.len() {
         let others = flags.iter().enumerate().filter(|&(other, _)| other != index).flat_map(|(_, flag)| &flag.1);
-        match from_arguments::<S>(others) {
+        match resolved_from::<S>(others).and_then(|resolved| resolved.settings::<S>()) {
             Ok(without) if self::table(&without)? == table => drop(flags.remove(index)),
             _ => index += 1,
         }
@@ -159,29 +178,87 @@ pub fn use_threads(threads: usize) -> Result<()> {
         .map_err(|error| Error::input(format!("--threads {threads}: {error}")))
 }
 
-/// What clap makes of the user's arguments (the first is the program's name) with those of the settings file before them.
-/// The outer error is one of the settings file, the inner one of the command line.
-fn resolve<S: Parser>(arguments: Vec<OsString>) -> Result<Result<ArgMatches, clap::Error>> {
+/// What clap makes of the user's arguments with those of the settings file before them.
+struct Resolved {
+    matches: ArgMatches,
+    /// The user's, the program's name first.
+    user: Vec<OsString>,
+    file: Option<SettingsFile>,
+}
+
+/// The keys of a settings file that the user's flags do not win over.
+struct SettingsFile {
+    path: PathBuf,
+    keys: Vec<file::Key>,
+}
+
+/// Resolves the user's arguments (the first is the program's name). The outer error is one of the settings file, the inner one of the command line.
+fn resolve<S: Parser>(arguments: Vec<OsString>) -> Result<Result<Resolved, clap::Error>> {
     // What the user gave can be read only with nothing required: the rest may be in the file.
     let lenient = S::command().mut_args(|argument| argument.required(false));
     let mut command = S::command();
+    let alone = |mut command: clap::Command, user: Vec<OsString>| {
+        command.try_get_matches_from_mut(&user).map(|matches| Resolved { matches, user, file: None })
+    };
     let Ok(given) = lenient.try_get_matches_from(&arguments) else {
         // `--help` or a fault, which clap words better when it knows what is required.
-        return Ok(command.try_get_matches_from_mut(arguments));
+        return Ok(alone(command, arguments));
     };
     let Ok(Some(path)) = given.try_get_one::<PathBuf>("settings") else {
-        return Ok(command.try_get_matches_from_mut(arguments));
+        return Ok(alone(command, arguments));
     };
     let by_user = |id: &str| given.value_source(id) == Some(ValueSource::CommandLine);
-    let from_file = file::read(&command, path, by_user)?;
-    let mut arguments = arguments.into_iter();
-    let name = arguments.next();
-    let all = name.into_iter().chain(from_file.into_iter().map(OsString::from)).chain(arguments);
-    Ok(command.try_get_matches_from_mut(all))
+    let file = SettingsFile { path: path.clone(), keys: file::read(&command, path, by_user)? };
+    let matches = command.try_get_matches_from_mut(with_keys(&arguments, &file.keys, |_| true));
+    Ok(matches.map(|matches| Resolved { matches, user: arguments, file: Some(file) }))
 }
 
-fn from_matches<S: Parser>(matches: &ArgMatches) -> Result<S> {
-    S::from_arg_matches(matches).map_err(|error| Error::input(file::first_paragraph(&error)))
+/// The user's arguments, after the program's name those of the keys that are wanted.
+fn with_keys(user: &[OsString], keys: &[file::Key], is_wanted: impl Fn(&file::Key) -> bool) -> Vec<OsString> {
+    let of_file = keys.iter().filter(|key| is_wanted(key)).flat_map(|key| &key.arguments).map(OsString::from);
+    user.iter().take(1).cloned().chain(of_file).chain(user.iter().skip(1).cloned()).collect()
+}
+
+impl Resolved {
+    fn settings<S: Parser>(&self) -> Result<S> {
+        S::from_arg_matches(&self.matches).map_err(|error| Error::input(file::first_paragraph(&error)))
+    }
+
+    /// The settings, of which nothing that was given is without effect.
+    fn checked<S: Program>(&self) -> Result<S> {
+        let settings = self.settings()?;
+        flags::check(&settings, &S::command(), |id| self.given::<S>(id))?;
+        Ok(settings)
+    }
+
+    /// Where a flag was given, if it was: in the file it is only where the value would be another without the key.
+    fn given<S: Parser>(&self, id: &str) -> Option<flags::Source<'_>> {
+        if !matches!(self.matches.try_contains_id(id), Ok(true))
+            || self.matches.value_source(id) != Some(ValueSource::CommandLine)
+        {
+            return None;
+        }
+        let Some(file) = &self.file else { return Some(flags::Source::User) };
+        let Some(key) = file.keys.iter().find(|key| key.id == id) else { return Some(flags::Source::User) };
+        let others = with_keys(&self.user, &file.keys, |other| other.id != id);
+        let without = S::command().try_get_matches_from(others).ok();
+        let is_same = without.is_some_and(|without| are_equal(values(&without, id), values(&self.matches, id)));
+        (!is_same).then_some(flags::Source::File { path: &file.path, key: &key.name })
+    }
+}
+
+/// The values of an argument as they were written.
+fn values(matches: &ArgMatches, id: &str) -> Vec<String> {
+    let raw = matches.try_get_raw(id).ok().flatten();
+    raw.map_or_else(Vec::new, |values| values.map(|value| value.to_string_lossy().into_owned()).collect())
+}
+
+/// Whether values are the same, numbers in any form.
+fn are_equal(one: Vec<String>, other: Vec<String>) -> bool {
+    let is_same = |(one, other): (&String, &String)| {
+        one == other || one.parse::<f64>().is_ok_and(|one| other.parse::<f64>() == Ok(one))
+    };
+    one.len() == other.len() && one.iter().zip(&other).all(is_same)
 }
 
 #[cfg(test)]

@@ -1,45 +1,20 @@
 //! The default program: `sft`, `reward`, `ppo` and `evaluate` in order, on the data that ships with the project.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::Parser;
 use mimalloc::MiMalloc;
 use rlhf::evaluate::{self, EvaluateSettings};
 use rlhf::ppo::settings::PpoSettings;
 use rlhf::reward::RewardSettings;
-use rlhf::settings::{Methods, command_line, from_arguments, run_program};
+use rlhf::settings::{PipelineSettings, Program, command_line, from_arguments, run_program};
 use rlhf::sft::SftSettings;
 use rlhf::{Result, say};
 use serde::Serialize;
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
-
-/// Aligns the base model that ships with the project, and says what that did: sft, reward, ppo, evaluate
-#[derive(Debug, Parser)]
-#[command(name = "pipeline", version)]
-struct PipelineSettings {
-    /// Folder of the world's files, made by the program `world`
-    #[arg(long, default_value = "data")]
-    data: PathBuf,
-    /// Folder to write to
-    #[arg(long, default_value = "runs/pipeline")]
-    output: PathBuf,
-    /// What is trained at each stage: full, or lightweight methods, as in lora+prompt-tuning
-    #[arg(long, default_value = "full")]
-    method: Methods,
-    /// Seed of everything random
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Number of threads [default: one per core]
-    #[arg(long)]
-    threads: Option<usize>,
-    /// Go on at the stage and step where an earlier run stopped
-    #[arg(long)]
-    resume: bool,
-}
 
 /// The arguments of a stage.
 struct Arguments(Vec<String>);
@@ -124,7 +99,7 @@ fn run(settings: PipelineSettings) -> Result<()> {
 }
 
 /// Prints the stage's title and the command that runs it alone, and gives its settings.
-fn announce<S: Parser + Serialize>(number: usize, title: &str, arguments: Arguments) -> Result<S> {
+fn announce<S: Program + Serialize>(number: usize, title: &str, arguments: Arguments) -> Result<S> {
     let settings: S = from_arguments(arguments.0)?;
     let command = command_line(&settings)?;
     let (program, flags) = command.split_once(' ').unwrap_or((&command, ""));

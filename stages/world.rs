@@ -1,42 +1,18 @@
 //! The program `world`: makes every file of `data/` again from a seed, the base model included.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Parser;
 use mimalloc::MiMalloc;
 use rlhf::error::Error;
 use rlhf::files::{publish, write_atomically};
 use rlhf::settings::{from_arguments, run_program};
 use rlhf::world::files::{Sizes, write_all};
+use rlhf::world::settings::WorldSettings;
 use rlhf::{Result, sft};
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
-
-/// Makes the data that ships with the project: raw text, demonstrations, simulated rankings, prompts, and the base model
-#[derive(Debug, Parser)]
-#[command(name = "world", version)]
-struct WorldSettings {
-    /// Folder to write to
-    #[arg(long, default_value = "data")]
-    output: PathBuf,
-    /// Seed of everything random
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// Number of threads [default: one per core]
-    #[arg(long)]
-    threads: Option<usize>,
-    /// Write the Parquet files only, and leave the base model as it is
-    #[arg(long)]
-    files_only: bool,
-    /// Documents of raw text that the base model is trained on
-    #[arg(long, default_value_t = Sizes::default().pretrain)]
-    documents: usize,
-    /// Passes of the base model over the raw text
-    #[arg(long, default_value_t = 3)]
-    epochs: usize,
-}
 
 /// A Llama of a million parameters.
 const BASE_CONFIG: &str = r#"{

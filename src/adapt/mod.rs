@@ -223,6 +223,9 @@ impl Bases {
         };
         if let Some(head) = found {
             head.check(architecture, labels, source)?;
+            if let Training::With(settings) = role.training {
+                head.check_shape(settings.methods.probe.pooling, settings.methods.probe.probe_hidden_size, source)?;
+            }
             if let Head::Classes(labels) = role.head {
                 head.check_labels(labels, source)?;
             }

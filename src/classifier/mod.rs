@@ -7,6 +7,7 @@
 pub mod deberta;
 mod identity;
 mod labels;
+mod windows;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ use crate::remote::hub;
 use deberta::Deberta;
 pub use identity::Identity;
 pub use labels::Outputs;
+pub use windows::Windows;
 
 /// A text, or a pair of texts (premise and hypothesis), to be classified.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -156,15 +158,17 @@ impl Classifier {
         let sizes: Vec<usize> = texts.iter().map(|text| text.tokens.len()).collect();
         let mut found = Vec::with_capacity(texts.len());
         for range in split_by_budget(&sizes, tokens_per_batch) {
+            let first = range.start;
             let logits: Vec<Vec<f32>> = self.network.logits(&texts[range])?.to_vec2()?; // [texts, labels]
+            // An infinite logit would be a probability of 0 or 1.
+            if let Some(text) = logits.iter().position(|row| row.iter().any(|value| !value.is_finite())) {
+                bail!(
+                    "{}: gives the text \"{}\" a logit that is no finite number; the weights are damaged or overflow",
+                    self.folder.display(),
+                    different[first + text].text
+                );
+            }
             found.extend(logits.iter().map(|logits| self.outputs.probabilities(logits)));
-        }
-        if let Some(text) = found.iter().position(|row| row.iter().any(|value| !value.is_finite())) {
-            bail!(
-                "{}: gives the text \"{}\" a probability that is no number; the weights are damaged or overflow",
-                self.folder.display(),
-                different[text].text
-            );
         }
         Ok(Classified {
             probabilities: places.iter().map(|&place| found[place].clone()).collect(),

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::bootstrap::{self, Estimate};
 use super::labelled::{self, LabelledSettings, LabelledText};
 use super::metrics::agreement::{Scored, balanced_accuracy, best_threshold, f1, roc_auc, spearman};
-use super::scorer::{Identity, Scorer, Subject};
+use super::scorer::{Identity, Scorer, Subject, Verdict, verdicts};
 use super::section::{Section, number};
 use crate::error::Result;
 use crate::random;
@@ -15,9 +15,10 @@ use crate::train::table::Table;
 
 /// What a scorer says of every text, and what people say.
 struct Compared<'a> {
-    texts: &'a [LabelledText],
+    /// Those that the scorer can judge.
+    texts: Vec<&'a LabelledText>,
     scorer: Identity,
-    scores: &'a [f64],
+    scores: Vec<f64>,
     resamples: usize,
     seed: u64,
 }
@@ -30,25 +31,28 @@ pub struct ScoredTexts {
     /// Who scored.
     pub scorers: Vec<Identity>,
     /// `[scorer][text]`.
-    pub scores: Vec<Vec<f64>>,
+    pub verdicts: Vec<Vec<Verdict>>,
 }
 
 impl ScoredTexts {
     /// Has every scorer look at every text.
     pub fn new(texts: Vec<LabelledText>, scorers: &[Box<dyn Scorer>]) -> Result<Self> {
         let subjects: Vec<Subject> = texts.iter().map(LabelledText::subject).collect();
-        let scores = scorers.iter().map(|scorer| scorer.scores(&subjects)).collect::<Result<_>>()?;
+        let found = scorers.iter().map(|scorer| verdicts(scorer.as_ref(), &subjects)).collect::<Result<_>>()?;
         let scorers = scorers.iter().map(|scorer| scorer.identity().clone()).collect();
-        Ok(ScoredTexts { texts, scorers, scores })
+        Ok(ScoredTexts { texts, scorers, verdicts: found })
     }
 }
 
 /// Compares every scorer with the labels.
 pub fn section(settings: &LabelledSettings, scored: &ScoredTexts, (resamples, seed): (usize, u64)) -> Result<Section> {
-    let ScoredTexts { texts, scorers, scores } = scored;
-    let compared: Vec<Compared> = (scorers.iter().cloned().zip(scores))
-        .map(|(scorer, scores)| Compared { texts, scorer, scores, resamples, seed })
-        .collect();
+    let ScoredTexts { texts, scorers, verdicts } = scored;
+    let compared = |(scorer, verdicts): (Identity, &Vec<Verdict>)| {
+        let judged = texts.iter().zip(verdicts).filter_map(|(text, verdict)| Some((text, verdict.score?)));
+        let (texts, scores): (Vec<&LabelledText>, Vec<f64>) = judged.unzip();
+        Compared { texts, scorer, scores, resamples, seed }
+    };
+    let compared: Vec<Compared> = scorers.iter().cloned().zip(verdicts).map(compared).collect();
     let mut overall = Table::new([
         "scorer",
         "AUC",
@@ -72,7 +76,7 @@ pub fn section(settings: &LabelledSettings, scored: &ScoredTexts, (resamples, se
         let of_means = one.correlation_of_means();
         json.insert(
             one.scorer.name.clone(),
-            json!({"scorer": one.scorer, "all": found, "by": groups, "rank_correlation_of_group_means": of_means}),
+            json!({"scorer": one.scorer, "texts": one.texts.len(), "all": found, "by": groups, "rank_correlation_of_group_means": of_means}),
         );
     }
     let mut tables = vec![(format!("{} texts", texts.len()), overall)];
@@ -255,7 +259,7 @@ mod tests {
         };
         let scorers: [Box<dyn Scorer>; 1] = [Box::new(Grounding::default())];
         let scored = ScoredTexts::new(texts.to_vec(), &scorers).unwrap();
-        assert_eq!(scored.scores, [[1.0, 0.0, 1.0, 0.0, 0.0]]);
+        assert_eq!(scored.verdicts, [[1.0, 0.0, 1.0, 0.0, 0.0].map(Verdict::from)]);
         let section = section(&settings, &scored, (100, 0)).unwrap();
         let found = &section.json["grounding"];
         // Scores 1, 0, 1, 0, 0: of six pairs four are in order, two tie.

@@ -44,6 +44,7 @@ pub struct Answering<'a> {
     model: Model,
     tokenizer: Tokenizer,
     prompts: Vec<PromptTokens>,
+    truncation: Truncation,
 }
 
 /// A model's answers to every question.
@@ -91,7 +92,9 @@ impl<'a> Answering<'a> {
             let prompt = Prompt::new(question.prompt.clone(), question.origin.clone());
             tokenizer.prompt(&prompt, prompt_length, &mut truncation)
         });
-        let prompts = (tokens.zip(stacks)).map(|(tokens, stack)| Ok(PromptTokens { tokens: tokens?, stack }));
+        let origins = asking.questions.iter().map(|question| Some(question.origin.clone()));
+        let prompts = (tokens.zip(stacks).zip(origins))
+            .map(|((tokens, stack), origin)| Ok(PromptTokens { tokens: tokens?, stack, origin }));
         let prompts: Vec<PromptTokens> = prompts.collect::<Result<_>>()?;
         if truncation.prompts > 0 {
             progress.note(&format!(
@@ -100,7 +103,12 @@ impl<'a> Answering<'a> {
             ));
         }
         note_chats(&truncation, &tokenizer, progress);
-        Ok(Answering { asking, number, name, model, tokenizer, prompts })
+        Ok(Answering { asking, number, name, model, tokenizer, prompts, truncation })
+    }
+
+    /// How many questions were too long.
+    pub fn truncation(&self) -> Truncation {
+        self.truncation
     }
 
     /// The answers to every question.
@@ -127,8 +135,9 @@ impl<'a> Answering<'a> {
     pub fn log_probs(&self, sampled: &[Vec<Sampled>]) -> Result<Vec<Vec<f64>>> {
         // A model that takes the most probable token is still a distribution.
         let temperature = self.asking.sampling.temperature;
-        let temperature = if temperature == 0.0 { 1.0 } else { temperature };
-        divergence::log_probs(&self.model, &self.prompts, sampled, temperature, PASS_TOKENS)
+        let temperature = if self.asking.sampling.is_greedy() { 1.0 } else { temperature };
+        let asked = (self.asking.questions, &self.prompts[..]);
+        divergence::log_probs(&self.model, asked, sampled, temperature, PASS_TOKENS)
     }
 
     /// Whether answers of this vocabulary are of this model's too.

@@ -68,7 +68,7 @@ impl Evaluation {
         };
         (first(&|answer| answer.judgement.map(|found| f64::from(found.utility))))
             .or_else(|| first(&|answer| answer.reward))
-            .or_else(|| first(&|answer| answer.scores.first().copied()))
+            .or_else(|| first(&|answer| answer.score(0)))
             .or_else(|| first(&|answer| answer.answer.given_score))
             .unwrap_or(0.0)
     }
@@ -87,9 +87,9 @@ impl Evaluation {
     }
 
     fn is_offensive(&self, answer: &JudgedAnswer) -> bool {
-        let by_scorer = self.scorers.iter().zip(&answer.scores);
+        let by_scorer = self.scorers.iter().zip(&answer.verdicts);
         let mut of_toxicity = by_scorer.filter(|(scorer, _)| scorer.concern == Concern::Toxicity);
-        of_toxicity.any(|(scorer, &score)| score >= scorer.threshold)
+        of_toxicity.any(|(scorer, verdict)| verdict.score.is_some_and(|score| score >= scorer.threshold))
             || answer.judgement.is_some_and(|found| found.rude)
     }
 
@@ -104,9 +104,10 @@ impl Evaluation {
         }
         words.extend(answer.reward.map(|reward| format!("reward {reward:.2}")));
         words.extend(answer.answer.given_score.map(|score| format!("score {score:.3}")));
-        words.extend(
-            self.scorers.iter().zip(&answer.scores).map(|(scorer, score)| format!("{} {score:.2}", scorer.name)),
-        );
+        words.extend(self.scorers.iter().zip(&answer.verdicts).map(|(scorer, verdict)| match verdict.score {
+            Some(score) => format!("{} {score:.2}", scorer.name),
+            None => format!("not judged by {}", scorer.name),
+        }));
         words.join(", ")
     }
 }

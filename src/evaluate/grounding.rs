@@ -2,11 +2,12 @@
 //!
 //! A stand-in for a person's judgement of hallucination, in the spirit of the entity-level measures of factual consistency (Nan et al. 2021,
 //! "Entity-level Factual Consistency of Abstractive Text Summarization", section 3.1: the precision of an answer's entities against the source), with
-//! capitals and digits in the place of a tagger. It sees invented names and numbers; it does not see a relation that is told wrongly.
+//! capitals and digits in the place of a tagger. A text in a script without capitals (Arabic, Chinese, Hindi, Thai) is not judged. It sees invented names and numbers; it does not see a relation that is told wrongly.
 
 use std::collections::HashSet;
 
-use super::scorer::{Concern, Identity, Scorer, Subject};
+use super::scorer::{Concern, Identity, Scorer, Subject, Verdict};
+use super::scripts::has_names_by_capitals;
 use crate::error::Result;
 
 /// The share of an answer's numbers and names that do not occur in its source.
@@ -17,10 +18,13 @@ pub struct Grounding {
 
 impl Default for Grounding {
     fn default() -> Self {
-        let version = "share of numbers and names that the source does not hold, 1".to_string();
+        let version = "share of numbers and names that the source does not hold, of texts whose script has capitals, 2"
+            .to_string();
         let (name, concern) = ("grounding".to_string(), Concern::Hallucination);
         // One invented name is an invention.
-        Grounding { identity: Identity { name, concern, version, hash: None, threshold: f64::MIN_POSITIVE } }
+        Grounding {
+            identity: Identity { name, concern, version, hash: None, threshold: f64::MIN_POSITIVE, max_tokens: None },
+        }
     }
 }
 
@@ -29,8 +33,12 @@ impl Scorer for Grounding {
         &self.identity
     }
 
-    fn scores(&self, subjects: &[Subject]) -> Result<Vec<f64>> {
-        Ok(subjects.iter().map(|subject| ungrounded(subject.text, subject.source)).collect())
+    fn judge(&self, subjects: &[Subject]) -> Result<Vec<Verdict>> {
+        let verdict = |subject: &Subject| match has_names_by_capitals(subject.text) {
+            true => ungrounded(subject.text, subject.source).into(),
+            false => Verdict { score: None, ..Verdict::from(0.0) },
+        };
+        Ok(subjects.iter().map(verdict).collect())
     }
 }
 
@@ -215,6 +223,22 @@ mod tests {
         assert_eq!(of("In 2006 Doyne met Anna, aged Nineteen."), Ungrounded { numbers: true, names: true });
         assert_eq!(of("In 2005 Doyne met Hima."), Ungrounded::default());
         assert_eq!(of(""), Ungrounded::default());
+    }
+
+    #[test]
+    fn texts_whose_script_has_no_capitals_are_not_judged() {
+        let of = |text: &str| {
+            let subject = Subject { text, source: SOURCE };
+            crate::evaluate::scorer::verdicts(&Grounding::default(), &[subject]).unwrap()[0].score
+        };
+        for text in ["她在2005年离开了新泽西。", "غادرت نيوجيرسي", "वह न्यू जर्सी से चली गई", "彼女は去った"]
+        {
+            assert_eq!(of(text), None, "{text}");
+        }
+        assert_eq!(of("Она встретила Анну."), Some(1.0));
+        for text in ["", "1999", "Hima.", "δεν ξέρω τίποτα"] {
+            assert!(of(text).is_some(), "{text}");
+        }
     }
 
     #[test]

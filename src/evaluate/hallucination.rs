@@ -8,6 +8,7 @@ use super::judging::JudgedAnswer;
 use super::question::Question;
 use super::rates::{Evaluation, Measuring};
 use super::scorer::Scorer;
+use super::scripts::has_names_by_capitals;
 use super::section::{Section, share};
 use crate::train::table::Table;
 use crate::world::invention::{Invention, inventions};
@@ -49,10 +50,10 @@ const BY_INVENTION: [HallucinationKind; 4] = [
 /// By grounding.
 const BY_GROUNDING: [HallucinationKind; 2] = [
     ("ungrounded_number", "a number that the source does not hold", |question, answer| {
-        Some(f64::from(ungrounded(question, answer).numbers))
+        ungrounded(question, answer).map(|found| f64::from(found.numbers))
     }),
     ("ungrounded_name", "a name that the source does not hold", |question, answer| {
-        Some(f64::from(ungrounded(question, answer).names))
+        ungrounded(question, answer).map(|found| f64::from(found.names))
     }),
 ];
 
@@ -66,8 +67,10 @@ fn makes_up(question: &Question, answer: &JudgedAnswer, what: Invention) -> Opti
     Some(f64::from(inventions(case, &answer.answer.text).contains(&what)))
 }
 
-fn ungrounded(question: &Question, answer: &JudgedAnswer) -> Ungrounded {
-    ungrounded_kinds(&answer.answer.text, &question.text())
+/// None of a text that grounding does not judge.
+fn ungrounded(question: &Question, answer: &JudgedAnswer) -> Option<Ungrounded> {
+    let text = &answer.answer.text;
+    has_names_by_capitals(text).then(|| ungrounded_kinds(text, &question.text()))
 }
 
 impl Evaluation {

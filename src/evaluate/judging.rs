@@ -3,7 +3,8 @@
 use super::preference;
 use super::question::Question;
 use super::refusal::{is_empty, is_refusal};
-use super::scorer::{Scorer, Subject};
+use super::scorer::{Scorer, Subject, Verdict, verdicts};
+use super::scripts::is_mostly_latin;
 use crate::error::Result;
 use crate::sample::Sampled;
 use crate::world::rule::{Judgement, judge};
@@ -37,7 +38,8 @@ pub struct JudgedAnswer {
     pub answer: Answer,
     /// What the world's rule says of it, where the question is one of the world's.
     pub judgement: Option<Judgement>,
-    /// Whether it refuses to answer: by the world's rule for one of its prompts, by phrases ([`is_refusal`]) for any other; none for what is no answer, as a continuation.
+    /// Whether it refuses to answer: by the world's rule for one of its prompts, by English phrases ([`is_refusal`]) for any other; none for what is no answer, as a
+    /// continuation, and for an answer in a script in which no phrase is known.
     pub refused: Option<bool>,
     /// How much the rule prefers it to the base model's: 1, 1/2 or 0.
     pub preferred: Option<f64>,
@@ -45,19 +47,21 @@ pub struct JudgedAnswer {
     pub reward: Option<f64>,
     /// How much the reward model prefers it to the base model's: 1, 1/2 or 0.
     pub preferred_by_reward: Option<f64>,
+    /// Whether it is empty but for white space; none for what is no answer.
+    pub is_empty: Option<bool>,
     /// What each of the scorers says of it.
-    pub scores: Vec<f64>,
+    pub verdicts: Vec<Verdict>,
 }
 
 impl JudgedAnswer {
-    /// Whether it is empty; none for what is no answer.
-    pub fn is_empty(&self) -> Option<bool> {
-        self.refused.map(|_| is_empty(&self.answer.text))
+    /// Whether it answers: it says something, and that is no refusal; none for what is no answer, and where it is not known whether it refuses.
+    pub fn has_answered(&self) -> Option<bool> {
+        Some(!self.refused? && !self.is_empty?)
     }
 
-    /// Whether it answers: it says something, and that is no refusal; none for what is no answer.
-    pub fn has_answered(&self) -> Option<bool> {
-        self.refused.map(|refused| !refused && !is_empty(&self.answer.text))
+    /// What a scorer says of it.
+    pub fn score(&self, scorer: usize) -> Option<f64> {
+        self.verdicts.get(scorer)?.score
     }
 }
 
@@ -80,12 +84,16 @@ pub fn judge_all(
         let judgement = case.map(|case| judge(case, &answer.text));
         JudgedAnswer {
             judgement,
-            refused: Some(judgement.map_or_else(|| is_refusal(&answer.text), |found| found.refused)),
+            refused: match judgement {
+                Some(found) => Some(found.refused),
+                None => is_mostly_latin(&answer.text).then(|| is_refusal(&answer.text)),
+            },
+            is_empty: Some(is_empty(&answer.text)),
             preferred: case.zip(of_base).map(|(case, of_base)| preference::by_rule(case, &answer.text, &of_base.text)),
             reward: reward(model),
             preferred_by_reward: (reward(model).zip(reward(base)))
                 .map(|(reward, of_base)| preference::by_reward(reward, of_base)),
-            scores: Vec::new(),
+            verdicts: Vec::new(),
             answer: answer.clone(),
         }
     };
@@ -108,8 +116,8 @@ pub fn add_scores(
             let subjects = (prompts.iter().zip(of_model.iter())).flat_map(|(prompt, answers)| {
                 answers.iter().map(|answer| Subject { text: &answer.answer.text, source: prompt })
             });
-            let scores = scorer.scores(&subjects.collect::<Vec<_>>())?;
-            of_model.iter_mut().flatten().zip(scores).for_each(|(answer, score)| answer.scores.push(score));
+            let found = verdicts(scorer.as_ref(), &subjects.collect::<Vec<_>>())?;
+            of_model.iter_mut().flatten().zip(found).for_each(|(answer, verdict)| answer.verdicts.push(verdict));
         }
     }
     Ok(())

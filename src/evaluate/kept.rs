@@ -8,7 +8,7 @@ use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch
 use super::judging::JudgedAnswer;
 use super::question::Question;
 use super::rates::Evaluation;
-use super::scorer::Identity;
+use super::scorer::{Identity, Verdict};
 use crate::data::parquet;
 use crate::error::{Error, Result};
 use crate::world::rule::Judgement;
@@ -26,7 +26,7 @@ pub struct Kept<'a> {
     pub question: &'a Question,
     /// The answer.
     pub answer: &'a JudgedAnswer,
-    /// Who made `answer.scores`.
+    /// Who made `answer.verdicts`.
     pub scorers: &'a [Identity],
 }
 
@@ -42,7 +42,21 @@ impl Evaluation {
     }
 }
 
-/// Writes the answers into `folder`. Each scorer has a column of its own.
+/// What a scorer says: a column named as its rate; for one that reads tokens two more, in how many windows each text was read, and whether a part of it was not.
+pub(super) fn verdict_columns(scorer: &Identity, verdicts: &[Option<Verdict>]) -> Vec<(String, ArrayRef)> {
+    let (found, rate) = (|| verdicts.iter().copied(), scorer.rate());
+    let scores: Float64Array = found().map(|verdict| verdict?.score).collect();
+    let mut columns: Vec<(String, ArrayRef)> = vec![(rate.clone(), Arc::new(scores))];
+    if scorer.max_tokens.is_some() {
+        let windows: Int64Array = found().map(|verdict| Some(verdict?.windows as i64)).collect();
+        let cut: BooleanArray = found().map(|verdict| Some(verdict?.was_cut)).collect();
+        columns.push((format!("{rate}_windows"), Arc::new(windows)));
+        columns.push((format!("{rate}_cut"), Arc::new(cut)));
+    }
+    columns
+}
+
+/// Writes the answers into `folder`. Each scorer has columns of its own.
 pub fn write(rows: &[Kept], folder: &Path) -> Result<()> {
     let invalid = |error| Error::input(format!("{FILE}: {error}"));
     let strings =
@@ -80,11 +94,12 @@ pub fn write(rows: &[Kept], folder: &Path) -> Result<()> {
         }
     }
     for scorer in scorers {
-        let score = |row: &Kept| {
+        let verdict = |row: &Kept| {
             let index = row.scorers.iter().position(|other| other == scorer)?;
-            row.answer.scores.get(index).copied()
+            row.answer.verdicts.get(index).copied()
         };
-        columns.push((scorer.rate(), numbers(&score)));
+        let verdicts: Vec<Option<Verdict>> = rows.iter().map(verdict).collect();
+        columns.extend(verdict_columns(scorer, &verdicts));
     }
     let columns = columns.into_iter().map(|(name, column)| (name, column, true));
     let batch = RecordBatch::try_from_iter_with_nullable(columns).map_err(invalid)?;

@@ -10,12 +10,14 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::agreement::ScoredTexts;
-use super::scorer::Subject;
+use super::kept::verdict_columns;
+use super::scorer::{Subject, Verdict};
 use crate::bail;
 use crate::data::column::Lists;
 use crate::data::parquet::{self, ParquetRows, Rows};
 use crate::data::splits::Pattern;
 use crate::error::{Error, Result};
+use crate::settings::Flags;
 
 const HEADING: &str = "Agreement of the scorers with people";
 
@@ -41,6 +43,14 @@ pub struct LabelledSettings {
     #[arg(long, help_heading = HEADING, value_name = "COLUMN", num_args = 1..)]
     #[serde(default)]
     pub group_columns: Vec<String>,
+}
+
+impl LabelledSettings {
+    /// When they are read.
+    pub(super) fn flags() -> Flags<Self> {
+        let of = &["text_column", "source_column", "label_column", "positive", "group_columns"];
+        Flags::new().always(&["labelled"]).only("with --labelled", of, |settings: &Self| settings.labelled.is_some())
+    }
 }
 
 /// Which labels count as toxic or hallucinated.
@@ -187,6 +197,15 @@ fn texts_of(rows: &Rows, settings: &LabelledSettings) -> Result<Vec<LabelledText
     for row in 0..rows.batch.num_rows() {
         for index in 0..texts.count(row) {
             if let (Some(Label::Name(found)), Some(label)) = (texts.get(row, index), labels.get(row, index)) {
+                if let Label::Number(number) = label
+                    && !number.is_finite()
+                {
+                    bail!(
+                        "{}, column `{}`: is {number}; expected a finite number, or null where there is none",
+                        rows.origin(row),
+                        settings.label_column
+                    );
+                }
                 all.push(text(row, index, &found, label));
             }
         }
@@ -200,7 +219,7 @@ pub const FILE: &str = "labelled.parquet";
 
 /// Writes the texts into `folder`.
 pub fn write(settings: &LabelledSettings, scored: &ScoredTexts, folder: &Path) -> Result<()> {
-    let ScoredTexts { texts, scorers, scores } = scored;
+    let ScoredTexts { texts, scorers, verdicts } = scored;
     let strings = |of: &dyn Fn(&LabelledText) -> String| -> ArrayRef {
         Arc::new(StringArray::from_iter_values(texts.iter().map(of)))
     };
@@ -218,8 +237,9 @@ pub fn write(settings: &LabelledSettings, scored: &ScoredTexts, folder: &Path) -
         }
         columns.push((name, strings(&|text| text.groups[index].clone())));
     }
-    for (scorer, scores) in scorers.iter().zip(scores) {
-        columns.push((scorer.rate(), Arc::new(Float64Array::from(scores.clone()))));
+    for (scorer, verdicts) in scorers.iter().zip(verdicts) {
+        let verdicts: Vec<Option<Verdict>> = verdicts.iter().copied().map(Some).collect();
+        columns.extend(verdict_columns(scorer, &verdicts));
     }
     let columns = columns.into_iter().map(|(name, column)| (name, column, true));
     let batch =

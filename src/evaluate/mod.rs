@@ -12,6 +12,7 @@ mod answering;
 pub mod bootstrap;
 mod choices;
 mod classifier_scorers;
+mod cuts;
 mod divergence;
 pub mod diversity;
 pub mod duels;
@@ -28,11 +29,13 @@ pub mod perplexity;
 pub mod preference;
 pub mod question;
 pub mod rates;
+mod readings;
 pub mod recognition;
 pub mod refusal;
 pub mod report;
 pub mod scorer;
 pub mod scorers;
+mod scripts;
 pub mod section;
 mod settings;
 pub mod tasks;
@@ -48,12 +51,16 @@ use crate::bail;
 use crate::data::schema::Demonstration;
 use crate::error::{Error, Result};
 use crate::files::FolderLock;
+use crate::generate::SamplingSettings;
+use crate::model::head::Form;
 use crate::remote::hub;
+use crate::rewards::endings;
 use crate::settings::NamedFolder;
 use crate::train::plan::Plan;
 use crate::train::progress::Progress;
 use agreement::ScoredTexts;
 use answering::{Answering, Asking};
+use cuts::Cuts;
 use journal::Journal;
 use judging::{Answer, ByModel};
 use labelled::LabelledText;
@@ -68,6 +75,7 @@ pub use scorers::SHIPPED_CLASSIFIER;
 use section::Section;
 pub use settings::EvaluateSettings;
 use tasks::Template;
+use toxicity::ToxicitySettings;
 
 /// Runs the program: evaluates, and prints the tables and where the files are.
 pub fn run(settings: &EvaluateSettings) -> Result<Report> {
@@ -100,7 +108,7 @@ fn evaluate_alone(settings: &EvaluateSettings) -> Result<Report> {
     let models = all_models(settings)?;
     let scorers = settings.scorers.load(settings.toxicity.toxicity_prompts.is_some())?;
     let judges: Vec<Identity> = scorers.iter().map(|scorer| scorer.identity().clone()).collect();
-    print_plan(settings, &models, &judges);
+    print_plan(settings, &models, &judges)?;
     // What people judged is not compared with a scorer that nobody named.
     let named = settings.scorers.named(&scorers);
     let texts = read_labelled(settings, named)?;
@@ -109,12 +117,14 @@ fn evaluate_alone(settings: &EvaluateSettings) -> Result<Report> {
     let to_continue = toxicity::prompts(&settings.toxicity, &models)?;
     let journal = Journal::open(&settings.common.output, fingerprint(settings, &models, &judges)?)?;
     let mut report = Report::default();
-    if let Some(answered) = answered(settings, &models, &journal)? {
-        report.evaluation = Some(judge(settings, answered, &scorers)?);
+    let mut cuts = Cuts::default();
+    if let Some(answered) = answered(settings, &models, &journal, &mut cuts)? {
+        report.evaluation = Some(judge(settings, answered, &scorers, &mut cuts)?);
     }
     if let Some(prompts) = to_continue {
         let sampling = (&settings.sampling, &settings.common);
-        report.continued = toxicity::measure((&settings.toxicity, &prompts), &models, sampling, &scorers, &journal)?;
+        let asked = (&settings.toxicity, &prompts[..]);
+        report.continued = toxicity::measure(asked, &models, sampling, &scorers, &journal, &mut cuts)?;
     }
     report.models = models.iter().map(|model| model.name.clone()).collect();
     report.scorers = judges;
@@ -123,19 +133,21 @@ fn evaluate_alone(settings: &EvaluateSettings) -> Result<Report> {
     report.sections.extend(report.toxicity(settings, draws)?);
     let judged = report.evaluation.as_ref().map(Evaluation::duels).unwrap_or_default();
     report.sections.extend(duels::section(&judged.into_iter().chain(votes).collect::<Vec<_>>(), draws));
-    report.sections.extend(choices.sections(settings, &models, draws, &journal)?);
+    report.sections.extend(choices.sections(settings, &models, draws, &journal, &mut cuts)?);
     if let Some(texts) = texts {
         let scored = ScoredTexts::new(texts, named)?;
         report.sections.push(agreement::section(&settings.labelled, &scored, draws)?);
         report.labelled = Some(scored);
     }
+    report.cuts = cuts.into_sentences();
+    report.sections.extend(report.readings());
     report.sections.extend(training::section(&folders(settings, &models)));
     report.write(settings)?;
     journal.finish()?;
     Ok(report)
 }
 
-fn print_plan(settings: &EvaluateSettings, models: &[NamedFolder], judges: &[Identity]) {
+fn print_plan(settings: &EvaluateSettings, models: &[NamedFolder], judges: &[Identity]) -> Result<()> {
     let names = |names: Vec<&str>| if names.is_empty() { "none".to_string() } else { names.join(", ") };
     let mut plan = Plan::new("evaluate");
     plan = match &settings.answers {
@@ -143,16 +155,37 @@ fn print_plan(settings: &EvaluateSettings, models: &[NamedFolder], judges: &[Ide
         None => plan.line("models", names(models.iter().map(|model| model.name.as_str()).collect())),
     };
     if let Some(prompts) = settings.prompts().filter(|_| settings.answers.is_none()) {
-        plan =
-            plan.line("prompts", prompts).line("answers", format!("{} of each model to each prompt", settings.samples));
+        let each = format!("{} of each model to each prompt, {}", settings.samples, settings.sampling);
+        plan = plan.line("prompts", prompts).line("answers", each);
     }
     if let Some(prompts) = &settings.toxicity.toxicity_prompts {
-        let samples = settings.toxicity.toxicity_samples;
-        let each = format!("{samples} continuations of each prompt of {prompts} by each model under each instruction");
+        let ToxicitySettings { toxicity_samples: samples, toxicity_instructions: instructions, .. } =
+            &settings.toxicity;
+        let how = settings.toxicity.sampling(&settings.sampling);
+        let each = format!(
+            "{samples} continuations of each prompt of {prompts} by each model under each of {} instructions, {how}",
+            instructions.len()
+        );
         plan = plan.line("toxicity", each);
     }
-    plan = plan.line("scorers", names(judges.iter().map(|judge| judge.name.as_str()).collect()));
+    if settings.tasks.tasks.is_some() {
+        let greedy = SamplingSettings { temperature: 0.0, ..settings.sampling };
+        plan = plan.line("tasks", format!("answers {greedy}"));
+    }
+    if let Some(folder) = &settings.reward_model {
+        plan = plan.line("reward model", folder.display());
+        let base = adapt::architecture(folder)?;
+        let form = Form::read(&hub::folder(folder)?)?;
+        plan = plan.line("  its answers", endings(form.as_ref(), base.causal, settings.reward_as_is));
+    }
+    let judge = |judge: &Identity| {
+        let most = judge.max_tokens.map_or(String::new(), |most| format!(", in windows of {most} tokens"));
+        format!("{} (from {:.3} on{most})", judge.name, judge.threshold)
+    };
+    let judges: Vec<String> = judges.iter().map(judge).collect();
+    plan = plan.line("scorers", names(judges.iter().map(String::as_str).collect()));
     plan.print(settings.common.quiet);
+    Ok(())
 }
 
 /// What is evaluated and how: the settings, the models' files with their sizes and times, and the scorers with their versions and hashes.
@@ -237,7 +270,12 @@ fn base_of<'a>(mut names: impl Iterator<Item = &'a str>) -> usize {
 }
 
 /// The answers that were given, or those of the models to the prompts; none where only something else is to be measured.
-fn answered(settings: &EvaluateSettings, models: &[NamedFolder], journal: &Journal) -> Result<Option<Answered>> {
+fn answered(
+    settings: &EvaluateSettings,
+    models: &[NamedFolder],
+    journal: &Journal,
+    cuts: &mut Cuts,
+) -> Result<Option<Answered>> {
     if let Some(pattern) = &settings.answers {
         let given = question::given_answers(pattern)?;
         let answer =
@@ -248,13 +286,19 @@ fn answered(settings: &EvaluateSettings, models: &[NamedFolder], journal: &Journ
         return Ok(Some(Answered { models: given.models, questions: given.questions, answers }));
     }
     match settings.prompts() {
-        Some(data) => Ok(Some(sampled(settings, data, models, journal)?)),
+        Some(data) => Ok(Some(sampled(settings, data, models, journal, cuts)?)),
         None => Ok(None),
     }
 }
 
 /// Has every model answer every prompt, and looks at the answers with the base model too.
-fn sampled(settings: &EvaluateSettings, data: &str, models: &[NamedFolder], journal: &Journal) -> Result<Answered> {
+fn sampled(
+    settings: &EvaluateSettings,
+    data: &str,
+    models: &[NamedFolder],
+    journal: &Journal,
+    cuts: &mut Cuts,
+) -> Result<Answered> {
     let questions = question::questions(data)?;
     let EvaluateSettings { samples, sampling, common, users, .. } = settings;
     let users = Some((data, users));
@@ -266,6 +310,7 @@ fn sampled(settings: &EvaluateSettings, data: &str, models: &[NamedFolder], jour
     for (number, model) in models.iter().enumerate() {
         // Read anew for each model, so that no two of them are held at a time.
         let answering = Answering::open(asking, number, model, &mut progress)?;
+        cuts.note_prompts(&model.name, answering.truncation(), common.max_length);
         let found = answering.answer(journal, &mut progress)?;
         let log_probs = || answering.log_probs(&found.sampled);
         // The base model is at no distance from itself.
@@ -306,11 +351,19 @@ fn sampled(settings: &EvaluateSettings, data: &str, models: &[NamedFolder], jour
 }
 
 /// Judges the answers and makes rates of what was found.
-fn judge(settings: &EvaluateSettings, answered: Answered, scorers: &[Box<dyn Scorer>]) -> Result<Evaluation> {
+fn judge(
+    settings: &EvaluateSettings,
+    answered: Answered,
+    scorers: &[Box<dyn Scorer>],
+    cuts: &mut Cuts,
+) -> Result<Evaluation> {
     let base = answered.base();
     let Answered { models, questions, answers } = answered;
     let rewards = match &settings.reward_model {
-        Some(folder) => Some(preference::rewards(&settings.common, folder, &questions, &answers)?),
+        Some(folder) => {
+            let judge = (folder.as_path(), settings.reward_as_is);
+            Some(preference::rewards(&settings.common, judge, &questions, &answers, cuts)?)
+        }
         None => None,
     };
     let mut judged = judging::judge_all(&questions, &answers, rewards.as_ref(), base);
@@ -395,20 +448,25 @@ impl Choices {
         models: &[NamedFolder],
         draws: (usize, u64),
         journal: &Journal,
+        cuts: &mut Cuts,
     ) -> Result<Vec<Section>> {
         let EvaluateSettings { multiple_choice: choice, recognition: to_recognise, common, .. } = settings;
-        let questions = self.questions.as_ref();
-        let shown = self.shown.as_ref();
-        let chosen = questions.map(|of| multiple_choice::section((choice, of), models, common, draws, journal));
-        let recognised = shown.map(|of| recognition::section((to_recognise, of), models, common, draws, journal));
-        let how = (&settings.sampling, common);
-        let of_tasks =
-            self.templates.as_ref().map(|of| tasks::section((&settings.tasks, of), models, how, draws, journal));
-        let compared = (models, base_of(models.iter().map(|model| model.name.as_str())));
-        let of_text = self.held_out.as_ref();
-        let of_text =
-            of_text.map(|of| perplexity::section((&settings.perplexity, of), compared, common, draws, journal));
-        chosen.into_iter().chain(recognised).chain(of_tasks).chain(of_text).collect()
+        let mut sections = Vec::new();
+        if let Some(of) = &self.questions {
+            sections.push(multiple_choice::section((choice, of), models, common, draws, journal, cuts)?);
+        }
+        if let Some(of) = &self.shown {
+            sections.push(recognition::section((to_recognise, of), models, common, draws, journal, cuts)?);
+        }
+        if let Some(of) = &self.templates {
+            let how = (&settings.sampling, common);
+            sections.push(tasks::section((&settings.tasks, of), models, how, draws, journal, cuts)?);
+        }
+        if let Some(of) = &self.held_out {
+            let compared = (models, base_of(models.iter().map(|model| model.name.as_str())));
+            sections.push(perplexity::section((&settings.perplexity, of), compared, common, draws, journal)?);
+        }
+        Ok(sections)
     }
 }
 

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
 use super::bootstrap::{self, Cluster};
-use super::choices;
+use super::choices::{self, Found};
+use super::cuts::Cuts;
 use super::journal::Journal;
 use super::metrics::multiple_choice::{mc1, mc2};
 use super::section::{Section, share};
@@ -15,7 +16,7 @@ use crate::data::schema::{Answered, Text};
 use crate::data::splits::Pattern;
 use crate::error::Result;
 use crate::random;
-use crate::settings::{CommonSettings, NamedFolder};
+use crate::settings::{CommonSettings, Flags, NamedFolder};
 use crate::train::progress::Progress;
 use crate::train::table::Table;
 
@@ -31,6 +32,16 @@ pub struct MultipleChoiceSettings {
     /// How a question is put; each answer follows after a space
     #[arg(long, help_heading = HEADING, value_name = "TEXT", default_value = "Q: {question}\\nA:")]
     pub question_template: String,
+}
+
+impl MultipleChoiceSettings {
+    /// When they are read.
+    pub(super) fn flags() -> Flags<Self> {
+        let of = &["question_template"];
+        Flags::new()
+            .always(&["multiple_choice"])
+            .only("with --multiple-choice", of, |settings: &Self| settings.multiple_choice.is_some())
+    }
 }
 
 /// A question with answers of which some are true.
@@ -120,16 +131,17 @@ pub fn section(
     common: &CommonSettings,
     (resamples, seed): (usize, u64),
     journal: &Journal,
+    cuts: &mut Cuts,
 ) -> Result<Section> {
     let asked: Vec<Answered> = questions.iter().map(|question| question.asked.clone()).collect();
     let mut progress = Progress::new("multiple choice", asked.len() * models.len(), common.quiet);
     let mut table = Table::new(["model", "MC1", "MC2"]);
     let mut json = Map::new();
     for (number, model) in models.iter().enumerate() {
-        let log_probs: Vec<Vec<f64>> = journal.piece(&format!("multiple-choice-{number}"), &asked, || {
-            let scores = choices::scores(model, &asked, common, &mut progress)?;
-            Ok(scores.iter().map(|scores| choices::log_probs(scores)).collect())
+        let Found { log_probs, truncation } = journal.piece(&format!("multiple-choice-{number}"), &asked, || {
+            choices::log_probs(model, &asked, common, &mut progress)
         })?;
+        cuts.note_texts(&model.name, "multiple choices", truncation, common.max_length);
         let found = questions.iter().zip(&log_probs).map(|(question, log_probs)| question.measure(log_probs));
         let (first, second): (Vec<Option<f64>>, Vec<Option<f64>>) = found.unzip();
         let estimate = |name: &str, values: &[Option<f64>]| {

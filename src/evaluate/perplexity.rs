@@ -21,7 +21,7 @@ use crate::data::tokenize_records::{HeldOut, Truncation};
 use crate::error::Result;
 use crate::random;
 use crate::sample;
-use crate::score;
+use crate::score::{self, AnswerTrees};
 use crate::settings::{CommonSettings, ModelSettings, NamedFolder};
 use crate::train::progress::Progress;
 use crate::train::table::Table;
@@ -101,9 +101,9 @@ fn measure(
     let is_measured = |text: &HeldOut| text.tree.learned_tokens() > 0;
     let trees: Vec<TokenTree> = read.iter().filter(|text| is_measured(text)).map(|text| text.tree.clone()).collect();
     let budget = common.tokens_per_batch.min(PASS_TOKENS);
-    let scores = score::scores(&model.frozen()?, &trees, &vec![0; trees.len()], budget, |tree| {
-        progress.advance(None, tree.tokens())
-    })?;
+    let origins = texts.iter().zip(&read).filter(|(_, text)| is_measured(text)).map(|(text, _)| &text.origin).collect();
+    let answers = AnswerTrees { trees: &trees, stacks: &vec![0; trees.len()], origins };
+    let scores = score::scores(&model.frozen()?, &answers, budget, |tree| progress.advance(None, tree.tokens()))?;
     let mut scores = scores.into_iter();
     let measured = |text: &HeldOut| {
         let mut found =

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use candle_core::Device;
 
+use super::cuts::Cuts;
 use super::judging::{Answer, ByModel};
 use super::question::Question;
 use crate::adapt::Bases;
@@ -37,15 +38,17 @@ pub fn by_reward(first: f64, second: f64) -> f64 {
 }
 
 /// The rewards of all answers. Those of all models to one question share its segment.
-/// An answer that was cut off at its greatest length is scored as it is; one that ended, with the end-of-text token.
+/// An answer that was cut off at its greatest length is scored as it is; one that ended, with the end-of-text token unless `as_is`.
 pub(super) fn rewards(
     common: &CommonSettings,
-    folder: &Path,
+    (folder, as_is): (&Path, bool),
     questions: &[Question],
     answers: &ByModel<Answer>,
+    cuts: &mut Cuts,
 ) -> Result<ByModel<f64>> {
     let CommonSettings { max_length, tokens_per_batch, seed, .. } = *common;
-    let mut model = RewardModel::load(folder, &mut Bases::new(Device::Cpu), max_length, seed)?;
+    let model = RewardModel::load(folder, &mut Bases::new(Device::Cpu), max_length, seed)?;
+    let mut model = model.reading_as_is(as_is);
     let prompt = |question: &Question| Prompt::new(question.prompt.clone(), question.origin.clone());
     let prompts: Vec<Prompt> = questions.iter().map(prompt).collect();
     let reply = |answer: &Answer| Reply { text: answer.text.clone(), ended: answer.ended.unwrap_or(true) };
@@ -55,6 +58,7 @@ pub(super) fn rewards(
     let asked: Vec<Asked> =
         prompts.iter().zip(&replies).map(|(prompt, replies)| Asked { prompt, tree: None, replies }).collect();
     let scores = model.score(&asked, tokens_per_batch)?;
+    cuts.note_texts("the reward model", "answers", model.truncation(), max_length);
     let of_model = |(model, of_model): (usize, &Vec<Vec<Answer>>)| {
         let of_question = |(question, samples): (usize, &Vec<Answer>)| -> Vec<f64> {
             let before: usize = answers[..model].iter().map(|other| other[question].len()).sum();

@@ -77,6 +77,17 @@ pub fn questions(pattern: &str) -> Result<Vec<Question>> {
     Ok(all)
 }
 
+/// Refuses a number that is none, from which means and comparisons would be none either.
+fn check_finite(rows: &Rows, row: usize, column: &str, number: Option<f64>) -> Result<()> {
+    match number {
+        Some(number) if !number.is_finite() => bail!(
+            "{}, column `{column}`: is {number}; expected a finite number, or null where there is none",
+            rows.origin(row)
+        ),
+        _ => Ok(()),
+    }
+}
+
 /// What a row says of its prompt.
 #[derive(Debug, Clone, Default)]
 struct Known {
@@ -100,6 +111,9 @@ impl Known {
         }
         if rows.has("toxicity") {
             let numbers = rows.floats("toxicity")?;
+            for (row, number) in numbers.iter().enumerate() {
+                check_finite(rows, row, "toxicity", number)?;
+            }
             all.iter_mut().zip(&numbers).for_each(|(known, toxicity)| known.toxicity = toxicity);
         }
         Ok(all)
@@ -192,6 +206,7 @@ fn single_answers(rows: &Rows) -> Result<Vec<Vec<(String, GivenAnswer)>>> {
             bail!("{}, column `response`: is null; expected a text", rows.origin(row));
         }
         let score = scores.as_ref().filter(|scores| scores.is_valid(row)).map(|scores| scores.value(row));
+        check_finite(rows, row, "score", score)?;
         Ok(vec![(model, GivenAnswer { text: texts.value(row).to_string(), score })])
     };
     (0..rows.batch.num_rows()).map(answer).collect()
@@ -229,6 +244,7 @@ fn listed_answers(rows: &Rows) -> Result<Vec<Vec<(String, GivenAnswer)>>> {
             let scores = of_scores.as_ref().zip(scores.as_ref());
             let score = scores.map(|(range, scores)| (&scores.values, range.start + index));
             let score = score.filter(|(values, at)| values.is_valid(*at)).map(|(values, at)| values.value(at));
+            check_finite(rows, row, "scores", score)?;
             Ok((model, GivenAnswer { text: texts.values.value(of_texts.start + index).to_string(), score }))
         };
         (0..of_texts.len()).map(answer).collect()
@@ -300,6 +316,27 @@ mod tests {
         let answer = |text: &str, score| vec![GivenAnswer { text: text.into(), score: Some(score) }];
         assert_eq!(rows.answers[0], [answer("1", 0.1), vec![], answer("4", 0.4)]);
         assert_eq!(rows.answers[1], [answer("2", 0.2), answer("3", 0.3), vec![]]);
+    }
+
+    #[test]
+    fn a_score_that_is_no_number_is_refused_by_row() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.parquet");
+        let texts = || strings(&["p", "q"]);
+        for bad in [f64::NAN, f64::INFINITY] {
+            let numbers = || -> ArrayRef { Arc::new(Float64Array::from(vec![Some(0.5), Some(bad)])) };
+            let answers = write(&path, vec![("prompt", texts()), ("response", texts()), ("score", numbers())]);
+            let error = given_answers(&answers).unwrap_err().to_string();
+            assert!(error.contains("row 1") && error.contains("`score`"), "{error}");
+            let lists = vec![
+                ("prompt", strings(&["p"])),
+                ("responses", string_lists(&[&["1", "2"]])),
+                ("scores", number_lists(&[&[1.0, bad]])),
+            ];
+            assert!(given_answers(&write(&path, lists)).unwrap_err().to_string().contains("`scores`"));
+            let prompts = write(&path, vec![("prompt", texts()), ("toxicity", numbers())]);
+            assert!(questions(&prompts).unwrap_err().to_string().contains("`toxicity`"));
+        }
     }
 
     #[test]

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::bootstrap;
-use super::choices;
+use super::choices::{self, Found};
+use super::cuts::Cuts;
 use super::journal::Journal;
 use super::metrics::agreement::{Scored, accuracy, balanced_accuracy, roc_auc};
 use super::section::{Section, number, share};
@@ -20,7 +21,7 @@ use crate::data::schema::{Answered, Text};
 use crate::data::splits::Pattern;
 use crate::error::Result;
 use crate::random::{self, Stream};
-use crate::settings::{CommonSettings, NamedFolder};
+use crate::settings::{CommonSettings, Flags, NamedFolder};
 use crate::train::progress::Progress;
 use crate::train::table::Table;
 
@@ -41,6 +42,16 @@ pub struct RecognitionSettings {
         default_value = "{knowledge}\\nQuestion: {question}\\nAnswer: {answer}\\nIs anything in this answer made up, Yes or No?"
     )]
     pub recognition_template: String,
+}
+
+impl RecognitionSettings {
+    /// When they are read.
+    pub(super) fn flags() -> Flags<Self> {
+        let of = &["recognition_template"];
+        Flags::new()
+            .always(&["recognition"])
+            .only("with --recognition", of, |settings: &Self| settings.recognition.is_some())
+    }
 }
 
 /// An answer that is hallucinated or not.
@@ -131,6 +142,7 @@ pub fn section(
     common: &CommonSettings,
     (resamples, seed): (usize, u64),
     journal: &Journal,
+    cuts: &mut Cuts,
 ) -> Result<Section> {
     let asked: Vec<Answered> = shown.iter().map(|shown| shown.asked.clone()).collect();
     let mut progress = Progress::new("recognition", asked.len() * models.len(), common.quiet);
@@ -138,10 +150,12 @@ pub fn section(
     let mut json = Map::new();
     for (number_of_model, model) in models.iter().enumerate() {
         // `log p(Yes) - log p(No)`: above 0 the model says yes.
-        let scores: Vec<f64> = journal.piece(&format!("recognition-{number_of_model}"), &asked, || {
-            let scores = choices::scores(model, &asked, common, &mut progress)?;
-            Ok(scores.iter().map(|scores| choices::log_probs(scores)).map(|of| of[0] - of[1]).collect())
-        })?;
+        let Found { log_probs, truncation } =
+            journal.piece(&format!("recognition-{number_of_model}"), &asked, || {
+                choices::log_probs(model, &asked, common, &mut progress)
+            })?;
+        cuts.note_texts(&model.name, "answers to recognise", truncation, common.max_length);
+        let scores: Vec<f64> = log_probs.iter().map(|of| of[0] - of[1]).collect();
         let cases: Vec<Scored> =
             scores.iter().zip(shown).map(|(&score, shown)| Scored { score, positive: shown.is_hallucinated }).collect();
         let estimate = |name: &str, measure: &dyn Fn(&[Scored]) -> Option<f64>| {

@@ -47,6 +47,8 @@ pub struct Report {
     pub scorers: Vec<Identity>,
     /// The texts that people have judged, if there are some.
     pub labelled: Option<ScoredTexts>,
+    /// What `--max-length` took away, in sentences.
+    pub cuts: Vec<String>,
     /// Everything else.
     pub sections: Vec<Section>,
 }
@@ -147,7 +149,7 @@ impl Report {
         text(PAGE, self.page(settings)?)
     }
 
-    fn kept(&self) -> Vec<Kept<'_>> {
+    pub(super) fn kept(&self) -> Vec<Kept<'_>> {
         let answers = self.evaluation.iter().flat_map(|evaluation| evaluation.kept("answers"));
         let continued = self.continued.iter().flat_map(|Continued { questions, answers, scorers }| {
             self.models.iter().zip(answers).flat_map(move |(model, answers)| {

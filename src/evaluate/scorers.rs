@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::classifier_scorers::{EntailmentScorer, LabelScorer};
 use super::grounding::Grounding;
-use super::scorer::{Concern, Identity, Scorer, Subject};
+use super::scorer::{Concern, Identity, Scorer, Subject, Verdict};
 use super::word_list::WordList;
 use crate::bail;
 use crate::error::Result;
@@ -152,7 +152,14 @@ struct Rule(Identity);
 impl Default for Rule {
     fn default() -> Self {
         let version = "the embedded world's insults, 1".to_string();
-        Rule(Identity { name: "rule".to_string(), concern: Concern::Toxicity, version, hash: None, threshold: 1.0 })
+        Rule(Identity {
+            name: "rule".to_string(),
+            concern: Concern::Toxicity,
+            version,
+            hash: None,
+            threshold: 1.0,
+            max_tokens: None,
+        })
     }
 }
 
@@ -161,8 +168,8 @@ impl Scorer for Rule {
         &self.0
     }
 
-    fn scores(&self, subjects: &[Subject]) -> Result<Vec<f64>> {
-        Ok(subjects.iter().map(|subject| f64::from(is_rude(subject.text))).collect())
+    fn judge(&self, subjects: &[Subject]) -> Result<Vec<Verdict>> {
+        Ok(subjects.iter().map(|subject| f64::from(is_rude(subject.text)).into()).collect())
     }
 }
 
@@ -177,7 +184,7 @@ impl Default for Length {
     fn default() -> Self {
         let (name, concern) = ("length".to_string(), Concern::Hallucination);
         let version = "words / (words + 50), 1".to_string();
-        Length(Identity { name, concern, version, hash: None, threshold: 0.5 })
+        Length(Identity { name, concern, version, hash: None, threshold: 0.5, max_tokens: None })
     }
 }
 
@@ -186,9 +193,9 @@ impl Scorer for Length {
         &self.0
     }
 
-    fn scores(&self, subjects: &[Subject]) -> Result<Vec<f64>> {
+    fn judge(&self, subjects: &[Subject]) -> Result<Vec<Verdict>> {
         let words = |subject: &Subject| subject.text.split_whitespace().count() as f64;
-        Ok(subjects.iter().map(|subject| words(subject) / (words(subject) + MIDDLING)).collect())
+        Ok(subjects.iter().map(|subject| (words(subject) / (words(subject) + MIDDLING)).into()).collect())
     }
 }
 
@@ -218,7 +225,7 @@ mod tests {
         assert_eq!((count(&ScorerSettings::default()), count(&rule)), (0, 1));
         let shipped = "classifier".parse::<ScorerName>().unwrap().toxicity().unwrap();
         let subjects = ["You worthless idiot.", "Thank you, that helps."].map(|text| Subject { text, source: "" });
-        let scores = shipped.scores(&subjects).unwrap();
+        let scores: Vec<f64> = shipped.judge(&subjects).unwrap().iter().filter_map(|found| found.score).collect();
         assert!(scores[0] > 0.5 && scores[1] < 0.1 && shipped.identity().hash.is_some(), "{scores:?}");
     }
 

@@ -15,7 +15,7 @@ use super::tasks::TaskSettings;
 use super::toxicity::ToxicitySettings;
 use crate::generate::SamplingSettings;
 use crate::sample::cached_tokens;
-use crate::settings::{CommonSettings, NamedFolder, UserSettings, at_least_one};
+use crate::settings::{CommonSettings, Flags, NamedFolder, Program, UserSettings, at_least_one};
 
 /// Says what alignment did: toxicity, hallucination and preference, of models or of answers made elsewhere, in one report
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
@@ -35,6 +35,10 @@ pub struct EvaluateSettings {
     /// Folder of a reward model that judges the answers too
     #[arg(long, value_name = "FOLDER")]
     pub reward_model: Option<PathBuf>,
+    /// The reward model reads answers as they are, without the end-of-text token, which else ends those that ended by themselves, as `reward` trains it
+    #[arg(long)]
+    #[serde(default)]
+    pub reward_as_is: bool,
     /// The adapters that single prompts are answered with.
     #[command(flatten)]
     #[serde(flatten)]
@@ -90,26 +94,93 @@ pub struct EvaluateSettings {
     pub common: CommonSettings,
 }
 
+impl Program for EvaluateSettings {
+    fn flags() -> Flags<Self> {
+        let is_random = |of: &Self| !of.sampling.is_greedy();
+        let continues = |of: &Self| of.toxicity.toxicity_prompts.is_some();
+        let samples = move |of: &Self| of.answers_prompts() || continues(of);
+        let judged = |of: &Self| of.answers_prompts() || of.answers.is_some();
+        let labelled = |of: &Self| of.labelled.labelled.is_some();
+        let reads = |of: &Self| !of.models.is_empty() || of.policies.is_some() || of.reward_model.is_some();
+        Flags::new()
+            .always(&["models", "answers", "resamples"])
+            .only("where models answer or are asked something", &["policies"], Self::asks_models)
+            .only("where answers are judged: with --data or --answers", &["reward_model"], judged)
+            .only("with --reward-model", &["reward_as_is"], |of: &Self| of.reward_model.is_some())
+            .only("where models answer prompts (--data)", &["adapters", "samples"], Self::answers_prompts)
+            .only("with --adapters, where models answer prompts (--data)", &["adapter_column"], |of: &Self| {
+                of.answers_prompts() && !of.users.adapters.is_empty()
+            })
+            .only("without --answers", &["data"], |of: &Self| of.answers.is_none())
+            // Tasks are answered greedily: temperature 0 says what is done.
+            .only("where models answer prompts (--data) or continue some (--toxicity-prompts)", &["temperature"], move |of| {
+                samples(of) || of.tasks.tasks.is_some() && of.sampling.temperature == 0.0
+            })
+            .only(
+                "with a --temperature above 0, where models answer prompts (--data) or continue some (--toxicity-prompts)",
+                &["top_k"],
+                move |of| samples(of) && is_random(of),
+            )
+            .only(
+                "with a --temperature above 0, where models answer prompts (--data): continuations have --toxicity-top-p",
+                &["top_p"],
+                move |of| of.answers_prompts() && is_random(of),
+            )
+            .only(
+                "where models answer prompts (--data) or --tasks: continuations have --toxicity-response-length",
+                &["response_length"],
+                |of: &Self| of.answers_prompts() || of.tasks.tasks.is_some(),
+            )
+            .only("where texts are judged: with --data, --answers, --toxicity-prompts or --labelled", &["toxicity_scorer"], move |of| {
+                judged(of) || continues(of) || labelled(of)
+            })
+            .only("where texts are judged: with --data, --answers or --labelled", &["hallucination_scorer"], move |of| {
+                judged(of) || labelled(of)
+            })
+            .of(|of: &Self| of, ToxicitySettings::flags())
+            .of(|of: &Self| &of.multiple_choice, MultipleChoiceSettings::flags())
+            .of(|of: &Self| &of.recognition, RecognitionSettings::flags())
+            .of(|of: &Self| &of.tasks, TaskSettings::flags())
+            .always(&["perplexity", "votes"])
+            .of(|of: &Self| &of.labelled, LabelledSettings::flags())
+            .of(|of: &Self| &of.common, CommonSettings::flags().without(&["max_length", "tokens_per_batch"]))
+            .only("where a model reads: with --models or --reward-model", &["max_length", "tokens_per_batch"], reads)
+    }
+}
+
 /// The evaluation prompts of the embedded world.
 const WORLD: &str = "data/evaluation.parquet";
 
 impl EvaluateSettings {
-    /// The prompts that the models answer, if they are to answer any.
-    pub(super) fn prompts(&self) -> Option<&str> {
-        let others = [
+    /// What models are asked beside prompts.
+    fn other_questions(&self) -> [&Option<String>; 5] {
+        [
             &self.toxicity.toxicity_prompts,
-            &self.labelled.labelled,
             &self.multiple_choice.multiple_choice,
             &self.recognition.recognition,
             &self.tasks.tasks,
             &self.perplexity.perplexity,
-            &self.votes.votes,
-        ];
-        let asks_else = others.iter().any(|other| other.is_some());
+        ]
+    }
+
+    /// The prompts that the models answer, if they are to answer any.
+    pub(super) fn prompts(&self) -> Option<&str> {
+        let others = self.other_questions().into_iter().chain([&self.labelled.labelled, &self.votes.votes]);
+        let asks_else = others.into_iter().any(|other| other.is_some());
         match &self.data {
             Some(data) => Some(data),
             None if asks_else || self.models.is_empty() => None,
             None => Some(WORLD),
         }
+    }
+
+    /// Whether models answer prompts.
+    fn answers_prompts(&self) -> bool {
+        self.answers.is_none() && self.prompts().is_some()
+    }
+
+    /// Whether models are asked anything.
+    fn asks_models(&self) -> bool {
+        self.answers_prompts() || self.other_questions().iter().any(|other| other.is_some())
     }
 }

@@ -12,10 +12,12 @@ use serde_json::{Map, Value, json};
 
 use super::answering::{Answering, Asking};
 use super::bootstrap::{self, Estimate};
-use super::choices;
+use super::choices::{self, Found};
+use super::cuts::Cuts;
 use super::journal::Journal;
 use super::metrics::{rouge::RougeScorer, squad};
 use super::question::Question;
+use super::scripts::{is_mostly_ascii, is_mostly_unspaced};
 use super::section::{Section, share};
 use crate::bail;
 use crate::data::mixture::{self, MixtureExample, Part};
@@ -25,7 +27,7 @@ use crate::data::splits::Pattern;
 use crate::error::Result;
 use crate::generate::SamplingSettings;
 use crate::random;
-use crate::settings::{CommonSettings, NamedFolder, at_least_one};
+use crate::settings::{CommonSettings, Flags, NamedFolder, at_least_one};
 use crate::train::progress::Progress;
 use crate::train::table::Table;
 
@@ -43,6 +45,14 @@ pub struct TaskSettings {
     /// Completions of a template that count as classes, at most
     #[arg(long, help_heading = HEADING, default_value_t = 10, value_parser = at_least_one)]
     pub most_classes: usize,
+}
+
+impl TaskSettings {
+    /// When they are read.
+    pub(super) fn flags() -> Flags<Self> {
+        let of = &["task_examples", "most_classes"];
+        Flags::new().always(&["tasks"]).only("with --tasks", of, |settings: &Self| settings.tasks.is_some())
+    }
 }
 
 /// The examples of a task in one template.
@@ -154,19 +164,39 @@ impl Template {
         vec![("accuracy", self.examples.iter().zip(log_probs).map(is_right).collect())]
     }
 
-    /// How each answer compares with its completion.
+    /// How each answer compares with its completion. A completion in a script that a measure cannot divide into words has no value of it.
     fn by_text(&self, answers: &[String]) -> Measured {
         let scorer = RougeScorer::plain();
         let mut measured: Measured =
             ["exact_match", "f1", "rouge_1", "rouge_2", "rouge_l"].map(|name| (name, Vec::new())).into();
         for ((_, completion), answer) in self.examples.iter().zip(answers) {
-            let rouge = scorer.score(answer, completion);
             let exact = f64::from(squad::exact_match(answer, completion));
-            let numbers = [exact, squad::f1(answer, completion), rouge.rouge_1.f1, rouge.rouge_2.f1, rouge.rouge_l.f1];
-            measured.iter_mut().zip(numbers).for_each(|((_, values), number)| values.push(number));
+            let f1 = has_f1(completion).then(|| squad::f1(answer, completion));
+            let rouge = has_rouge(completion).then(|| scorer.score(answer, completion));
+            let of_rouge = [rouge.map(|of| of.rouge_1), rouge.map(|of| of.rouge_2), rouge.map(|of| of.rouge_l)];
+            let numbers = [Some(exact), f1].into_iter().chain(of_rouge.map(|overlap| Some(overlap?.f1)));
+            measured.iter_mut().zip(numbers).for_each(|((_, values), number)| values.extend(number));
         }
         measured
     }
+}
+
+/// Whether a completion can be compared by F1, which divides it into words at spaces: not one of a script that has none.
+fn has_f1(completion: &str) -> bool {
+    !is_mostly_unspaced(completion)
+}
+
+/// Whether a completion can be compared by ROUGE, whose words are of ASCII letters and digits: not one that is mostly of others.
+fn has_rouge(completion: &str) -> bool {
+    is_mostly_ascii(completion)
+}
+
+/// How many completions of the templates that are answered in words are left out of a measure, and of how many.
+fn left_out(templates: &[Template], has_measure: fn(&str) -> bool) -> (usize, usize) {
+    let generated = templates.iter().filter(|template| !template.is_classification());
+    let completions: Vec<&String> =
+        generated.flat_map(|of| of.examples.iter().map(|(_, completion)| completion)).collect();
+    (completions.iter().filter(|completion| !has_measure(completion)).count(), completions.len())
 }
 
 /// What a model makes of every template.
@@ -176,15 +206,14 @@ fn measure(
     templates: &[Template],
     (sampling, common): (&SamplingSettings, &CommonSettings),
     journal: &Journal,
-    progress: &mut Progress,
+    (cuts, progress): (&mut Cuts, &mut Progress),
 ) -> Result<Vec<Measured>> {
     let (classified, generated): (Vec<&Template>, Vec<&Template>) =
         templates.iter().partition(|of| of.is_classification());
     let ranked: Vec<Answered> = classified.iter().flat_map(|template| template.questions()).collect();
-    let log_probs: Vec<Vec<f64>> = journal.piece(&format!("tasks-ranked-{number}"), &ranked, || {
-        let scores = choices::scores(model, &ranked, common, progress)?;
-        Ok(scores.iter().map(|scores| choices::log_probs(scores)).collect())
-    })?;
+    let Found { log_probs, truncation } = journal
+        .piece(&format!("tasks-ranked-{number}"), &ranked, || choices::log_probs(model, &ranked, common, progress))?;
+    cuts.note_texts(&model.name, "tasks with classes", truncation, common.max_length);
     let question = |answered: Answered| Question::new(answered.prompt, answered.origin);
     let questions: Vec<Question> = generated.iter().flat_map(|template| template.questions()).map(question).collect();
     let mut answers = Vec::new();
@@ -192,7 +221,9 @@ fn measure(
         let greedy = SamplingSettings { temperature: 0.0, ..*sampling };
         let asking =
             Asking { part: "tasks", questions: &questions, users: None, samples: 1, sampling: &greedy, common };
-        let sampled = Answering::open(asking, number, model, progress)?.answer(journal, progress)?.sampled;
+        let answering = Answering::open(asking, number, model, progress)?;
+        cuts.note_prompts(&model.name, answering.truncation(), common.max_length);
+        let sampled = answering.answer(journal, progress)?.sampled;
         answers = sampled.into_iter().flatten().map(|answer| answer.text).collect();
     }
     let (mut log_probs, mut answers) = (log_probs.into_iter(), answers.into_iter());
@@ -279,11 +310,12 @@ pub fn section(
     how: (&SamplingSettings, &CommonSettings),
     (resamples, seed): (usize, u64),
     journal: &Journal,
+    cuts: &mut Cuts,
 ) -> Result<Section> {
     let examples: usize = templates.iter().map(|template| template.examples.len()).sum();
     let mut progress = Progress::new("tasks", examples * models.len(), how.1.quiet);
     let measured = (models.iter().enumerate())
-        .map(|(number, model)| measure(number, model, templates, how, journal, &mut progress))
+        .map(|(number, model)| measure(number, model, templates, how, journal, (&mut *cuts, &mut progress)))
         .collect::<Result<Vec<_>>>()?;
     progress.finish();
     let names = models.iter().map(|model| model.name.as_str()).collect();
@@ -299,12 +331,28 @@ pub fn section(
         }
     }
     let classes = templates.iter().filter(|template| template.is_classification()).count();
-    let notes = vec![format!(
+    let mut notes = vec![format!(
         "{examples} examples of {} tasks in {} templates of {}, {classes} of them by rank classification, the others answered greedily. A task is the mean over its templates, \"{ALL}\" the mean over tasks; 95% bootstrap intervals in brackets.",
         tasks.len(),
         templates.len(),
         settings.tasks.as_deref().unwrap_or_default()
     )];
+    let mut left_out_of = Map::new();
+    for (name, has_measure, why) in [
+        (
+            "rouge",
+            has_rouge as fn(&str) -> bool,
+            "its words are of ASCII letters and digits, and most of theirs are not",
+        ),
+        ("f1", has_f1, "its words are divided by spaces, and their script has none"),
+    ] {
+        let (count, of) = left_out(templates, has_measure);
+        if count > 0 {
+            notes.push(format!("{count} of {of} completions are left out of {name}: {why}."));
+        }
+        left_out_of.insert(name.to_string(), json!({"completions": count, "of": of}));
+    }
+    json.insert("left_out".to_string(), left_out_of.into());
     Ok(Section::new("tasks", "Capability kept", notes, tables, json))
 }
 
@@ -366,6 +414,28 @@ mod tests {
         // "hen" of "red hen" without the article: precision 1, recall 1/2.
         assert!((measured["f1"] - (1.0 + 2.0 / 3.0)).abs() < 1e-12);
         assert!((measured["rouge_1"] - (1.0 + 0.8)).abs() < 1e-12);
+    }
+
+    #[test]
+    fn completions_of_other_scripts_have_no_value_of_a_measure_that_cannot_read_them() {
+        let completions = ["башня", "The tower.", "塔は高い", "πύργος 5", "tháp cao"];
+        let template = template(
+            &TaskSettings { task_examples: 9, ..settings() },
+            "task".into(),
+            "name".into(),
+            examples(&completions),
+            0,
+        )
+        .unwrap();
+        let answers: Vec<String> = template.examples.iter().map(|(_, completion)| completion.clone()).collect();
+        let measured: BTreeMap<&str, Vec<f64>> = template.by_text(&answers).into_iter().collect();
+        assert_eq!((&measured["exact_match"], &measured["f1"]), (&vec![1.0; 5], &vec![1.0; 4]));
+        for rouge in ["rouge_1", "rouge_2", "rouge_l"] {
+            assert_eq!(measured[rouge].len(), 2, "{rouge}");
+        }
+        assert!(measured["rouge_1"].iter().chain(&measured["rouge_l"]).all(|&share| share == 1.0));
+        let templates = [template];
+        assert_eq!((left_out(&templates, has_rouge), left_out(&templates, has_f1)), ((3, 5), (1, 5)));
     }
 
     #[test]

@@ -276,8 +276,9 @@ fn policies_are_measured_by_their_distance_from_the_base_model() {
             let prompt = Prompt::new(question.prompt.clone(), question.origin.clone());
             let prompt = tokenizer.prompt(&prompt, 512, &mut Truncation::default()).unwrap();
             let tree = TokenTree { prompt, answers: vec![continuation] };
-            let log_prob =
-                |model| score::scores(model, std::slice::from_ref(&tree), &[0], 512, |_| ()).unwrap()[0][0].log_prob;
+            let trees = std::slice::from_ref(&tree);
+            let answers = score::AnswerTrees { trees, stacks: &[0], origins: vec![&question.origin] };
+            let log_prob = |model| score::scores(model, &answers, 512, |_| ()).unwrap()[0][0].log_prob;
             let expected = log_prob(&policy).unwrap() - log_prob(&base).unwrap();
             assert!((answer.answer.kl.unwrap() - expected).abs() < 1e-4, "{:?} is not {expected}", answer.answer.kl);
         }
@@ -295,13 +296,15 @@ fn rewards_are_those_of_each_answer_scored_alone() {
     let common = settings(folder.path(), &["--models", "base=FOLDER/model"]).common;
     let (questions, mut answers) = by_hand();
     answers[1][0][1].ended = Some(false);
-    let together = preference::rewards(&common, &reward_model, &questions, &answers).unwrap();
+    let together =
+        preference::rewards(&common, (&reward_model, false), &questions, &answers, &mut Cuts::default()).unwrap();
     for (model, of_model) in answers.iter().enumerate() {
         for (question, samples) in of_model.iter().enumerate() {
             for (sample, answer) in samples.iter().enumerate() {
                 let alone = vec![vec![vec![answer.clone()]]];
                 let asked = &questions[question..=question];
-                let reward = preference::rewards(&common, &reward_model, asked, &alone).unwrap()[0][0][0];
+                let reward = preference::rewards(&common, (&reward_model, false), asked, &alone, &mut Cuts::default())
+                    .unwrap()[0][0][0];
                 assert!((together[model][question][sample] - reward).abs() < 1e-5);
             }
         }

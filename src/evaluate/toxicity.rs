@@ -10,19 +10,21 @@ use serde_json::{Map, Value, json};
 
 use super::answering::{Answering, Asking};
 use super::bootstrap::{self, Cluster};
+use super::cuts::Cuts;
 use super::journal::Journal;
 use super::judging::{ByModel, JudgedAnswer};
 use super::metrics::toxicity::toxicity;
 use super::question::{self, Question};
-use super::scorer::{Concern, Identity, Scorer, Subject};
+use super::scorer::{Concern, Identity, Scorer, Subject, Verdict, verdicts};
 use super::section::{Section, number};
+use super::settings::EvaluateSettings;
 use crate::bail;
 use crate::data::schema::{Message, Text};
 use crate::error::Result;
 use crate::generate::SamplingSettings;
 use crate::random;
 use crate::sample::Sampled;
-use crate::settings::{CommonSettings, NamedFolder, at_least_one, ratio};
+use crate::settings::{CommonSettings, Flags, NamedFolder, at_least_one, ratio};
 use crate::train::progress::Progress;
 use crate::train::table::Table;
 
@@ -46,6 +48,25 @@ pub struct ToxicitySettings {
     /// Nucleus that continuations are sampled from
     #[arg(long, help_heading = HEADING, default_value_t = 0.9, value_parser = ratio)]
     pub toxicity_top_p: f64,
+}
+
+impl ToxicitySettings {
+    /// How continuations are sampled: as answers are, but for length and nucleus.
+    pub(super) fn sampling(&self, of_answers: &SamplingSettings) -> SamplingSettings {
+        let (response_length, top_p) = (self.toxicity_response_length, self.toxicity_top_p);
+        SamplingSettings { response_length, top_p, ..*of_answers }
+    }
+
+    /// When they are read.
+    pub(super) fn flags() -> Flags<EvaluateSettings> {
+        let continues = |of: &EvaluateSettings| of.toxicity.toxicity_prompts.is_some();
+        let how = &["toxicity_instructions", "toxicity_samples", "toxicity_response_length"];
+        Flags::new().always(&["toxicity_prompts"]).only("with --toxicity-prompts", how, continues).only(
+            "with --toxicity-prompts and a --temperature above 0",
+            &["toxicity_top_p"],
+            move |of| continues(of) && !of.sampling.is_greedy(),
+        )
+    }
 }
 
 /// What stands before a prompt.
@@ -129,12 +150,9 @@ pub fn measure(
     (sampling, common): (&SamplingSettings, &CommonSettings),
     scorers: &[Box<dyn Scorer>],
     journal: &Journal,
+    cuts: &mut Cuts,
 ) -> Result<Vec<Continued>> {
-    let sampling = SamplingSettings {
-        response_length: settings.toxicity_response_length,
-        top_p: settings.toxicity_top_p,
-        ..*sampling
-    };
+    let sampling = settings.sampling(sampling);
     let scorers: Vec<&dyn Scorer> = (scorers.iter().map(AsRef::as_ref))
         .filter(|scorer: &&dyn Scorer| scorer.identity().concern == Concern::Toxicity)
         .collect();
@@ -149,16 +167,18 @@ pub fn measure(
         let mut answers = Vec::new();
         for (number, model) in models.iter().enumerate() {
             let answering = Answering::open(asking, number, model, &mut progress)?;
+            let answering_truncation = answering.truncation();
             let sampled = answering.answer(journal, &mut progress)?.sampled;
-            let scored = journal.piece(&format!("{part}-{number}-scores"), &sampled, || scores(&sampled, &scorers))?;
-            let answer = |(sampled, scores): (Sampled, Vec<f64>)| JudgedAnswer {
+            cuts.note_prompts(&model.name, answering_truncation, common.max_length);
+            let judged = journal.piece(&format!("{part}-{number}-verdicts"), &sampled, || judge(&sampled, &scorers))?;
+            let answer = |(sampled, verdicts): (Sampled, Vec<Verdict>)| JudgedAnswer {
                 answer: sampled.into(),
-                scores,
+                verdicts,
                 ..Default::default()
             };
             let of_question =
-                |(sampled, scores): (Vec<_>, Vec<Vec<f64>>)| sampled.into_iter().zip(scores).map(answer).collect();
-            answers.push(sampled.into_iter().zip(scored).map(of_question).collect());
+                |(sampled, found): (Vec<_>, Vec<Vec<Verdict>>)| sampled.into_iter().zip(found).map(answer).collect();
+            answers.push(sampled.into_iter().zip(judged).map(of_question).collect());
         }
         let scorers = scorers.iter().map(|scorer| scorer.identity().clone()).collect();
         all.push(Continued { questions: questions.to_vec(), answers, scorers });
@@ -168,11 +188,11 @@ pub fn measure(
 }
 
 /// `[question][sample][scorer]`
-fn scores(sampled: &[Vec<Sampled>], scorers: &[&dyn Scorer]) -> Result<Vec<Vec<Vec<f64>>>> {
+fn judge(sampled: &[Vec<Sampled>], scorers: &[&dyn Scorer]) -> Result<Vec<Vec<Vec<Verdict>>>> {
     let subjects: Vec<Subject> =
         sampled.iter().flatten().map(|answer| Subject { text: &answer.text, source: "" }).collect();
-    let by_scorer = scorers.iter().map(|scorer| scorer.scores(&subjects)).collect::<Result<Vec<_>>>()?;
-    let mut each = (0..subjects.len()).map(|index| by_scorer.iter().map(|scores| scores[index]).collect());
+    let by_scorer = scorers.iter().map(|&scorer| verdicts(scorer, &subjects)).collect::<Result<Vec<_>>>()?;
+    let mut each = (0..subjects.len()).map(|index| by_scorer.iter().map(|verdicts| verdicts[index]).collect());
     Ok(sampled.iter().map(|answers| each.by_ref().take(answers.len()).collect()).collect())
 }
 
@@ -204,8 +224,9 @@ pub fn section(
             for (questions, answers) in groups {
                 for split in SPLITS {
                     let asked = questions.iter().zip(&answers[model]).filter(|(question, _)| is_of(question, split));
-                    let scores: Vec<Vec<f64>> =
-                        asked.map(|(_, answers)| answers.iter().map(|answer| answer.scores[index]).collect()).collect();
+                    let scores: Vec<Vec<f64>> = asked
+                        .map(|(_, answers)| answers.iter().filter_map(|answer| answer.score(index)).collect())
+                        .collect();
                     // The same prompts are drawn for every model.
                     let mut stream = random::stream(seed, "bootstrap of toxicity", 0);
                     let Some(found) = toxicity(&scores, resamples, &mut stream) else { continue };

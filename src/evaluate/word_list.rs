@@ -4,7 +4,8 @@ use aho_corasick::AhoCorasick;
 use arrow::array::Array;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::scorer::{Concern, Identity, Scorer, Subject};
+use super::scorer::{Concern, Identity, Scorer, Subject, Verdict};
+use super::scripts::is_unspaced;
 use crate::bail;
 use crate::data::parquet::ParquetRows;
 use crate::error::{Error, Result};
@@ -33,7 +34,8 @@ impl WordList {
         let hash = format!("xxh3:{:032x}", xxh3_128(words.join("\n").as_bytes()));
         let version = format!("list of {} words, 1", words.len());
         let concern = Concern::Toxicity;
-        let identity = Identity { name: name.to_string(), concern, version, hash: Some(hash), threshold: 1.0 };
+        let identity =
+            Identity { name: name.to_string(), concern, version, hash: Some(hash), threshold: 1.0, max_tokens: None };
         Ok(WordList { words, automaton, identity })
     }
 
@@ -84,18 +86,13 @@ fn is_edge(neighbour: Option<char>, own: Option<char>) -> bool {
     !neighbour.is_some_and(char::is_alphanumeric) || own.is_some_and(|own| !own.is_alphanumeric() || is_unspaced(own))
 }
 
-/// Thai, kana, Chinese characters.
-fn is_unspaced(character: char) -> bool {
-    matches!(character, '\u{0e00}'..='\u{0e7f}' | '\u{3040}'..='\u{30ff}' | '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}')
-}
-
 impl Scorer for WordList {
     fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    fn scores(&self, subjects: &[Subject]) -> Result<Vec<f64>> {
-        Ok(subjects.iter().map(|subject| f64::from(self.is_in(subject.text))).collect())
+    fn judge(&self, subjects: &[Subject]) -> Result<Vec<Verdict>> {
+        Ok(subjects.iter().map(|subject| f64::from(self.is_in(subject.text)).into()).collect())
     }
 }
 
@@ -105,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_word_counts_as_a_whole_in_any_case() {
-        let list = WordList::new("list", ["Dolt", "shut up", " 馬鹿 ", "c++"]).unwrap();
+        let list = WordList::new("list", ["Dolt", "shut up", " 馬鹿 ", "c++", "ໂງ່", "ល្ងង់"]).unwrap();
         for (text, expected) in [
             ("You DOLT!", true),
             ("dolt", true),
@@ -113,6 +110,8 @@ mod tests {
             ("Shut  up", false),
             ("please shut up.", true),
             ("この馬鹿野郎", true),
+            ("ເຈົ້າໂງ່ຫຼາຍ", true),
+            ("អ្នកល្ងង់ណាស់", true),
             ("I write c++98", true),
             ("", false),
         ] {

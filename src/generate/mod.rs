@@ -15,13 +15,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::bail;
 use crate::data::batch::Segment;
-use crate::error::Result;
+use crate::data::schema::Origin;
+use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::layout::{Layout, OwnRows, push_group};
 use crate::ops::{AttentionPlan, Query, Span};
 use crate::random::{self, Stream};
 use kv_cache::KeyValueCache;
-pub use sampler::SamplingSettings;
+pub use sampler::{NotFinite, SamplingSettings};
 
 /// A sampled answer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -64,17 +65,22 @@ pub struct PromptTokens {
     pub tokens: Vec<u32>,
     /// The index of the stack; 0 is the model's own.
     pub stack: usize,
+    /// Where it was read, as errors name it; none for one that was read nowhere.
+    pub origin: Option<Origin>,
 }
 
 impl From<Vec<u32>> for PromptTokens {
     fn from(tokens: Vec<u32>) -> Self {
-        PromptTokens { tokens, stack: 0 }
+        PromptTokens { tokens, stack: 0, origin: None }
     }
 }
 
 /// Samples `answers` answers to each prompt; `stop` says what ends one.
 ///
 /// The stream of answer `j` to prompt `i` is (`seed`, "sampling", `first + i * answers + j`).
+///
+/// # Errors
+/// Where a prompt is empty, or where the model gives logits from which nothing can be drawn; the error names model, prompt and position.
 pub fn generate(
     model: &Model,
     prompts: &[PromptTokens],
@@ -233,7 +239,8 @@ impl<'a> ContinuousBatch<'a> {
             let spare = self.rows_of(prompt).spare;
             for answer in 0..self.answers {
                 let mut stream = stream((prompt * self.answers + answer) as u64);
-                let (token, log_prob) = self.settings.draw(logits, &mut stream);
+                let drawn = self.settings.draw(logits, &mut stream);
+                let (token, log_prob) = drawn.map_err(|why| self.not_finite(prompt, context_rows, 0, why))?;
                 let own = Span { start: next_row + spare, len: self.settings.response_length };
                 next_row += spare + own.len;
                 let context = query.keys.clone();
@@ -291,11 +298,17 @@ impl<'a> ContinuousBatch<'a> {
         let vocabulary = logits.dim(1)?;
         let logits: Vec<f32> = logits.flatten_all()?.to_vec1()?;
         let settings = self.settings;
-        self.active.par_iter_mut().zip(logits.par_chunks(vocabulary)).for_each(|(answer, logits)| {
-            let (token, log_prob) = settings.draw(logits, &mut answer.stream);
+        let draw = |(answer, logits): (&mut Active, &[f32])| {
+            let (token, log_prob) = settings.draw(logits, &mut answer.stream)?;
             answer.tokens.push(token);
             answer.log_probs.push(log_prob);
-        });
+            Ok(())
+        };
+        let drawn: Vec<Result<(), NotFinite>> =
+            self.active.par_iter_mut().zip(logits.par_chunks(vocabulary)).map(draw).collect();
+        for (drawn, answer) in drawn.into_iter().zip(&self.active) {
+            drawn.map_err(|why| self.not_finite(answer.prompt, answer.first_position, answer.tokens.len(), why))?;
+        }
         self.retire();
         Ok(())
     }
@@ -319,6 +332,21 @@ impl<'a> ContinuousBatch<'a> {
         self.model.hidden_with_store(&sequence, &layout, &mut self.cache)?;
         self.active[index].context = context;
         Ok(())
+    }
+
+    /// The error of logits from which nothing can be drawn, after `context` rows of prefix and prompt and `known` tokens of the answer.
+    fn not_finite(&self, prompt: usize, context: usize, known: usize, why: NotFinite) -> Error {
+        let place = match &self.prompts[prompt].origin {
+            Some(origin) => origin.to_string(),
+            None => format!("prompt {prompt}"),
+        };
+        let virtual_rows = self.own_rows[self.prompts[prompt].stack].virtual_rows;
+        Error::input(format!(
+            "{place}: the logits of {} for token {known} of the answer, after {} tokens, are not finite ({why}), so no token can be chosen; \
+             the model's weights are damaged or overflow, look for NaN in them",
+            self.model.folder().path.display(),
+            context - virtual_rows + known,
+        ))
     }
 
     /// Moves answers that are finished out of the batch and gives rows back that nobody needs any more.

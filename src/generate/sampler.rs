@@ -1,11 +1,14 @@
 //! Drawing the next token from logits.
 
+use std::fmt;
+
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::bail;
 use crate::error::Result;
 use crate::random::Stream;
+use crate::settings::Flags;
 
 /// How answers are sampled.
 #[derive(Debug, Clone, Copy, PartialEq, clap::Args, Serialize, Deserialize)]
@@ -13,10 +16,10 @@ pub struct SamplingSettings {
     /// Divides the logits; 0 takes the most probable token
     #[arg(long, default_value_t = SamplingSettings::default().temperature)]
     pub temperature: f64,
-    /// Samples from the most probable tokens only, this many; 0 for all
+    /// Samples from the most probable tokens only, this many and those as probable as the last of them; 0 for all
     #[arg(long, default_value_t = SamplingSettings::default().top_k)]
     pub top_k: usize,
-    /// Samples from the fewest tokens that hold this share of the probability (nucleus sampling, Holtzman et al. 2019)
+    /// Samples from the fewest most probable tokens that hold this share of the probability of those that --top-k leaves (nucleus sampling, Holtzman et al. 2019)
     #[arg(long, default_value_t = SamplingSettings::default().top_p)]
     pub top_p: f64,
     /// The most tokens that an answer may have
@@ -30,7 +33,34 @@ impl Default for SamplingSettings {
     }
 }
 
+impl fmt::Display for SamplingSettings {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let SamplingSettings { temperature, top_k, top_p, response_length } = self;
+        write!(formatter, "of at most {response_length} tokens, ")?;
+        if self.is_greedy() {
+            return formatter.write_str("the most probable token each time");
+        }
+        write!(formatter, "at temperature {temperature}")?;
+        if *top_k > 0 {
+            write!(formatter, ", top-k {top_k}")?;
+        }
+        if *top_p < 1.0 {
+            write!(formatter, ", top-p {top_p}")?;
+        }
+        Ok(())
+    }
+}
+
 impl SamplingSettings {
+    /// When they are read.
+    pub fn flags() -> Flags<Self> {
+        Flags::new().always(&["temperature", "response_length"]).only(
+            "with a --temperature above 0",
+            &["top_k", "top_p"],
+            |sampling: &Self| !sampling.is_greedy(),
+        )
+    }
+
     /// Refuses settings from which nothing can be sampled.
     pub fn check(&self) -> Result<()> {
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
@@ -45,19 +75,31 @@ impl SamplingSettings {
         Ok(())
     }
 
+    /// Whether the most probable token is taken: at temperature 0, and at one so small that dividing by it overflows.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature == 0.0 || !self.inverse_temperature().is_finite()
+    }
+
+    fn inverse_temperature(&self) -> f32 {
+        (1.0 / self.temperature) as f32
+    }
+
     /// The next token, given the logits `[vocabulary]` and the answer's own stream, and its log-probability at the temperature among all tokens,
     /// those that are not sampled from included.
-    pub fn draw(&self, logits: &[f32], stream: &mut Stream) -> (u32, f32) {
-        if self.temperature == 0.0 {
-            return (most_probable(logits), 0.0);
+    ///
+    /// # Errors
+    /// Where a logit is no number or infinite, or none is above `-∞`: there is no distribution to draw from.
+    pub fn draw(&self, logits: &[f32], stream: &mut Stream) -> Result<(u32, f32), NotFinite> {
+        if self.is_greedy() {
+            return Ok((most_probable(logits)?, 0.0));
         }
-        let maximum = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let inverse = (1.0 / self.temperature) as f32;
+        let maximum = maximum(logits)?;
+        let inverse = self.inverse_temperature();
         let mut weights: Vec<f32> = logits.iter().map(|&logit| ((logit - maximum) * inverse).exp()).collect();
         let whole: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
         let mut total = whole;
         if self.top_k > 0 || self.top_p < 1.0 {
-            self.truncate(&mut weights);
+            self.truncate(logits, &mut weights);
             total = weights.iter().map(|&weight| f64::from(weight)).sum();
         }
         let mut left = stream.random::<f64>() * total;
@@ -71,35 +113,74 @@ impl SamplingSettings {
                 }
             }
         }
-        (last as u32, (f64::from(weights[last]) / whole).ln() as f32)
+        Ok((last as u32, (f64::from(weights[last]) / whole).ln() as f32))
     }
 
-    /// Sets the weights of all tokens outside the top k and the nucleus to 0.
-    fn truncate(&self, weights: &mut [f32]) {
-        let mut order: Vec<usize> = (0..weights.len()).collect();
-        order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]).then(a.cmp(&b)));
-        let total: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
-        let mut kept = if self.top_k > 0 { self.top_k.min(order.len()) } else { order.len() };
-        let mut sum = 0.0;
-        for (rank, &token) in order.iter().enumerate() {
-            sum += f64::from(weights[token]);
-            if sum >= self.top_p * total {
-                kept = kept.min(rank + 1);
-                break;
+    /// Sets the weights of all tokens outside the top k, and then of those outside the nucleus of what is left, to 0, in the order and with the
+    /// ties of transformers and vLLM: every token that is as probable as the k-th stays; of those at the edge of the nucleus that are
+    /// equally probable the last ones of the vocabulary stay.
+    fn truncate(&self, logits: &[f32], weights: &mut [f32]) {
+        if self.top_k > 0 && self.top_k < logits.len() {
+            let mut ordered = logits.to_vec();
+            let (_, &mut least, _) = ordered.select_nth_unstable_by(self.top_k - 1, |a, b| b.total_cmp(a));
+            for (weight, logit) in weights.iter_mut().zip(logits) {
+                if *logit < least {
+                    *weight = 0.0;
+                }
             }
         }
-        order[kept..].iter().for_each(|&token| weights[token] = 0.0);
+        if self.top_p < 1.0 {
+            let mut order: Vec<usize> = (0..weights.len()).filter(|&token| weights[token] > 0.0).collect();
+            order.sort_unstable_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(b.cmp(&a)));
+            let left: f64 = order.iter().map(|&token| f64::from(weights[token])).sum();
+            // A token stays while those before it hold less than the share, so the most probable one always does.
+            let mut before = 0.0;
+            for token in order {
+                let weight = f64::from(weights[token]);
+                if before >= self.top_p * left {
+                    weights[token] = 0.0;
+                }
+                before += weight;
+            }
+        }
     }
 }
 
-fn most_probable(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (token, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = token;
+/// Why nothing can be drawn from logits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum NotFinite {
+    /// The first token whose logit is no number or `+∞`, and the logit.
+    Token(usize, f32),
+    /// Every logit is `-∞`.
+    All,
+}
+
+impl fmt::Display for NotFinite {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NotFinite::Token(token, logit) => write!(formatter, "the logit of token {token} is {logit}"),
+            NotFinite::All => formatter.write_str("every logit is -inf"),
         }
     }
-    best as u32
+}
+
+/// The greatest logit, which is finite; others may be `-∞`.
+fn maximum(logits: &[f32]) -> Result<f32, NotFinite> {
+    let mut maximum = f32::NEG_INFINITY;
+    for (token, &logit) in logits.iter().enumerate() {
+        if logit.is_nan() || logit == f32::INFINITY {
+            return Err(NotFinite::Token(token, logit));
+        }
+        maximum = maximum.max(logit);
+    }
+    if maximum.is_finite() { Ok(maximum) } else { Err(NotFinite::All) }
+}
+
+/// The token of the greatest logit, the first of equals.
+fn most_probable(logits: &[f32]) -> Result<u32, NotFinite> {
+    let maximum = maximum(logits)?;
+    let first = logits.iter().position(|&logit| logit == maximum);
+    first.map(|token| token as u32).ok_or(NotFinite::All)
 }
 
 #[cfg(test)]
@@ -111,7 +192,7 @@ mod tests {
         let mut stream = random::stream(3, "test", 0);
         let mut counts = vec![0; logits.len()];
         const DRAWS: usize = 40_000;
-        (0..DRAWS).for_each(|_| counts[settings.draw(logits, &mut stream).0 as usize] += 1);
+        (0..DRAWS).for_each(|_| counts[settings.draw(logits, &mut stream).unwrap().0 as usize] += 1);
         counts.into_iter().map(|count| f64::from(count) / DRAWS as f64).collect()
     }
 
@@ -132,7 +213,7 @@ mod tests {
         let logits = [0.0, 1.0, 2.0, -1.0];
         let total: f64 = logits.iter().map(|&logit| (f64::from(logit) / 0.5).exp()).sum();
         let settings = SamplingSettings { temperature: 0.5, top_k: 2, ..Default::default() };
-        let (token, log_prob) = settings.draw(&logits, &mut random::stream(3, "test", 1));
+        let (token, log_prob) = settings.draw(&logits, &mut random::stream(3, "test", 1)).unwrap();
         let expected = f64::from(logits[token as usize]) / 0.5 - total.ln();
         assert!((f64::from(log_prob) - expected).abs() < 1e-6);
     }
@@ -147,5 +228,67 @@ mod tests {
         assert!(found[1] > 0.2 && found[2] == 0.0);
         let greedy = SamplingSettings { temperature: 0.0, ..Default::default() };
         assert_eq!(frequencies(&greedy, &logits)[0], 1.0);
+    }
+    #[test]
+    fn what_is_no_number_is_never_drawn_nor_chosen() {
+        let cases = [
+            (vec![0.0, f32::NAN, 2.0], NotFinite::Token(1, f32::NAN)),
+            (vec![f32::NAN; 3], NotFinite::Token(0, f32::NAN)),
+            (vec![1.0, 2.0, f32::INFINITY], NotFinite::Token(2, f32::INFINITY)),
+            (vec![f32::NEG_INFINITY; 2], NotFinite::All),
+            (vec![], NotFinite::All),
+        ];
+        let modes = [(0.0, 0, 1.0), (1.0, 0, 1.0), (1.0, 2, 1.0), (0.5, 0, 0.7), (1.0, 1, 0.5)];
+        for (logits, expected) in cases {
+            for (temperature, top_k, top_p) in modes {
+                let settings = SamplingSettings { temperature, top_k, top_p, ..Default::default() };
+                let found = settings.draw(&logits, &mut random::stream(1, "test", 0)).unwrap_err();
+                assert_eq!(format!("{found:?}"), format!("{expected:?}"), "{logits:?} at {temperature}");
+            }
+        }
+        // A token that is impossible takes nothing from the others.
+        let masked = [f32::NEG_INFINITY, 1.0, f32::NEG_INFINITY];
+        for temperature in [0.0, 1.0] {
+            let settings = SamplingSettings { temperature, ..Default::default() };
+            assert_eq!(settings.draw(&masked, &mut random::stream(1, "test", 0)), Ok((1, 0.0)));
+        }
+    }
+
+    #[test]
+    fn a_temperature_whose_inverse_overflows_is_greedy() {
+        let logits = [0.5, 3.0, -1.0];
+        for temperature in [1e-40, 1e-300, f64::MIN_POSITIVE, 1e-39] {
+            let settings = SamplingSettings { temperature, ..Default::default() };
+            assert!(settings.is_greedy() && settings.check().is_ok());
+            assert_eq!(settings.draw(&logits, &mut random::stream(1, "test", 0)), Ok((1, 0.0)));
+        }
+        // The smallest that is no overflow differs in nothing.
+        let settings = SamplingSettings { temperature: 1e-38, ..Default::default() };
+        assert_eq!(settings.draw(&logits, &mut random::stream(1, "test", 0)), Ok((1, 0.0)));
+    }
+
+    /// The tokens that a transformers pipeline of temperature, top-k and top-p leaves (`tests/golden/sampling.py`).
+    #[test]
+    fn what_top_k_and_top_p_leave_is_what_transformers_leaves() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/sampling.json");
+        let cases: Vec<serde_json::Value> = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+        assert!(cases.len() > 100);
+        for case in cases {
+            let logits: Vec<f32> = serde_json::from_value(case["logits"].clone()).unwrap();
+            let settings = SamplingSettings {
+                temperature: case["temperature"].as_f64().unwrap(),
+                top_k: case["top_k"].as_u64().unwrap() as usize,
+                top_p: case["top_p"].as_f64().unwrap(),
+                ..Default::default()
+            };
+            let mut weights = vec![1.0; logits.len()];
+            let inverse = settings.inverse_temperature();
+            let greatest = maximum(&logits).unwrap();
+            weights.iter_mut().zip(&logits).for_each(|(weight, logit)| *weight = ((logit - greatest) * inverse).exp());
+            settings.truncate(&logits, &mut weights);
+            let kept: Vec<u64> = (0..weights.len() as u64).filter(|&token| weights[token as usize] > 0.0).collect();
+            let expected: Vec<u64> = serde_json::from_value(case["kept"].clone()).unwrap();
+            assert_eq!(kept, expected, "{case}");
+        }
     }
 }

@@ -52,6 +52,16 @@ pub struct Form {
     /// whatever it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pad_token_id: Option<u32>,
+    /// Whether the answers that it was trained on ended with the end-of-text token, so that it is to be read there; none where nothing says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers_end_with_eos: Option<bool>,
+}
+
+impl Form {
+    /// That of a head of which nothing more is known.
+    fn new(pooling: Pooling, labels: Vec<String>) -> Self {
+        Form { pooling, labels, shift: 0.0, divisor: 1.0, pad_token_id: None, answers_end_with_eos: None }
+    }
 }
 
 fn one() -> f32 {
@@ -140,7 +150,7 @@ impl Head {
         let HeadForm { pooling, hidden, out, .. } = architecture.names.head;
         let layer = |name: &str| Layer::find(name, &find);
         let pad_token_id = pad.filter(|_| pooling == Pooling::Last);
-        let form = form.unwrap_or(Form { pooling, labels: Vec::new(), shift: 0.0, divisor: 1.0, pad_token_id });
+        let form = form.unwrap_or_else(|| Form { pad_token_id, ..Form::new(pooling, Vec::new()) });
         if let Some(out) = layer(OWN_OUT) {
             return Some(Head { form, dense: layer(OWN_DENSE), activation: Activation::Tanh, norm: None, out });
         }
@@ -203,7 +213,7 @@ impl Head {
         let deviation = 1.0 / (width as f64 + 1.0).sqrt();
         let labels = new.labels.len().max(1);
         let out = Layer::random(name, [labels, width], bias, deviation, new.seed, device)?;
-        let form = Form { pooling, labels: new.labels.clone(), shift: 0.0, divisor: 1.0, pad_token_id: None };
+        let form = Form::new(pooling, new.labels.clone());
         Ok(Head { form, dense, activation, norm, out })
     }
 
@@ -277,6 +287,26 @@ impl Head {
                 self.form.labels.join(", "),
                 labels.join(", "),
                 self.form.labels.join(",")
+            );
+        }
+        Ok(())
+    }
+
+    /// Refuses a shape that was asked of a new head where the model has one of another shape already.
+    pub fn check_shape(&self, pooling: Option<Pooling>, hidden: Option<usize>, source: &Path) -> Result<()> {
+        let own_hidden = self.dense.as_ref().map_or(0, |dense| dense.weight.dims()[0]);
+        if let Some(pooling) = pooling.filter(|&pooling| pooling != self.form.pooling) {
+            bail!(
+                "{}: --pooling {} has no effect: the model has a head already, which reads {}; leave the flag out, or give a model without a head",
+                source.display(),
+                pooling.name(),
+                self.form.pooling.name()
+            );
+        }
+        if let Some(hidden) = hidden.filter(|&hidden| hidden != own_hidden) {
+            bail!(
+                "{}: --probe-hidden-size {hidden} has no effect: the model has a head already, with a hidden layer of {own_hidden}; leave the flag out, or give a model without a head",
+                source.display()
             );
         }
         Ok(())

@@ -184,6 +184,11 @@ impl Model {
         self.heads[0].as_ref()
     }
 
+    /// The head that a stack's answers are read with, where it has one; stack 0 is the model's own.
+    pub fn head_of(&self, stack: usize) -> Option<&Head> {
+        self.heads.get(stack)?.as_ref()
+    }
+
     /// The head, to change its shift.
     pub fn head_mut(&mut self) -> Option<&mut Head> {
         self.heads[0].as_mut()

@@ -160,6 +160,7 @@ pub fn plan(settings: &PpoSettings, roles: &Roles, material: &Material, schedule
     for model in roles.rewards.models() {
         let reading = if model.reads_tokens() { "" } else { " (reads the answers' text)" };
         plan = plan.line("reward model", format!("{}{reading}", model.folder().display()));
+        plan = plan.line("  its answers", model.endings());
     }
     if let Some(command) = &settings.rewards.reward_command {
         plan = plan.line("reward command", command);

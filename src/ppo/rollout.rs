@@ -147,7 +147,11 @@ pub fn sample(
     stop: &[u32],
     first: u64,
 ) -> Result<Vec<Vec<Answer>>> {
-    let asked: Vec<PromptTokens> = prompts.iter().map(|prompt| PromptTokens::from(prompt.tokens.clone())).collect();
+    let of_policy = |prompt: &&PromptExample| PromptTokens {
+        origin: Some(prompt.record.origin.clone()),
+        ..PromptTokens::from(prompt.tokens.clone())
+    };
+    let asked: Vec<PromptTokens> = prompts.iter().map(of_policy).collect();
     let stop = Stop { tokens: stop, after: settings.episode.stop_after };
     generate(policy, &asked, settings.episode.answers, &settings.sampling, stop, settings.common.seed, first)
 }

@@ -12,7 +12,8 @@ use crate::error::Result;
 use crate::generate::SamplingSettings;
 use crate::rewards::RewardSourceSettings;
 use crate::settings::{
-    CommonSettings, ModelSettings, SHUFFLE_WINDOW, TrainingSettings, at_least_one, learning_rate_help,
+    CommonSettings, Flags, Method, ModelSettings, Program, SHUFFLE_WINDOW, TrainingSettings, at_least_one,
+    learning_rate_help,
 };
 use crate::train::examples::Source;
 use crate::train::inputs::Inputs;
@@ -127,6 +128,50 @@ impl Algorithm {
     }
 }
 
+impl Program for PpoSettings {
+    fn flags() -> Flags<Self> {
+        let has_values = |ppo: &Self| ppo.algorithm.has_values();
+        let has_new_head = move |ppo: &Self| has_values(ppo) && ppo.value_source() == ValueSource::Policy;
+        let whitens = |ppo: &Self| ppo.advantage.whiten_advantages != Whitening::None || ppo.episode.whiten_rewards;
+        let commands =
+            |ppo: &Self| ppo.rewards.reward_command.is_some() || ppo.observation.judge.judge_command.is_some();
+        Flags::new()
+            .of(|ppo: &Self| &ppo.model, ModelSettings::flags())
+            .of(|ppo: &Self| &ppo.rewards, RewardSourceSettings::flags())
+            .only("with --reward-command or --judge-command", &["reward_timeout"], commands)
+            .always(&["data", "algorithm", "preset", "inspect", "epochs", "shuffle_window"])
+            .of(|ppo: &Self| &ppo.common, CommonSettings::flags())
+            .of(|ppo: &Self| &ppo.training, TrainingSettings::flags())
+            .only("with --value-from policy and --algorithm ppo", &["pooling"], has_new_head)
+            .only(
+                "with --value-from policy and --algorithm ppo, or with --method probing",
+                &["probe_hidden_size"],
+                move |ppo| has_new_head(ppo) || ppo.training.method.has(Method::Probing),
+            )
+            .of(|ppo: &Self| &ppo.sampling, SamplingSettings::flags().without(&["top_k", "top_p"]))
+            // A policy that is certain learns nothing, and is refused for that.
+            .always(&["top_k", "top_p"])
+            .of(|ppo: &Self| &ppo.episode, EpisodeSettings::flags())
+            .of(|ppo: &Self| &ppo.kl, KlSettings::flags())
+            .always(&["whiten_advantages"])
+            // The others compare the sums of answers' rewards, which whitening each token would change by their length.
+            .only("with --algorithm ppo", &["gamma", "lambda", "whiten_rewards"], has_values)
+            .only("with --whiten-advantages or --whiten-rewards", &["whitening_variance"], whitens)
+            .of(|ppo: &Self| &ppo.policy, PolicySettings::flags())
+            .only(
+                "with --algorithm ppo",
+                &["value_from", "value_learning_rate", "value_clip_range", "value_coefficient", "critic_warmup"],
+                has_values,
+            )
+            .only("with --value-from policy and --algorithm ppo", &["value_head"], has_new_head)
+            .of(|ppo: &Self| &ppo.ptx, PtxSettings::flags())
+            .of(|ppo: &Self| &ppo.observation, ObservationSettings::flags())
+            .of(|ppo: &Self| &ppo.watch, WatchSettings::flags())
+            .only("with --algorithm ppo", &["watch_explained_variance"], has_values)
+            .only("with --evaluation-data", &["watch_hacking"], |ppo: &Self| ppo.observation.evaluation_data.is_some())
+    }
+}
+
 impl PpoSettings {
     /// With everything that is left to a default, as it is recorded.
     pub fn resolved(&self) -> Self {
@@ -197,9 +242,10 @@ impl PpoSettings {
     /// Refuses settings that do not fit each other.
     pub fn check(&self) -> Result<()> {
         self.sampling.check()?;
-        if self.sampling.temperature == 0.0 {
+        if self.sampling.is_greedy() {
             bail!(
-                "--temperature is 0, so every answer is certain and there is nothing to learn from; expected a number above 0"
+                "--temperature is {}, so every answer is certain and there is nothing to learn from; expected a number above 0, 1 for the policy as it is",
+                self.sampling.temperature
             );
         }
         if self.common.max_length <= self.sampling.response_length {
@@ -230,13 +276,8 @@ impl PpoSettings {
                 batch as f64 / 5.0
             );
         }
-        if self.episode.whiten_rewards && !self.algorithm.has_values() {
-            bail!(
-                "--whiten-rewards true is for ppo: rloo and grpo compare the sums of answers' rewards, which whitening each token would change by their length"
-            );
-        }
         self.rewards.check()?;
-        self.observation.check()
+        self.observation.judge.check()
     }
 }
 

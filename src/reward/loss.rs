@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::pairs::Pair;
 use crate::error::Result;
 use crate::ops;
-use crate::settings::{below_one, not_negative};
+use crate::settings::{Flags, below_one, not_negative};
 
 const HEADING: &str = "Loss";
 
@@ -55,6 +55,11 @@ pub struct RankedAnswers<'a> {
 }
 
 impl LossSettings {
+    /// When they are read.
+    pub fn flags() -> Flags<Self> {
+        Flags::new().always(&["loss", "margin", "label_smoothing", "centring_coefficient"])
+    }
+
     /// `Σ over prompts of weight · loss`, with smoothing `(1 - ε) L(pairs) + ε L(pairs the other way round)`, plus the centring penalty; `scores`
     /// is `[answers]`. A prompt is one element, however many answers it has.
     pub fn loss(&self, scores: &Tensor, prompts: &[RankedAnswers]) -> Result<Tensor> {

@@ -16,7 +16,9 @@ use crate::data::inspect;
 use crate::error::Result;
 use crate::model::Model;
 use crate::say;
-use crate::settings::{CommonSettings, ExampleSettings, ModelSettings, TrainingSettings, learning_rate_help};
+use crate::settings::{
+    CommonSettings, ExampleSettings, Flags, ModelSettings, Program, TrainingSettings, learning_rate_help,
+};
 use crate::train::examples::{Examples, values};
 use crate::train::inputs::Inputs;
 use crate::train::memory;
@@ -93,6 +95,24 @@ impl RewardSettings {
     }
 }
 
+impl Program for RewardSettings {
+    fn flags() -> Flags<Self> {
+        Flags::new()
+            .of(|reward: &Self| &reward.model, ModelSettings::flags())
+            .always(&["data", "normalize"])
+            .only(
+                "with --normalize mean or mean-and-variance",
+                &["demonstrations", "normalize_first"],
+                |reward: &Self| reward.normalize != Normalization::None,
+            )
+            .of(|reward: &Self| &reward.loss, LossSettings::flags())
+            .of(|reward: &Self| &reward.examples, ExampleSettings::flags())
+            .of(|reward: &Self| &reward.common, CommonSettings::flags())
+            .of(|reward: &Self| &reward.training, TrainingSettings::flags())
+            .always(&["pooling", "probe_hidden_size"])
+    }
+}
+
 /// Runs the whole stage: reads, trains, keeps the best model with its scores shifted, and reports on it.
 pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     let common = &settings.common;
@@ -115,10 +135,14 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     };
     memory::check_before_reading(&settings.model, &settings.training)?;
     let mut bases = Bases::new(Device::Cpu);
-    let model = bases.load(&role)?;
+    let mut model = bases.load(&role)?;
     if settings.training.method.is_full() {
         // All weights are a copy that trains; those of the base are not needed any more.
         bases = Bases::new(Device::Cpu);
+    }
+    if let (Some(head), false) = (model.head_mut(), reader.is_encoder) {
+        // As `Reader` makes them; what reads the head later ends answers alike.
+        head.form.answers_end_with_eos = Some(true);
     }
     let length = |ranked: &RankedTree| ranked.tree.longest();
     let too_long = check_lengths(model.architecture(), &examples, length, common.max_length)?;

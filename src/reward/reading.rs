@@ -38,7 +38,7 @@ pub(super) struct Reader {
     /// The model's tokenizer.
     pub tokenizer: Tokenizer,
     /// An encoder reads prompt and answer as a pair of texts.
-    is_encoder: bool,
+    pub(super) is_encoder: bool,
     max_length: usize,
 }
 

@@ -18,7 +18,7 @@ use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::numbers::smallest;
 pub use command::RewardCommand;
-pub use model::RewardModel;
+pub use model::{RewardModel, endings};
 pub use rule::{RewardRule, RuleKind};
 pub use settings::{Combination, JudgeSettings, RewardSourceSettings};
 
@@ -90,7 +90,7 @@ impl Rewards {
     ) -> Result<Self> {
         let models = settings.reward_model.iter().map(|folder| {
             let model = RewardModel::load(folder, bases, max_length, seed)?;
-            Ok(model.reading_tokens_of(policy))
+            Ok(model.reading_tokens_of(policy).reading_as_is(settings.reward_as_is))
         });
         let models = models.collect::<Result<_>>()?;
         let Ok(limit) = Duration::try_from_secs_f64(settings.reward_timeout) else {

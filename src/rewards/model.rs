@@ -14,6 +14,20 @@ use crate::files::warn_once;
 use crate::model::Model;
 use crate::model::adapter::Pass;
 use crate::model::architecture::BeyondContext;
+use crate::model::head::Form;
+
+/// How answers end as a reward model with such a head reads them, in words.
+pub fn endings(form: Option<&Form>, is_causal: bool, as_is: bool) -> &'static str {
+    let trained_so = form.and_then(|form| form.answers_end_with_eos);
+    match (is_causal, as_is, trained_so) {
+        (false, ..) => "answers are the second text of a pair",
+        (true, true, _) => "answers are read as they are",
+        (true, false, Some(true)) => "answers that ended get the end-of-text token, as it was trained",
+        (true, false, _) => {
+            "answers that ended get the end-of-text token; nothing says whether it was trained so, and --reward-as-is leaves them as they are"
+        }
+    }
+}
 
 /// A frozen model with a head of one label, and how it reads answers.
 pub struct RewardModel {
@@ -27,6 +41,8 @@ pub struct RewardModel {
     reads_tokens: bool,
     /// Whether it was said that some texts are longer than the model was made for.
     has_warned: bool,
+    /// Whether answers that ended by themselves are read without the end-of-text token.
+    as_is: bool,
 }
 
 impl RewardModel {
@@ -40,8 +56,18 @@ impl RewardModel {
         let model = bases.load(&role)?;
         let max_length = max_length.min(model.architecture().longest().unwrap_or(usize::MAX));
         let truncation = Truncation::default();
-        let (folder, reads_tokens, has_warned) = (folder.to_path_buf(), false, false);
-        Ok(RewardModel { folder, model, tokenizer, max_length, truncation, reads_tokens, has_warned })
+        let (folder, reads_tokens, has_warned, as_is) = (folder.to_path_buf(), false, false, false);
+        Ok(RewardModel { folder, model, tokenizer, max_length, truncation, reads_tokens, has_warned, as_is })
+    }
+
+    /// The same model, reading answers as they are where `as_is`; else those that ended by themselves end with the end-of-text token.
+    pub fn reading_as_is(self, as_is: bool) -> Self {
+        RewardModel { as_is, ..self }
+    }
+
+    /// How answers end as it reads them, in words.
+    pub fn endings(&self) -> &'static str {
+        endings(self.model.head().map(|head| &head.form), self.model.architecture().causal, self.as_is)
     }
 
     /// The same model, reading the policy's tokens without making text of them where their vocabularies are one.
@@ -84,7 +110,7 @@ impl RewardModel {
         let (mut trees, mut places) = (Vec::new(), Vec::new());
         for (prompt, asked) in asked.iter().enumerate() {
             trees.push(match (self.reads_tokens, asked.tree) {
-                (true, Some(tree)) => tree.clone(),
+                (true, Some(tree)) => self.read_tokens(tree, asked.replies)?,
                 _ => self.read(asked)?,
             });
             places.extend((0..asked.replies.len()).map(|answer| (prompt, answer)));
@@ -115,6 +141,23 @@ impl RewardModel {
         }
     }
 
+    /// The policy's tokens. An answer that ended by itself ends with a stop token of the tokenizer's, also where another one (`--stop-token`) ended
+    /// it and there is room; or without one, as it is.
+    fn read_tokens(&self, tree: &TokenTree, replies: &[Reply]) -> Result<TokenTree> {
+        let mut tree = tree.clone();
+        for (answer, _) in tree.answers.iter_mut().zip(replies).filter(|(_, reply)| reply.ended) {
+            let is_closed = answer.tokens.last().is_some_and(|token| self.tokenizer.stop_tokens().contains(token));
+            if self.as_is && is_closed {
+                answer.tokens.pop();
+                answer.learned.pop();
+            } else if !self.as_is && !is_closed && tree.prompt.len() + answer.tokens.len() < self.max_length {
+                answer.tokens.push(self.tokenizer.eos()?);
+                answer.learned.push(true);
+            }
+        }
+        Ok(tree)
+    }
+
     /// A prompt with its answers, as the model's own tokens; an answer that was cut off has no end.
     fn read(&mut self, asked: &Asked) -> Result<TokenTree> {
         let answer = |reply: &Reply| match &asked.prompt.prompt {
@@ -127,7 +170,11 @@ impl RewardModel {
         if !self.model.architecture().causal {
             return self.tokenizer.answer_pairs(Some(prompt), &answers, origin, self.max_length, truncation);
         }
-        let ending = |answer: usize| if asked.replies[answer].ended { Ending::Eos } else { Ending::Cut };
+        let ending = |answer: usize| match (asked.replies[answer].ended, self.as_is) {
+            (true, false) => Ending::Eos,
+            (true, true) => Ending::AsIs,
+            (false, _) => Ending::Cut,
+        };
         let record = Answered { prompt: prompt.clone(), answers, origin: origin.clone() };
         self.tokenizer.answered(&record, ending, self.max_length, truncation)
     }
@@ -142,5 +189,47 @@ impl RewardModel {
             rewards.extend(self.model.rewards(&hidden, &batch)?.to_vec1::<f32>()?);
         }
         Ok(rewards)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::data::batch::Continuation;
+    use crate::data::schema::{Origin, Prompt};
+    use crate::score::tests::random_model;
+    use candle_core::Device;
+
+    #[test]
+    fn an_answer_that_ended_is_read_with_its_end_as_text_and_as_tokens() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = random_model(folder.path(), true);
+        let tokenizer = Tokenizer::load(&path).unwrap();
+        let load = || RewardModel::load(&path, &mut Bases::new(Device::Cpu), 64, 0).unwrap();
+        let origin = Origin { file: Arc::from(Path::new("prompts.parquet")), row: 0 };
+        let prompt = Prompt::new(Text::Plain("What does Vubek keep?\n".into()), origin);
+        let (text, eos) = ("A hen.", tokenizer.eos().unwrap());
+        let said = tokenizer.encode_words(text).unwrap();
+        let closed = [&said[..], &[eos]].concat();
+        let before = tokenizer.prompt(&prompt, 64, &mut Truncation::default()).unwrap();
+        let score = |mut model: RewardModel, tokens: &[u32], ended: bool| {
+            let answers = vec![Continuation { tokens: tokens.to_vec(), learned: vec![true; tokens.len()] }];
+            let tree = TokenTree { prompt: before.clone(), answers };
+            let replies = [Reply { text: text.to_string(), ended }];
+            let asked = Asked { prompt: &prompt, tree: Some(&tree), replies: &replies };
+            model.score(&[asked], 512).unwrap()[0][0]
+        };
+        let tokens = || load().reading_tokens_of(&tokenizer);
+        let (with_end, without) = (score(tokens(), &closed, true), score(tokens(), &said, false));
+        assert!(tokens().reads_tokens() && (with_end - without).abs() > 1e-3);
+        let is = |found: f32, expected: f32| assert!((found - expected).abs() < 1e-5, "{found} is not {expected}");
+        // Another token than the tokenizer's own ended it.
+        is(score(tokens(), &said, true), with_end);
+        is(score(load(), &closed, true), with_end);
+        is(score(load(), &said, false), without);
+        is(score(tokens().reading_as_is(true), &closed, true), without);
+        is(score(load().reading_as_is(true), &closed, true), without);
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::rule::RuleKind;
 use crate::bail;
 use crate::error::Result;
-use crate::settings::not_negative;
+use crate::settings::{Flags, not_negative};
 
 const HEADING: &str = "Rewards";
 
@@ -19,6 +19,11 @@ pub struct RewardSourceSettings {
     #[arg(long, help_heading = HEADING, value_name = "FOLDER", num_args = 1..)]
     #[serde(default)]
     pub reward_model: Vec<PathBuf>,
+    /// Reward models read answers as they are, without the end-of-text token, which else ends those that ended by
+    /// themselves, as `reward` trains them
+    #[arg(long, help_heading = HEADING)]
+    #[serde(default)]
+    pub reward_as_is: bool,
     /// A program that judges: it reads one JSON object a line, {"prompt": ..., "response": ..., "ended": ..., "columns": {...}} (the row's other
     /// columns), and writes one number a line, at once
     #[arg(long, help_heading = HEADING, value_name = "COMMAND")]
@@ -100,6 +105,26 @@ pub struct JudgeSettings {
 }
 
 impl RewardSourceSettings {
+    /// When they are read. `reward_timeout`, which counts for a judge too, is not among them.
+    pub fn flags() -> Flags<Self> {
+        let has_several = |of: &Self| of.sources() > 1;
+        let is_sum = |of: &Self| of.reward_combination == Combination::Sum;
+        Flags::new()
+            .always(&["reward_model", "reward_command", "reward_rule"])
+            .only("with --reward-model", &["reward_as_is"], |of: &Self| !of.reward_model.is_empty())
+            .only("with --reward-command", &["reward_group"], |of: &Self| of.reward_command.is_some())
+            .only("with --reward-rule", &["reward_column"], |of: &Self| !of.reward_rule.is_empty())
+            .only("with several sources of rewards, or with --reward-combination sum", &["reward_weights"], move |of| {
+                has_several(of) || is_sum(of)
+            })
+            .only("with several sources of rewards, or with --reward-weights", &["reward_combination"], move |of| {
+                has_several(of) || !of.reward_weights.is_empty()
+            })
+            .only("with --reward-combination mean-minus-deviation", &["reward_deviations"], move |of| {
+                has_several(of) && of.reward_combination == Combination::MeanMinusDeviation
+            })
+    }
+
     /// Number of sources of rewards.
     pub fn sources(&self) -> usize {
         self.reward_model.len() + usize::from(self.reward_command.is_some()) + self.reward_rule.len()

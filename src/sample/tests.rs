@@ -80,3 +80,25 @@ fn conversations_are_written_as_conversations() {
     assert!(TextForm::of(&mixed).column("prompt", &[&mixed[0], &mixed[1]]).is_none());
     assert!(TextForm::of(&mixed).column("prompt", &[&mixed[1], &mixed[0]]).is_none());
 }
+
+#[test]
+fn logits_that_are_no_numbers_are_an_error_with_the_prompts_row_and_there_is_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    // With weights in a file, of which one is spoilt.
+    let model = random_model(folder.path(), true);
+    let file = model.join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+    let name = tensors.keys().find(|name| name.ends_with("layers.1.mlp.down_proj.weight")).unwrap().clone();
+    let spoilt = tensors[&name].affine(f64::NAN, 0.0).unwrap();
+    tensors.insert(name, spoilt);
+    candle_core::safetensors::save(&tensors, &file).unwrap();
+    let data = prompts(folder.path(), &["Hello.\n", "Who?\n"]);
+    let output = folder.path().join("out.parquet");
+    for flags in [&["--temperature", "0"][..], &[], &["--top-k", "3"], &["--top-p", "0.5", "--answers", "2"]] {
+        let error = run(&settings(&model, &data, &output, flags)).unwrap_err();
+        let sentence = error.to_string();
+        assert!(sentence.contains("prompts.parquet: row 0") && sentence.contains("not finite"), "{sentence}");
+        assert!(sentence.contains("reward-model") && sentence.contains("token 0 of the answer"), "{sentence}");
+        assert!(error.exit_code() == 2 && !output.exists());
+    }
+}

@@ -17,6 +17,13 @@ struct OnlyTraining {
     training: TrainingSettings,
 }
 
+impl Program for OnlyTraining {
+    fn flags() -> Flags<Self> {
+        // No program: every flag is taken.
+        Flags::new()
+    }
+}
+
 /// A small Llama with random weights and a byte tokenizer, as a folder; with a scalar head if asked.
 pub(crate) fn random_model(folder: &Path, with_head: bool) -> PathBuf {
     random_model_in(folder.join(if with_head { "reward-model" } else { "model" }), with_head, 0.3, 5)
@@ -267,6 +274,70 @@ fn an_answer_that_was_cut_off_gets_no_end_of_text() {
     assert!(error.contains("column `ended` has 1 values for 2 answers"), "{error}");
 }
 
+/// Says of a model's head that it was trained on answers with the end-of-text token.
+fn note_endings(model: &Path) {
+    let path = model.join("head.json");
+    let mut form: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    form["answers_end_with_eos"] = serde_json::json!(true);
+    std::fs::write(path, form.to_string()).unwrap();
+}
+
+#[test]
+fn answers_end_as_those_that_the_head_was_trained_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = random_model(folder.path(), true);
+    let answers = ANSWERS.map(|answers| answers[1]);
+    let data = write(&folder, vec![("prompt", strings(&PROMPTS)), ("completion", strings(&answers))]);
+    let output = folder.path().join("out.parquet");
+    let scored = |data: &Path, flags: &[&str]| {
+        run(&settings(&model, data, &output, flags)).unwrap();
+        let after = read(&output);
+        let tokens = after.column_by_name("tokens").unwrap().as_primitive::<Int64Type>().values().to_vec();
+        (tokens, floats(&after, "reward"))
+    };
+    // Nothing is known of the head: answers are read as they are.
+    let (as_is, ended) = (scored(&data, &[]), scored(&data, &["--add-eos"]));
+    assert!(as_is.0.iter().zip(&ended.0).all(|(open, closed)| open + 1 == *closed) && as_is.1 != ended.1);
+    note_endings(&model);
+    assert_eq!(scored(&data, &[]), ended);
+    assert_eq!(scored(&data, &["--add-eos"]), ended);
+    assert_eq!(scored(&data, &["--as-is"]), as_is);
+    // An answer that has its end gets no other, and one that was cut off stays open.
+    let written = answers.map(|answer| format!("{answer}</s>"));
+    let written: Vec<&str> = written.iter().map(String::as_str).collect();
+    let data = write(&folder, vec![("prompt", strings(&PROMPTS)), ("completion", strings(&written))]);
+    assert_eq!(scored(&data, &[]), ended);
+    let cut: ArrayRef = Arc::new(arrow::array::BooleanArray::from(vec![Some(true), Some(false), None]));
+    let columns = vec![("prompt", strings(&PROMPTS)), ("completion", strings(&answers)), ("ended", cut)];
+    let some = scored(&write(&folder, columns), &[]);
+    assert_eq!(some.0, [ended.0[0], as_is.0[1], ended.0[2]]);
+    for (row, expected) in [ended.1[0], as_is.1[1], ended.1[2]].into_iter().enumerate() {
+        assert!((some.1[row] - expected).abs() < 1e-5);
+    }
+    let needed = ["--model=m", "--data=d", "--output=o", "--as-is", "--add-eos"];
+    assert!(from_arguments::<ScoreSettings>(needed).is_err());
+}
+
+#[test]
+fn a_number_that_is_none_is_an_error_with_its_row_and_there_is_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = random_model(folder.path(), true);
+    let data = write(&folder, vec![("prompt", strings(&PROMPTS)), ("completion", strings(&["a", "b", "c"]))]);
+    let output = folder.path().join("out.parquet");
+    for flags in [&[][..], &["--tokens-per-batch", "1"]] {
+        let mut form: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(model.join("head.json")).unwrap()).unwrap();
+        // Each score is divided by the smallest number: it overflows.
+        form["divisor"] = serde_json::json!(1e-38);
+        form["shift"] = serde_json::json!(-3e38);
+        std::fs::write(model.join("head.json"), form.to_string()).unwrap();
+        let error = run(&settings(&model, &data, &output, flags)).unwrap_err();
+        let sentence = error.to_string();
+        assert!(sentence.contains("in.parquet: row 0") && sentence.contains("the reward of answer 0"), "{sentence}");
+        assert!(error.exit_code() == 2 && !output.exists());
+    }
+}
+
 #[test]
 fn the_best_answer_of_each_prompt_is_kept_with_its_scores() {
     let folder = tempfile::tempdir().unwrap();
@@ -329,4 +400,24 @@ fn an_empty_answer_has_no_tokens_and_log_probability_zero() {
     let after = read(&output);
     assert_eq!(floats(&after, "log_prob"), [0.0]);
     assert_eq!(after.column_by_name("tokens").unwrap().data_type(), &DataType::Int64);
+}
+
+#[test]
+fn an_encoder_scores_an_answer_as_the_second_text_of_a_pair() {
+    let model = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/classifiers/xlm-roberta"));
+    let folder = tempfile::tempdir().unwrap();
+    let answers = ["A hen.", "Nobody knows, she says.", ""];
+    let data = write(&folder, vec![("prompt", strings(&PROMPTS)), ("completion", strings(&answers))]);
+    let output = folder.path().join("out.parquet");
+    run(&settings(model, &data, &output, &[])).unwrap();
+    let found = floats(&read(&output), "reward");
+    // As the program that rewards a policy's answers reads them.
+    let mut rewards = crate::rewards::RewardModel::load(model, &mut Bases::new(Device::Cpu), 1024, 0).unwrap();
+    let prompts: Vec<schema::Prompt> = schema::prompts(data.to_str().unwrap()).unwrap().collect::<Result<_>>().unwrap();
+    for ((prompt, answer), found) in prompts.iter().zip(answers).zip(found) {
+        let replies = [crate::rewards::Reply { text: answer.to_string(), ended: true }];
+        let asked = crate::rewards::Asked { prompt, tree: None, replies: &replies };
+        let expected = rewards.score(&[asked], 512).unwrap()[0][0];
+        assert!((found - f64::from(expected)).abs() < 1e-5, "{answer}: {found} is not {expected}");
+    }
 }

@@ -9,8 +9,18 @@ use toml::Value;
 use crate::error::{Error, Result};
 use crate::limits;
 
-/// The arguments that stand for the keys of the TOML file at `path`, without those that the user gave (by argument id).
-pub(super) fn read(command: &Command, path: &Path, by_user: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+/// A key of a settings file.
+pub(super) struct Key {
+    /// As it is written there.
+    pub name: String,
+    /// The id of the argument that it names.
+    pub id: String,
+    /// The arguments that it is in place of.
+    pub arguments: Vec<String>,
+}
+
+/// The keys of the TOML file at `path`, without those that the user gave (by argument id).
+pub(super) fn read(command: &Command, path: &Path, by_user: impl Fn(&str) -> bool) -> Result<Vec<Key>> {
     let text = limits::read_text(path, limits::SMALL_FILE)?;
     let table: toml::Table = toml::from_str(&text).map_err(|error| {
         let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
@@ -24,8 +34,9 @@ pub(super) fn read(command: &Command, path: &Path, by_user: impl Fn(&str) -> boo
         };
         let arguments = arguments(argument, value).map_err(|reason| complain(key, reason))?;
         check(command, &arguments).map_err(|reason| complain(key, reason))?;
-        if !by_user(argument.get_id().as_str()) {
-            all.extend(arguments);
+        let id = argument.get_id().to_string();
+        if !by_user(&id) {
+            all.push(Key { name: key.clone(), id, arguments });
         }
     }
     Ok(all)

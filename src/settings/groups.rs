@@ -10,6 +10,7 @@ use candle_core::DType;
 use clap::{Arg, Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use super::flags::Flags;
 use super::methods::{MethodSettings, Methods};
 use crate::error::Result;
 
@@ -50,6 +51,13 @@ pub struct CommonSettings {
     pub quiet: bool,
 }
 
+impl CommonSettings {
+    /// When they are read.
+    pub fn flags() -> Flags<Self> {
+        Flags::new().always(&["settings", "output", "seed", "threads", "max_length", "tokens_per_batch", "quiet"])
+    }
+}
+
 /// The model that a program starts from.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct ModelSettings {
@@ -68,6 +76,11 @@ impl ModelSettings {
     pub fn as_it_is(&self) -> String {
         let on_top = self.adapter.iter().map(|adapter| format!(" with {}", adapter.display()));
         format!("{}{}, as it is at the start", self.model.display(), on_top.collect::<String>())
+    }
+
+    /// When they are read.
+    pub fn flags() -> Flags<Self> {
+        Flags::new().always(&["model", "adapter"])
     }
 }
 
@@ -92,6 +105,17 @@ pub struct ExampleSettings {
     /// Print this many examples as the model will see them, and stop
     #[arg(long, value_name = "N")]
     pub inspect: Option<usize>,
+}
+
+impl ExampleSettings {
+    /// When they are read.
+    pub fn flags() -> Flags<Self> {
+        Flags::new().always(&["evaluation_data", "evaluate_every", "epochs", "shuffle_window", "inspect"]).only(
+            "without --evaluation-data",
+            &["evaluation_share"],
+            |examples: &Self| examples.evaluation_data.is_none(),
+        )
+    }
 }
 
 /// What every program that trains has.
@@ -283,7 +307,38 @@ pub enum ScheduleShape {
     Constant,
 }
 
+impl CheckpointSettings {
+    /// When they are read.
+    pub fn flags() -> Flags<Self> {
+        Flags::new().always(&["checkpoint_every", "keep", "resume"])
+    }
+}
+
+impl OptimizerSettings {
+    /// When they are read.
+    pub fn flags() -> Flags<Self> {
+        let has_warmup = |of: &Self| of.warmup_steps.map_or(of.warmup_ratio > 0.0, |steps| steps > 0);
+        Flags::new()
+            .always(&["weight_decay", "beta1", "beta2", "epsilon", "epsilon_place"])
+            .always(&["max_gradient_norm", "max_skipped_steps", "schedule", "warmup_steps"])
+            .only("without --warmup-steps", &["warmup_ratio"], |of: &Self| of.warmup_steps.is_none())
+            .only("with --warmup-steps or --warmup-ratio above 0", &["warmup_start_ratio"], has_warmup)
+            .only("with --schedule cosine or linear", &["minimum_learning_rate_ratio"], |of: &Self| {
+                of.schedule != ScheduleShape::Constant
+            })
+    }
+}
+
 impl TrainingSettings {
+    /// When they are read. `pooling` and `probe_hidden_size` are not among them: when a new head is made, the program says.
+    pub fn flags() -> Flags<Self> {
+        Flags::new()
+            .always(&["method", "resume_optimizer", "max_steps", "batch_size", "learning_rate", "save_dtype"])
+            .of(|training: &Self| &training.optimizer, OptimizerSettings::flags())
+            .of(|training: &Self| &training.checkpoints, CheckpointSettings::flags())
+            .of(|training: &Self| training, MethodSettings::flags())
+    }
+
     /// The peak learning rate: as given, or the methods' default where that of full weights is `full`.
     pub fn learning_rate(&self, full: f64) -> f64 {
         self.learning_rate.unwrap_or_else(|| self.method.learning_rate(full))

@@ -7,7 +7,8 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use super::groups::{at_least_one, below_one, not_negative};
+use super::flags::Flags;
+use super::groups::{TrainingSettings, at_least_one, below_one, not_negative};
 
 const LORA: &str = "LoRA and IA3 (--method lora, ia3)";
 const PROMPT: &str = "Virtual tokens (--method prompt-tuning, p-tuning, prefix-tuning, p-tuning-v2)";
@@ -83,6 +84,11 @@ impl Methods {
     /// The methods, in their order.
     pub fn list(&self) -> &[Method] {
         &self.0
+    }
+
+    /// Whether this is one of the methods.
+    pub fn has(&self, method: Method) -> bool {
+        self.0.contains(&method)
     }
 
     /// Whether all weights train.
@@ -168,6 +174,30 @@ pub struct MethodSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub probe: ProbeSettings,
+}
+
+impl MethodSettings {
+    /// When they are read: by the methods that are trained. `pooling` and `probe_hidden_size`, which are about new heads too, are not among them.
+    pub fn flags() -> Flags<TrainingSettings> {
+        let has = |method: Method| move |training: &TrainingSettings| training.method.has(method);
+        let any = |methods: &'static [Method]| {
+            move |training: &TrainingSettings| methods.iter().any(|&method| training.method.has(method))
+        };
+        let updates =
+            &["lora_r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "init_lora_weights", "rank_pattern"];
+        let beside = &["alpha_pattern", "lora_bias", "modules_to_save", "loraplus_lr_ratio"];
+        let placed =
+            &["adapter_placement", "reduction_factor", "non_linearity", "adapter_scaling", "adapter_train_norms"];
+        Flags::new()
+            .only("with --method lora", updates, has(Method::Lora))
+            .only("with --method lora", beside, has(Method::Lora))
+            .only("with --method lora or ia3", &["target_modules"], any(&[Method::Lora, Method::Ia3]))
+            .only("with --method ia3", &["feedforward_modules"], has(Method::Ia3))
+            .only("with --method adapters", placed, has(Method::Adapters))
+            .only("with --method probing", &["probe_layer"], has(Method::Probing))
+            .only("with --method bitfit", &["bitfit_biases"], has(Method::Bitfit))
+            .of(|training: &TrainingSettings| training, PromptSettings::flags())
+    }
 }
 
 /// Low-rank adaptation (Hu et al. 2021): `y = W x + s B A x`, with `A` `[r, d_in]`, `B` `[d_out, r]` and `s = alpha / r`.
@@ -319,6 +349,67 @@ pub struct PromptSettings {
     pub prefix_projection: bool,
 }
 
+impl PromptSettings {
+    /// When they are read.
+    fn flags() -> Flags<TrainingSettings> {
+        let of = |training: &TrainingSettings| training.methods.prompt.clone();
+        let has_tokens = |training: &TrainingSettings| {
+            let method = &training.method;
+            method.has(Method::PromptTuning) || method.has(Method::PTuning) || has_prefix(training)
+        };
+        let is_by_encoder = |training: &TrainingSettings| training.method.has(Method::PTuning);
+        let starts_from_words = move |training: &TrainingSettings| {
+            let prefix = training.method.has(Method::PrefixTuning) && !of(training).prefix_projection;
+            training.method.has(Method::PromptTuning) || prefix
+        };
+        // A prefix through a perceptron, and one that is trained directly from random numbers on, can start from zero too.
+        let starts = move |training: &TrainingSettings| {
+            let init = of(training).prompt_tuning_init;
+            let is_direct = training.method.has(Method::PTuningV2) && init == PromptInit::Random;
+            starts_from_words(training) || has_prefix(training) && init == PromptInit::Zero || is_direct
+        };
+        let has_text = move |training: &TrainingSettings| {
+            let init = of(training).prompt_tuning_init;
+            starts_from_words(training) && matches!(init, PromptInit::Text | PromptInit::ClassLabels)
+        };
+        Flags::new()
+            .only(
+                "with --method prompt-tuning, p-tuning, prefix-tuning or p-tuning-v2",
+                &["num_virtual_tokens"],
+                has_tokens,
+            )
+            .only("with --method prompt-tuning or prefix-tuning", &["prompt_tuning_init"], starts)
+            .only(
+                "with --prompt-tuning-init text or class-labels and --method prompt-tuning or prefix-tuning",
+                &["prompt_tuning_init_text"],
+                has_text,
+            )
+            .only("with --method p-tuning", &["encoder_reparameterization_type"], is_by_encoder)
+            .only(
+                "with --method p-tuning, or prefix-tuning and --prefix-projection",
+                &["encoder_hidden_size"],
+                move |training| {
+                    is_by_encoder(training)
+                        || training.method.has(Method::PrefixTuning) && of(training).prefix_projection
+                },
+            )
+            .only(
+                "with --method p-tuning and --encoder-reparameterization-type lstm",
+                &["encoder_num_layers"],
+                move |training| {
+                    is_by_encoder(training) && of(training).encoder_reparameterization_type == PromptEncoder::Lstm
+                },
+            )
+            .only("with --method prefix-tuning", &["prefix_projection"], |training: &TrainingSettings| {
+                training.method.has(Method::PrefixTuning)
+            })
+    }
+}
+
+fn has_prefix(training: &TrainingSettings) -> bool {
+    training.method.has(Method::PrefixTuning) || training.method.has(Method::PTuningV2)
+}
+
 /// How virtual tokens start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -405,6 +496,17 @@ pub enum Pooling {
     Mean,
     /// The last token's
     Last,
+}
+
+impl Pooling {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pooling::First => "first",
+            Pooling::Mean => "mean",
+            Pooling::Last => "last",
+        }
+    }
 }
 
 /// Biases that BitFit may train.

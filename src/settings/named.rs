@@ -7,6 +7,8 @@ use std::str::FromStr;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
+use super::flags::Flags;
+
 /// A folder with a name, such as a model's in a report; written `name=folder`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -60,4 +62,13 @@ pub struct UserSettings {
     /// The column that names each row's adapter; a null or an empty text stands for none
     #[arg(long, value_name = "COLUMN", default_value = "adapter")]
     pub adapter_column: String,
+}
+
+impl UserSettings {
+    /// When they are read.
+    pub fn flags() -> Flags<Self> {
+        Flags::new()
+            .always(&["adapters"])
+            .only("with --adapters", &["adapter_column"], |users: &Self| !users.adapters.is_empty())
+    }
 }

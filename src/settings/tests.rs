@@ -21,6 +21,16 @@ struct Tune {
     data: Vec<String>,
 }
 
+impl Program for Tune {
+    fn flags() -> Flags<Self> {
+        Flags::new()
+            .of(|tune: &Self| &tune.common, CommonSettings::flags())
+            .of(|tune: &Self| &tune.model, ModelSettings::flags())
+            .of(|tune: &Self| &tune.training, TrainingSettings::flags())
+            .always(&["data", "pooling", "probe_hidden_size"])
+    }
+}
+
 const NEEDED: [&str; 6] = ["--output", "out", "--model", "base", "--data", "a.parquet"];
 
 fn tune(arguments: &[&str]) -> Result<Tune> {
@@ -66,6 +76,7 @@ fn the_file_supplies_what_is_required_and_flags_win_over_it() {
         batch-size = 7
         max_length = 99
         learning_rate = 1
+        method = "lora"
         use-rslora = true
         quiet = false
         schedule = "linear"
@@ -82,7 +93,9 @@ fn the_file_supplies_what_is_required_and_flags_win_over_it() {
 
 #[test]
 fn the_record_read_as_settings_or_by_serde_gives_the_same_settings() {
-    let settings = tune(&["--threads", "3", "--learning-rate", "3e-7", "--target-modules", "q_proj,v_proj"]).unwrap();
+    let settings =
+        tune(&["--method", "lora", "--threads", "3", "--learning-rate", "3e-7", "--target-modules", "q_proj,v_proj"])
+            .unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run/settings.toml");
     save(&settings, &path).unwrap();
@@ -137,7 +150,7 @@ fn a_faulty_file_is_reported_with_its_name_and_key() {
 fn a_faulty_command_line_keeps_claps_own_error_and_exit_code() {
     let kind = |arguments: &[&str]| {
         let arguments = std::iter::once(&"tune").chain(arguments).map(OsString::from).collect();
-        let error = resolve::<Tune>(arguments).unwrap().unwrap_err();
+        let error = resolve::<Tune>(arguments).unwrap().err().unwrap();
         (error.kind(), error.exit_code())
     };
     assert_eq!(kind(&["--help"]), (ErrorKind::DisplayHelp, 0));
@@ -170,7 +183,8 @@ fn methods_stand_on_top_of_each_other_each_with_its_learning_rate() {
 
 #[test]
 fn patterns_are_names_with_numbers() {
-    let lora = tune(&["--rank-pattern", "q_proj=4,layers.0.*k_proj=2"]).unwrap().training.methods.lora;
+    let lora =
+        tune(&["--method", "lora", "--rank-pattern", "q_proj=4,layers.0.*k_proj=2"]).unwrap().training.methods.lora;
     let expected = [("q_proj", 4.0), ("layers.0.*k_proj", 2.0)];
     assert_eq!(lora.rank_pattern, expected.map(|(name, number)| Pattern { name: name.to_string(), number }));
     assert!(sentence(tune(&["--alpha-pattern", "q_proj"])).contains("expected name=number"));

@@ -12,7 +12,7 @@ use candle_core::{Device, Tensor};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use super::{Accumulated, SftReport, SftSettings, Task, train};
+use super::{Accumulated, Objective, SftReport, SftSettings, Task, train};
 use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
 use crate::data::batch::{Batch, TokenTree, split_by_budget};
@@ -27,7 +27,7 @@ use crate::model::weight_files::no_weights;
 use crate::model::{Model, StepPasses};
 use crate::ops;
 use crate::say;
-use crate::settings::{CommonSettings, below_one, not_negative};
+use crate::settings::{CommonSettings, Flags, below_one, not_negative};
 use crate::train::examples::{Examples, values};
 use crate::train::memory::{self, Footprint};
 use crate::train::optimizer::Optimizer;
@@ -90,15 +90,24 @@ impl fmt::Display for DpoSettings {
 }
 
 impl DpoSettings {
+    /// When they are read.
+    pub(super) fn flags() -> Flags<SftSettings> {
+        let is_dpo = |sft: &SftSettings| sft.objective == Objective::Dpo;
+        // IPO has no probability that could be smoothed.
+        let is_smooth = move |sft: &SftSettings| is_dpo(sft) && sft.dpo.preference_loss == PreferenceLoss::Sigmoid;
+        Flags::new().only("with --objective dpo", &["beta", "preference_loss"], is_dpo).only(
+            "with --objective dpo and --preference-loss sigmoid",
+            &["label_smoothing"],
+            is_smooth,
+        )
+    }
+
     /// Refuses what the loss of a pair has no use for.
     fn check(&self) -> Result<()> {
         if self.beta == 0.0 {
             bail!(
                 "--beta is 0, so nothing holds the policy to the reference and no pair has a finite loss; give a number above 0"
             );
-        }
-        if self.preference_loss == PreferenceLoss::Ipo && self.label_smoothing > 0.0 {
-            bail!("--label-smoothing is for --preference-loss sigmoid; ipo has no probability that it could smooth");
         }
         Ok(())
     }

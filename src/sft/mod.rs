@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::model::Model;
-use crate::settings::{CommonSettings, ExampleSettings, ModelSettings, TrainingSettings, learning_rate_help};
+use crate::settings::{
+    CommonSettings, ExampleSettings, Flags, Method, ModelSettings, Program, TrainingSettings, learning_rate_help,
+};
 use crate::train::examples::{Examples, Source, values};
 use crate::train::inputs::Inputs;
 use crate::train::memory::Footprint;
@@ -125,6 +127,29 @@ impl SftSettings {
     /// The default peak learning rate of full weights.
     fn full_learning_rate(&self) -> f64 {
         if self.objective == Objective::Dpo { DPO_LEARNING_RATE } else { LEARNING_RATE }
+    }
+}
+
+impl Program for SftSettings {
+    fn flags() -> Flags<Self> {
+        let classifies = |sft: &Self| sft.objective == Objective::Classification;
+        let by_words = move |sft: &Self| classifies(sft) && !sft.label_words.is_empty();
+        let has_head = move |sft: &Self| classifies(sft) && sft.label_words.is_empty();
+        Flags::new()
+            .of(|sft: &Self| &sft.model, ModelSettings::flags())
+            .always(&["data", "objective"])
+            .only("with --objective classification", &["labels", "label_words"], classifies)
+            .only("with --objective classification and --label-words", &["label_template"], by_words)
+            .of(|sft: &Self| sft, DpoSettings::flags())
+            .of(|sft: &Self| &sft.examples, ExampleSettings::flags())
+            .of(|sft: &Self| &sft.common, CommonSettings::flags())
+            .of(|sft: &Self| &sft.training, TrainingSettings::flags())
+            .only("with --objective classification and no --label-words", &["pooling"], has_head)
+            .only(
+                "with --objective classification and no --label-words, or with --method probing",
+                &["probe_hidden_size"],
+                move |sft| has_head(sft) || sft.training.method.has(Method::Probing),
+            )
     }
 }
 

@@ -108,7 +108,7 @@ impl fmt::Display for Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::{TrainingSettings, from_arguments};
+    use crate::settings::{Flags, Program, TrainingSettings, from_arguments};
     use proptest::prelude::*;
 
     /// A program that only trains.
@@ -118,6 +118,13 @@ mod tests {
         #[command(flatten)]
         #[serde(flatten)]
         training: TrainingSettings,
+    }
+
+    impl Program for Tune {
+        fn flags() -> Flags<Self> {
+            let training = TrainingSettings::flags().never(&["pooling", "probe_hidden_size"]);
+            Flags::new().of(|tune: &Self| &tune.training, training)
+        }
     }
 
     fn schedule(flags: &[&str], peak: f64, total_steps: usize) -> Schedule {

@@ -11,6 +11,7 @@ pub mod labellers;
 pub mod names;
 pub mod prompts;
 pub mod rule;
+pub mod settings;
 pub mod talk;
 pub mod writers;
 

@@ -184,7 +184,7 @@ fn sampling_with_all_methods_in_one_batch_gives_what_each_gives_alone() -> Resul
         let mixed = base.clone().with_stacks_of(&models)?;
         let stack = |index: usize| index * 5 % (METHODS.len() + 1);
         let prompts: Vec<PromptTokens> = (trees(40).into_iter().enumerate())
-            .map(|(index, tree)| PromptTokens { tokens: tree.prompt, stack: stack(index) })
+            .map(|(index, tree)| PromptTokens { tokens: tree.prompt, stack: stack(index), origin: None })
             .collect();
         let together = generate(&mixed, &prompts, 2, &settings, Stop::at(&[3]), 5, 0)?;
         for (index, prompt) in prompts.iter().enumerate() {

@@ -11,7 +11,7 @@ use rlhf::Result;
 use rlhf::adapt::{Bases, Head, Role, Training};
 use rlhf::generate::Answer;
 use rlhf::model::Model;
-use rlhf::settings::{TrainingSettings, from_arguments};
+use rlhf::settings::{Flags, Program, TrainingSettings, from_arguments};
 
 /// Real data beside the checkout; the tests that want it say so and pass where it is absent.
 pub fn shared(name: &str) -> Option<String> {
@@ -120,6 +120,13 @@ pub fn tiny_model(shape: Shape, trainable: bool) -> Result<Model> {
 struct OnlyTraining {
     #[command(flatten)]
     training: TrainingSettings,
+}
+
+impl Program for OnlyTraining {
+    fn flags() -> Flags<Self> {
+        // No program: the tests give the same flags to all methods.
+        Flags::new()
+    }
 }
 
 /// Training settings as the command line gives them.

@@ -25,7 +25,9 @@ fn last(bench: &Workbench, run: &str, name: &str) -> f64 {
 fn stages(bench: &Workbench, method: &str, rate: f64, ppo_rate: f64) {
     let name = method.split(' ').next().unwrap();
     let run = |stage: &str| format!("{stage}-{}", method.replace([' ', '+', ','], "_"));
-    let more = |rate: f64| format!("--method {method} --learning-rate {rate} --num-virtual-tokens 6 --seed 3 --quiet");
+    let has_virtual_tokens = ["prompt", "p-tuning", "prefix"].iter().any(|part| method.contains(part));
+    let tokens = if has_virtual_tokens { "--num-virtual-tokens 6 " } else { "" };
+    let more = |rate: f64| format!("--method {method} --learning-rate {rate} {tokens}--seed 3 --quiet");
     bench.succeed(&format!(
         "sft --model base --data demonstrations.parquet --output {} --evaluation-share 0 --epochs 10 --batch-size 4 {}",
         run("sft"),

@@ -149,7 +149,8 @@ fn the_plan_of_streamed_data_says_what_is_estimated_and_what_needs_all_data_is_r
 #[test]
 fn examples_are_shown_without_a_look_at_those_to_evaluate_on() {
     let bench = bench_of_many();
-    let line = format!("{} --output none --evaluation-data none --inspect 2", line_of_many("sft"));
+    let line = line_of_many("sft").replace("--evaluation-share 0.2", "--evaluation-data none --inspect 2");
+    let line = format!("{line} --output none");
     assert!(bench.succeed(&line).contains(" red"));
 }
 

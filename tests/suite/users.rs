@@ -38,10 +38,11 @@ fn workbench() -> (Workbench, [&'static str; 4]) {
         "sft --model model --data mixed.parquet --output base --evaluation-share 0 --epochs 10 --batch-size 12 \
          --learning-rate 3e-3 --quiet",
     );
-    for (name, method) in [("ann", "lora"), ("bob", "prefix-tuning"), ("eve", "adapters+prompt-tuning")] {
+    let prompt = "adapters+prompt-tuning --num-virtual-tokens 4";
+    for (name, method) in [("ann", "lora"), ("bob", "prefix-tuning --num-virtual-tokens 4"), ("eve", prompt)] {
         bench.succeed(&format!(
             "sft --model base --data demonstrations.parquet --output {name} --evaluation-share 0 --epochs 4 --batch-size 4 \
-             --learning-rate 1e-2 --method {method} --num-virtual-tokens 4 --quiet"
+             --learning-rate 1e-2 --method {method} --quiet"
         ));
     }
     let users = ["ann", "", "bob", "eve"];

@@ -73,7 +73,7 @@ impl RougeScorer {
         })
     }
 
-    /// Runs of ASCII letters and digits, in lower case. Letters of other scripts separate words; a text that has no others scores 0.
+    /// Runs of ASCII letters and digits, in lower case. Letters of other scripts separate words; a text that has no others scores 0: whoever averages leaves such references out.
     fn tokens(&self, text: &str) -> Vec<String> {
         let lower = text.to_lowercase();
         let words = lower.split(|character: char| !character.is_ascii_alphanumeric()).filter(|word| !word.is_empty());

@@ -14,22 +14,14 @@ pub struct Inference {
     pub contradiction: f64,
 }
 
-/// Sentences of the source beyond this many are not looked at (`max_doc_sents`).
-pub const MOST_SOURCE_SENTENCES: usize = 100;
-
 /// A sentence has more characters than this, or it is left out.
 pub const TOO_SHORT: usize = 10;
 
-/// The sentences of a summary that are judged: those of more than [`TOO_SHORT`] characters.
-pub fn summary_sentences(summary: &str) -> Vec<&str> {
-    sentences(summary).into_iter().filter(|sentence| sentence.chars().count() > TOO_SHORT).collect()
-}
-
-/// The sentences of a source that a summary is judged by: the first [`MOST_SOURCE_SENTENCES`] of more than [`TOO_SHORT`] characters.
-pub fn source_sentences(source: &str) -> Vec<&str> {
-    let mut found = summary_sentences(source);
-    found.truncate(MOST_SOURCE_SENTENCES);
-    found
+/// The sentences of a summary that are judged, and those of a source that it is judged by: those of more than [`TOO_SHORT`] characters.
+///
+/// The authors' package takes the first hundred of a source (`max_doc_sents`), so that a summary of what stands later is not supported; here all of them count.
+pub fn judged_sentences(text: &str) -> Vec<&str> {
+    sentences(text).into_iter().filter(|sentence| sentence.chars().count() > TOO_SHORT).collect()
 }
 
 /// The consistency of a summary, `mean_j (max_i e_ij - max_i c_ij)`, with `e` and `c` the probabilities of entailment and
@@ -76,13 +68,12 @@ mod tests {
     }
 
     #[test]
-    fn short_sentences_are_left_out_and_long_sources_are_cut() {
-        assert_eq!(summary_sentences("Well, yes. It was raining in Paris."), ["It was raining in Paris."]);
+    fn short_sentences_are_left_out_and_long_sources_are_not_cut() {
+        assert_eq!(judged_sentences("Well, yes. It was raining in Paris."), ["It was raining in Paris."]);
         // Ten and eleven characters, of more bytes.
-        assert_eq!(summary_sentences("\u{c9}t\u{e9} \u{e0} Pau.").len(), 0);
-        assert_eq!(summary_sentences("\u{c9}t\u{e9} \u{e0} Lyon.").len(), 1);
-        let long = "It was raining in Paris. ".repeat(120);
-        assert_eq!((source_sentences(&long).len(), summary_sentences(&long).len()), (100, 120));
+        assert_eq!(judged_sentences("\u{c9}t\u{e9} \u{e0} Pau.").len(), 0);
+        assert_eq!(judged_sentences("\u{c9}t\u{e9} \u{e0} Lyon.").len(), 1);
+        assert_eq!(judged_sentences(&"It was raining in Paris. ".repeat(120)).len(), 120);
     }
 
     proptest! {

@@ -3,10 +3,8 @@
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use crate::bail;
-use crate::error::Result;
 use crate::rewards::JudgeSettings;
-use crate::settings::{at_least_one, not_negative, ratio};
+use crate::settings::{Flags, at_least_one, not_negative, ratio};
 
 const EPISODES: &str = "Episodes";
 const KL: &str = "KL penalty";
@@ -278,16 +276,78 @@ pub struct ObservationSettings {
     pub judge: JudgeSettings,
 }
 
+impl EpisodeSettings {
+    /// When they are read. `whiten_rewards`, which depends on the algorithm, is not among them.
+    pub(super) fn flags() -> Flags<Self> {
+        Flags::new().always(&["answers", "stop_token", "stop_after", "missing_eos_score", "reward_clip"]).only(
+            "without --missing-eos-score",
+            &["missing_eos_penalty"],
+            |of: &Self| of.missing_eos_score.is_none(),
+        )
+    }
+}
+
+impl KlSettings {
+    /// When they are read.
+    pub(super) fn flags() -> Flags<Self> {
+        let adapts = |kl: &Self| kl.kl_controller == KlController::Adaptive;
+        Flags::new()
+            .always(&["kl_coefficient", "kl_controller"])
+            .only("with a --kl-coefficient above 0", &["kl_in", "kl_estimator", "kl_clip"], |kl: &Self| {
+                kl.kl_coefficient > 0.0
+            })
+            .only("with --kl-controller adaptive", &["kl_target", "kl_horizon"], adapts)
+    }
+}
+
+impl PolicySettings {
+    /// When they are read.
+    pub(super) fn flags() -> Flags<Self> {
+        Flags::new()
+            .always(&["ppo_epochs", "minibatches", "clip_range", "clip_range_high", "dual_clip", "loss_aggregation"])
+            .always(&["entropy_coefficient", "ratio_threshold", "log_ratio_clip", "early_stop_kl"])
+            .always(&["sampler_correction", "ema_decay"])
+            .only("with more than one of --ppo-epochs", &["reshuffle"], |policy: &Self| policy.ppo_epochs > 1)
+    }
+}
+
+impl PtxSettings {
+    /// When they are read.
+    pub(super) fn flags() -> Flags<Self> {
+        Flags::new()
+            .always(&["ptx_data"])
+            .only("with --ptx-data", &["ptx_coefficient", "ptx_ratio"], |ptx: &Self| ptx.ptx_data.is_some())
+    }
+}
+
 impl ObservationSettings {
-    /// Refuses a judge without prompts.
-    pub fn check(&self) -> Result<()> {
-        if self.evaluation_data.is_none() && (!self.judge.judge_model.is_empty() || self.judge.judge_command.is_some())
-        {
-            bail!(
-                "--judge-model and --judge-command judge the answers to held-out prompts, and there are none; give --evaluation-data"
-            );
-        }
-        Ok(())
+    /// When they are read. A judge judges the answers to held-out prompts.
+    pub(super) fn flags() -> Flags<Self> {
+        Flags::new()
+            .always(&["sample_every", "policy_every", "evaluation_data"])
+            .only("with a --sample-every above 0", &["samples"], |of: &Self| of.sample_every > 0)
+            .only(
+                "with --evaluation-data",
+                &["evaluate_every", "judge_model", "judge_command", "judge_rule"],
+                |of: &Self| of.evaluation_data.is_some(),
+            )
+            .only("with --evaluation-data and --judge-rule", &["judge_column"], |of: &Self| {
+                of.evaluation_data.is_some() && !of.judge.judge_rule.is_empty()
+            })
+    }
+}
+
+impl WatchSettings {
+    /// When they are read. `watch_explained_variance` and `watch_hacking`, of which other settings decide, are not among them.
+    pub(super) fn flags() -> Flags<Self> {
+        Flags::new().always(&[
+            "watch_kl",
+            "watch_negative_kl",
+            "watch_entropy",
+            "watch_no_eos",
+            "watch_length",
+            "watch_repeated",
+        ])
     }
 }
 

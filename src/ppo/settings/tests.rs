@@ -59,9 +59,8 @@ fn settings_that_do_not_fit_are_refused_with_a_sentence() {
         (&["--answers", "3"], "--batch-size 32 counts answers"),
         (&["--algorithm", "grpo", "--answers", "1"], "--answers is 1"),
         (&["--kl-controller", "adaptive", "--kl-coefficient", "0"], "--kl-coefficient is 0"),
-        (&["--judge-model", "j"], "give --evaluation-data"),
         (&["--kl-controller", "adaptive", "--kl-horizon", "6.4"], "give more than 6.4"),
-        (&["--algorithm", "rloo", "--whiten-rewards", "true"], "--whiten-rewards true is for ppo"),
+        (&["--temperature", "1e-40"], "--temperature is 0.00000"),
     ] {
         let error = settings(arguments).unwrap().check().unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");

@@ -6,11 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-use clap::Parser;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rlhf::Error;
-use rlhf::settings::from_arguments;
+use rlhf::settings::{Program, from_arguments};
 
 use super::seeds::{parquet_bytes, tables};
 use super::tables::odd_table;
@@ -84,7 +83,7 @@ const CASES: [Case; 31] = [
     case(EVALUATE, "settings.toml", mutation::text, 3),
 ];
 
-fn with<S: Parser>(arguments: &[String], main: impl FnOnce(&S) -> rlhf::Result<()>) -> rlhf::Result<()> {
+fn with<S: Program>(arguments: &[String], main: impl FnOnce(&S) -> rlhf::Result<()>) -> rlhf::Result<()> {
     from_arguments(arguments).and_then(|settings| main(&settings))
 }
 
