@@ -1,25 +1,35 @@
-//! From Parquet rows to packed batches of tokens.
+//! From rows of files to packed batches of tokens.
 
+mod arrow_ipc;
 pub mod batch;
+mod batches;
 pub mod column;
+mod csv;
+mod data_file;
+mod form;
 pub mod inspect;
+mod json_rows;
+mod json_split;
+mod json_types;
 mod labels;
 mod layout;
 pub mod mixture;
 mod mixture_template;
 pub mod parquet;
-mod parquet_batches;
 mod parquet_file;
 mod parquet_pages;
 mod parquet_structs;
 mod remarks;
 pub mod row_index;
 pub mod schema;
+pub mod table;
 pub mod template;
 pub mod text_column;
+mod text_parts;
 mod thrift;
 pub mod tokenize;
 pub mod tokenize_records;
 mod tokenizer_files;
 pub mod train_tokenizer;
+mod typed_text;
 pub mod window;

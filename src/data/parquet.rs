@@ -1,4 +1,5 @@
-//! Parquet files in and out: rows are streamed, so that memory does not grow with the data.
+//! Parquet files in and out: rows are streamed, so that memory does not grow with the data. It is the form that is recommended, and the only one that is
+//! written.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,31 +7,31 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowSelection};
 use parquet::arrow::arrow_writer::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader, ParquetStatisticsPolicy};
 use parquet::file::properties::WriterProperties;
 use parquet::file::reader::{ChunkReader, Length};
-use parquet::schema::types::SchemaDescriptor;
 
 use crate::bail;
 use crate::error::{Error, Result};
 use crate::files::OutputFile;
-use crate::limits;
 use crate::remote::objects;
 
-use super::parquet_batches::{ROWS_PER_BATCH, RowBatches};
+use super::batches::{BYTES_PER_BATCH, ROWS_PER_BATCH, RowBatches, as_views};
 use super::parquet_file::ParquetFile;
-use super::{parquet_structs, thrift};
+pub use super::table::{Rows, TableRows as ParquetRows};
+use super::table::{Chosen, Columns, GroupReader, Table, advice, has_changed, projection, said, without_panic};
+use super::{form, parquet_pages, parquet_structs, thrift};
 
 /// Rows of a row group that is written: what the writer holds in memory.
 const ROWS_PER_GROUP: usize = 16 * 1024;
 /// The four bytes at which a Parquet file begins and ends.
 const MAGIC: &[u8; 4] = b"PAR1";
 
-/// The Parquet files that `pattern` names, sorted: a file, a folder (every `*.parquet` below it, hidden ones left out)
+/// The files of rows that `pattern` names, sorted: a file, a folder (every data file below it by its name, see [`form`], hidden ones left out)
 /// or a glob (`data/train-*.parquet`), here or in an object store (see [`objects::files`]).
 pub fn files(pattern: &str) -> Result<Vec<PathBuf>> {
     if objects::is_remote(pattern) {
@@ -40,8 +41,9 @@ pub fn files(pattern: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     if path.is_dir() {
         files_below(path, &mut found)?;
+        found = form::of_one_form(pattern, found)?;
         if found.is_empty() {
-            bail!("{pattern}: the folder holds no file whose name ends in .parquet; name a folder that does");
+            bail!("{pattern}: the folder holds no data file; {}", form::KNOWN);
         }
     } else if path.exists() {
         found.push(path.to_path_buf());
@@ -75,142 +77,99 @@ fn files_below(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
         }
         if path.is_dir() {
             files_below(&path, found)?;
-        } else if path.extension().is_some_and(|extension| extension == "parquet") {
+        } else if form::is_data_file(&path) {
             found.push(path);
         }
     }
     Ok(())
 }
 
-/// Some consecutive rows of one file.
-#[derive(Debug, Clone)]
-pub struct Rows {
-    /// The file they are from.
-    pub file: Arc<Path>,
-    /// The number of the first row in its file, counted from 0.
-    pub first_row: usize,
-    /// The rows. Texts are string views, of which many may lie in one place.
-    pub batch: RecordBatch,
+/// A Parquet file, of whose footer only the columns and the numbers of rows are kept.
+pub(super) struct ParquetTable {
+    path: Arc<Path>,
+    schema: SchemaRef,
+    group_rows: Vec<usize>,
 }
 
-/// An iterator over the rows of one or many files, a batch of at most 1,024 rows at a time (fewer where their texts are
-/// long), row group by row group.
-pub struct ParquetRows {
-    files: std::vec::IntoIter<(Arc<Path>, ArrowReaderMetadata)>,
-    columns: Option<&'static [&'static str]>,
-    current: Option<OpenFile>,
-    schemas: Vec<(Arc<Path>, SchemaRef)>,
-    rows: usize,
+impl ParquetTable {
+    /// Reads the footer of a file.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let footer = read_footer(path)?;
+        let group_rows = rows_of_groups(path, footer.metadata())?;
+        Ok(ParquetTable { path: path.into(), schema: footer.schema().clone(), group_rows })
+    }
 }
 
-struct OpenFile {
-    file: Arc<Path>,
-    next_row: usize,
-    reader: RowBatches,
+impl Table for ParquetTable {
+    fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    fn group_rows(&self) -> &[usize] {
+        &self.group_rows
+    }
+
+    fn open(self: Arc<Self>, columns: Columns) -> Result<Box<dyn GroupReader>> {
+        let footer = read_footer(&self.path)?;
+        let same = footer.schema() == &self.schema && rows_of_groups(&self.path, footer.metadata())? == self.group_rows;
+        if !same {
+            return Err(has_changed(&self.path));
+        }
+        Ok(Box::new(ParquetReader { table: self, footer, columns }))
+    }
 }
 
-impl ParquetRows {
-    /// Opens what `pattern` names (see [`files`]) and reads the footer of every file, so that a file that cannot be read
-    /// is an error before work begins. It is an error, too, if there is not one row in all of them.
-    pub fn open(pattern: &str) -> Result<Self> {
-        let mut opened = Vec::new();
-        let mut rows = 0;
-        for path in files(pattern)? {
-            let metadata = read_footer(&path)?;
-            for count in rows_of_groups(&path, metadata.metadata())? {
-                rows = total_rows(&path, rows, count)?;
+/// A Parquet file that is being read. Memory is that of a few pages and of the rows decoded at a time, whatever the size of the row groups.
+struct ParquetReader {
+    table: Arc<ParquetTable>,
+    footer: ArrowReaderMetadata,
+    columns: Columns,
+}
+
+impl GroupReader for ParquetReader {
+    fn read(&mut self, group: usize, rows: &Chosen, most_rows: usize) -> Result<RowBatches, String> {
+        let all = self.table.group_rows.get(group).copied().unwrap_or(0);
+        let selection = match rows {
+            Chosen::From(0) => None,
+            Chosen::From(first) => Some(RowSelection::from_consecutive_ranges(std::iter::once(*first..all), all)),
+            Chosen::Each(rows) => {
+                Some(RowSelection::from_consecutive_ranges(rows.iter().map(|&row| row..row + 1), all))
             }
-            opened.push((Arc::<Path>::from(path), metadata));
-        }
-        if rows == 0 {
-            bail!("{pattern}: a valid Parquet file, but without a single row; name one that has rows");
-        }
-        let schemas = opened.iter().map(|(file, metadata)| (file.clone(), metadata.schema().clone())).collect();
-        Ok(Self { files: opened.into_iter(), columns: None, current: None, schemas, rows })
-    }
-
-    /// Decodes only the columns of these names (those of them that a file has).
-    pub fn only(mut self, columns: &'static [&'static str]) -> Self {
-        self.columns = Some(columns);
-        self
-    }
-
-    /// The number of rows in all files.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Every file with its schema.
-    pub fn schemas(&self) -> &[(Arc<Path>, SchemaRef)] {
-        &self.schemas
-    }
-
-    fn open_file(&self, file: Arc<Path>, metadata: ArrowReaderMetadata) -> Result<OpenFile> {
-        let handle = ParquetFile::open(&file)?;
-        let columns = match self.columns {
-            Some(columns) => projection(metadata.schema(), metadata.parquet_schema(), columns),
-            None => ProjectionMask::all(),
         };
-        let groups = (0..metadata.metadata().num_row_groups()).collect();
-        let reader = without_panic(|| RowBatches::open(handle, &metadata, groups, columns, None, ROWS_PER_BATCH));
-        let reader = reader.map_err(|error| unreadable(&file, 0, error))?;
-        Ok(OpenFile { file, next_row: 0, reader })
+        let columns = ProjectionMask::roots(self.footer.parquet_schema(), projection(&self.table.schema, self.columns));
+        let handle = ParquetFile::open(&self.table.path).map_err(|error| error.to_string())?;
+        without_panic(|| open_group(handle, &self.footer, group, columns, selection, most_rows))
     }
 }
 
-impl Iterator for ParquetRows {
-    type Item = Result<Rows>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            if let Some(open) = &mut self.current {
-                match without_panic(|| open.reader.next().transpose()) {
-                    Ok(Some(batch)) => {
-                        let rows = Rows { file: open.file.clone(), first_row: open.next_row, batch };
-                        open.next_row += rows.batch.num_rows();
-                        return Some(Ok(rows));
-                    }
-                    Err(error) => {
-                        let error = unreadable(&open.file, open.next_row, error);
-                        // A damaged file ends the stream: what follows could not be told from what was lost.
-                        self.current = None;
-                        self.files = Vec::new().into_iter();
-                        return Some(Err(error));
-                    }
-                    Ok(None) => self.current = None,
-                }
-            }
-            let (file, metadata) = self.files.next()?;
-            match self.open_file(file, metadata) {
-                Ok(open) => self.current = Some(open),
-                Err(error) => return Some(Err(error)),
-            }
-        }
-    }
+/// Opens the chosen columns and rows (all of them without a choice) of a row group, of which `most_rows` are decoded at a time: fewer where the footer says
+/// that they are long. Texts are string views.
+fn open_group(
+    file: ParquetFile,
+    footer: &ArrowReaderMetadata,
+    group: usize,
+    columns: ProjectionMask,
+    rows: Option<RowSelection>,
+    most_rows: usize,
+) -> parquet::errors::Result<RowBatches> {
+    let room = (BYTES_PER_BATCH / foretold_bytes_per_row(footer, group, &columns).max(1)) as usize;
+    let batch_size = most_rows.min(ROWS_PER_BATCH).min(room).max(1);
+    let fields = as_views(footer.schema().fields());
+    let reader = parquet_pages::read(file, footer, &fields, vec![group], columns, rows, batch_size)?;
+    Ok(RowBatches::new(reader.map(|batch| batch.map_err(|error| said(&error)))))
 }
 
-/// Those of the columns of these names that a file has.
-pub(super) fn projection(schema: &SchemaRef, stored: &SchemaDescriptor, columns: &[&str]) -> ProjectionMask {
-    let fields = schema.fields().iter().enumerate();
-    let wanted = fields.filter(|(_, field)| columns.contains(&field.name().as_str())).map(|(index, _)| index);
-    ProjectionMask::roots(stored, wanted)
-}
-
-pub(super) fn unreadable(file: &Path, row: usize, error: impl std::fmt::Display) -> Error {
-    let name = file.display();
-    Error::input(format!("{name}: the rows from {row} on cannot be read ({error}); {}", advice(file)))
-}
-
-/// What to do where a file's bytes cannot be read or are wrong.
-fn advice(file: &Path) -> &'static str {
-    match objects::is_remote(file) {
-        true => "the connection, the server or the file is at fault: try again, or copy the file here",
-        false => "the file is damaged: copy or make it again",
-    }
+/// What a footer says of the size of a row group's chosen columns, over its rows.
+fn foretold_bytes_per_row(footer: &ArrowReaderMetadata, group: usize, columns: &ProjectionMask) -> u64 {
+    let group = footer.metadata().row_group(group);
+    let chosen = group.columns().iter().enumerate().filter(|(leaf, _)| columns.leaf_included(*leaf));
+    let sizes = chosen.map(|(_, column)| u64::try_from(column.uncompressed_size()).unwrap_or(0));
+    let bytes = sizes.fold(0, u64::saturating_add);
+    bytes / u64::try_from(group.num_rows()).unwrap_or(0).max(1)
 }
 
 /// Reads the footer of a file without its statistics, which nothing here looks at, or says in one sentence what the file is instead of a Parquet file.
-pub(super) fn read_footer(path: &Path) -> Result<ArrowReaderMetadata> {
+fn read_footer(path: &Path) -> Result<ArrowReaderMetadata> {
     let file = ParquetFile::open(path)?;
     let name = path.display();
     let length = file.len();
@@ -232,7 +191,7 @@ pub(super) fn read_footer(path: &Path) -> Result<ArrowReaderMetadata> {
                 "{name}: the Parquet file is truncated (its last bytes, the footer, are missing); copy or make it again"
             )
         }
-        _ => bail!("{name}: not a Parquet file (it does not begin and end with PAR1); convert it to Parquet first"),
+        _ => bail!("{name}: not a Parquet file (it does not begin and end with PAR1); {}", form::KNOWN),
     }
     let unreadable = |reason: &str| {
         Error::input(format!("{name}: the footer of the Parquet file cannot be read ({reason}); {}", advice(path)))
@@ -263,7 +222,7 @@ fn footer_bytes(file: &ParquetFile) -> parquet::errors::Result<Vec<u8>> {
 }
 
 /// The numbers of rows of a file's row groups, which must be possible.
-pub(super) fn rows_of_groups(file: &Path, footer: &ParquetMetaData) -> Result<Vec<usize>> {
+fn rows_of_groups(file: &Path, footer: &ParquetMetaData) -> Result<Vec<usize>> {
     let (name, all) = (file.display(), footer.file_metadata().num_rows());
     let mut sum = 0i64;
     let mut counts = Vec::with_capacity(footer.num_row_groups());
@@ -282,32 +241,6 @@ pub(super) fn rows_of_groups(file: &Path, footer: &ParquetMetaData) -> Result<Ve
         bail!("{name}: the footer counts {all} rows, its row groups {sum}; the file is damaged: copy or make it again");
     }
     Ok(counts)
-}
-
-/// Adds to a number of rows, up to what can be counted.
-pub(super) fn total_rows(file: &Path, rows: usize, more: usize) -> Result<usize> {
-    let counted = rows.checked_add(more).filter(|&total| i64::try_from(total).is_ok());
-    counted.ok_or_else(|| {
-        Error::input(format!(
-            "{}: with its rows there are more than can be counted; the file is damaged: copy or make it again",
-            file.display()
-        ))
-    })
-}
-
-/// Runs a step of the Parquet reader, which takes some numbers of a file on trust and panics where damage made them
-/// impossible; what it was working on must be dropped then.
-pub(super) fn without_panic<T, E: std::fmt::Display>(step: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
-    match limits::without_panic(step) {
-        Some(result) => result.map_err(|error| said(&error)),
-        None => Err("it holds impossible numbers".to_owned()),
-    }
-}
-
-/// What an error says, without the word by which the Parquet reader marks those that are not its own.
-fn said(error: &impl std::fmt::Display) -> String {
-    let text = error.to_string();
-    text.strip_prefix("External: ").map_or(text.clone(), str::to_owned)
 }
 
 /// Writes a Parquet file (zstd) that appears under its name only when it is complete, at [`finish`](Self::finish) (see
