@@ -33,7 +33,7 @@ pub struct SampleSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub users: UserSettings,
-    /// Parquet file, folder or glob of prompts (columns prompt, messages or instruction)
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of prompts (columns prompt, messages or instruction)
     #[arg(long, value_name = "FILES")]
     pub data: String,
     /// Answers to each prompt

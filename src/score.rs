@@ -42,7 +42,7 @@ pub struct ScoreSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub users: UserSettings,
-    /// Parquet file, folder or glob of prompts with answers (columns prompt and completion, response, completions or responses;
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of prompts with answers (columns prompt and completion, response, completions or responses;
     /// or chosen and rejected; or any layout of demonstrations)
     #[arg(long, value_name = "FILES")]
     pub data: String,

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
@@ -26,6 +26,14 @@ pub(super) enum DataFile {
 pub(super) struct Version {
     length: u64,
     modified: Option<SystemTime>,
+}
+
+impl Version {
+    /// Whether the file was last changed so long ago that another change would show in its date.
+    pub(super) fn is_settled(&self) -> bool {
+        let age = self.modified.map(|modified| SystemTime::now().duration_since(modified).unwrap_or_default());
+        age.is_none_or(|age| age > Duration::from_secs(2))
+    }
 }
 
 impl DataFile {

@@ -1,4 +1,4 @@
-//! Mixtures of demonstrations: several Parquet sources by tasks, with a maximum a task, weights, templates, and tasks held out, in a small TOML file:
+//! Mixtures of demonstrations: several sources by tasks, with a maximum a task, weights, templates, and tasks held out, in a small TOML file:
 //!
 //! ```toml
 //! maximum = 3000                          # examples that a task of a source gives at most
@@ -7,11 +7,11 @@
 //! held_out_templates = ["*_as_a_poem"]
 //!
 //! [[source]]
-//! data = "boolq.parquet"                  # a file, folder or glob, seen from the folder of the mixture
+//! data = "boolq.parquet"                  # a file, folder or glob, seen from the folder of the mixture, or a data set of the hub
 //! task = "boolq"                          # or task_column = "task", a column that names each row's task
 //! weight = 2.0
 //!
-//! [[source.template]]                     # minijinja over the row's columns; without templates the columns are those of demonstrations
+//! [[source.template]]                     # minijinja over the row's columns (of CSV all are texts); without templates the columns are those of demonstrations
 //! name = "passage first"
 //! prompt = "{{ passage }}\n{{ question }}"
 //! completion = " {{ 'yes' if answer else 'no' }}"

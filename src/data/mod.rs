@@ -6,7 +6,7 @@ mod batches;
 pub mod column;
 mod csv;
 mod data_file;
-mod form;
+pub(crate) mod form;
 pub mod inspect;
 mod json_rows;
 mod json_split;

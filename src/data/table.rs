@@ -102,7 +102,9 @@ pub(super) fn open(path: &Path) -> Result<Arc<dyn Table>> {
         Form::Csv { delimiter } => Arc::new(CsvTable::open(path, source, delimiter)?),
         Form::ArrowFile | Form::ArrowStream => Arc::new(IpcTable::open(path, source)?),
     };
-    lock().insert(path.to_path_buf(), (version, table.clone()));
+    if version.is_settled() {
+        lock().insert(path.to_path_buf(), (version, table.clone()));
+    }
     Ok(table)
 }
 

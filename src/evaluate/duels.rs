@@ -25,7 +25,7 @@ const HEADING: &str = "Preference";
 /// Whose votes are counted.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct VoteSettings {
-    /// Parquet file, folder or glob of people's votes: columns model_a, model_b and winner (model_a, model_b, or tie), and, where the same prompt was voted on more
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of people's votes: columns model_a, model_b and winner (model_a, model_b, or tie), and, where the same prompt was voted on more
     /// than once, prompt
     #[arg(long, help_heading = HEADING, value_name = "FILES")]
     pub votes: Option<String>,

@@ -21,7 +21,7 @@ const HEADING: &str = "Agreement of the scorers with people";
 /// Where labels are and what they mean.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct LabelledSettings {
-    /// Parquet file, folder or glob of texts that people have judged; the scorers are compared with them
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of texts that people have judged; the scorers are compared with them
     #[arg(long, help_heading = HEADING, value_name = "FILES")]
     pub labelled: Option<String>,
     /// Column of the judged texts, or of lists of them [default: the first of text, response, responses, claim, summary, continuation, answer that there is]

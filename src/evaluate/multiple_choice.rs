@@ -23,7 +23,7 @@ const HEADING: &str = "Open-domain hallucination";
 /// Which questions, and how they are asked.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct MultipleChoiceSettings {
-    /// Parquet file, folder or glob of questions with true and false answers (columns question, and mc1_targets and mc2_targets as TruthfulQA has them, or choices and
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of questions with true and false answers (columns question, and mc1_targets and mc2_targets as TruthfulQA has them, or choices and
     /// labels, 1 for a true one)
     #[arg(long, help_heading = HEADING, value_name = "FILES")]
     pub multiple_choice: Option<String>,

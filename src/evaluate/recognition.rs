@@ -28,7 +28,7 @@ const HEADING: &str = "Open-domain hallucination";
 /// Which answers, and how the model is asked about them.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct RecognitionSettings {
-    /// Parquet file, folder or glob of answers that a model is to recognise as hallucinated or not: columns question, right_answer and hallucinated_answer, of which
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of answers that a model is to recognise as hallucinated or not: columns question, right_answer and hallucinated_answer, of which
     /// one is shown by seed, or question (or user_query), response (or chatgpt_response) and hallucination (yes or no); optional knowledge
     #[arg(long, help_heading = HEADING, value_name = "FILES")]
     pub recognition: Option<String>,

@@ -33,7 +33,7 @@ const HEADING: &str = "Capability kept";
 /// Which tasks.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct TaskSettings {
-    /// Parquet file, folder or glob of prompts and completions with a column task, template or both; or a mixture (TOML), whose held-out tasks and templates are measured
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of prompts and completions with a column task, template or both; or a mixture (TOML), whose held-out tasks and templates are measured
     #[arg(long, help_heading = HEADING, value_name = "FILES")]
     pub tasks: Option<String>,
     /// Examples of each template that are measured, at most

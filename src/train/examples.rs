@@ -37,7 +37,7 @@ pub fn values<T>(examples: &[Arc<Example<T>>]) -> Vec<&T> {
 /// Which rows a program learns from, and in which order.
 #[derive(Debug, Clone, Copy)]
 pub struct Source<'s> {
-    /// A Parquet file, folder or glob.
+    /// A file, folder, glob or data set of the hub.
     pub data: &'s str,
     /// The same of the examples to evaluate on. All of them are read at the start and kept, unless there are more than [`MOST_HELD_OUT`] and
     /// than a window: then so many random ones of them stand for all.

@@ -33,7 +33,7 @@ struct Fingerprint {
 }
 
 impl Inputs {
-    /// Adds the data that a pattern names: Parquet files, or a mixture and its sources.
+    /// Adds the data that a pattern names: files of rows, or a mixture and its sources.
     pub fn data(mut self, flag: &str, pattern: &str) -> Result<Self> {
         if !mixture::is_mixture(pattern) {
             return self.parquet(flag, pattern);

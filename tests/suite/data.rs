@@ -97,13 +97,13 @@ fn bad_files_get_a_sentence_each() {
     parquet::write(path("none.parquet"), &rows.slice(0, 0)).unwrap();
     std::fs::create_dir(path("nothing")).unwrap();
     for (name, expected) in [
-        ("empty.parquet", "the file is empty (0 bytes), expected a Parquet file"),
+        ("empty.parquet", "the file is empty (0 bytes), expected rows"),
         ("text.parquet", "not a Parquet file"),
         ("truncated.parquet", "the Parquet file is truncated"),
         ("footer.parquet", "the footer of the Parquet file cannot be read"),
-        ("none.parquet", "a valid Parquet file, but without a single row"),
+        ("none.parquet", "there is not a single row in it"),
         ("absent.parquet", "there is no such file or folder"),
-        ("nothing", "the folder holds no file whose name ends in .parquet"),
+        ("nothing", "the folder holds no data file; the forms that are read are Parquet, JSON Lines"),
         ("*.csv", "no file matches this pattern"),
     ] {
         let error = error_of(schema::demonstrations(&path(name)));
@@ -355,7 +355,7 @@ fn bad_rows_get_a_sentence_each() {
         (vec![prompt(), responses()], ": `responses` has neither `ranks` (lower is better) nor `scores`"),
         (
             vec![prompt(), responses(), ("ranks", strings(&["1"]))],
-            ": column `ranks` holds strings, expected lists of whole numbers",
+            ": row 0 (counted from 0), column `ranks`: is the text \"1\", expected lists of whole numbers",
         ),
         (
             vec![prompt(), responses(), ("ranks", lists(Arc::new(Int64Array::from(vec![0, 1, 2])), &[3]))],

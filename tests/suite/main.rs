@@ -9,6 +9,8 @@ mod common;
 mod data;
 #[cfg(target_os = "linux")]
 mod faults;
+mod formats;
+mod forms;
 mod golden;
 mod hostile;
 mod hub;
