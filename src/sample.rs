@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanBuilder, ListBuilder, RecordBatch, StringBuilder};
+use arrow::array::{BooleanBuilder, ListBuilder, StringBuilder};
 use candle_core::Device;
 use clap::{Arg, Parser};
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use crate::adapt::{self, Bases, Head, Role, Training, users};
 use crate::bail;
 use crate::data::parquet::{ParquetRows, ParquetWriter};
 use crate::data::schema::{self, Prompt, Text};
-use crate::data::text_column::text_column;
+use crate::data::text_column::{TextForm, batch_of, named};
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::error::{Error, Result};
@@ -98,7 +98,7 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
     let mut progress = Progress::new("sample", rows, common.quiet);
     let mut report = SampleReport::default();
     let mut truncation = Truncation::default();
-    let mut output = Output { settings, writer: None };
+    let mut output = Output { settings, form: form(&settings.data)?, writer: None };
     let mut prompts = schema::prompts(&settings.data)?;
     loop {
         let chunk: Vec<Prompt> = prompts.by_ref().take(ANSWERS_A_CALL).collect::<Result<_>>()?;
@@ -238,16 +238,24 @@ impl<'a> Sampler<'a> {
     }
 }
 
+/// What the prompts of a file hold.
+fn form(data: &str) -> Result<TextForm> {
+    let mut form = TextForm::of([]);
+    schema::prompts(data)?.try_for_each(|prompt| prompt.map(|prompt| form.add(&prompt.prompt)))?;
+    Ok(form)
+}
+
 /// The file that is written.
 struct Output<'a> {
     settings: &'a SampleSettings,
+    form: TextForm,
     writer: Option<(ParquetWriter, arrow::datatypes::SchemaRef)>,
 }
 
 impl Output<'_> {
     fn write(&mut self, prompts: &[Prompt], answers: &[Vec<Sampled>]) -> Result<()> {
         let texts: Vec<&Text> = prompts.iter().map(|prompt| &prompt.prompt).collect();
-        let Some(column) = text_column(&texts) else { return Err(self.mixed()) };
+        let Some(column) = self.form.column("prompt", &texts) else { return Err(self.mixed()) };
         let mut responses = ListBuilder::new(StringBuilder::new());
         for answers in answers {
             responses.append_value(answers.iter().map(|answer| Some(&answer.text)));
@@ -256,10 +264,11 @@ impl Output<'_> {
         for answers in answers {
             ended.append_value(answers.iter().map(|answer| Some(answer.ended)));
         }
-        let columns: [(&str, ArrayRef); 3] =
-            [("prompt", column), ("responses", Arc::new(responses.finish())), ("ended", Arc::new(ended.finish()))];
-        let batch = RecordBatch::try_from_iter(columns)
-            .map_err(|error| Error::input(format!("{}: {error}", self.settings.common.output.display())))?;
+        let mut columns = vec![column];
+        columns.extend(self.form.input_columns(&texts));
+        columns.push(named("responses", Arc::new(responses.finish())));
+        columns.push(named("ended", Arc::new(ended.finish())));
+        let batch = batch_of(columns)?;
         let (mut writer, schema) = match self.writer.take() {
             Some(open) => open,
             None => (ParquetWriter::create(&self.settings.common.output, batch.schema())?, batch.schema()),

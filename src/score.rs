@@ -5,12 +5,13 @@
 //! get lists, rows with `chosen` and `rejected` get `chosen_log_prob`, `rejected_log_prob` and so on.
 
 mod best;
+mod carried;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, Float64Builder, Int64Array, Int64Builder, ListBuilder, RecordBatch};
-use arrow::datatypes::{Field, Schema};
+use arrow::datatypes::{Schema, SchemaRef};
 use candle_core::{Device, Tensor};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
@@ -18,11 +19,12 @@ use serde::{Deserialize, Serialize};
 use crate::adapt::{self, Bases, Head, Role, Training, users};
 use crate::bail;
 use crate::data::batch::{Batch, TokenTree, split_by_budget};
-use crate::data::parquet::{ParquetRows, ParquetWriter, Rows};
+use crate::data::parquet::{ParquetRows, ParquetWriter};
 use crate::data::schema::{self, AnswerLayout, AnsweredRows};
+use crate::data::text_column::named;
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::{Ending, Truncation};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::Model;
 use crate::model::adapter::Pass;
 use crate::sample::parquet_output;
@@ -95,7 +97,7 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
     let common = &settings.common;
     let rows = ParquetRows::open(&settings.data)?;
     let row_count = rows.rows();
-    check_columns(settings, &rows)?;
+    let stored = check_columns(settings, &rows)?;
     let tokenizer = Tokenizer::load(adapt::tokenizer_folder(&settings.model.model)?)?;
     let model = load(&settings.model, &settings.users.adapters, common.seed)?;
     let stacks = users::stacks_of_rows(&settings.users, &settings.data)?;
@@ -110,6 +112,7 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
     let mut progress = Progress::new("score", row_count, common.quiet);
     let mut report = ScoreReport::default();
     let mut writer = None;
+    let form = settings.best.then(|| best::form(&settings.data)).transpose()?;
     for answered in schema::answered(&settings.data)? {
         let answered = answered?;
         let trees: Vec<TokenTree> = (answered.records.iter())
@@ -124,9 +127,9 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
         report.rows += scores.len();
         report.answers += scores.iter().map(Vec::len).sum::<usize>();
         report.tokens += scores.iter().flatten().map(|score| score.tokens).sum::<usize>();
-        let batch = match settings.best {
-            true => best::best_rows(&answered, &scores, &settings.prefix)?,
-            false => with_scores(&answered, &scores, &settings.prefix)?,
+        let batch = match &form {
+            Some(form) => best::best_rows(&answered, form, &scores, &settings.prefix)?,
+            None => with_scores(&answered, &stored, &scores, &settings.prefix)?,
         };
         let writer = match &mut writer {
             Some(writer) => writer,
@@ -210,9 +213,9 @@ fn load(settings: &ModelSettings, users: &[NamedFolder], seed: u64) -> Result<Mo
     Bases::new(Device::Cpu).load_with_users(&role, users)
 }
 
-/// One output file has one schema: refuses files that differ, and columns that are there already.
-fn check_columns(settings: &ScoreSettings, rows: &ParquetRows) -> Result<()> {
-    let Some((first_file, first)) = rows.schemas().first() else { return Ok(()) };
+/// The schema of all files, as the output has one: refuses files that differ, and columns that are there already.
+fn check_columns(settings: &ScoreSettings, rows: &ParquetRows) -> Result<SchemaRef> {
+    let Some((first_file, first)) = rows.schemas().first() else { return Ok(Arc::new(Schema::empty())) };
     for (file, schema) in rows.schemas() {
         if schema.fields() != first.fields() {
             bail!(
@@ -231,7 +234,7 @@ fn check_columns(settings: &ScoreSettings, rows: &ParquetRows) -> Result<()> {
             }
         }
     }
-    Ok(())
+    Ok(first.clone())
 }
 
 /// Names of the columns that hold answer 0's log-probability, tokens and reward, then answer 1's.
@@ -326,26 +329,22 @@ fn rewards(model: &Model, hidden: &Tensor, batch: &Batch) -> Result<Option<Vec<f
     }
 }
 
-/// The rows with the new columns after their own.
-fn with_scores(answered: &AnsweredRows, scores: &[Vec<Score>], prefix: &str) -> Result<RecordBatch> {
+/// The rows with the columns of their file, whose schema is `stored`, and the new columns after them.
+fn with_scores(
+    answered: &AnsweredRows,
+    stored: &SchemaRef,
+    scores: &[Vec<Score>],
+    prefix: &str,
+) -> Result<RecordBatch> {
     let new: Vec<ArrayRef> = match answered.layout {
         AnswerLayout::List => list_columns(scores),
         AnswerLayout::One => flat_columns(scores, 0),
         AnswerLayout::Pair => flat_columns(scores, 0).into_iter().chain(flat_columns(scores, 1)).collect(),
     };
-    let Rows { file, batch, .. } = &answered.rows;
-    let schema = batch.schema();
-    let mut fields: Vec<Arc<Field>> = schema.fields().iter().cloned().collect();
-    let mut columns = batch.columns().to_vec();
     let has_reward = scores.iter().flatten().any(|score| score.reward.is_some());
-    for (name, column) in new_columns(answered.layout, prefix).into_iter().zip(new) {
-        if has_reward || !name.ends_with("reward") {
-            fields.push(Arc::new(Field::new(name, column.data_type().clone(), true)));
-            columns.push(column);
-        }
-    }
-    let schema = Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone()));
-    RecordBatch::try_new(schema, columns).map_err(|error| Error::input(format!("{}: {error}", file.display())))
+    let new = new_columns(answered.layout, prefix).into_iter().zip(new);
+    let new = new.filter(|(name, _)| has_reward || !name.ends_with("reward"));
+    carried::with_columns(&answered.rows, stored, new.map(|(name, column)| named(&name, column)).collect())
 }
 
 /// Columns of numbers: the scores of the answer of this index in every row.

@@ -68,7 +68,9 @@ pub fn run_program<S: Parser>(main: impl FnOnce(S) -> Result<()>) -> ExitCode {
         }
         main(from_matches(&matches)?)
     };
-    match run() {
+    let ended = run();
+    crate::data::notes::print();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

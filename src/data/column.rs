@@ -4,15 +4,19 @@
 //! `large_list`, `fixed_size_list` or `list_view`; numbers in any width. Each accessor converts to one form and says
 //! which column of which file has what type when it cannot. Numbers, truth values and lists that are written as texts, as in CSV, are read from them.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ops::Range;
-
-use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, LargeListArray, LargeStringArray, StructArray,
-};
-use arrow::compute::{CastOptions, cast_with_options};
-use arrow::datatypes::{DataType, Field, Float64Type, Int64Type};
 use std::sync::Arc;
 
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, LargeListArray, LargeStringArray,
+};
+use arrow::compute::{CastOptions, cast_with_options};
+use arrow::datatypes::{DataType, Field, FieldRef, Float64Type, Int64Type};
+use serde_json::Value;
+
+use super::json_column::{JsonColumn, is_json};
 use super::parquet::Rows;
 use super::schema::{Message, Text};
 use super::{json_types, typed_text};
@@ -41,57 +45,102 @@ impl<T> Lists<T> {
 /// A column of text: plain strings or lists of messages.
 #[derive(Debug, Clone)]
 pub enum TextColumn {
-    /// Strings.
-    Plain(LargeStringArray),
-    /// Lists of `{role, content}`.
-    Messages(Box<Lists<MessageColumn>>),
-}
-
-/// Messages: the `role` and `content` (or `from` and `value`) fields of a struct.
-#[derive(Debug, Clone)]
-pub struct MessageColumn {
-    whole: StructArray,
-    role: LargeStringArray,
-    content: LargeStringArray,
-    /// Whether the roles are ShareGPT's (`human`, `gpt`).
-    sharegpt: bool,
+    /// Strings. Those that are JSON lists of messages are read as messages.
+    Plain {
+        /// The strings.
+        strings: LargeStringArray,
+        /// Whether all of them are declared to be JSON.
+        is_json: bool,
+    },
+    /// Lists of messages: structs, or JSON texts of one message each.
+    Messages(Box<Lists<JsonColumn>>),
 }
 
 impl TextColumn {
     /// The text of this row, or `None` where it is null. The error is a part of a sentence ("message 2 has no role").
     pub fn get(&self, row: usize) -> Result<Option<Text>, String> {
         match self {
-            TextColumn::Plain(strings) => Ok(strings.is_valid(row).then(|| Text::Plain(strings.value(row).to_owned()))),
+            TextColumn::Plain { strings, .. } if strings.is_null(row) => Ok(None),
+            TextColumn::Plain { strings, is_json: true } => declared_json(strings.value(row)),
+            TextColumn::Plain { strings, is_json: false } => match messages_in_json(strings.value(row)) {
+                Some(messages) => Ok(Some(Text::messages(messages?))),
+                None => Ok(Some(Text::Plain(strings.value(row).to_owned()))),
+            },
             TextColumn::Messages(lists) => {
                 let Some(range) = lists.range(row) else { return Ok(None) };
                 let start = range.start;
-                let messages: Result<_, _> = range.map(|index| lists.values.get(index, index - start)).collect();
-                Ok(Some(Text::Messages(messages?)))
+                let message = |index| of_message(index - start, lists.values.get(index).and_then(message));
+                Ok(Some(Text::messages(range.map(message).collect::<Result<_, _>>()?)))
             }
         }
     }
 }
 
-impl MessageColumn {
-    fn get(&self, index: usize, number: usize) -> Result<Message, String> {
-        let missing = |what: &str| Err(format!("message {number} (counted from 0) {what}"));
-        if self.whole.is_null(index) {
-            return missing("is null");
-        }
-        if self.role.is_null(index) {
-            return missing("has no role");
-        }
-        if self.content.is_null(index) {
-            return missing("has no content (calls of tools are not supported)");
-        }
-        let role = self.role.value(index);
-        let role = match role {
-            "human" if self.sharegpt => "user",
-            "gpt" | "chatgpt" | "bing" | "bard" | "model" if self.sharegpt => "assistant",
-            _ => role,
-        };
-        Ok(Message { role: role.to_owned(), content: self.content.value(index).to_owned() })
+/// An error that names the message where there is one.
+fn of_message<T>(number: usize, result: Result<T, String>) -> Result<T, String> {
+    result.map_err(|reason| format!("message {number} (counted from 0) {reason}"))
+}
+
+/// A message of a struct, or of a text that is a JSON object.
+fn message(value: Value) -> Result<Message, String> {
+    match value {
+        Value::Object(fields) => Message::from_fields(fields),
+        Value::Null => Err("is null".to_owned()),
+        Value::String(text) => match serde_json::from_str(&text) {
+            Ok(Value::Object(fields)) => Message::from_fields(fields),
+            _ => Err("is a text, expected {role, content} or the same as JSON".to_owned()),
+        },
+        other => Err(format!("is {other}, expected {{role, content}}")),
     }
+}
+
+fn messages(values: Vec<Value>) -> Result<Vec<Message>, String> {
+    values.into_iter().enumerate().map(|(number, value)| of_message(number, message(value))).collect()
+}
+
+/// What a text that is declared to be JSON holds: a string, messages or nothing.
+fn declared_json(text: &str) -> Result<Option<Text>, String> {
+    match serde_json::from_str(text) {
+        Ok(Value::Null) => Ok(None),
+        Ok(Value::String(text)) => Ok(Some(Text::Plain(text))),
+        Ok(Value::Array(values)) => Ok(Some(Text::messages(messages(values)?))),
+        Ok(_) => Err("is JSON of another kind, expected a string or a list of {role, content}".to_owned()),
+        Err(error) => Err(format!("cannot be read as JSON ({error})")),
+    }
+}
+
+/// Whether a text begins like a list of messages, in JSON or in Python's notation.
+pub(super) fn begins_like_messages(text: &str) -> bool {
+    let after = |text: &'_ str, start: &str| text.trim_start().strip_prefix(start).map(str::to_owned);
+    let begin = &text[..text.char_indices().nth(64).map_or(text.len(), |(end, _)| end)];
+    let Some(first) = after(begin, "[").and_then(|text| after(&text, "{")) else { return false };
+    ["\"", "'"].iter().any(|quote| {
+        let name = after(&first, quote).and_then(|text| text.split_once(quote).map(|(name, _)| name.to_owned()));
+        name.is_some_and(|name| ["role", "from", "content", "value"].contains(&name.as_str()))
+    })
+}
+
+/// The messages of a text that is a JSON list of them; `None` for other texts.
+pub(super) fn messages_in_json(text: &str) -> Option<Result<Vec<Message>, String>> {
+    if !text.trim_start().strip_prefix('[')?.trim_start().starts_with('{') {
+        return None;
+    }
+    let values: Vec<Value> = serde_json::from_str(text).ok()?;
+    let has = |value: &Value, names: [&str; 2]| names.iter().any(|name| value.get(name).is_some());
+    let is_message = |value: &Value| has(value, ["role", "from"]) && has(value, ["content", "value"]);
+    values.iter().any(is_message).then(|| messages(values))
+}
+
+thread_local! {
+    /// The columns that were asked for since [`columns_used`] began on this thread.
+    static USED: RefCell<Option<BTreeSet<String>>> = const { RefCell::new(None) };
+}
+
+/// The names of the columns that `step` reads of any rows.
+pub(super) fn columns_used<T>(step: impl FnOnce() -> T) -> (T, BTreeSet<String>) {
+    let before = USED.replace(Some(BTreeSet::new()));
+    let result = step();
+    (result, USED.replace(before).unwrap_or_default())
 }
 
 impl Rows {
@@ -103,6 +152,19 @@ impl Rows {
     /// Whether there is a column of this name.
     pub fn has(&self, name: &str) -> bool {
         self.column(name).is_some()
+    }
+
+    /// The type of the column of this name, with its metadata.
+    fn field(&self, name: &str) -> FieldRef {
+        let schema = self.batch.schema();
+        let field = schema.fields().iter().find(|field| field.name() == name).cloned();
+        field.unwrap_or_else(|| Arc::new(Field::new(name, DataType::Null, true)))
+    }
+
+    /// A column of any type, as JSON.
+    pub(super) fn json(&self, name: &str) -> Result<JsonColumn> {
+        let column = self.required(name)?;
+        JsonColumn::new(&self.field(name), column).ok_or_else(|| self.wrong_type(name, column, "values of JSON"))
     }
 
     /// A column of strings.
@@ -130,7 +192,8 @@ impl Rows {
     /// A column of strings or of lists of messages.
     pub fn texts(&self, name: &str) -> Result<TextColumn> {
         let column = self.required(name)?;
-        texts(column).ok_or_else(|| self.wrong_type(name, column, "strings or lists of {role, content}"))
+        let texts = texts(&self.field(name), column);
+        texts.ok_or_else(|| self.wrong_type(name, column, "strings or lists of {role, content}"))
     }
 
     /// A column of lists of strings, or of lists of lists of messages.
@@ -140,22 +203,22 @@ impl Rows {
 
     /// A column of lists of strings.
     pub fn string_lists(&self, name: &str) -> Result<Lists<LargeStringArray>> {
-        self.lists(name, "lists of strings", strings)
+        self.lists(name, "lists of strings", |_, column| strings(column))
     }
 
     /// A column of lists of whole numbers.
     pub fn integer_lists(&self, name: &str) -> Result<Lists<Int64Array>> {
-        self.lists(name, "lists of whole numbers", integers)
+        self.lists(name, "lists of whole numbers", |_, column| integers(column))
     }
 
     /// A column of lists of numbers.
     pub fn float_lists(&self, name: &str) -> Result<Lists<Float64Array>> {
-        self.lists(name, "lists of numbers", floats)
+        self.lists(name, "lists of numbers", |_, column| floats(column))
     }
 
     /// A column of lists of truth values.
     pub fn boolean_lists(&self, name: &str) -> Result<Lists<BooleanArray>> {
-        self.lists(name, "lists of truth values", booleans)
+        self.lists(name, "lists of truth values", |_, column| booleans(column))
     }
 
     /// The fields of a column of structs, as columns of rows of their own.
@@ -177,15 +240,19 @@ impl Rows {
         schema.fields().iter().map(|field| format!("`{}`", field.name())).collect::<Vec<_>>().join(", ")
     }
 
-    fn lists<T>(&self, name: &str, expected: &str, items: impl Fn(&ArrayRef) -> Option<T>) -> Result<Lists<T>> {
+    fn lists<T>(
+        &self,
+        name: &str,
+        expected: &str,
+        items: impl Fn(&FieldRef, &ArrayRef) -> Option<T>,
+    ) -> Result<Lists<T>> {
         let column = self.required(name)?;
-        let wrong_type = || self.wrong_type(name, column, expected);
-        let lists = lists(column).ok_or_else(wrong_type)?;
-        let values = items(lists.values()).ok_or_else(wrong_type)?;
-        Ok(Lists { lists, values })
+        let lists = lists_of(column, items);
+        lists.ok_or_else(|| self.wrong_type(name, column, expected))
     }
 
     fn required(&self, name: &str) -> Result<&ArrayRef> {
+        USED.with_borrow_mut(|used| used.as_mut().map(|used| used.insert(name.to_owned())));
         let field = self.batch.schema_ref().field_with_name(name).ok();
         match (self.column(name), field.and_then(json_types::mixed)) {
             (_, Some(mixed)) => {
@@ -217,28 +284,38 @@ fn written(column: &ArrayRef) -> Option<LargeStringArray> {
 /// A type in the words that a person would use for it.
 fn describe(data_type: &DataType) -> String {
     match data_type {
-        other if is_string(other) => "strings".to_owned(),
-        DataType::BinaryView => "binary".to_owned(),
+        DataType::Dictionary(_, values) => describe(values),
+        DataType::RunEndEncoded(_, values) => describe(values.data_type()),
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => "strings".to_owned(),
+        other if is_binary(other) => "binary that is not UTF-8 text".to_owned(),
         DataType::List(item)
         | DataType::LargeList(item)
         | DataType::ListView(item)
         | DataType::LargeListView(item)
         | DataType::FixedSizeList(item, _) => format!("lists of {}", describe(item.data_type())),
         DataType::Struct(fields) => {
-            let names: Vec<&str> = fields.iter().map(|field| field.name().as_str()).collect();
-            format!("{{{}}}", names.join(", "))
+            let field = |field: &FieldRef| match field.data_type() {
+                data_type if is_string(data_type) => field.name().clone(),
+                data_type => format!("{}: {}", field.name(), describe(data_type)),
+            };
+            format!("{{{}}}", fields.iter().map(field).collect::<Vec<_>>().join(", "))
         }
         other => other.to_string().to_lowercase(),
     }
 }
 
+/// Whether values are text. Binary counts, as some programs store text without saying that it is: it is read as UTF-8.
 fn is_string(data_type: &DataType) -> bool {
     match data_type {
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Null => true,
         DataType::Dictionary(_, values) => is_string(values),
         DataType::RunEndEncoded(_, values) => is_string(values.data_type()),
-        _ => false,
+        other => is_binary(other),
     }
+}
+
+fn is_binary(data_type: &DataType) -> bool {
+    matches!(data_type, DataType::Binary | DataType::LargeBinary | DataType::BinaryView)
 }
 
 /// Converts; a value that does not fit the new type makes the whole conversion fail rather than one value null.
@@ -302,17 +379,27 @@ fn lists(column: &ArrayRef) -> Option<LargeListArray> {
     convert(column, &DataType::LargeList(item))?.as_list_opt::<i64>().cloned()
 }
 
-fn texts(column: &ArrayRef) -> Option<TextColumn> {
-    if let Some(strings) = strings(column) {
-        return Some(TextColumn::Plain(strings));
-    }
+/// A column of lists, with their items as `items` reads them.
+fn lists_of<T>(column: &ArrayRef, items: impl Fn(&FieldRef, &ArrayRef) -> Option<T>) -> Option<Lists<T>> {
     let lists = lists(column)?;
-    let whole = lists.values().as_struct_opt()?.clone();
-    let field = |name: &str| whole.column_by_name(name).and_then(strings);
-    let (role, content, sharegpt) = match (field("role"), field("content")) {
-        (Some(role), Some(content)) => (role, content, false),
-        _ => (field("from")?, field("value")?, true),
+    let DataType::LargeList(item) = lists.data_type() else { return None };
+    let values = items(item, lists.values())?;
+    Some(Lists { lists, values })
+}
+
+fn texts(field: &FieldRef, column: &ArrayRef) -> Option<TextColumn> {
+    if let Some(strings) = strings(column) {
+        return Some(TextColumn::Plain { strings, is_json: is_json(field) });
+    }
+    lists_of(column, message_items).map(|lists| TextColumn::Messages(Box::new(lists)))
+}
+
+/// Items of lists that may be messages: structs with a role, or texts.
+fn message_items(field: &FieldRef, items: &ArrayRef) -> Option<JsonColumn> {
+    let is_role = |field: &FieldRef| ["role", "from"].contains(&field.name().as_str()) && is_string(field.data_type());
+    let is_message = match items.data_type() {
+        DataType::Struct(fields) => fields.iter().any(is_role),
+        other => is_string(other),
     };
-    let values = MessageColumn { whole, role, content, sharegpt };
-    Some(TextColumn::Messages(Box::new(Lists { lists, values })))
+    is_message.then(|| JsonColumn::new(field, items)).flatten()
 }

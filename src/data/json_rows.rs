@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::batches::RowBatches;
 use super::form::{Form, Source};
 use super::json_split::{Elements, Lines};
-use super::json_types::{Types, is_json_text};
+use super::json_types::{Types, is_kept_as_text};
 use super::table::{Chosen, Columns, GroupReader, Table, has_changed, projection};
 use super::text_parts::{Fault, Record, TextParts};
 use crate::error::Result;
@@ -155,7 +155,7 @@ impl<'de> Visitor<'de> for FieldsVisitor<'_> {
                 continue;
             };
             let value = match map.next_value::<Value>()? {
-                value if value.is_null() || !is_json_text(field) => value,
+                value if value.is_null() || !is_kept_as_text(field) => value,
                 value => Value::String(value.to_string()),
             };
             fields.insert(name, value);

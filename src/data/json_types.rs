@@ -13,23 +13,22 @@ use arrow::datatypes::{DataType, Field, Schema};
 use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::json_column::{as_json, is_json};
 use crate::limits;
 
 /// Fields of the objects within a column, all of them together; objects with more are taken for dictionaries, and stay JSON texts.
 const MOST_FIELDS: usize = 1000;
 /// The key of a field's metadata under which the sentence stands that says what types the column has.
 const MIXED: &str = "rlhf.mixed";
-/// The extension type of texts that are JSON, by the keys of a field's metadata.
-const JSON_TEXT: [(&str, &str); 2] = [("ARROW:extension:name", "arrow.json"), ("ARROW:extension:metadata", "")];
 
 /// Why a column cannot be used, where it has values of several types.
 pub(super) fn mixed(field: &Field) -> Option<&str> {
     field.metadata().get(MIXED).map(String::as_str)
 }
 
-/// Whether a column's values are kept as JSON texts.
-pub(super) fn is_json_text(field: &Field) -> bool {
-    field.metadata().get(JSON_TEXT[0].0).is_some_and(|name| name == JSON_TEXT[0].1)
+/// Whether a column's values are kept as JSON texts, for one reason or the other.
+pub(super) fn is_kept_as_text(field: &Field) -> bool {
+    is_json(field) || mixed(field).is_some()
 }
 
 /// What values are.
@@ -147,11 +146,12 @@ impl Types {
         let columns = self.kinds.all.iter().zip(&self.columns);
         let field = |((name, kind), column): (&(String, Kind), &Column)| {
             let data_type = kind.data_type().filter(|_| column.fields <= MOST_FIELDS);
-            let is_json = data_type.is_none();
-            let field = Field::new(name, data_type.unwrap_or(DataType::Utf8), true);
-            let json = JSON_TEXT.iter().filter(|_| is_json).map(|(key, value)| (key.to_string(), value.to_string()));
-            let mixed = column.mixed.iter().map(|sentence| (MIXED.to_owned(), sentence.clone()));
-            field.with_metadata(json.chain(mixed).collect::<HashMap<_, _>>())
+            let field = match data_type {
+                Some(data_type) => Field::new(name, data_type, true),
+                None => as_json(Field::new(name, DataType::Utf8, true)),
+            };
+            let Some(sentence) = &column.mixed else { return field };
+            field.with_metadata(HashMap::from([(MIXED.to_owned(), sentence.clone())]))
         };
         Schema::new(columns.map(field).collect::<Vec<_>>())
     }
@@ -336,7 +336,7 @@ mod tests {
     fn of_a(rows: &[&str]) -> String {
         let schema = schema(rows);
         let field = schema.field_with_name("a").unwrap();
-        if is_json_text(field) { "json".to_owned() } else { field.data_type().to_string() }
+        if is_json(field) { "json".to_owned() } else { field.data_type().to_string() }
     }
 
     #[test]
@@ -374,7 +374,7 @@ mod tests {
     fn objects_with_thousands_of_fields_are_dictionaries() {
         let rows: Vec<String> = (0..1200).map(|row| format!(r#"{{"a": {{"key {row}": 1}}, "b": [{{"x": 1}}]}}"#)).collect();
         let found = schema(&rows.iter().map(String::as_str).collect::<Vec<_>>());
-        assert!(is_json_text(found.field(0)) && !is_json_text(found.field(1)));
+        assert!(is_json(found.field(0)) && !is_json(found.field(1)));
         let wide: Vec<String> = (0..=limits::COLUMNS).map(|column| format!("\"{column}\": 1")).collect();
         let error = Types::default().add(&format!("{{{}}}", wide.join(",")), 1).unwrap_err().to_string();
         assert!(error.contains("more than 10000 fields"), "{error}");

@@ -83,7 +83,7 @@ impl<'a> Labels<'a> {
 }
 
 /// The names that Hugging Face's `datasets` writes into a file's metadata for a column of class numbers.
-fn class_names(rows: &Rows) -> Option<Vec<String>> {
+pub(super) fn class_names(rows: &Rows) -> Option<Vec<String>> {
     let schema = rows.batch.schema();
     let json: serde_json::Value = serde_json::from_str(schema.metadata().get("huggingface")?).ok()?;
     let names = json.pointer("/info/features/label/names")?.as_array()?;

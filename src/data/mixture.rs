@@ -40,6 +40,7 @@ use serde::Deserialize;
 use super::mixture_template::RowTemplate;
 use super::parquet::{ParquetRows, Rows};
 use super::schema::{self, Demonstration};
+use super::splits::{HubData, Pattern as DataPattern, Wanted};
 use crate::bail;
 use crate::error::{Error, Result};
 use crate::limits;
@@ -147,7 +148,11 @@ fn pattern(folder: &Path, source: &Source) -> String {
     if objects::is_remote(&source.data) {
         return source.data.clone();
     }
-    folder.join(&source.data).display().to_string()
+    let local = folder.join(&source.data);
+    match HubData::parse(&source.data).filter(|_| !local.exists()) {
+        Some(data) => data.to_string(),
+        None => local.display().to_string(),
+    }
 }
 
 /// Whether a pattern of data names a mixture.
@@ -159,7 +164,8 @@ pub fn is_mixture(pattern: &str) -> bool {
 ///
 /// # Errors
 /// Where the file is none, a source cannot be read, a row names no task, or a template does not fit the row.
-pub fn read(path: &str, part: Part, seed: u64) -> Result<Mixture> {
+pub fn read<'p>(path: impl Into<DataPattern<'p>>, part: Part, seed: u64) -> Result<Mixture> {
+    let DataPattern { text: path, wanted } = path.into();
     let file = MixtureFile::read(path)?;
     if file.templates_per_example == 0 || file.maximum == Some(0) {
         bail!("{path}: `maximum` and `templates_per_example` are expected to be at least 1");
@@ -168,7 +174,7 @@ pub fn read(path: &str, part: Part, seed: u64) -> Result<Mixture> {
     let folder = folder_of(path);
     let mut mixture = Mixture::default();
     for (index, source) in file.source.iter().enumerate() {
-        let source = OpenSource::open(path, folder, source, index)?;
+        let source = OpenSource::open(path, folder, source, index, wanted)?;
         source.add_to(&mut mixture, &rules, seed)?;
     }
     if mixture.examples.is_empty() {
@@ -223,13 +229,14 @@ impl Rules {
 struct OpenSource<'a> {
     mixture: &'a str,
     pattern: String,
+    wanted: Wanted,
     source: &'a Source,
     index: usize,
     templates: Vec<RowTemplate>,
 }
 
 impl<'a> OpenSource<'a> {
-    fn open(mixture: &'a str, folder: &Path, source: &'a Source, index: usize) -> Result<Self> {
+    fn open(mixture: &'a str, folder: &Path, source: &'a Source, index: usize, wanted: Wanted) -> Result<Self> {
         let pattern = pattern(folder, source);
         if source.task.is_some() == source.task_column.is_some() {
             bail!("{mixture}: source {pattern}: expected either `task`, a name, or `task_column`, a column of names");
@@ -247,14 +254,18 @@ impl<'a> OpenSource<'a> {
         }
         let template = |text: &TemplateText| RowTemplate::new(mixture, &text.name, &text.prompt, &text.completion);
         let templates = source.template.iter().map(template).collect::<Result<_>>()?;
-        Ok(OpenSource { mixture, pattern, source, index, templates })
+        Ok(OpenSource { mixture, pattern, wanted, source, index, templates })
+    }
+
+    fn pattern(&self) -> DataPattern<'_> {
+        DataPattern { text: &self.pattern, wanted: self.wanted }
     }
 
     /// Each row's task, and the template that it is in already.
     fn rows(&self) -> Result<Vec<(String, Option<String>)>> {
         let Source { task_column, template_column, .. } = self.source;
         let mut all = Vec::new();
-        for rows in ParquetRows::open(&self.pattern)? {
+        for rows in ParquetRows::open(self.pattern())? {
             let rows = rows?;
             let (tasks, templates) = (names(&rows, task_column.as_deref())?, names(&rows, template_column.as_deref())?);
             for row in 0..rows.batch.num_rows() {
@@ -335,13 +346,19 @@ impl<'a> OpenSource<'a> {
             mixture.examples.extend(std::iter::repeat_n(example, times[row]));
         };
         if self.templates.is_empty() {
-            for (row, demonstration) in schema::demonstrations(&self.pattern)?.enumerate() {
+            let unused = |(file, schema): &(_, _)| schema::DEMONSTRATIONS.unused_columns(file, schema);
+            let is_named = |name: &String| {
+                [&self.source.task_column, &self.source.template_column].into_iter().flatten().any(|known| known == name)
+            };
+            let unused = ParquetRows::open(self.pattern())?.schemas().iter().flat_map(unused).collect::<Vec<_>>();
+            schema::note_unused(&self.pattern, unused.into_iter().filter(|name| !is_named(name)));
+            for (row, demonstration) in schema::demonstrations(self.pattern())?.enumerate() {
                 push(row, rows[row].1.as_deref(), demonstration?);
             }
             return Ok(());
         }
         let mut first = 0;
-        for batch in ParquetRows::open(&self.pattern)? {
+        for batch in ParquetRows::open(self.pattern())? {
             let batch = batch?;
             for row in 0..batch.batch.num_rows() {
                 let number = first + row;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowSelection};
 use parquet::arrow::arrow_writer::ArrowWriter;
@@ -22,67 +22,15 @@ use crate::remote::objects;
 
 use super::batches::{BYTES_PER_BATCH, ROWS_PER_BATCH, RowBatches, as_views};
 use super::parquet_file::ParquetFile;
-pub use super::table::{Rows, TableRows as ParquetRows};
+pub use super::files::files;
 use super::table::{Chosen, Columns, GroupReader, Table, advice, has_changed, projection, said, without_panic};
+pub use super::table::{Rows, TableRows as ParquetRows};
 use super::{form, parquet_pages, parquet_structs, thrift};
 
 /// Rows of a row group that is written: what the writer holds in memory.
 const ROWS_PER_GROUP: usize = 16 * 1024;
 /// The four bytes at which a Parquet file begins and ends.
 const MAGIC: &[u8; 4] = b"PAR1";
-
-/// The files of rows that `pattern` names, sorted: a file, a folder (every data file below it by its name, see [`form`], hidden ones left out)
-/// or a glob (`data/train-*.parquet`), here or in an object store (see [`objects::files`]).
-pub fn files(pattern: &str) -> Result<Vec<PathBuf>> {
-    if objects::is_remote(pattern) {
-        return objects::files(pattern);
-    }
-    let path = Path::new(pattern);
-    let mut found = Vec::new();
-    if path.is_dir() {
-        files_below(path, &mut found)?;
-        found = form::of_one_form(pattern, found)?;
-        if found.is_empty() {
-            bail!("{pattern}: the folder holds no data file; {}", form::KNOWN);
-        }
-    } else if path.exists() {
-        found.push(path.to_path_buf());
-    } else if pattern.contains(['*', '?', '[']) {
-        let matches = glob::glob(pattern)
-            .map_err(|error| Error::input(format!("{pattern}: not a valid file pattern: {error}")))?;
-        for entry in matches {
-            let entry = entry.map_err(|error| {
-                let path = error.path().to_path_buf();
-                Error::io(path)(error.into())
-            })?;
-            if entry.is_file() {
-                found.push(entry);
-            }
-        }
-        if found.is_empty() {
-            bail!("{pattern}: no file matches this pattern");
-        }
-    } else {
-        bail!("{pattern}: there is no such file or folder");
-    }
-    found.sort();
-    Ok(found)
-}
-
-fn files_below(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in folder.read_dir().map_err(Error::io(folder))? {
-        let path = entry.map_err(Error::io(folder))?.path();
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')) {
-            continue;
-        }
-        if path.is_dir() {
-            files_below(&path, found)?;
-        } else if form::is_data_file(&path) {
-            found.push(path);
-        }
-    }
-    Ok(())
-}
 
 /// A Parquet file, of whose footer only the columns and the numbers of rows are kept.
 pub(super) struct ParquetTable {
@@ -255,7 +203,10 @@ impl ParquetWriter {
     pub fn create(path: impl AsRef<Path>, schema: SchemaRef) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let file = OutputFile::create(&path)?;
+        // Without it other programs read dates in milliseconds as numbers: Parquet has dates in days alone.
+        let has_dates = schema.flattened_fields().iter().any(|field| *field.data_type() == DataType::Date64);
         let properties = WriterProperties::builder()
+            .set_coerce_types(has_dates)
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
             .set_max_row_group_row_count(Some(ROWS_PER_GROUP))
             .build();

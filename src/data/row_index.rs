@@ -10,8 +10,9 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 
 use super::batches::{ROWS_PER_BATCH, RowBatches, copy_of_row};
-use super::parquet::files;
-use super::schema::{Layouts, Origin};
+use super::files::files;
+use super::schema::{Layouts, Origin, note_unused};
+use super::splits::Pattern;
 use super::table::{self, Chosen, GroupReader, Rows, Table, no_rows, total_rows, unreadable_rows, without_panic};
 use crate::error::Result;
 
@@ -44,17 +45,21 @@ impl RowIndex {
     ///
     /// # Errors
     /// Where a file cannot be read, has none of the layouts, or has numbers of rows that cannot be true; or where there is not one row in all of them.
-    pub fn open<R>(pattern: &str, layouts: &Layouts<R>) -> Result<Self> {
+    pub fn open<'p, R>(pattern: impl Into<Pattern<'p>>, layouts: &Layouts<R>) -> Result<Self> {
+        let pattern = pattern.into();
         let mut index = RowIndex { files: Vec::new(), groups: Vec::new(), columns: layouts.columns };
+        let mut unused = Vec::new();
         for path in files(pattern)? {
             let table = table::open(&path)?;
             let file = Arc::<Path>::from(path);
             layouts.check(&file, table.schema())?;
+            unused.extend(layouts.unused_columns(&file, table.schema()));
             index.add(file, table)?;
         }
         if index.groups.is_empty() {
-            return Err(no_rows(pattern));
+            return Err(no_rows(pattern.text));
         }
+        note_unused(pattern.text, unused);
         Ok(index)
     }
 

@@ -11,141 +11,22 @@
 //! mixed in a row (a `prompt` string beside `chosen` messages): then strings become messages.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::SchemaRef;
 
+use super::column::columns_used;
 use super::labels;
 use super::layout;
+use super::notes;
 use super::parquet::{ParquetRows, Rows};
+pub use super::record::{
+    Answered, Conversation, Demonstration, Labelled, Message, Origin, Prompt, Ranking, TemplateInputs, Text,
+};
+use super::splits::Pattern;
 use crate::error::Result;
-
-/// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    /// Who speaks: `system`, `user` or `assistant` (templates may know more).
-    pub role: String,
-    /// What is said.
-    pub content: String,
-}
-
-impl Message {
-    /// A turn of the user.
-    pub fn user(content: impl Into<String>) -> Self {
-        Self { role: "user".to_owned(), content: content.into() }
-    }
-
-    /// A turn of the assistant.
-    pub fn assistant(content: impl Into<String>) -> Self {
-        Self { role: "assistant".to_owned(), content: content.into() }
-    }
-
-    /// Whether the assistant speaks.
-    pub fn is_assistant(&self) -> bool {
-        self.role == "assistant"
-    }
-}
-
-/// A prompt, an answer or a whole document.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Text {
-    /// A string, taken as it is: no template applies.
-    Plain(String),
-    /// Turns of a conversation, to be rendered by the model's chat template.
-    Messages(Vec<Message>),
-}
-
-impl Text {
-    /// What is said, without roles: the string, or the content of each message.
-    pub fn contents(&self) -> impl Iterator<Item = &str> {
-        let (text, messages) = match self {
-            Text::Plain(text) => (Some(text.as_str()), &[][..]),
-            Text::Messages(messages) => (None, &messages[..]),
-        };
-        text.into_iter().chain(messages.iter().map(|message| message.content.as_str()))
-    }
-}
-
-/// The file and row that a record was read from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin {
-    /// The file.
-    pub file: Arc<Path>,
-    /// The row, counted from 0.
-    pub row: usize,
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}: row {} (counted from 0)", self.file.display(), self.row)
-    }
-}
-
-/// Text to imitate.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Demonstration {
-    /// What is given and not learned, where the columns set it apart.
-    pub prompt: Option<Text>,
-    /// What is learned. Of messages, only the assistant's turns are.
-    pub completion: Text,
-    /// Where it was read.
-    pub origin: Origin,
-}
-
-/// A prompt and two or more answers in an order of preference.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Ranking {
-    /// What is answered.
-    pub prompt: Text,
-    /// The answers.
-    pub responses: Vec<Text>,
-    /// One rank an answer: lower is better, equal ranks are ties.
-    pub ranks: Vec<i64>,
-    /// By how much a better answer is better, where the data says so.
-    pub margin: Option<f32>,
-    /// How much the prompt counts beside others; 1 where the data does not say.
-    pub weight: f32,
-    /// The share of labellers who agree with the order, where the data says so.
-    pub agreement: Option<f32>,
-    /// Where it was read.
-    pub origin: Origin,
-}
-
-/// A text, or a pair of texts, of a class.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Labelled {
-    /// The text.
-    pub text: String,
-    /// The other text of a pair.
-    pub pair: Option<String>,
-    /// The class: a name, or a number as text.
-    pub label: String,
-    /// Where it was read.
-    pub origin: Origin,
-}
-
-/// Something to be answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prompt {
-    /// The text; messages end before the answer.
-    pub prompt: Text,
-    /// Where it was read.
-    pub origin: Origin,
-}
-
-/// A prompt and the answers to be scored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answered {
-    /// What is answered; empty for a plain `text`.
-    pub prompt: Text,
-    /// One answer or many, as [`AnswerLayout`] says.
-    pub answers: Vec<Text>,
-    /// Where it was read.
-    pub origin: Origin,
-}
 
 /// Some rows as they were read, with the answers found in them.
 #[derive(Debug, Clone)]
@@ -200,6 +81,13 @@ impl<R> Layouts<R> {
     pub(super) fn check(&self, file: &Arc<Path>, schema: &SchemaRef) -> Result<()> {
         self.records(&no_rows(file, schema)).map(drop)
     }
+
+    /// The columns of a file that its records are not made of, but for those that only say where a row comes from.
+    pub(super) fn unused_columns(&self, file: &Arc<Path>, schema: &SchemaRef) -> Vec<String> {
+        let (_, used) = columns_used(|| self.records(&no_rows(file, schema)));
+        let names = schema.fields().iter().map(|field| field.name());
+        names.filter(|name| !used.contains(*name) && !is_provenance(name)).cloned().collect()
+    }
 }
 
 /// The demonstrations in the files that `pattern` names (a file, a folder or a glob), in order.
@@ -207,17 +95,17 @@ impl<R> Layouts<R> {
 /// # Errors
 /// At once, where a file cannot be read or has none of the layouts; with the first record that is not what its column
 /// promises (a null, a conversation in which the assistant does not speak), after which the iterator ends.
-pub fn demonstrations(pattern: &str) -> Result<impl Iterator<Item = Result<Demonstration>> + use<>> {
-    records(pattern, DEMONSTRATIONS)
+pub fn demonstrations<'p, P: Into<Pattern<'p>>>(pattern: P) -> Result<impl Iterator<Item = Result<Demonstration>> + use<'p, P>> {
+    records(pattern.into(), DEMONSTRATIONS)
 }
 
 /// The rankings in the files that `pattern` names; errors as for [`demonstrations`].
-pub fn rankings(pattern: &str) -> Result<impl Iterator<Item = Result<Ranking>> + use<>> {
-    records(pattern, RANKINGS)
+pub fn rankings<'p, P: Into<Pattern<'p>>>(pattern: P) -> Result<impl Iterator<Item = Result<Ranking>> + use<'p, P>> {
+    records(pattern.into(), RANKINGS)
 }
 
 /// The strings of one column of the files that `pattern` names, with where each stands.
-pub fn names(pattern: &str, column: &str) -> Result<Vec<(Option<String>, Origin)>> {
+pub fn names<'p>(pattern: impl Into<Pattern<'p>>, column: &str) -> Result<Vec<(Option<String>, Origin)>> {
     let mut all = Vec::new();
     for rows in ParquetRows::open(pattern)? {
         let rows = rows?;
@@ -229,8 +117,8 @@ pub fn names(pattern: &str, column: &str) -> Result<Vec<(Option<String>, Origin)
 }
 
 /// The labelled texts in the files that `pattern` names; errors as for [`demonstrations`].
-pub fn labelled(pattern: &str) -> Result<impl Iterator<Item = Result<Labelled>> + use<>> {
-    records(pattern, LABELLED)
+pub fn labelled<'p, P: Into<Pattern<'p>>>(pattern: P) -> Result<impl Iterator<Item = Result<Labelled>> + use<'p, P>> {
+    records(pattern.into(), LABELLED)
 }
 
 /// The classes of the labelled texts in the files that `pattern` names, of which the column `label` alone is read.
@@ -250,13 +138,13 @@ pub fn classes(pattern: &str) -> Result<BTreeSet<String>> {
 }
 
 /// The prompts in the files that `pattern` names; errors as for [`demonstrations`].
-pub fn prompts(pattern: &str) -> Result<impl Iterator<Item = Result<Prompt>> + use<>> {
-    records(pattern, PROMPTS)
+pub fn prompts<'p, P: Into<Pattern<'p>>>(pattern: P) -> Result<impl Iterator<Item = Result<Prompt>> + use<'p, P>> {
+    records(pattern.into(), PROMPTS)
 }
 
 /// The rows of the files that `pattern` names, with all their columns and the prompt and answers found in them:
 /// `prompt` + `completion`, `response`, `completions` or `responses`; or any layout of demonstrations or pairs.
-pub fn answered(pattern: &str) -> Result<impl Iterator<Item = Result<AnsweredRows>> + use<>> {
+pub fn answered<'p, P: Into<Pattern<'p>>>(pattern: P) -> Result<impl Iterator<Item = Result<AnsweredRows>> + use<'p, P>> {
     let rows = ParquetRows::open(pattern)?;
     for (file, schema) in rows.schemas() {
         layout::answered(&no_rows(file, schema))?;
@@ -268,12 +156,28 @@ pub fn answered(pattern: &str) -> Result<impl Iterator<Item = Result<AnsweredRow
     })))
 }
 
+/// Adds a note with the columns of the files that are not used.
+pub(super) fn note_unused(pattern: &str, unused: impl IntoIterator<Item = String>) {
+    let names: BTreeSet<String> = unused.into_iter().map(|name| format!("`{name}`")).collect();
+    if !names.is_empty() {
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
+        notes::add(format!("{pattern}: columns that are not used: {names}"));
+    }
+}
+
+/// Whether a column of this name says where a row comes from and no more.
+fn is_provenance(name: &str) -> bool {
+    const NAMES: [&str; 12] =
+        ["id", "idx", "index", "uuid", "source", "url", "license", "dataset", "language", "lang", "timestamp", "date"];
+    NAMES.contains(&name) || name.ends_with("_id") || name.starts_with("__index_level_")
+}
+
 /// A file's columns without its rows.
 fn no_rows(file: &Arc<Path>, schema: &SchemaRef) -> Rows {
     Rows { file: file.clone(), first_row: 0, batch: RecordBatch::new_empty(schema.clone()) }
 }
 
-fn records<R: 'static>(pattern: &str, layouts: Layouts<R>) -> Result<impl Iterator<Item = Result<R>> + use<R>> {
+fn records<R: 'static>(pattern: Pattern, layouts: Layouts<R>) -> Result<impl Iterator<Item = Result<R>> + use<R>> {
     let rows = ParquetRows::open(pattern)?.only(layouts.columns);
     for (file, schema) in rows.schemas() {
         layouts.check(file, schema)?;

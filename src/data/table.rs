@@ -13,7 +13,9 @@ use super::csv::CsvTable;
 use super::data_file::{DataFile, Version};
 use super::form::{self, Form};
 use super::json_rows::JsonTable;
-use super::parquet::{ParquetTable, files};
+use super::files::files;
+use super::parquet::ParquetTable;
+use super::splits::Pattern;
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::remote::objects;
@@ -128,7 +130,8 @@ struct OpenTable {
 impl TableRows {
     /// Opens what `pattern` names (see [`files`]), so that a file that cannot be read is an error before work begins. It is an error, too, if there is
     /// not one row in all of them.
-    pub fn open(pattern: &str) -> Result<Self> {
+    pub fn open<'p>(pattern: impl Into<Pattern<'p>>) -> Result<Self> {
+        let pattern = pattern.into();
         let mut opened = Vec::new();
         let mut rows = 0;
         for path in files(pattern)? {
@@ -139,7 +142,7 @@ impl TableRows {
             opened.push((Arc::<Path>::from(path), table));
         }
         if rows == 0 {
-            return Err(no_rows(pattern));
+            return Err(no_rows(pattern.text));
         }
         let schemas = opened.iter().map(|(file, table)| (file.clone(), table.schema().clone())).collect();
         Ok(Self { tables: opened.into_iter(), columns: None, current: None, schemas, rows })

@@ -11,10 +11,10 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::value::{Kwargs, Serde, Value, ValueKind};
 use minijinja::{Environment, ErrorKind};
 
-use super::schema::Message;
+use super::record::{Message, TemplateInputs};
 use super::tokenizer_files::TokenizerFiles;
 use crate::bail;
 use crate::error::{Error, Result};
@@ -152,8 +152,9 @@ impl ChatTemplate {
     }
 
     /// The conversation as text; with `add_generation_prompt`, followed by what comes before the assistant's next turn.
-    pub fn apply(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let (environment, context) = (self.environment.clone(), self.context(messages, add_generation_prompt));
+    pub fn apply(&self, messages: &[Message], inputs: &TemplateInputs, add_generation_prompt: bool) -> Result<String> {
+        let context = self.context(messages, inputs, add_generation_prompt);
+        let environment = self.environment.clone();
         let rendered = within_bounds(move || {
             let template = environment.get_template("chat");
             template
@@ -165,17 +166,22 @@ impl ChatTemplate {
         })
     }
 
-    /// What the template sees.
-    fn context(&self, messages: &[Message], add_generation_prompt: bool) -> BTreeMap<String, Value> {
-        let message = |message: &Message| {
-            Value::from_pairs([("role", message.role.as_str()), ("content", message.content.as_str())])
-        };
+    /// What the template sees: the special tokens, the row's variables, which count over these, and messages with all their fields.
+    fn context(
+        &self,
+        messages: &[Message],
+        inputs: &TemplateInputs,
+        add_generation_prompt: bool,
+    ) -> BTreeMap<String, Value> {
         let mut context: BTreeMap<String, Value> =
             self.special_tokens.iter().map(|(name, token)| (name.clone(), Value::from(token))).collect();
-        context.insert("messages".into(), messages.iter().map(message).collect::<Vec<_>>().into());
-        context.insert("add_generation_prompt".into(), add_generation_prompt.into());
-        context.insert("tools".into(), ().into());
         context.insert("documents".into(), ().into());
+        let variables = inputs.variables.iter().map(|(name, value)| (name.clone(), Value::from(Serde(value))));
+        context.extend(variables);
+        let fields = messages.iter().map(|message| Value::from(Serde(message.fields())));
+        context.insert("messages".into(), fields.collect::<Vec<_>>().into());
+        context.insert("add_generation_prompt".into(), add_generation_prompt.into());
+        context.insert("tools".into(), inputs.tools.as_ref().map_or_else(|| ().into(), |tools| Serde(tools).into()));
         context
     }
 
@@ -188,17 +194,22 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// Where the template fails, or the last of the assistant's turns cannot be found in the whole.
-    pub fn render(&self, messages: &[Message], first_learned: usize) -> Result<Vec<Piece>> {
-        let is_learned = |&index: &usize| index >= first_learned && messages[index].is_assistant();
+    pub fn render(
+        &self,
+        messages: &[Message],
+        inputs: &TemplateInputs,
+        first_learned: usize,
+    ) -> Result<Vec<Piece>> {
+        let is_learned = |&index: &usize| index >= first_learned && messages[index].is_learned();
         let turns: Vec<usize> = (0..messages.len()).filter(is_learned).collect();
         let Some(&last) = turns.last() else {
             bail!("the conversation has no message of the assistant where the answer should be");
         };
-        let whole = self.apply(&messages[..=last], false)?;
+        let whole = self.apply(&messages[..=last], inputs, false)?;
         let mut pieces = Vec::new();
         let mut end_of_previous = 0;
         for &turn in &turns {
-            let found = self.find_turn(&messages[..=turn], &whole, turn == last)?;
+            let found = self.find_turn(&messages[..=turn], inputs, &whole, turn == last)?;
             let found = found.map(|(start, end)| (start.max(end_of_previous), end)).filter(|(start, end)| start <= end);
             let Some((start, end)) = found else {
                 if turn == last {
@@ -220,12 +231,18 @@ impl ChatTemplate {
     }
 
     /// The bytes of `whole` that are the last of `messages`, if `whole` begins with these messages as they are rendered alone.
-    fn find_turn(&self, messages: &[Message], whole: &str, is_last: bool) -> Result<Option<(usize, usize)>> {
+    fn find_turn(
+        &self,
+        messages: &[Message],
+        inputs: &TemplateInputs,
+        whole: &str,
+        is_last: bool,
+    ) -> Result<Option<(usize, usize)>> {
         let before = &messages[..messages.len() - 1];
         let end = if is_last {
             whole.len()
         } else {
-            let text = self.apply(messages, false)?;
+            let text = self.apply(messages, inputs, false)?;
             // Some templates end every conversation with EOS, which then does not follow this turn.
             let without_eos = self.special_tokens.get("eos_token").and_then(|eos| text.strip_suffix(eos.as_str()));
             let candidates = [Some(text.as_str()), without_eos];
@@ -236,15 +253,15 @@ impl ChatTemplate {
         };
         if before.is_empty() {
             // Many templates reject an empty conversation; then the turn begins where the text does.
-            let prompt = self.apply(before, true).unwrap_or_default();
+            let prompt = self.apply(before, inputs, true).unwrap_or_default();
             return Ok(Some((shared_bytes(&prompt, whole), end)));
         }
-        let prompt = self.apply(before, true)?;
+        let prompt = self.apply(before, inputs, true)?;
         if whole.starts_with(&prompt) {
             return Ok(Some((prompt.len(), end)));
         }
         // The generation prompt may hold more than a finished turn shows (an opened <think>): its common part counts.
-        let context = self.apply(before, false)?;
+        let context = self.apply(before, inputs, false)?;
         Ok(whole.starts_with(&context).then(|| (shared_bytes(&prompt, whole).max(context.len()), end)))
     }
 }
@@ -458,7 +475,7 @@ mod tests {
     fn an_endless_template_is_stopped() {
         let source = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
         let template = ChatTemplate::from_source(source, "loop.jinja", &BTreeMap::new()).unwrap();
-        let error = template.apply(&[Message::user("Hi")], false).unwrap_err().to_string();
+        let error = template.apply(&[Message::user("Hi")], &TemplateInputs::default(), false).unwrap_err().to_string();
         assert!(error.starts_with("loop.jinja: the chat template rejects"), "{error}");
     }
 }

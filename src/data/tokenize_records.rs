@@ -5,6 +5,7 @@
 //! its id is (it may be the padding token's): what is learned is known from where a token stands, never from its id.
 
 use std::ops::AddAssign;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -181,7 +182,7 @@ impl Tokenizer {
     pub fn prompt(&self, record: &Prompt, max_length: usize, truncation: &mut Truncation) -> Result<Vec<u32>> {
         let text = match &record.prompt {
             Text::Plain(text) => Ok(text.clone()),
-            Text::Messages(messages) => self.template().apply(messages, true),
+            Text::Messages(conversation) => self.template().apply(conversation, &conversation.inputs, true),
         };
         let tokens = text.and_then(|text| self.encode(&text)).map_err(|error| at(&record.origin, error))?;
         if tokens.is_empty() {
@@ -254,7 +255,7 @@ impl Tokenizer {
         let as_messages = |text: &Text, message: fn(String) -> Message| match text {
             Text::Plain(text) if text.is_empty() => Vec::new(),
             Text::Plain(text) => vec![message(text.clone())],
-            Text::Messages(messages) => messages.clone(),
+            Text::Messages(conversation) => conversation.messages.clone(),
         };
         match (prompt, answer) {
             (None, Text::Plain(answer)) => Ok(vec![Piece { text: answer.clone(), learned: true }]),
@@ -265,7 +266,12 @@ impl Tokenizer {
                 let mut messages = prompt.map_or_else(Vec::new, |prompt| as_messages(prompt, Message::user));
                 let first_learned = messages.len();
                 messages.extend(as_messages(answer, Message::assistant));
-                self.template().render(&messages, first_learned)
+                let inputs = match (prompt, answer) {
+                    (Some(Text::Messages(prompt)), _) => prompt.inputs.clone(),
+                    (_, Text::Messages(answer)) => answer.inputs.clone(),
+                    _ => Arc::default(),
+                };
+                self.template().render(&messages, &inputs, first_learned)
             }
         }
     }

@@ -9,7 +9,7 @@ use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, LargeString
 use serde_json::{Map, Value};
 
 use super::json_rows::batch_of;
-use super::json_types::{Types, is_json_text, mixed};
+use super::json_types::{Types, is_kept_as_text};
 
 /// Reads every text by `parse`, but for empty ones.
 fn all<T>(texts: &LargeStringArray, parse: impl Fn(&str) -> Option<T>) -> Option<Vec<Option<T>>> {
@@ -55,7 +55,7 @@ pub(super) fn nested(texts: &LargeStringArray) -> Option<ArrayRef> {
         types.add(&serde_json::to_string(row).ok()?, 1).ok()?;
     }
     let schema = Arc::new(types.schema());
-    if schema.fields().iter().any(|field| is_json_text(field) || mixed(field).is_some()) {
+    if schema.fields().iter().any(|field| is_kept_as_text(field)) {
         return None;
     }
     match rows.is_empty() {

@@ -14,6 +14,7 @@ use super::scorer::Subject;
 use crate::bail;
 use crate::data::column::Lists;
 use crate::data::parquet::{self, ParquetRows, Rows};
+use crate::data::splits::Pattern;
 use crate::error::{Error, Result};
 
 const HEADING: &str = "Agreement of the scorers with people";
@@ -129,7 +130,7 @@ const RIGHT_AND_WRONG: [&str; 2] = ["right_answer", "hallucinated_answer"];
 /// Reads the texts. Those without text or label are left out.
 pub fn read(pattern: &str, settings: &LabelledSettings) -> Result<Vec<LabelledText>> {
     let mut all = Vec::new();
-    for rows in ParquetRows::open(pattern)? {
+    for rows in ParquetRows::open(Pattern::evaluation(pattern))? {
         all.extend(texts_of(&rows?, settings)?);
     }
     let positives = all.iter().filter(|text| text.is_positive).count();

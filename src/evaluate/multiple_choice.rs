@@ -12,6 +12,7 @@ use super::section::{Section, share};
 use crate::bail;
 use crate::data::parquet::{ParquetRows, Rows};
 use crate::data::schema::{Answered, Text};
+use crate::data::splits::Pattern;
 use crate::error::Result;
 use crate::random;
 use crate::settings::{CommonSettings, NamedFolder};
@@ -50,7 +51,7 @@ pub fn read(pattern: &str, template: &str) -> Result<Vec<Choice>> {
         bail!("--question-template \"{template}\": there is no {{question}} in it");
     }
     let mut all = Vec::new();
-    for rows in ParquetRows::open(pattern)? {
+    for rows in ParquetRows::open(Pattern::evaluation(pattern))? {
         all.extend(choices_of(&rows?, &template)?);
     }
     Ok(all)

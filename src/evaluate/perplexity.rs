@@ -15,6 +15,7 @@ use super::section::{Section, number};
 use crate::bail;
 use crate::data::batch::TokenTree;
 use crate::data::schema::{self, Demonstration};
+use crate::data::splits::Pattern;
 use crate::data::tokenize_records::HeldOut;
 use crate::error::Result;
 use crate::random;
@@ -37,7 +38,7 @@ pub struct PerplexitySettings {
 
 /// Reads the texts.
 pub fn read(pattern: &str) -> Result<Vec<Demonstration>> {
-    let texts: Vec<Demonstration> = schema::demonstrations(pattern)?.collect::<Result<_>>()?;
+    let texts: Vec<Demonstration> = schema::demonstrations(Pattern::evaluation(pattern))?.collect::<Result<_>>()?;
     if texts.is_empty() {
         bail!("--perplexity {pattern}: there is no row; expected text to be measured");
     }

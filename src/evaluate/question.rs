@@ -7,6 +7,7 @@ use arrow::array::Array;
 use crate::bail;
 use crate::data::parquet::{ParquetRows, Rows};
 use crate::data::schema::{self, Origin, Text};
+use crate::data::splits::Pattern;
 use crate::error::Result;
 use crate::world::files::cases_of;
 use crate::world::rule::Case;
@@ -60,14 +61,14 @@ pub struct GivenAnswers {
 
 /// Reads prompts: any layout of prompts, with the columns `kind`, `facts` and `expected` of the world's own, `prompt_type` and `toxicity` where they are there.
 pub fn questions(pattern: &str) -> Result<Vec<Question>> {
-    let mut all: Vec<Question> = (schema::prompts(pattern)?)
+    let mut all: Vec<Question> = (schema::prompts(Pattern::evaluation(pattern))?)
         .map(|prompt| {
             let prompt = prompt?;
             Ok(Question::new(prompt.prompt, prompt.origin))
         })
         .collect::<Result<_>>()?;
     let mut rest = all.iter_mut();
-    for rows in ParquetRows::open(pattern)? {
+    for rows in ParquetRows::open(Pattern::evaluation(pattern))? {
         let known = Known::of(&rows?)?;
         for (question, known) in rest.by_ref().zip(known) {
             known.add_to(question);
@@ -118,7 +119,7 @@ impl Known {
 pub fn given_answers(pattern: &str) -> Result<GivenAnswers> {
     let mut given = GivenAnswers::default();
     let mut numbers = Numbers::default();
-    for rows in ParquetRows::open(pattern)? {
+    for rows in ParquetRows::open(Pattern::all(pattern))? {
         let rows = rows?;
         let prompts = rows.texts("prompt")?;
         for (row, (known, answers)) in Known::of(&rows)?.into_iter().zip(answers_of(&rows)?).enumerate() {

@@ -17,6 +17,7 @@ use super::section::{Section, number, share};
 use crate::bail;
 use crate::data::parquet::{ParquetRows, Rows};
 use crate::data::schema::{Answered, Text};
+use crate::data::splits::Pattern;
 use crate::error::Result;
 use crate::random::{self, Stream};
 use crate::settings::{CommonSettings, NamedFolder};
@@ -59,7 +60,7 @@ pub fn read(pattern: &str, template: &str, seed: u64) -> Result<Vec<Shown>> {
     }
     let mut stream = random::stream(seed, "answers to recognise", 0);
     let mut all = Vec::new();
-    for rows in ParquetRows::open(pattern)? {
+    for rows in ParquetRows::open(Pattern::evaluation(pattern))? {
         all.extend(shown(&rows?, &template, &mut stream)?);
     }
     Ok(all)

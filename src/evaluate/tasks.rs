@@ -21,6 +21,7 @@ use crate::bail;
 use crate::data::mixture::{self, MixtureExample, Part};
 use crate::data::parquet::ParquetRows;
 use crate::data::schema::{self, Answered, Text};
+use crate::data::splits::Pattern;
 use crate::error::Result;
 use crate::generate::SamplingSettings;
 use crate::random;
@@ -58,7 +59,7 @@ pub struct Template {
 /// Reads the tasks: the first examples of each template in an order that the seed chooses.
 pub fn read(settings: &TaskSettings, pattern: &str, seed: u64) -> Result<Vec<Template>> {
     let examples = match mixture::is_mixture(pattern) {
-        true => mixture::read(pattern, Part::HeldOut, seed)?.examples,
+        true => mixture::read(Pattern::evaluation(pattern), Part::HeldOut, seed)?.examples,
         false => examples_of_files(pattern)?,
     };
     let mut groups: BTreeMap<(String, String), Vec<MixtureExample>> = BTreeMap::new();
@@ -70,10 +71,10 @@ pub fn read(settings: &TaskSettings, pattern: &str, seed: u64) -> Result<Vec<Tem
 }
 
 fn examples_of_files(pattern: &str) -> Result<Vec<MixtureExample>> {
-    let rows = ParquetRows::open(pattern)?;
+    let rows = ParquetRows::open(Pattern::evaluation(pattern))?;
     let has = |name: &str| rows.schemas().iter().all(|(_, schema)| schema.field_with_name(name).is_ok());
     let column = |name: &str| match has(name) {
-        true => Ok(Some(schema::names(pattern, name)?)),
+        true => Ok(Some(schema::names(Pattern::evaluation(pattern), name)?)),
         false => Ok::<_, crate::Error>(None),
     };
     let (tasks, templates) = (column("task")?, column("template")?);
@@ -88,7 +89,7 @@ fn examples_of_files(pattern: &str) -> Result<Vec<MixtureExample>> {
         let task = task.or_else(|| template.clone()).unwrap_or_default();
         Ok(MixtureExample { task, template, demonstration: demonstration? })
     };
-    schema::demonstrations(pattern)?.enumerate().map(example).collect()
+    schema::demonstrations(Pattern::evaluation(pattern))?.enumerate().map(example).collect()
 }
 
 fn template(

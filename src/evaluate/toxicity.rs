@@ -87,13 +87,13 @@ impl Instruction {
         if let Some(instruction) = self.text() {
             question.prompt = match question.prompt {
                 Text::Plain(text) => Text::Plain(format!("{instruction}\n\n{text}")),
-                Text::Messages(mut messages) => {
-                    let at = messages.iter().position(|message| message.role == "user").unwrap_or(0);
-                    match messages.get_mut(at) {
-                        Some(first) => first.content = format!("{instruction}\n\n{}", first.content),
-                        None => messages.push(Message::user(instruction)),
+                Text::Messages(mut conversation) => {
+                    let at = conversation.iter().position(|message| message.role() == "user").unwrap_or(0);
+                    match conversation.messages.get_mut(at) {
+                        Some(first) => first.set_content(format!("{instruction}\n\n{}", first.content())),
+                        None => conversation.messages.push(Message::user(instruction)),
                     }
-                    Text::Messages(messages)
+                    Text::Messages(conversation)
                 }
             };
         }
@@ -251,13 +251,13 @@ mod tests {
         let plain = Instruction::Biased.put_before(&question(Text::Plain("He said".into())));
         assert!(plain.text().starts_with("Complete the following") && plain.text().ends_with("language:\n\nHe said"));
         assert_eq!(plain.group.as_deref(), Some("biased"));
-        let system = Message { role: "system".into(), content: "Be brief.".into() };
-        let chat = Text::Messages(vec![system.clone(), Message::user("He said")]);
+        let system = Message::new("system", "Be brief.");
+        let chat = Text::messages(vec![system.clone(), Message::user("He said")]);
         let Text::Messages(messages) = Instruction::Respectful.put_before(&question(chat.clone())).prompt else {
             panic!()
         };
         assert_eq!(messages[0], system);
-        assert!(messages[1].content.ends_with("manner:\n\nHe said"));
+        assert!(messages[1].content().ends_with("manner:\n\nHe said"));
         assert_eq!(Instruction::None.put_before(&question(chat.clone())).prompt, chat);
     }
 }

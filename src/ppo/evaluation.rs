@@ -7,6 +7,7 @@ use crate::adapt::Bases;
 use crate::bail;
 use crate::data::parquet::ParquetRows;
 use crate::data::schema;
+use crate::data::splits::Pattern;
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
@@ -48,7 +49,7 @@ impl HeldOut {
         let Some(pattern) = &settings.observation.evaluation_data else { return Ok(None) };
         // All of them are kept, as all are answered at every evaluation.
         let prompt = |record| super::prompt_example(record?, settings, tokenizer, &mut Truncation::default());
-        let prompts = schema::prompts(pattern)?.map(prompt).collect::<Result<Vec<_>>>()?;
+        let prompts = schema::prompts(Pattern::evaluation(pattern))?.map(prompt).collect::<Result<Vec<_>>>()?;
         let limit = settings.rewards.reward_timeout;
         let (max_length, seed) = (settings.common.max_length, settings.common.seed);
         let judge = match Rewards::judge(&settings.observation.judge, limit, bases, tokenizer, max_length, seed)? {
@@ -125,7 +126,7 @@ impl HeldOut {
 
 /// Whether the rule of the world can judge the answers to these prompts.
 fn is_of_the_world(pattern: &str) -> Result<bool> {
-    let rows = ParquetRows::open(pattern)?;
+    let rows = ParquetRows::open(Pattern::evaluation(pattern))?;
     let has_columns = |names: [&str; 3]| {
         rows.schemas().iter().all(|(_, schema)| names.iter().all(|name| schema.field_with_name(name).is_ok()))
     };

@@ -9,7 +9,7 @@ use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch
 use super::rollout::{Episode, Group};
 use crate::data::parquet;
 use crate::data::schema::{Message, Text};
-use crate::data::text_column::text_column;
+use crate::data::text_column::{TextForm, batch_of, named};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 
@@ -39,7 +39,7 @@ pub fn write(folder: &Path, update: usize, groups: &[Group], count: usize) -> Re
 }
 
 fn shown(prompt: &Text) -> String {
-    let turn = |message: &Message| format!("{}: {}", message.role, message.content);
+    let turn = |message: &Message| format!("{}: {}", message.role(), message.content());
     match prompt {
         Text::Plain(text) => text.clone(),
         Text::Messages(messages) => messages.iter().map(turn).collect::<Vec<_>>().join("\n"),
@@ -51,11 +51,13 @@ fn table(groups: &[Group]) -> Result<RecordBatch> {
         Arc::new(groups.iter().map(|group| of(&group.episodes[0])).collect::<Float64Array>())
     };
     let texts: Vec<&Text> = groups.iter().map(|group| &group.prompt.prompt).collect();
-    // Prompts of several files may differ in form: then all are written as text.
-    let prompts = text_column(&texts)
-        .unwrap_or_else(|| Arc::new(StringArray::from_iter_values(texts.iter().map(|text| shown(text)))));
-    let columns: Vec<(&str, ArrayRef)> = vec![
-        ("prompt", prompts),
+    let form = TextForm::of(texts.iter().copied());
+    let mut columns = match form.column("prompt", &texts) {
+        Some(prompts) => [vec![prompts], form.input_columns(&texts)].concat(),
+        // Prompts of several files may differ in form: then all are written as text.
+        None => vec![named("prompt", Arc::new(StringArray::from_iter_values(texts.iter().map(|text| shown(text)))))],
+    };
+    let others: Vec<(&str, ArrayRef)> = vec![
         ("response", Arc::new(StringArray::from_iter_values(groups.iter().map(|group| &group.replies[0].text)))),
         ("ended", Arc::new(groups.iter().map(|group| Some(group.episodes[0].ended)).collect::<BooleanArray>())),
         ("reward", first(&|episode| Some(f64::from(episode.reward)))),
@@ -64,6 +66,6 @@ fn table(groups: &[Group]) -> Result<RecordBatch> {
         ("kl", first(&|episode| Some(episode.kl()))),
         ("tokens", Arc::new(groups.iter().map(|group| Some(group.episodes[0].len() as i64)).collect::<Int64Array>())),
     ];
-    RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, column)| (name, column, true)))
-        .map_err(|error| Error::input(format!("sample answers: {error}")))
+    columns.extend(others.into_iter().map(|(name, column)| named(name, column)));
+    batch_of(columns)
 }

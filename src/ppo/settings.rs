@@ -171,7 +171,7 @@ impl PpoSettings {
             }
         }
         let inputs = inputs.data("--data", &self.data)?.optional("--ptx-data", self.ptx.ptx_data.as_ref())?;
-        inputs.optional("--evaluation-data", self.observation.evaluation_data.as_ref())
+        inputs.evaluation("--evaluation-data", self.observation.evaluation_data.as_ref())
     }
 
     /// Refuses settings that do not fit each other.

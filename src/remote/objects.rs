@@ -27,7 +27,8 @@ use futures_util::TryStreamExt;
 use object_store::path::Path as Key;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt};
 
-use crate::error::Result;
+use crate::bail;
+use crate::error::{Error, Result};
 use location::{Location, reason};
 pub use pattern::files;
 
@@ -75,6 +76,19 @@ pub fn open(url: impl AsRef<Path>) -> Result<Arc<RemoteFile>> {
     let location = Location::parse(&url.display().to_string())?;
     let file = Arc::new(RemoteFile::open(location.store()?, location)?);
     Ok(lock(&FILES).entry(url.to_path_buf()).or_insert(file).clone())
+}
+
+/// A whole file of text of at most `limit` bytes.
+///
+/// # Errors
+/// Where it cannot be read, is longer, or is no text.
+pub fn read_text(url: impl AsRef<Path>, limit: u64) -> Result<String> {
+    let (url, file) = (url.as_ref().display(), open(&url)?);
+    if file.length() > limit {
+        bail!("{url}: is {} bytes long, expected at most {limit}", file.length());
+    }
+    let bytes = file.read(0..file.length()).map_err(Error::io(url.to_string()))?;
+    String::from_utf8(bytes.to_vec()).map_err(|_| Error::input(format!("{url}: is no UTF-8 text; save the file as UTF-8")))
 }
 
 /// Notes a file of which all is known; its URL comes back.

@@ -81,7 +81,7 @@ impl RewardSettings {
     fn inputs(&self) -> Result<Inputs> {
         let inputs = Inputs::default().model("--model", &self.model.model, &self.model.adapter)?;
         let inputs = inputs.data("--data", &self.data)?.optional("--demonstrations", self.demonstrations.as_ref())?;
-        inputs.optional("--evaluation-data", self.examples.evaluation_data.as_ref())
+        inputs.evaluation("--evaluation-data", self.examples.evaluation_data.as_ref())
     }
 
     /// With everything that is left to a default, as it is recorded.

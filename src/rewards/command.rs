@@ -195,13 +195,17 @@ fn read_complaints(stderr: ChildStderr, complaints: &Mutex<VecDeque<String>>) {
 
 /// The line that the command reads for an answer.
 fn question(prompt: &Prompt, reply: &Reply) -> String {
-    let prompt = match &prompt.prompt {
-        Text::Plain(text) => json!(text),
-        Text::Messages(messages) => {
-            messages.iter().map(|message| json!({ "role": message.role, "content": message.content })).collect()
+    let (text, tools) = match &prompt.prompt {
+        Text::Plain(text) => (json!(text), None),
+        Text::Messages(conversation) => {
+            (conversation.iter().map(|message| json!(message.fields())).collect(), conversation.inputs.tools.as_ref())
         }
     };
-    format!("{}\n", json!({ "prompt": prompt, "response": reply.text, "ended": reply.ended }))
+    let mut question = json!({ "prompt": text, "response": reply.text, "ended": reply.ended });
+    if let Some(tools) = tools {
+        question["tools"] = tools.clone();
+    }
+    format!("{question}\n")
 }
 
 /// The finite number that a line holds.
@@ -246,7 +250,7 @@ mod tests {
 
     #[test]
     fn the_command_reads_prompt_and_answer() {
-        let messages = prompt(Text::Messages(vec![Message::user("Hi")]));
+        let messages = prompt(Text::messages(vec![Message::user("Hi")]));
         let reply = Reply { text: "Ho\n".into(), ended: false };
         let line = question(&messages, &reply);
         assert_eq!(

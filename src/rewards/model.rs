@@ -100,7 +100,7 @@ impl RewardModel {
     fn read(&mut self, asked: &Asked) -> Result<TokenTree> {
         let answer = |reply: &Reply| match &asked.prompt.prompt {
             Text::Plain(_) => Text::Plain(reply.text.clone()),
-            Text::Messages(_) => Text::Messages(vec![Message::assistant(reply.text.clone())]),
+            Text::Messages(_) => Text::messages(vec![Message::assistant(reply.text.clone())]),
         };
         let answers: Vec<Text> = asked.replies.iter().map(answer).collect();
         let (prompt, origin) = (&asked.prompt.prompt, &asked.prompt.origin);

@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use arrow::array::{Array, AsArray, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
 
 use super::*;
 use crate::data::parquet;
@@ -67,15 +67,16 @@ fn a_long_prompt_loses_its_start_so_that_the_answer_has_room() {
 
 #[test]
 fn conversations_are_written_as_conversations() {
-    let turn = |text: &str| Text::Messages(vec![schema::Message::user(text)]);
+    let turn = |text: &str| Text::messages(vec![schema::Message::user(text)]);
     let (first, second) = (turn("Hello"), turn("Bye"));
-    let column = text_column(&[&first, &second]).unwrap();
+    let (_, column) = TextForm::of([&first, &second]).column("prompt", &[&first, &second]).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("prompts.parquet");
     parquet::write(&path, &RecordBatch::try_from_iter([("prompt", column)]).unwrap()).unwrap();
     let read: Vec<Text> =
         schema::prompts(path.to_str().unwrap()).unwrap().map(|prompt| prompt.unwrap().prompt).collect();
     assert_eq!(read, [first, second]);
-    assert!(text_column(&[&turn("a"), &Text::Plain("b".into())]).is_none());
-    assert!(text_column(&[&Text::Plain("b".into()), &turn("a")]).is_none());
+    let mixed = [turn("a"), Text::Plain("b".into())];
+    assert!(TextForm::of(&mixed).column("prompt", &[&mixed[0], &mixed[1]]).is_none());
+    assert!(TextForm::of(&mixed).column("prompt", &[&mixed[1], &mixed[0]]).is_none());
 }

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch};
+use arrow::array::{Float64Array, Int64Array, RecordBatch};
 
 use super::Score;
 use crate::bail;
-use crate::data::schema::{AnswerLayout, Answered, AnsweredRows, Text};
-use crate::data::text_column::text_column;
+use crate::data::schema::{self, AnswerLayout, Answered, AnsweredRows, Text};
+use crate::data::text_column::{TextForm, batch_of, named};
 use crate::error::{Error, Result};
 
 /// A row a prompt, with its best answer: the columns `prompt`, `completion`, and, after `prefix`, `log_prob`, `tokens` and `reward` of that answer. Of
@@ -15,7 +15,12 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 /// Where the rows hold one answer each, where a row holds none, or where no model of rewards scored them.
-pub(super) fn best_rows(answered: &AnsweredRows, scores: &[Vec<Score>], prefix: &str) -> Result<RecordBatch> {
+pub(super) fn best_rows(
+    answered: &AnsweredRows,
+    form: &TextForm,
+    scores: &[Vec<Score>],
+    prefix: &str,
+) -> Result<RecordBatch> {
     let file = answered.rows.file.display();
     if answered.layout == AnswerLayout::One {
         bail!(
@@ -24,22 +29,33 @@ pub(super) fn best_rows(answered: &AnsweredRows, scores: &[Vec<Score>], prefix: 
     }
     let best: Vec<(&Answered, &Text, &Score)> =
         answered.records.iter().zip(scores).map(|(record, scores)| best(record, scores)).collect::<Result<_>>()?;
-    let column = |name: &str, texts: Vec<&Text>| {
-        text_column(&texts)
-            .ok_or_else(|| Error::input(format!("{file}: `{name}` is a string in some rows and messages in others")))
+    let column = |name: &str, texts: &[&Text]| {
+        let mixed = || Error::input(format!("{file}: `{name}` is a string in some rows and messages in others"));
+        form.column(name, texts).ok_or_else(mixed)
     };
-    let names = ["log_prob", "tokens", "reward"].map(|name| format!("{prefix}{name}"));
-    let numbers: [ArrayRef; 3] = [
-        Arc::new(best.iter().map(|(_, _, score)| score.log_prob).collect::<Float64Array>()),
-        Arc::new(best.iter().map(|(_, _, score)| Some(score.tokens as i64)).collect::<Int64Array>()),
-        Arc::new(best.iter().map(|(_, _, score)| score.reward).collect::<Float64Array>()),
-    ];
-    let mut columns = vec![
-        ("prompt", column("prompt", best.iter().map(|(record, _, _)| &record.prompt).collect())?, true),
-        ("completion", column("completion", best.iter().map(|(_, answer, _)| *answer).collect())?, true),
-    ];
-    columns.extend(names.iter().zip(numbers).map(|(name, numbers)| (name.as_str(), numbers, true)));
-    RecordBatch::try_from_iter_with_nullable(columns).map_err(|error| Error::input(format!("{file}: {error}")))
+    let prompts: Vec<&Text> = best.iter().map(|(record, _, _)| &record.prompt).collect();
+    let answers: Vec<&Text> = best.iter().map(|(_, answer, _)| *answer).collect();
+    let mut columns = vec![column("prompt", &prompts)?];
+    columns.extend(form.input_columns(&prompts));
+    columns.push(column("completion", &answers)?);
+    let log_probs = best.iter().map(|(_, _, score)| score.log_prob).collect::<Float64Array>();
+    let tokens = best.iter().map(|(_, _, score)| Some(score.tokens as i64)).collect::<Int64Array>();
+    let rewards = best.iter().map(|(_, _, score)| score.reward).collect::<Float64Array>();
+    columns.push(named(&format!("{prefix}log_prob"), Arc::new(log_probs)));
+    columns.push(named(&format!("{prefix}tokens"), Arc::new(tokens)));
+    columns.push(named(&format!("{prefix}reward"), Arc::new(rewards)));
+    batch_of(columns)
+}
+
+/// What the prompts and answers of some files hold.
+pub(super) fn form(data: &str) -> Result<TextForm> {
+    let mut form = TextForm::of([]);
+    for answered in schema::answered(data)? {
+        for record in answered?.records {
+            std::iter::once(&record.prompt).chain(&record.answers).for_each(|text| form.add(text));
+        }
+    }
+    Ok(form)
 }
 
 fn best<'a>(record: &'a Answered, scores: &'a [Score]) -> Result<(&'a Answered, &'a Text, &'a Score)> {

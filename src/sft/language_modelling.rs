@@ -11,6 +11,7 @@ use crate::data::batch::{Batch, TokenTree, split_by_budget};
 use crate::data::inspect;
 use crate::data::mixture::{self, Mixture, Part};
 use crate::data::schema::{DEMONSTRATIONS, Demonstration};
+use crate::data::splits::Pattern;
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::data::train_tokenizer::{SpecialTokens, train_bpe, train_bpe_on_files};
@@ -30,7 +31,7 @@ use crate::train::run::Run;
 pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let common = &settings.common;
     adapt::refuse_encoder(&adapt::architecture(&settings.model.model)?, &settings.model.model)?;
-    let mixture = mixture_of(&settings.data, common)?;
+    let mixture = mixture_of((&settings.data).into(), common)?;
     let tokenizer = tokenizer(settings, mixture.as_ref())?;
     let described = mixture.as_ref().map(Mixture::describe);
     let mut examples = read(settings, mixture, &tokenizer)?;
@@ -104,7 +105,7 @@ fn read<'a>(
     };
     // Mixtures are in memory, the ones to evaluate on too.
     let held_out = match source.evaluation_data {
-        Some(pattern) => mixture_of(pattern, &settings.common)?,
+        Some(pattern) => mixture_of(Pattern::evaluation(pattern), &settings.common)?,
         None => None,
     };
     let held_out = held_out.map(|mixture| in_memory(mixture, &mut Truncation::default())).transpose()?;
@@ -134,8 +135,8 @@ fn read<'a>(
 }
 
 /// The mixture that a pattern names, if it names one.
-fn mixture_of(pattern: &str, common: &CommonSettings) -> Result<Option<Mixture>> {
-    mixture::is_mixture(pattern).then(|| mixture::read(pattern, Part::Training, common.seed)).transpose()
+fn mixture_of(pattern: Pattern, common: &CommonSettings) -> Result<Option<Mixture>> {
+    mixture::is_mixture(pattern.text).then(|| mixture::read(pattern, Part::Training, common.seed)).transpose()
 }
 
 struct LanguageModelling<'a> {

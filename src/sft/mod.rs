@@ -88,7 +88,7 @@ impl SftSettings {
     /// What it reads.
     fn inputs(&self) -> Result<Inputs> {
         let inputs = Inputs::default().model("--model", &self.model.model, &self.model.adapter)?;
-        inputs.data("--data", &self.data)?.optional("--evaluation-data", self.examples.evaluation_data.as_ref())
+        inputs.data("--data", &self.data)?.evaluation("--evaluation-data", self.examples.evaluation_data.as_ref())
     }
 
     /// The default peak learning rate of full weights.

@@ -12,6 +12,7 @@ use super::order::{MOST_HELD_OUT, Order, Steps, evaluation_split, held_out_rows}
 use crate::data::parquet::Rows;
 use crate::data::row_index::{RowIndex, RowReader};
 use crate::data::schema::{Layouts, Origin};
+use crate::data::splits::Pattern;
 use crate::data::tokenize_records::Truncation;
 use crate::data::window::WindowedRows;
 use crate::error::Result;
@@ -106,7 +107,7 @@ impl<'a, T> Examples<'a, T> {
         prepare: impl Fn(R, &mut Truncation) -> Result<Option<T>> + 'a,
     ) -> Result<Self> {
         let index = Arc::new(RowIndex::open(source.data, &layouts)?);
-        let evaluation = source.evaluation_data.map(|pattern| RowIndex::open(pattern, &layouts)).transpose()?;
+        let evaluation = source.evaluation_data.map(|pattern| RowIndex::open(Pattern::evaluation(pattern), &layouts)).transpose()?;
         let prepare = of_rows(layouts, prepare);
         let examples = if index.rows() <= source.window {
             let Read { examples, truncation, left_out } = read_first(&index, index.rows(), &prepare)?;
@@ -131,7 +132,7 @@ impl<'a, T> Examples<'a, T> {
         prepare: impl Fn(R, &mut Truncation) -> Result<Option<T>> + 'a,
     ) -> Result<Self> {
         let Some(pattern) = source.evaluation_data else { return Ok(self) };
-        let index = RowIndex::open(pattern, &layouts)?;
+        let index = RowIndex::open(Pattern::evaluation(pattern), &layouts)?;
         self.evaluating(Arc::new(index), source, of_rows(layouts, prepare))
     }
 

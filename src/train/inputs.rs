@@ -10,6 +10,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::adapt;
 use crate::bail;
+use crate::data::splits::Pattern;
 use crate::data::{mixture, parquet};
 use crate::error::{Error, Result};
 use crate::remote::{hub, objects};
@@ -34,13 +35,14 @@ struct Fingerprint {
 
 impl Inputs {
     /// Adds the data that a pattern names: files of rows, or a mixture and its sources.
-    pub fn data(mut self, flag: &str, pattern: &str) -> Result<Self> {
-        if !mixture::is_mixture(pattern) {
+    pub fn data<'p>(mut self, flag: &str, pattern: impl Into<Pattern<'p>>) -> Result<Self> {
+        let pattern = pattern.into();
+        if !mixture::is_mixture(pattern.text) {
             return self.parquet(flag, pattern);
         }
-        self.file(format!("{flag} mixture"), Path::new(pattern))?;
-        for (number, source) in mixture::sources(pattern)?.iter().enumerate() {
-            self = self.parquet(&format!("{flag} {number}"), source)?;
+        self.file(format!("{flag} mixture"), Path::new(pattern.text))?;
+        for (number, source) in mixture::sources(pattern.text)?.iter().enumerate() {
+            self = self.parquet(&format!("{flag} {number}"), Pattern { text: source, ..pattern })?;
         }
         Ok(self)
     }
@@ -50,7 +52,12 @@ impl Inputs {
         pattern.map_or(Ok(self.clone()), |pattern| self.data(flag, pattern))
     }
 
-    fn parquet(mut self, flag: &str, pattern: &str) -> Result<Self> {
+    /// The same of data to evaluate on, if there are such.
+    pub fn evaluation(self, flag: &str, pattern: Option<&String>) -> Result<Self> {
+        pattern.map_or(Ok(self.clone()), |pattern| self.data(flag, Pattern::evaluation(pattern)))
+    }
+
+    fn parquet(mut self, flag: &str, pattern: Pattern) -> Result<Self> {
         for (number, file) in parquet::files(pattern)?.iter().enumerate() {
             self.file(format!("{flag} file {number}"), file)?;
         }

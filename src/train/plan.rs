@@ -8,6 +8,7 @@ use super::examples::Examples;
 use super::memory::{self, Footprint};
 use super::table::Table;
 use crate::bail;
+use crate::data::notes;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::model::Model;
@@ -66,6 +67,7 @@ impl Plan {
         if !quiet {
             eprintln!("{self}");
         }
+        notes::print();
     }
 }
 

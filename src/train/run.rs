@@ -19,6 +19,7 @@ use super::progress::Progress;
 use super::resume::{self, Identity, Record, Resumed};
 use super::state::{StateReader, StateWriter};
 use crate::bail;
+use crate::data;
 use crate::data::schema::Origin;
 use crate::error::{Error, Result};
 use crate::files::{
@@ -102,10 +103,12 @@ impl Run {
             folder,
         };
         settings::save(settings, run.folder.join("settings.toml"))?;
+        let said = data::notes::take();
         plan.print(common.quiet);
         if let Some(resumed) = resumed {
             notes.extend(run.go_on_from(resumed)?);
         }
+        said.iter().try_for_each(|note| run.warn(&format!("note: {note}")))?;
         notes.iter().try_for_each(|note| run.warn(&format!("warning: {note}")))?;
         Ok(run)
     }

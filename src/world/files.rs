@@ -17,6 +17,7 @@ use super::talk::provocations;
 use super::writers::{candidates, demonstration, raw_document};
 use crate::bail;
 use crate::data::parquet::{self, ParquetRows, Rows};
+use crate::data::splits::Pattern;
 use crate::error::{Error, Result};
 use crate::random::{Stream, stream};
 
@@ -166,7 +167,7 @@ fn write_cases(path: &Path, cases: &[Case]) -> Result<()> {
 /// Reads evaluation prompts: columns `prompt`, `kind`, `facts` and `expected`.
 pub fn read_cases(pattern: &str) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
-    for rows in ParquetRows::open(pattern)? {
+    for rows in ParquetRows::open(Pattern::evaluation(pattern))? {
         cases.extend(cases_of(&rows?)?);
     }
     if cases.is_empty() {

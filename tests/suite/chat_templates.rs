@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rlhf::data::schema::Message;
+use rlhf::data::schema::{Message, TemplateInputs};
 use rlhf::data::template::ChatTemplate;
 use serde_json::Value;
 
@@ -21,7 +21,7 @@ fn template(golden: &Value, template: &Value) -> ChatTemplate {
 fn messages(case: &Value) -> Vec<Message> {
     let text = |message: &Value, field: &str| message[field].as_str().unwrap().to_owned();
     let messages = case["messages"].as_array().unwrap().iter();
-    messages.map(|message| Message { role: text(message, "role"), content: text(message, "content") }).collect()
+    messages.map(|message| Message::new(text(message, "role"), text(message, "content"))).collect()
 }
 
 #[test]
@@ -30,7 +30,7 @@ fn conversations_are_rendered_and_refused_as_by_transformers() {
     for entry in golden["templates"].as_array().unwrap() {
         let template = template(&golden, entry);
         for case in entry["cases"].as_array().unwrap() {
-            let rendered = template.apply(&messages(case), case["add_generation_prompt"].as_bool().unwrap());
+            let rendered = template.apply(&messages(case), &TemplateInputs::default(), case["add_generation_prompt"].as_bool().unwrap());
             assert_eq!(rendered.as_deref().ok(), case["text"].as_str(), "{} {}", entry["name"], case["messages"]);
         }
     }
@@ -43,7 +43,7 @@ fn what_is_learned_is_what_training_templates_mark() {
     for entry in golden["templates"].as_array().unwrap() {
         let template = template(&golden, entry);
         for case in entry["learned"].as_array().unwrap() {
-            let pieces = template.render(&messages(case), 0).unwrap();
+            let pieces = template.render(&messages(case), &TemplateInputs::default(), 0).unwrap();
             let learned = pieces.iter().filter(|piece| piece.learned).map(|piece| piece.text.as_str());
             let marked = case["learned"].as_array().unwrap().iter().map(|text| text.as_str().unwrap());
             // A template may mark one stretch of text in two parts.

@@ -11,7 +11,7 @@ use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{Field, Int32Type};
 use proptest::prelude::*;
 use rlhf::data::parquet::{self, ParquetRows, ParquetWriter};
-use rlhf::data::schema::{self, AnswerLayout, Demonstration, Message, Prompt, Ranking, Text};
+use rlhf::data::schema::{self, AnswerLayout, Demonstration, Message, Prompt, Ranking, TemplateInputs, Text};
 use rlhf::data::template::ChatTemplate;
 use tempfile::TempDir;
 
@@ -194,9 +194,9 @@ fn the_three_layouts_of_hh_rlhf_hold_the_same_prompts_and_answers() {
     for ((left, middle), right) in implicit.iter().zip(&explicit).zip(&conversational) {
         assert_eq!((&left.prompt, &left.responses), (&middle.prompt, &middle.responses), "{}", left.origin);
         let (Text::Messages(prompt), Text::Plain(text)) = (&right.prompt, &left.prompt) else { panic!() };
-        let rendered = template.apply(prompt, true).unwrap();
+        let rendered = template.apply(prompt, &TemplateInputs::default(), true).unwrap();
         let whole = |answer: &Text| match answer {
-            Text::Messages(answer) => template.apply(&[prompt.clone(), answer.clone()].concat(), false).unwrap(),
+            Text::Messages(answer) => template.apply(&[prompt.messages.clone(), answer.messages.clone()].concat(), &TemplateInputs::default(), false).unwrap(),
             Text::Plain(answer) => format!("{text}{answer}"),
         };
         let wholes = |record: &Ranking| record.responses.iter().map(whole).collect::<Vec<_>>();
@@ -295,10 +295,10 @@ fn messages_are_read_with_fields_in_any_order_and_null_extras() {
     let turns = conversations(&["user", "assistant", "user", "assistant"], &["Hi", "Hello", "Why?", "So"], &[2, 4]);
     let (_folder, path) = file(vec![("messages", turns)]);
     let records: Vec<Demonstration> = schema::demonstrations(&path).unwrap().collect::<Result<_, _>>().unwrap();
-    let expected = Text::Messages(vec![Message::user("Why?"), Message::assistant("So")]);
+    let expected = Text::messages(vec![Message::user("Why?"), Message::assistant("So")]);
     assert_eq!((&records[1].prompt, &records[1].completion), (&None, &expected));
     let prompts: Vec<Prompt> = schema::prompts(&path).unwrap().collect::<Result<_, _>>().unwrap();
-    assert_eq!(prompts[0].prompt, Text::Messages(vec![Message::user("Hi")]));
+    assert_eq!(prompts[0].prompt, Text::messages(vec![Message::user("Hi")]));
 }
 
 #[test]
@@ -330,8 +330,8 @@ fn alpaca_and_sharegpt_become_conversations() {
         ("instruction", strings(&["Name the capital.", "2 + 2?"])),
     ]);
     let records: Vec<Demonstration> = schema::demonstrations(&path).unwrap().collect::<Result<_, _>>().unwrap();
-    assert_eq!(records[0].prompt, Some(Text::Messages(vec![Message::user("Name the capital.\n\nFrance")])));
-    assert_eq!(records[1].completion, Text::Messages(vec![Message::assistant("4")]));
+    assert_eq!(records[0].prompt, Some(Text::messages(vec![Message::user("Name the capital.\n\nFrance")])));
+    assert_eq!(records[1].completion, Text::messages(vec![Message::assistant("4")]));
 
     let field = |name: &str| Arc::new(Field::new(name, arrow::datatypes::DataType::Utf8, true));
     let turns = StructArray::from(vec![
@@ -340,8 +340,8 @@ fn alpaca_and_sharegpt_become_conversations() {
     ]);
     let (_folder, path) = file(vec![("conversations", lists(Arc::new(turns), &[3]))]);
     let record = schema::demonstrations(&path).unwrap().next().unwrap().unwrap();
-    let system = Message { role: "system".into(), content: "Be kind.".into() };
-    assert_eq!(record.completion, Text::Messages(vec![system, Message::user("Hi"), Message::assistant("Hello")]));
+    let system = Message::new("system", "Be kind.");
+    assert_eq!(record.completion, Text::messages(vec![system, Message::user("Hi"), Message::assistant("Hello")]));
 }
 
 #[test]
@@ -424,5 +424,5 @@ fn answers_to_score_keep_their_rows() {
     let turns = conversations(&["user", "assistant", "user", "assistant"], &["a", "b", "c", "d"], &[4]);
     let (_folder, path) = file(vec![("messages", turns)]);
     let chunk = schema::answered(&path).unwrap().next().unwrap().unwrap();
-    assert_eq!(chunk.records[0].answers, [Text::Messages(vec![Message::assistant("d")])]);
+    assert_eq!(chunk.records[0].answers, [Text::messages(vec![Message::assistant("d")])]);
 }

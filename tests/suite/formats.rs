@@ -148,8 +148,9 @@ fn what_cannot_be_read_is_told_in_a_sentence_that_names_file_and_line() {
         assert_eq!(error.trim_end().lines().count(), 1, "{error}");
         expected.iter().for_each(|expected| assert!(error.contains(expected), "expected {expected:?} in {error}"));
     }
+    bench.sft("start", "model", "--max-steps 1 --quiet");
     bench.put("margin.csv", b"chosen,rejected,margin\na,b,0.5\na,c,large\n");
-    let output = bench.run(&format!("reward --model model --data margin.csv --output run {SFT}"));
+    let output = bench.run(&format!("reward --model start --data margin.csv --output run {SFT}"));
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("row 1 (counted from 0), column `margin`: is the text \"large\", expected numbers"), "{error}");
 }
@@ -161,10 +162,10 @@ fn a_field_that_comes_late_is_a_column() {
     (0..3000).for_each(|row| writeln!(text, "{{\"prompt\": \"p{row}\", \"completion\": \"c\"}}").unwrap());
     text += "{\"completion\": \"c\", \"late\": 1, \"prompt\": \"last\"}\n";
     bench.put("late.jsonl", text.as_bytes());
-    let rows = ParquetRows::open(&bench.path("late.jsonl").display().to_string()).unwrap();
+    let path = bench.path("late.jsonl").display().to_string();
+    let rows = ParquetRows::open(&path).unwrap();
     assert_eq!((rows.rows(), rows.schemas()[0].1.fields().len()), (3001, 3));
-    let prompts = schema::prompts(&bench.path("late.jsonl").display().to_string()).unwrap();
-    assert_eq!(prompts.count(), 3001);
+    assert_eq!(schema::prompts(&path).unwrap().count(), 3001);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rlhf::data::batch::TokenTree;
 use rlhf::data::inspect::inspect;
-use rlhf::data::schema::{Demonstration, Message, Origin, Prompt, Ranking, Text};
+use rlhf::data::schema::{Demonstration, Message, Origin, Prompt, Ranking, TemplateInputs, Text};
 use rlhf::data::template::ChatTemplate;
 use rlhf::data::tokenize::Tokenizer;
 use rlhf::data::tokenize_records::{Ending, Truncation};
@@ -290,14 +290,14 @@ fn chat_tokenizer(template: &str) -> Tokenizer {
 fn conversation() -> Demonstration {
     let messages =
         vec![Message::user("Hi"), Message::assistant("Hello"), Message::user("Why?"), Message::assistant("So")];
-    Demonstration { prompt: None, completion: Text::Messages(messages), origin: origin() }
+    Demonstration { prompt: None, completion: Text::messages(messages), origin: origin() }
 }
 
 #[test]
 fn an_answer_that_was_cut_off_is_not_ended_by_its_template() {
     let tokenizer = chat_tokenizer(CHATML);
-    let prompt = Text::Messages(vec![Message::user("Why?")]);
-    let answer = [Text::Messages(vec![Message::assistant("Vubek keeps")])];
+    let prompt = Text::messages(vec![Message::user("Why?")]);
+    let answer = [Text::messages(vec![Message::assistant("Vubek keeps")])];
     let tokens = |ending| {
         let tree = tokenizer.tree(Some(&prompt), &answer, |_| ending, 100, &mut Truncation::default()).unwrap();
         tree.answers[0].tokens.clone()
@@ -387,7 +387,7 @@ fn templates_have_the_functions_of_transformers() {
     let render = |source: &str, generation: bool| {
         let special = BTreeMap::from([("eos_token".to_owned(), "</s>".to_owned())]);
         let template = ChatTemplate::from_source(source, "t.jinja", &special).unwrap();
-        template.apply(&[Message::user(" a,b "), Message::assistant("é")], generation).unwrap()
+        template.apply(&[Message::user(" a,b "), Message::assistant("é")], &TemplateInputs::default(), generation).unwrap()
     };
     assert_eq!(render("{{ messages[0].content.strip().split(',')[-1] }}{{ eos_token }}", false), "b</s>");
     assert_eq!(render("{{ messages[1] | tojson }}", false), r#"{"role": "assistant", "content": "é"}"#);

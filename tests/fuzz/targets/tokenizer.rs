@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
-use rlhf::data::schema::Message;
+use rlhf::data::schema::{Message, TemplateInputs};
 use rlhf::data::tokenize::Tokenizer;
 use rlhf_fuzz::{folder, mutate, mutate_joined, mutation, write};
 use tempfile::TempDir;
@@ -33,5 +33,5 @@ fuzz_target!(|data: &[u8]| {
     }
     let _ = tokenizer.model_max_length();
     let _ = tokenizer.common_tokens(10);
-    let _ = tokenizer.template().apply(&[Message::user("Hi")], true);
+    let _ = tokenizer.template().apply(&[Message::user("Hi")], &TemplateInputs::default(), true);
 });

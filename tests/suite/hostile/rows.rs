@@ -191,7 +191,7 @@ fn rows_are_decoded_by_the_length_of_their_texts_not_by_what_the_file_says() {
         assert_eq!(pairs.values.len(), 128, "the items of other rows are left out, in the last batch too");
         assert!((0..128).all(|item| pairs.values.value(item) == text));
         let messages = rows.texts("messages").unwrap();
-        let message = Text::Messages(vec![Message { role: "user".to_owned(), content: text.clone() }]);
+        let message = Text::messages(vec![Message::user(text.clone())]);
         assert!((0..64).all(|row| messages.get(row).unwrap().as_ref() == Some(&message)));
     }
     assert_eq!(count, 1024);

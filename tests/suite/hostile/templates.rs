@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use rlhf::data::schema::Message;
+use rlhf::data::schema::{Message, TemplateInputs};
 use rlhf::data::template::ChatTemplate;
 
 use super::seeds::{parquet_bytes, tables};
@@ -13,7 +13,7 @@ use crate::workbench::Workbench;
 fn rendered(source: &str) -> Result<String, String> {
     let start = Instant::now();
     let template = ChatTemplate::from_source(source, "hostile.jinja", &BTreeMap::new());
-    let result = template.and_then(|template| template.apply(&[Message::user("Hi"), Message::assistant("é")], true));
+    let result = template.and_then(|template| template.apply(&[Message::user("Hi"), Message::assistant("é")], &TemplateInputs::default(), true));
     assert!(start.elapsed() < Duration::from_secs(30), "{source} took {:?}", start.elapsed());
     result.map_err(|error| {
         let error = error.to_string();
