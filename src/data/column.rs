@@ -277,7 +277,7 @@ impl Rows {
 }
 
 /// The texts of a column of texts, in which something else may be written.
-fn written(column: &ArrayRef) -> Option<LargeStringArray> {
+pub(in crate::data) fn written(column: &ArrayRef) -> Option<LargeStringArray> {
     strings(column).filter(|_| *column.data_type() != DataType::Null)
 }
 

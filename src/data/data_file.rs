@@ -29,6 +29,11 @@ pub(super) struct Version {
 }
 
 impl Version {
+    /// The length of the file in bytes.
+    pub(super) fn length(&self) -> u64 {
+        self.length
+    }
+
     /// Whether the file was last changed so long ago that another change would show in its date.
     pub(super) fn is_settled(&self) -> bool {
         let age = self.modified.map(|modified| SystemTime::now().duration_since(modified).unwrap_or_default());

@@ -16,6 +16,7 @@ use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 
 use super::data_file::DataFile;
+use super::notes;
 use super::table::unreadable;
 use crate::bail;
 use crate::error::{Error, Result};
@@ -240,6 +241,7 @@ fn decompress(path: &Path, file: &DataFile, compression: Compression, always: u6
         }
         unpacked.write_all(&buffer[..count]).map_err(full)?;
     }
+    notes::add(format!("{}: decompressed once, into a temporary file of {:.1} MB", path.display(), length as f64 / 1e6));
     Ok(unpacked)
 }
 

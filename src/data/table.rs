@@ -78,6 +78,11 @@ impl Chosen {
     }
 }
 
+/// Rows that any file may say that it has, and further rows by its length: a column of one value takes less than a bit a row. More are not believed, as
+/// room may be made for something of each.
+const MOST_ROWS: u128 = 1 << 20;
+const ROWS_PER_BYTE: u64 = 1 << 13;
+
 /// Tables that took a pass over the whole file to open, with the version of the file: several parts of a program read the same data.
 static INDEXED: Mutex<BTreeMap<PathBuf, (Version, Arc<dyn Table>)>> = Mutex::new(BTreeMap::new());
 
@@ -87,9 +92,18 @@ static INDEXED: Mutex<BTreeMap<PathBuf, (Version, Arc<dyn Table>)>> = Mutex::new
 /// Where it cannot be read, is in none of the forms, or is damaged.
 pub(super) fn open(path: &Path) -> Result<Arc<dyn Table>> {
     let file = DataFile::open(path)?;
-    let unreadable = |error| unreadable(path, error);
-    let version = file.version().map_err(unreadable)?;
-    // Only what follows on this look costs a request for each remote file.
+    let version = file.version().map_err(|error| unreadable(path, error))?;
+    let table = open_version(path, file, version)?;
+    let most = MOST_ROWS + u128::from(version.length()) * u128::from(ROWS_PER_BYTE);
+    let rows: u128 = table.group_rows().iter().map(|rows| *rows as u128).sum();
+    if rows > most {
+        return Err(unreadable(path, format!("its {} bytes are said to hold {rows} rows", version.length())));
+    }
+    Ok(table)
+}
+
+fn open_version(path: &Path, file: DataFile, version: Version) -> Result<Arc<dyn Table>> {
+    // A look at a remote file's beginning would be a request of its own.
     if objects::is_remote(path) && form::has_extension(path, "parquet") {
         return Ok(Arc::new(ParquetTable::open(path)?));
     }

@@ -44,6 +44,12 @@ pub(super) fn booleans(texts: &LargeStringArray) -> Option<BooleanArray> {
     Some(BooleanArray::from(all(texts, truth)?))
 }
 
+/// Whether the texts are truth values, written as words or as 0 and 1, and not all of them empty.
+pub(super) fn is_truth(texts: &LargeStringArray) -> bool {
+    let truth = |text: &str| matches!(text.to_ascii_lowercase().as_str(), "true" | "false" | "0" | "1").then_some(());
+    all(texts, truth).is_some_and(|truths| truths.iter().any(Option::is_some))
+}
+
 /// Lists and objects in JSON, all of them of one type.
 pub(super) fn nested(texts: &LargeStringArray) -> Option<ArrayRef> {
     let parse = |text: &str| text.starts_with(['[', '{']).then(|| serde_json::from_str::<Value>(text).ok()).flatten();
@@ -89,6 +95,7 @@ mod tests {
         let found = booleans(&texts(&["True", "false", "TRUE", ""])).unwrap();
         assert_eq!(found.iter().collect::<Vec<_>>(), [Some(true), Some(false), Some(true), None]);
         assert!(booleans(&texts(&["1", "0"])).is_none());
+        assert!(is_truth(&texts(&["1", "", "False"])) && !is_truth(&texts(&["", ""])) && !is_truth(&texts(&["1", "2"])));
     }
 
     #[test]

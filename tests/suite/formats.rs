@@ -126,7 +126,7 @@ fn every_program_takes_every_form() {
 #[test]
 fn what_cannot_be_read_is_told_in_a_sentence_that_names_file_and_line() {
     let bench = Workbench::new();
-    let cases: [(&str, &[u8], &[&str]); 12] = [
+    let cases: [(&str, &[u8], &[&str]); 13] = [
         ("a.jsonl", b"{\"text\": \"a\"}\n{\"text\": 42}\n", &["a.jsonl: column `text` holds a number in line 2 and a string in line 1"]),
         ("b.jsonl", b"{\"text\": 1}\n{\"text\": 42}\n", &["b.jsonl: column `text` holds int64", "expected strings"]),
         ("c.jsonl", b"{\"text\": \"a\"}\n{\"text\": \"b\"\n", &["c.jsonl: line 2", "not valid JSON"]),
@@ -138,6 +138,7 @@ fn what_cannot_be_read_is_told_in_a_sentence_that_names_file_and_line() {
         ("i.arrow", b"ARROW1\0\0", &["i.arrow: the Arrow file cannot be read (it is truncated)"]),
         ("j.jsonl.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\x03", &["j.jsonl.gz: cannot be decompressed (it ends too early)"]),
         ("k.txt", b"text", &["k.txt: not a file of rows", "Parquet, JSON Lines", "CSV"]),
+        ("m.csv", b"prompt,completion,label\na,b,True\na,c,False\n", &["m.csv: column `label` marks each answer as good or bad"]),
         ("l.jsonl", b"", &["l.jsonl: the file is empty"]),
     ];
     for (name, content, expected) in cases {
