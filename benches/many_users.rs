@@ -12,6 +12,8 @@ use rlhf::data::batch::{Batch, Continuation, TokenTree};
 use rlhf::generate::{PromptTokens, SamplingSettings, Stop, generate};
 use rlhf::model::Model;
 use rlhf::model::adapter::Pass;
+use rlhf::model::folder::{WithoutWeights, open};
+use rlhf::model::weight_files;
 use rlhf::random;
 use rlhf::settings::{TrainingSettings, from_arguments};
 
@@ -39,8 +41,11 @@ fn model(method: &str) -> rlhf::Result<Model> {
     );
     std::fs::write(folder.path().join("config.json"), config).expect("the folder can be written to");
     let settings = from_arguments::<Settings>(["--method", method, "--prompt-tuning-init", "random"])?.training;
-    let mut bases = Bases::new(Device::Cpu);
+    // Only what is trained may start without weights.
+    let (base, architecture, weights) = open(folder.path(), WithoutWeights::NewFromSeed(1), &Device::Cpu)?;
+    weight_files::write(folder.path(), &weights, &architecture, &base.form)?;
     let role = Role { folder: folder.path(), adapters: &[], training: Training::Frozen, head: Head::Language, seed: 1 };
+    let mut bases = Bases::new(Device::Cpu);
     let base = bases.load(&role)?;
     let user = |index: usize| -> rlhf::Result<Model> {
         let model = bases.load(&Role { training: Training::With(&settings), seed: index as u64, ..role })?;

@@ -253,6 +253,18 @@ fn sync_tree(folder: &Path) -> Result<()> {
     sync(folder)
 }
 
+/// Prints a warning to the standard error stream, the same text once in a program: a file may be read for
+/// several models.
+pub fn warn_once(text: &str) {
+    use std::collections::HashSet;
+    use std::sync::{LazyLock, Mutex};
+    static PRINTED: LazyLock<Mutex<HashSet<String>>> = LazyLock::new(Mutex::default);
+    let is_new = PRINTED.lock().map_or(true, |mut printed| printed.insert(text.to_string()));
+    if is_new {
+        eprintln!("{text}");
+    }
+}
+
 /// Prints a line, as `println!` does. A reader who has seen enough (`| head`) is no failure: what follows goes nowhere.
 #[macro_export]
 macro_rules! say {

@@ -17,6 +17,7 @@ use crate::data::tokenize_records::Truncation;
 use crate::error::{Error, Result};
 use crate::generate::{PromptTokens, SamplingSettings, Stop, generate};
 use crate::model::Model;
+use crate::model::architecture::BeyondContext;
 use crate::settings::{CommonSettings, ModelSettings, NamedFolder, UserSettings, at_least_one};
 use crate::train::plan::Plan;
 use crate::train::progress::Progress;
@@ -98,6 +99,7 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
     let mut progress = Progress::new("sample", rows, common.quiet);
     let mut report = SampleReport::default();
     let mut truncation = Truncation::default();
+    let mut lengths = BeyondContext::of(model.architecture());
     let mut output = Output { settings, form: form(&settings.data)?, writer: None };
     let mut prompts = schema::prompts(&settings.data)?;
     loop {
@@ -112,6 +114,9 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
             .collect::<Result<_>>()?;
         let answers = sampler.sample(&tokens, report.prompts, &mut progress)?;
         report.prompts += chunk.len();
+        for (prompt, answers) in tokens.iter().zip(&answers) {
+            answers.iter().for_each(|answer| lengths.add(prompt.tokens.len() + answer.tokens.len()));
+        }
         for answer in answers.iter().flatten() {
             report.answers += 1;
             report.ended += usize::from(answer.ended);
@@ -124,6 +129,9 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
     progress.finish();
     if !common.quiet {
         say(&report, settings);
+    }
+    if let Some(warning) = lengths.warning() {
+        eprintln!("warning: {warning}");
     }
     Ok(report)
 }
@@ -157,7 +165,7 @@ pub(crate) fn prompt_length(common: &CommonSettings, sampling: &SamplingSettings
 
 /// A frozen language model with its tokenizer, and the adapters of users on top of it.
 pub(crate) fn load(settings: &ModelSettings, users: &[NamedFolder], seed: u64) -> Result<(Model, Tokenizer)> {
-    let tokenizer = Tokenizer::load(adapt::tokenizer_folder(&settings.model)?)?;
+    let tokenizer = adapt::tokenizer(&settings.model, &settings.adapter)?;
     let role = Role {
         folder: &settings.model,
         adapters: &settings.adapter,
@@ -166,7 +174,6 @@ pub(crate) fn load(settings: &ModelSettings, users: &[NamedFolder], seed: u64) -
         seed,
     };
     let model = Bases::new(Device::Cpu).load_with_users(&role, users)?;
-    tokenizer.fits(model.architecture().vocabulary)?;
     Ok((model, tokenizer))
 }
 

@@ -22,11 +22,11 @@ use crate::data::batch::{Batch, TokenTree, split_by_budget};
 use crate::data::parquet::{ParquetRows, ParquetWriter};
 use crate::data::schema::{self, AnswerLayout, AnsweredRows};
 use crate::data::text_column::named;
-use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::{Ending, Truncation};
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::adapter::Pass;
+use crate::model::architecture::BeyondContext;
 use crate::sample::parquet_output;
 use crate::settings::{CommonSettings, ModelSettings, NamedFolder, UserSettings};
 use crate::train::plan::Plan;
@@ -98,10 +98,9 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
     let rows = ParquetRows::open(&settings.data)?;
     let row_count = rows.rows();
     let stored = check_columns(settings, &rows)?;
-    let tokenizer = Tokenizer::load(adapt::tokenizer_folder(&settings.model.model)?)?;
+    let tokenizer = adapt::tokenizer(&settings.model.model, &settings.model.adapter)?;
     let model = load(&settings.model, &settings.users.adapters, common.seed)?;
     let stacks = users::stacks_of_rows(&settings.users, &settings.data)?;
-    tokenizer.fits(model.architecture().vocabulary)?;
     if settings.best && model.head().is_none() {
         bail!(
             "{}: this model gives no reward, by which --best chooses; give the output folder of `reward`",
@@ -112,6 +111,7 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
     let mut progress = Progress::new("score", row_count, common.quiet);
     let mut report = ScoreReport::default();
     let mut writer = None;
+    let mut lengths = BeyondContext::of(model.architecture());
     let form = settings.best.then(|| best::form(&settings.data)).transpose()?;
     for answered in schema::answered(&settings.data)? {
         let answered = answered?;
@@ -121,6 +121,9 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
                 tokenizer.answered(record, |answer| endings[answer], common.max_length, &mut report.truncation)
             })
             .collect::<Result<_>>()?;
+        for tree in &trees {
+            tree.answers.iter().for_each(|answer| lengths.add(tree.prompt.len() + answer.tokens.len()));
+        }
         let stacks = &stacks[report.rows..][..trees.len()];
         let done = |tree: &TokenTree| progress.advance(None, tree.tokens());
         let scores = scores(&model, &trees, stacks, common.tokens_per_batch, done)?;
@@ -143,6 +146,9 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
     progress.finish();
     if !common.quiet {
         say(&report, settings);
+    }
+    if let Some(warning) = lengths.warning() {
+        eprintln!("warning: {warning}");
     }
     Ok(report)
 }

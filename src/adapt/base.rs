@@ -34,7 +34,10 @@ impl Base<'_> {
 
     /// The model's tokenizer, where its folder holds one.
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
-        let folder = &self.model.folder().path;
-        if folder.join("tokenizer.json").is_file() { Tokenizer::load(folder).map(Some) } else { Ok(None) }
+        let folders = &self.model.folder().companions;
+        if !folders.iter().any(|folder| folder.join("tokenizer.json").is_file()) {
+            return Ok(None);
+        }
+        Ok(Some(Tokenizer::open(folders)?.for_rows(self.architecture().vocabulary)))
     }
 }

@@ -28,9 +28,10 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::adapter::Adapter;
 use crate::model::architecture::Architecture;
-use crate::model::folder::{self, ModelFolder};
+use crate::model::folder::{self, ModelFolder, WithoutWeights};
 use crate::model::head::{self, Form, NewHead, is_head_tensor};
 use crate::model::sites::Stack;
+use crate::model::weight_files;
 use crate::model::weights::{Weights, output_name};
 use crate::remote::hub;
 use crate::settings::{Method, TrainingSettings};
@@ -45,7 +46,7 @@ use peft::AdapterFiles;
 use prefix_tuning::PrefixTuning;
 use probing::Probing;
 use prompt_tuning::PromptTuning;
-pub use resolve::{architecture, base, refuse_encoder, resolve, tokenizer_folder};
+pub use resolve::{architecture, base, check_weights, companions, refuse_encoder, resolve, tokenizer};
 
 /// What is to be done with the weights that are read.
 #[derive(Debug, Clone, Copy)]
@@ -115,7 +116,19 @@ impl Bases {
     /// Reads one model in one role.
     pub fn load(&mut self, role: &Role) -> Result<Model> {
         let (base_folder, adapter_folders) = resolve::resolve(role.folder, role.adapters)?;
-        let shared = self.base(&base_folder, role.seed)?;
+        // New weights are for a run that trains and saves all of them: an adapter would belong to weights
+        // that are in no file.
+        let without_weights = match role.training {
+            Training::With(settings) if settings.method.is_full() && adapter_folders.is_empty() => {
+                WithoutWeights::NewFromSeed(role.seed)
+            }
+            _ => WithoutWeights::Refuse,
+        };
+        let mut shared = self.base(&base_folder, without_weights)?;
+        if !adapter_folders.is_empty() {
+            let companions = resolve::companions(role.folder, role.adapters)?;
+            shared.folder = Arc::new(ModelFolder { companions, ..(*shared.folder).clone() });
+        }
         let bare =
             Model::new(shared.folder.clone(), shared.architecture.clone(), shared.weights.clone(), Vec::new(), None)?;
         let base = Base { model: &bare, seed: role.seed };
@@ -139,12 +152,16 @@ impl Bases {
         Ok(model.with_learning_rate_scales(scales))
     }
 
-    fn base(&mut self, folder: &Path, seed: u64) -> Result<BaseModel> {
+    fn base(&mut self, folder: &Path, without_weights: WithoutWeights) -> Result<BaseModel> {
         let key = folder.canonicalize().map_err(Error::io(folder))?;
         if let Some(base) = self.read.get(&key) {
+            // New weights that one role trains are no model for another that does not, such as the reference.
+            if base.folder.new_from_seed.is_some() && without_weights == WithoutWeights::Refuse {
+                return Err(weight_files::no_weights(folder));
+            }
             return Ok(base.clone());
         }
-        let (model_folder, architecture, weights) = folder::open(folder, seed, &self.device)?;
+        let (model_folder, architecture, weights) = folder::open(folder, without_weights, &self.device)?;
         let (folder, architecture) = (Arc::new(model_folder), Arc::new(architecture));
         let base = BaseModel { folder, architecture, weights: Arc::new(weights) };
         self.read.insert(key, base.clone());
@@ -168,9 +185,8 @@ impl Bases {
         let found = match in_adapters {
             Some(head) => Some(head.completed_by(architecture, |name| base.weights.find(name).cloned())),
             None => {
-                let found = head::Head::find(architecture, Form::read(&base.folder.path)?, |name| {
-                    base.weights.find(name).cloned()
-                });
+                let (form, pad) = (Form::read(&base.folder.path)?, base.folder.pad_token_id());
+                let found = head::Head::find(architecture, form, pad, |name| base.weights.find(name).cloned());
                 found.map(|head| head.with_labels_of(&base.folder.config))
             }
         };
@@ -340,7 +356,8 @@ fn read_adapter_of_any_form(folder: &Path, base: &Base) -> Result<Read> {
     }
     let mut files = AdapterFiles::read(folder, device)?;
     peft::check_base(folder, &base.model.folder().path, base.model.weights())?;
-    let head = head::Head::find(architecture, Form::read(folder)?, |name| files.find(name));
+    let pad = base.model.folder().pad_token_id();
+    let head = head::Head::find(architecture, Form::read(folder)?, pad, |name| files.find(name));
     head.iter().flat_map(|head| head.tensors()).for_each(|(name, _)| drop(files.take(&name)));
     let kind = files.config().text("peft_type", "")?.to_string();
     let adapter: Arc<dyn Adapter> = match kind.as_str() {

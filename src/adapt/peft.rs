@@ -20,7 +20,7 @@ use crate::model::weights::Weights;
 use crate::remote::hub::{self, HubName};
 
 pub(super) const CONFIG: &str = "adapter_config.json";
-const TENSORS: &str = "adapter_model.safetensors";
+pub(super) const TENSORS: &str = "adapter_model.safetensors";
 const ENCODER: &str = "encoder.safetensors";
 const BASE: &str = "base_model.json";
 /// What stands before the names of the model's own tensors.

@@ -6,16 +6,55 @@ use serde_json::Value;
 
 use super::peft;
 use crate::bail;
+use crate::data::tokenize::Tokenizer;
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::model::architecture::Architecture;
 use crate::model::folder::{STACK_FILE, read_architecture, read_json};
+use crate::model::weight_files::{TensorFile, locate, no_weights};
 use crate::remote::hub;
 
-/// The folder whose tokenizer belongs to a model argument: its own, or its base model's.
-pub fn tokenizer_folder(folder: &Path) -> Result<PathBuf> {
-    let folder = hub::folder(folder)?;
-    if folder.join("tokenizer.json").is_file() { Ok(folder) } else { Ok(resolve(&folder, &[])?.0) }
+/// The folders whose tokenizer and generation settings belong to a model argument and the adapters on top of
+/// it: those of the adapters, the last first, then the base model's.
+pub fn companions(folder: &Path, adapters: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let base = resolve(folder, adapters)?.0;
+    let own = hub::folder(folder)?;
+    let own = if is_adapter_or_stack(&own) { Some(own) } else { None };
+    let mut folders = adapters.iter().rev().map(|adapter| hub::folder(adapter)).collect::<Result<Vec<_>>>()?;
+    folders.extend(own.into_iter().chain([base]));
+    Ok(folders)
+}
+
+/// The tokenizer of a model argument with adapters on top of it. A text with a token that the model's
+/// embedding has no row for is an error from then on.
+pub fn tokenizer(folder: &Path, adapters: &[PathBuf]) -> Result<Tokenizer> {
+    let tokenizer = Tokenizer::open(&companions(folder, adapters)?)?;
+    Ok(tokenizer.for_rows(embedding_rows(folder, adapters)?))
+}
+
+/// The rows of the embedding of a model with adapters: as many as `config.json` says, or as the table has
+/// that an adapter holds, if these are more.
+pub fn embedding_rows(folder: &Path, adapters: &[PathBuf]) -> Result<usize> {
+    let (base, adapters) = resolve(folder, adapters)?;
+    let architecture = read_architecture(&base)?.1;
+    let table = architecture.names.embeddings.trim_end_matches(".weight");
+    let table = table.rsplit('.').next().unwrap_or(table);
+    let mut rows = architecture.vocabulary;
+    for path in adapters.iter().map(|adapter| adapter.join(peft::TENSORS)).filter(|path| path.is_file()) {
+        let file = TensorFile::open(&path)?;
+        let is_table =
+            |name: &str, shape: &[usize]| name.contains(table) && shape.len() == 2 && shape[1] == architecture.d_model;
+        let of_tables =
+            file.shapes().into_iter().filter(|(name, shape)| is_table(name, shape)).map(|(_, shape)| shape[0]);
+        rows = of_tables.fold(rows, usize::max);
+    }
+    Ok(rows)
+}
+
+/// Refuses a model argument whose base holds no weights that can be read.
+pub fn check_weights(folder: &Path) -> Result<()> {
+    let base = resolve(folder, &[])?.0;
+    locate(&base)?.map_or_else(|| Err(no_weights(&base)), |_| Ok(()))
 }
 
 /// What the base model of a model argument is.

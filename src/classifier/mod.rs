@@ -24,7 +24,6 @@ use crate::model::adapter::Pass;
 use crate::model::architecture::{Architecture, Config};
 use crate::model::folder::{read_architecture, read_json};
 use crate::model::head::Form;
-use crate::model::weight_files;
 use crate::remote::hub;
 use deberta::Deberta;
 pub use identity::Identity;
@@ -87,8 +86,7 @@ impl Classifier {
         let is_deberta = config.get("model_type").and_then(Value::as_str) == Some(deberta::MODEL_TYPE);
         let loaded = if is_deberta { load_deberta(folder, &config)? } else { load_on_the_core(folder)? };
         let Loaded { network, labels, outputs, identity } = loaded;
-        let tokenizer = Tokenizer::load(adapt::tokenizer_folder(folder)?)?;
-        tokenizer.fits(network.vocabulary())?;
+        let tokenizer = Tokenizer::open(&adapt::companions(folder, &[])?)?.for_rows(network.vocabulary());
         let limits = [network.longest(), tokenizer.model_max_length()?];
         let max_length = limits.into_iter().flatten().min().unwrap_or(usize::MAX);
         Ok(Classifier { folder: given.to_path_buf(), tokenizer, network, labels, outputs, max_length, identity })
@@ -207,7 +205,6 @@ fn load_deberta(folder: &Path, config: &Value) -> Result<Loaded> {
     let file = folder.join("config.json").display().to_string();
     let config = Config { json: config, file: &file };
     check_class(&config, deberta::CLASS, false)?;
-    check_weights(folder)?;
     let deberta = Deberta::load(folder, &config, &Device::Cpu)?;
     let labels = labels::labels(&config, deberta.labels(), deberta::OUT)?;
     let outputs = labels::outputs(&config, labels.len())?;
@@ -224,7 +221,6 @@ fn load_on_the_core(folder: &Path) -> Result<Loaded> {
         // A head of our own form stands in a folder of the bare model's class.
         check_class(&config, architecture.classifier_class, Form::read(folder)?.is_some())?;
     }
-    check_weights(&base)?;
     let role = Role { folder, adapters: &[], training: Training::Frozen, head: Head::AsFound, seed: 0 };
     let model = Bases::new(Device::Cpu).load(&role)?;
     let labels = labels_of(&model, &config, folder, !adapters.is_empty())?;
@@ -260,21 +256,5 @@ fn check_class(config: &Config, expected: &str, has_own_head: bool) -> Result<()
             config.file
         ),
         _ => Ok(()),
-    }
-}
-
-/// Refuses a folder without weights that can be read.
-fn check_weights(folder: &Path) -> Result<()> {
-    if weight_files::has_weights(folder) {
-        return Ok(());
-    }
-    let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().find(|name| folder.join(name).is_file());
-    match pickled {
-        Some(name) => bail!(
-            "{}: the weights are pickled, and reading a pickle can run any program; expected model.safetensors, which transformers writes: \
-             AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(folder)",
-            folder.join(name).display()
-        ),
-        None => bail!("{}: no model.safetensors there; expected the weights of a classifier", folder.display()),
     }
 }

@@ -114,7 +114,9 @@ impl<'a> ConversationColumns<'a> {
                 let tools = tools.into_iter().map(decoded).collect::<Result<_, _>>();
                 Some(Value::Array(tools.map_err(|fault| self.rows.fault(row, "tools", fault))?))
             }
-            other => return Err(self.rows.fault(row, "tools", format!("is {}, expected a list of tools", shown(&other)))),
+            other => {
+                return Err(self.rows.fault(row, "tools", format!("is {}, expected a list of tools", shown(&other))));
+            }
         };
         let variables = match value("chat_template_kwargs", &self.variables)? {
             Value::Null => Map::new(),
@@ -125,7 +127,8 @@ impl<'a> ConversationColumns<'a> {
             }
         };
         if let Some(name) = variables.keys().find(|name| RESERVED.contains(&name.as_str())) {
-            let fault = format!("holds `{name}`, which is no variable of a chat template that a row can set; remove it");
+            let fault =
+                format!("holds `{name}`, which is no variable of a chat template that a row can set; remove it");
             return Err(self.rows.fault(row, "chat_template_kwargs", fault));
         }
         Ok(TemplateInputs { tools, variables })
@@ -169,7 +172,10 @@ impl<'a> History<'a> {
         for (number, pair) in pairs.iter().enumerate() {
             let texts: Option<Vec<&str>> = pair.as_array().and_then(|pair| pair.iter().map(Value::as_str).collect());
             let Some([question, answer]) = texts.as_deref() else {
-                return Err(fault(format!("item {number} (counted from 0) is {}, expected [question, answer]", shown(pair))));
+                return Err(fault(format!(
+                    "item {number} (counted from 0) is {}, expected [question, answer]",
+                    shown(pair)
+                )));
             };
             turns.extend([Message::user(*question), Message::assistant(*answer)]);
         }
@@ -260,14 +266,20 @@ fn beside_a_string(prompt: &str, mut answers: Vec<Vec<Message>>) -> Result<OneFo
             return Err((number, fault.to_owned()));
         }
         let mut rest = rest.into_iter();
-        answers = answers.into_iter().map(|answer| if is_whole(&answer) { rest.next().unwrap_or(answer) } else { answer }).collect();
+        answers = answers
+            .into_iter()
+            .map(|answer| if is_whole(&answer) { rest.next().unwrap_or(answer) } else { answer })
+            .collect();
         turns = shared;
     }
     // A system turn comes before the question, wherever it is written.
     if let Some(number) = answers.iter().position(|answer| begins_a_conversation(answer)) {
         let (shared, rest) = common_beginning(answers);
         if !shared.iter().all(|message| message.role() == "system") || shared.is_empty() {
-            return Err((number, "begins with a turn that the other answers do not have; give all answers in one form".to_owned()));
+            return Err((
+                number,
+                "begins with a turn that the other answers do not have; give all answers in one form".to_owned(),
+            ));
         }
         return Ok(apart([shared, turns].concat(), rest));
     }
@@ -348,7 +360,10 @@ mod tests {
     #[test]
     fn white_space_at_the_ends_does_not_matter_where_the_prompt_is_repeated() {
         let prompt = Text::messages(vec![Message::user("u\n")]);
-        assert_eq!(apart(prompt.clone(), &[messages("u a1"), messages("a2")]), (prompt, vec![messages("a1"), messages("a2")]));
+        assert_eq!(
+            apart(prompt.clone(), &[messages("u a1"), messages("a2")]),
+            (prompt, vec![messages("a1"), messages("a2")])
+        );
     }
 
     #[test]

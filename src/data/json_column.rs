@@ -87,7 +87,8 @@ fn value(field: &Field, column: &ArrayRef, row: usize) -> Result<Value, String> 
         DataType::LargeUtf8 => text(field, column.as_string::<i64>().value(row))?,
         DataType::LargeBinary => {
             let bytes = column.as_binary::<i64>().value(row);
-            let decoded = std::str::from_utf8(bytes).map_err(|_| format!("holds binary in `{}`, expected text (UTF-8)", field.name()));
+            let decoded = std::str::from_utf8(bytes)
+                .map_err(|_| format!("holds binary in `{}`, expected text (UTF-8)", field.name()));
             text(field, decoded?)?
         }
         DataType::LargeList(item) => {
@@ -122,7 +123,8 @@ fn pairs(field: &Field, entries: &StructArray) -> Result<Value, String> {
 
 fn text(field: &Field, text: &str) -> Result<Value, String> {
     match is_json(field) {
-        true => serde_json::from_str(text).map_err(|error| format!("holds JSON in `{}` that cannot be read ({error})", field.name())),
+        true => serde_json::from_str(text)
+            .map_err(|error| format!("holds JSON in `{}` that cannot be read ({error})", field.name())),
         false => Ok(text.into()),
     }
 }

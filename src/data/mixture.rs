@@ -348,7 +348,10 @@ impl<'a> OpenSource<'a> {
         if self.templates.is_empty() {
             let unused = |(file, schema): &(_, _)| schema::DEMONSTRATIONS.unused_columns(file, schema);
             let is_named = |name: &String| {
-                [&self.source.task_column, &self.source.template_column].into_iter().flatten().any(|known| known == name)
+                [&self.source.task_column, &self.source.template_column]
+                    .into_iter()
+                    .flatten()
+                    .any(|known| known == name)
             };
             let unused = ParquetRows::open(self.pattern())?.schemas().iter().flat_map(unused).collect::<Vec<_>>();
             schema::note_unused(&self.pattern, unused.into_iter().filter(|name| !is_named(name)));

@@ -117,7 +117,9 @@ impl Message {
 fn sharegpt_role(name: &str) -> &str {
     match name.to_lowercase().as_str() {
         "human" | "user" => "user",
-        "gpt" | "chatgpt" | "bing" | "bard" | "bot" | "model" | "assistant" | "function_call" | "tool_call" => "assistant",
+        "gpt" | "chatgpt" | "bing" | "bard" | "bot" | "model" | "assistant" | "function_call" | "tool_call" => {
+            "assistant"
+        }
         "observation" | "tool" | "function" | "function_response" | "tool_response" => "tool",
         "system" => "system",
         _ => name,
@@ -317,7 +319,8 @@ mod tests {
         let turn = message(json!({"role": "assistant", "content": "a", "name": null, "thinking": "b"})).unwrap();
         assert_eq!(turn.fields().keys().collect::<Vec<_>>(), ["role", "content", "thinking"]);
         assert_ne!(turn, Message::assistant("a"));
-        let call = message(json!({"role": "assistant", "content": null, "tool_calls": [{"type": "function"}]})).unwrap();
+        let call =
+            message(json!({"role": "assistant", "content": null, "tool_calls": [{"type": "function"}]})).unwrap();
         assert_eq!((call.content(), call.fields().contains_key("content")), ("", false));
         assert_eq!(message(json!({"role": "assistant", "content": null})).unwrap_err(), "has no content");
         assert_eq!(message(json!({"role": "user", "name": "b"})).unwrap_err(), "has no content");

@@ -95,7 +95,9 @@ impl<R> Layouts<R> {
 /// # Errors
 /// At once, where a file cannot be read or has none of the layouts; with the first record that is not what its column
 /// promises (a null, a conversation in which the assistant does not speak), after which the iterator ends.
-pub fn demonstrations<'p, P: Into<Pattern<'p>>>(pattern: P) -> Result<impl Iterator<Item = Result<Demonstration>> + use<'p, P>> {
+pub fn demonstrations<'p, P: Into<Pattern<'p>>>(
+    pattern: P,
+) -> Result<impl Iterator<Item = Result<Demonstration>> + use<'p, P>> {
     records(pattern.into(), DEMONSTRATIONS)
 }
 
@@ -144,7 +146,9 @@ pub fn prompts<'p, P: Into<Pattern<'p>>>(pattern: P) -> Result<impl Iterator<Ite
 
 /// The rows of the files that `pattern` names, with all their columns and the prompt and answers found in them:
 /// `prompt` + `completion`, `response`, `completions` or `responses`; or any layout of demonstrations or pairs.
-pub fn answered<'p, P: Into<Pattern<'p>>>(pattern: P) -> Result<impl Iterator<Item = Result<AnsweredRows>> + use<'p, P>> {
+pub fn answered<'p, P: Into<Pattern<'p>>>(
+    pattern: P,
+) -> Result<impl Iterator<Item = Result<AnsweredRows>> + use<'p, P>> {
     let rows = ParquetRows::open(pattern)?;
     for (file, schema) in rows.schemas() {
         layout::answered(&no_rows(file, schema))?;

@@ -150,7 +150,10 @@ pub(crate) fn chosen(folder: &str, files: Vec<String>, readme: Option<&str>, wan
     match readme.map(|text| readme::data_files(folder, text)).transpose()?.flatten() {
         Some(declared) => {
             for file in files {
-                match declared.iter().find(|(_, patterns)| patterns.iter().any(|pattern| readme::matches(pattern, &file))) {
+                match declared
+                    .iter()
+                    .find(|(_, patterns)| patterns.iter().any(|pattern| readme::matches(pattern, &file)))
+                {
                     Some((name, _)) => splits.entry(Split::named(name)).or_default().push(file),
                     None => left_out.push(file),
                 }
@@ -172,7 +175,11 @@ pub(crate) fn chosen(folder: &str, files: Vec<String>, readme: Option<&str>, wan
     }
     if !left_out.is_empty() {
         let split = name.as_ref().map_or("its README's", Split::shown);
-        notes::add(format!("{folder}: reads the {} of {split}, and leaves out {}", files_of(read.len()), listed(&left_out)));
+        notes::add(format!(
+            "{folder}: reads the {} of {split}, and leaves out {}",
+            files_of(read.len()),
+            listed(&left_out)
+        ));
     }
     Ok(read)
 }
@@ -257,7 +264,10 @@ mod tests {
     #[test]
     fn the_training_split_is_read_alone_in_every_layout() {
         for (train, others) in [
-            ("data/train-00000-of-00001.parquet", &["data/test-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet"][..]),
+            (
+                "data/train-00000-of-00001.parquet",
+                &["data/test-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet"][..],
+            ),
             ("train.parquet", &["dev.parquet"]),
             ("train/part-0.parquet", &["test/part-0.parquet", "valid/part-0.parquet"]),
             ("a/Train_1.parquet", &["a/VAL_1.parquet"]),
@@ -288,8 +298,15 @@ mod tests {
 
     #[test]
     fn of_several_training_splits_the_one_called_train_is_read_and_else_one_must_be_named() {
-        assert_eq!(training(&["train-00000-of-00001.parquet", "train_small-00000-of-00001.parquet"]), ["train-00000-of-00001.parquet"]);
-        let files = ["data/train_prefs-00000-of-00001.parquet", "data/train_sft-00000-of-00001.parquet", "data/test_sft-00000-of-00001.parquet"];
+        assert_eq!(
+            training(&["train-00000-of-00001.parquet", "train_small-00000-of-00001.parquet"]),
+            ["train-00000-of-00001.parquet"]
+        );
+        let files = [
+            "data/train_prefs-00000-of-00001.parquet",
+            "data/train_sft-00000-of-00001.parquet",
+            "data/test_sft-00000-of-00001.parquet",
+        ];
         let error = read(&files, Wanted::Training).unwrap_err().to_string();
         assert!(error.contains("train_prefs, train_sft") && error.ends_with("hub/data/train_prefs-*"), "{error}");
         assert_eq!(read(&files, Wanted::Evaluation).unwrap(), [files[2]]);
@@ -299,7 +316,10 @@ mod tests {
 
     #[test]
     fn validation_is_read_before_test_to_evaluate_on() {
-        assert_eq!(read(&["test.parquet", "train.parquet", "val.parquet"], Wanted::Evaluation).unwrap(), ["val.parquet"]);
+        assert_eq!(
+            read(&["test.parquet", "train.parquet", "val.parquet"], Wanted::Evaluation).unwrap(),
+            ["val.parquet"]
+        );
     }
 
     #[test]

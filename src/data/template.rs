@@ -83,7 +83,7 @@ impl ChatTemplate {
     /// The template in a model's folder, if it holds one: `chat_template.jinja` before `chat_template` in
     /// `tokenizer_config.json` (a string, or a list of `{name, template}` of which `default` counts).
     pub fn load(folder: &Path) -> Result<Option<Self>> {
-        Self::find(&TokenizerFiles::read(folder)?)
+        Self::find(&TokenizerFiles::read(&[folder.to_path_buf()])?)
     }
 
     pub(super) fn find(files: &TokenizerFiles) -> Result<Option<Self>> {
@@ -194,12 +194,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// Where the template fails, or the last of the assistant's turns cannot be found in the whole.
-    pub fn render(
-        &self,
-        messages: &[Message],
-        inputs: &TemplateInputs,
-        first_learned: usize,
-    ) -> Result<Vec<Piece>> {
+    pub fn render(&self, messages: &[Message], inputs: &TemplateInputs, first_learned: usize) -> Result<Vec<Piece>> {
         let is_learned = |&index: &usize| index >= first_learned && messages[index].is_learned();
         let turns: Vec<usize> = (0..messages.len()).filter(is_learned).collect();
         let Some(&last) = turns.last() else {

@@ -1,16 +1,18 @@
 //! Text to token ids and back.
 //!
 //! A [`Tokenizer`] is read from a model's folder. It puts the token that begins a text (BOS) in front once, if the
-//! folder's settings say that there is one, and never twice; the token that ends a text (EOS) is added where records
+//! post-processor of `tokenizer.json` does, and never twice; the token that ends a text (EOS) is added where records
 //! become trees (`tokenize_records`).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tokenizers::utils::truncation::{TruncationDirection, TruncationParams, truncate_encodings};
 use tokenizers::{Encoding, PostProcessor};
 
+use super::special_tokens::DeclaredTokens;
 use super::template::ChatTemplate;
 use super::tokenizer_files::TokenizerFiles;
+use super::tokenizer_settings;
 use crate::bail;
 use crate::error::{Error, Result};
 use crate::limits;
@@ -33,6 +35,10 @@ pub struct Tokenizer {
     stop_tokens: Vec<u32>,
     stop_texts: Vec<String>,
     vocabulary_size: usize,
+    /// Rows of the embedding of the model that reads the ids, where one is known.
+    rows: Option<usize>,
+    /// Whether decoded texts lose the spaces before punctuation.
+    cleans_up: bool,
 }
 
 /// Tokens of a prompt that its answer is decoded behind: more than a character can be made of.
@@ -61,7 +67,20 @@ impl Tokenizer {
     /// Reads the tokenizer of a model's folder: `tokenizer.json`, and beside it `tokenizer_config.json`,
     /// `special_tokens_map.json`, `config.json`, `generation_config.json` and `chat_template.jinja` where they are.
     pub fn load(folder: impl AsRef<Path>) -> Result<Self> {
-        Self::from_files(TokenizerFiles::read(folder.as_ref())?)
+        Self::open(&[folder.as_ref().to_path_buf()])
+    }
+
+    /// Reads the tokenizer of a model with adapters: `folders` are theirs, the one that counts most first,
+    /// and the model's last. The tokenizer is that of the first that has one, and the model's settings
+    /// (`config.json`, `generation_config.json`) are those of the first that has each.
+    pub fn open(folders: &[PathBuf]) -> Result<Self> {
+        Self::from_files(TokenizerFiles::read(folders)?)
+    }
+
+    /// The same for a model whose embedding has this many rows: a text with a token beyond them is an error,
+    /// a token that no text holds is none.
+    pub fn for_rows(self, rows: usize) -> Self {
+        Tokenizer { rows: Some(rows), ..self }
     }
 
     pub(super) fn from_files(files: TokenizerFiles) -> Result<Self> {
@@ -76,12 +95,16 @@ impl Tokenizer {
         let truncation_direction = truncation_direction(&files, inner.get_truncation())?;
         // Lengths are ours to handle: a limit or padding kept in the file would act unseen.
         inner.with_truncation(None).map_err(invalid)?.with_padding(None);
-        let mut prefix = guarded(|| added_in_front(&inner)).map_err(invalid)?;
+        let declared = DeclaredTokens::of(&files)?;
+        let cleans_up = tokenizer_settings::apply(&mut inner, &files)?;
+        limits::without_panic(|| declared.add_to(&mut inner, &files))
+            .unwrap_or_else(|| Err(Error::input(format!("{path}: what its files say cannot be"))))?;
+        let prefix = guarded(|| added_in_front(&inner)).map_err(invalid)?;
         // What is left for a post-processor to do is to move offsets off white space, which would move boundaries too.
         let around = inner.get_post_processor().cloned();
         inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
 
-        let special = files.special_tokens()?;
+        let special = declared.by_name();
         let named = |key: &str, id_key: &str| -> Result<Option<u32>> {
             let by_name = special.get(key).and_then(|token| inner.token_to_id(token));
             Ok(by_name.or(files.model_ids(id_key)?.first().copied().filter(|&id| inner.id_to_token(id).is_some())))
@@ -89,13 +112,6 @@ impl Tokenizer {
         let bos = named("bos_token", "bos_token_id")?;
         let eos = named("eos_token", "eos_token_id")?;
         let pad = named("pad_token", "pad_token_id")?;
-        // Where the settings say outright whether BOS is added, they count more than the post-processor does.
-        let add_bos = files.json("tokenizer_config.json")?.and_then(|config| config.get("add_bos_token")?.as_bool());
-        match (add_bos, bos) {
-            (Some(true), Some(bos)) if !prefix.contains(&bos) => prefix = vec![bos],
-            (Some(false), Some(bos)) => prefix.retain(|&token| token != bos),
-            _ => {}
-        }
         let mut stop_tokens: Vec<u32> = eos.into_iter().chain(files.model_ids("eos_token_id")?).collect();
         stop_tokens.retain(|&id| inner.id_to_token(id).is_some());
         let mut seen = std::collections::HashSet::new();
@@ -119,6 +135,8 @@ impl Tokenizer {
             stop_tokens,
             stop_texts,
             vocabulary_size,
+            rows: None,
+            cleans_up,
         })
     }
 
@@ -138,7 +156,8 @@ impl Tokenizer {
             |error: tokenizers::Error| Error::input(format!("{}: cannot encode a text ({error})", self.files.folder));
         let encoding = guarded(|| self.inner.encode(text, false)).map_err(failed)?;
         let prefix = if encoding.get_ids().starts_with(&self.prefix) { &[][..] } else { &self.prefix };
-        let ids = prefix.iter().chain(encoding.get_ids()).copied().collect();
+        let ids: Vec<u32> = prefix.iter().chain(encoding.get_ids()).copied().collect();
+        self.check_rows(&ids)?;
         let bytes = prefix.iter().map(|_| (0, 0)).chain(encoding.get_offsets().iter().copied()).collect();
         Ok(Encoded { ids, bytes })
     }
@@ -170,11 +189,13 @@ impl Tokenizer {
         let Some(around) = &self.around else {
             let start = self.prefix.len() + first.len();
             let tokens = [&self.prefix[..], first.get_ids(), second.as_ref().map_or(&[], Encoding::get_ids)].concat();
+            self.check_rows(&tokens)?;
             let types = (0..tokens.len()).map(|token| u32::from(token >= start)).collect();
             return Ok(EncodedTexts { tokens, types, second: start, was_cut });
         };
         let both = guarded(|| around.process(first, second, true)).map_err(failed)?;
         let (tokens, types) = (both.get_ids().to_vec(), both.get_type_ids().to_vec());
+        self.check_rows(&tokens)?;
         // An empty second text has no token of its own; what stands behind it is of its type.
         let begins = both.get_sequence_ids().iter().position(|sequence| *sequence == Some(1));
         let begins = begins.or_else(|| types.iter().position(|&kind| kind == 1));
@@ -185,7 +206,27 @@ impl Tokenizer {
     pub fn encode_words(&self, text: &str) -> Result<Vec<u32>> {
         let failed =
             |error: tokenizers::Error| Error::input(format!("{}: cannot encode a text ({error})", self.files.folder));
-        Ok(guarded(|| self.inner.encode(text, false)).map_err(failed)?.get_ids().to_vec())
+        let ids = guarded(|| self.inner.encode(text, false)).map_err(failed)?.get_ids().to_vec();
+        self.check_rows(&ids)?;
+        Ok(ids)
+    }
+
+    /// The rows of the embedding of the model that reads the ids, where one is known.
+    pub fn rows(&self) -> Option<usize> {
+        self.rows
+    }
+
+    /// Refuses token ids for which the model's embedding has no row.
+    fn check_rows(&self, ids: &[u32]) -> Result<()> {
+        match (self.rows, ids.iter().max()) {
+            (Some(rows), Some(&largest)) if largest as usize >= rows => bail!(
+                "{}: the text holds the token {:?} (id {largest}), for which the model's embedding of {rows} rows has none; take it out of the text, or \
+                 use the tokenizer that belongs to the model",
+                self.files.path("tokenizer.json"),
+                self.inner.id_to_token(largest).unwrap_or_default()
+            ),
+            _ => Ok(()),
+        }
     }
 
     /// The `count` most common tokens of the vocabulary that are no special ones. Byte-pair merges, word pieces and unigrams are numbered from the
@@ -200,7 +241,8 @@ impl Tokenizer {
     pub fn decode(&self, tokens: &[u32], skip_special_tokens: bool) -> Result<String> {
         let failed =
             |error: tokenizers::Error| Error::input(format!("{}: cannot decode tokens ({error})", self.files.folder));
-        guarded(|| self.inner.decode(tokens, skip_special_tokens)).map_err(failed)
+        let text = guarded(|| self.inner.decode(tokens, skip_special_tokens)).map_err(failed)?;
+        Ok(if self.cleans_up { tokenizer_settings::without_spaces_before_punctuation(&text) } else { text })
     }
 
     /// The text of an answer's tokens behind its prompt's, without special tokens. Tokenizers of the SentencePiece kind drop the space that begins a text, which the
@@ -233,12 +275,18 @@ impl Tokenizer {
 
     /// The token that ends a text; an error where the folder names none.
     pub fn eos(&self) -> Result<u32> {
-        self.eos.ok_or_else(|| {
-            Error::input(format!(
+        match (self.eos, self.rows) {
+            (Some(eos), Some(rows)) if eos as usize >= rows => bail!(
+                "{}: `eos_token` {:?} has the id {eos}, for which the model's embedding of {rows} rows has none; name a token that the model knows",
+                self.files.path("tokenizer_config.json"),
+                self.inner.id_to_token(eos).unwrap_or_default()
+            ),
+            (Some(eos), _) => Ok(eos),
+            (None, _) => bail!(
                 "{}: no token ends a text; name one of the vocabulary as `eos_token`",
                 self.files.path("tokenizer_config.json")
-            ))
-        })
+            ),
+        }
     }
 
     /// The token that fills up rows in other programs; here nothing is padded.
@@ -277,19 +325,6 @@ impl Tokenizer {
     /// One more than the largest token id: the rows that a model's embedding must have at least.
     pub fn vocabulary_size(&self) -> usize {
         self.vocabulary_size
-    }
-
-    /// Says so where the model's embedding has too few rows for this tokenizer's ids.
-    pub fn fits(&self, vocabulary: usize) -> Result<()> {
-        if self.vocabulary_size > vocabulary {
-            bail!(
-                "{}: the tokenizer has ids up to {}, but the model's vocabulary has {vocabulary} entries; use the \
-                 tokenizer that belongs to the model",
-                self.files.path("tokenizer.json"),
-                self.vocabulary_size - 1
-            );
-        }
-        Ok(())
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::special_tokens::DeclaredTokens;
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::limits;
@@ -37,23 +38,31 @@ fn limit(name: &str) -> u64 {
 /// Files by name, in memory.
 #[derive(Debug, Clone, Default)]
 pub(super) struct TokenizerFiles {
-    /// The folder, for messages.
+    /// The folder of the tokenizer's own files, for messages.
     pub(super) folder: String,
     /// The bytes of each file.
     pub(super) files: BTreeMap<String, Vec<u8>>,
 }
 
 impl TokenizerFiles {
-    /// Reads those of the files that `folder` holds.
-    pub(super) fn read(folder: &Path) -> Result<Self> {
+    /// Reads the files that belong to a model: `folders` are those of its adapters, the one that counts most
+    /// first, and its own. The tokenizer's files are those of the first folder with a `tokenizer.json`, as
+    /// they belong together. Training tools save them next to an adapter, but not the model's settings: each
+    /// of these is that of the first folder that holds it.
+    pub(super) fn read(folders: &[PathBuf]) -> Result<Self> {
+        let has_tokenizer = |folder: &&PathBuf| folder.join("tokenizer.json").is_file();
+        let tokenizer = folders.iter().find(has_tokenizer).or(folders.last()).cloned().unwrap_or_default();
         let mut files = BTreeMap::new();
-        for name in NAMES.iter().chain(&MODEL_NAMES) {
-            let path = folder.join(name);
+        let of_tokenizer = NAMES.iter().map(|name| (name, tokenizer.join(name)));
+        let of_model = MODEL_NAMES.iter().filter_map(|name| {
+            Some((name, folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file())?))
+        });
+        for (name, path) in of_tokenizer.chain(of_model) {
             if path.is_file() {
                 files.insert((*name).to_owned(), limits::read(&path, limit(name))?);
             }
         }
-        Ok(Self { folder: folder.display().to_string(), files })
+        Ok(Self { folder: tokenizer.display().to_string(), files })
     }
 
     /// Writes the tokenizer's own files into `folder`, each whole or not at all.
@@ -83,20 +92,10 @@ impl TokenizerFiles {
         text.map(Some).map_err(|error| Error::input(format!("{}: not UTF-8 text ({error})", self.path(name))))
     }
 
-    /// The special tokens by the names that templates know them by (`bos_token`, `eos_token`, `pad_token` and so on);
-    /// each is a string or an object with the string as its `content`.
+    /// The special tokens by the names that templates know them by (`bos_token`, `eos_token`, `pad_token` and
+    /// so on).
     pub(super) fn special_tokens(&self) -> Result<BTreeMap<String, String>> {
-        let mut tokens = BTreeMap::new();
-        for name in ["special_tokens_map.json", "tokenizer_config.json"] {
-            let Some(Value::Object(entries)) = self.json(name)? else { continue };
-            for (key, value) in entries {
-                let content = value.get("content").unwrap_or(&value).as_str();
-                if let (true, Some(content)) = (key.ends_with("_token"), content) {
-                    tokens.insert(key, content.to_owned());
-                }
-            }
-        }
-        Ok(tokens)
+        Ok(DeclaredTokens::of(self)?.by_name())
     }
 
     /// The ids under `key` in the model's settings: one number or a list of them.

@@ -10,8 +10,10 @@ use crate::data::schema::Prompt;
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
+use crate::files::warn_once;
 use crate::generate::{PromptTokens, SamplingSettings};
 use crate::model::Model;
+use crate::model::architecture::BeyondContext;
 use crate::sample::{self, Sampled, Sampler};
 use crate::settings::{CommonSettings, ModelSettings, NamedFolder, UserSettings};
 use crate::train::progress::Progress;
@@ -37,6 +39,7 @@ pub struct Asking<'a> {
 pub struct Answering<'a> {
     asking: Asking<'a>,
     number: usize,
+    name: String,
     model: Model,
     tokenizer: Tokenizer,
     prompts: Vec<PromptTokens>,
@@ -55,10 +58,18 @@ const ANSWERS_A_PIECE: usize = 1024;
 /// Tokens that go through a model at a time where their log-probabilities are looked up.
 const PASS_TOKENS: usize = 4096;
 
+/// Warns where a model reads sequences of these lengths that are longer than it was made for.
+pub(super) fn warn_of_lengths(name: &str, model: &Model, lengths: impl IntoIterator<Item = usize>) {
+    if let Some(warning) = BeyondContext::of(model.architecture()).with(lengths).warning() {
+        warn_once(&format!("warning: {name}: {warning}"));
+    }
+}
+
 impl<'a> Answering<'a> {
     /// Reads the model of this number, and makes tokens of the questions.
     pub fn open(asking: Asking<'a>, number: usize, model: &NamedFolder, progress: &mut Progress) -> Result<Self> {
         let folder = ModelSettings { model: model.folder.clone(), adapter: Vec::new() };
+        let name = model.name.clone();
         let adapters = asking.users.map_or(&[][..], |(_, users)| &users.adapters);
         let (model, tokenizer) = sample::load(&folder, adapters, asking.common.seed)?;
         let stacks = match asking.users {
@@ -79,7 +90,7 @@ impl<'a> Answering<'a> {
                 truncation.prompts, asking.common.max_length
             ));
         }
-        Ok(Answering { asking, number, model, tokenizer, prompts })
+        Ok(Answering { asking, number, name, model, tokenizer, prompts })
     }
 
     /// The answers to every question.
@@ -94,6 +105,11 @@ impl<'a> Answering<'a> {
                 journal.piece(&piece, &prompts, || sampler.sample(prompts, first, progress))?;
             sampled.extend(answers);
         }
+        let length = |(prompt, answers): (&PromptTokens, &Vec<Sampled>)| {
+            let prompt = prompt.tokens.len();
+            answers.iter().map(move |answer| prompt + answer.tokens.len()).collect::<Vec<_>>()
+        };
+        warn_of_lengths(&self.name, &self.model, self.prompts.iter().zip(&sampled).flat_map(length));
         Ok(Answers { sampled, vocabulary: self.tokenizer.vocabulary() })
     }
 

@@ -1,5 +1,6 @@
 //! How probable a model finds given answers: what multiple choice, the recognition of hallucination and tasks with classes rest on.
 
+use super::answering::warn_of_lengths;
 use crate::data::schema::Answered;
 use crate::data::tokenize_records::{Ending, Truncation};
 use crate::error::Result;
@@ -20,7 +21,7 @@ pub fn scores(
         return Ok(Vec::new());
     }
     let folder = ModelSettings { model: model.folder.clone(), adapter: Vec::new() };
-    let (model, tokenizer) = sample::load(&folder, &[], common.seed)?;
+    let (name, (model, tokenizer)) = (&model.name, sample::load(&folder, &[], common.seed)?);
     let mut truncation = Truncation::default();
     let tree = |question| tokenizer.answered(question, |_| Ending::AsIs, common.max_length, &mut truncation);
     let trees = questions.iter().map(tree).collect::<Result<Vec<_>>>()?;
@@ -30,6 +31,7 @@ pub fn scores(
             truncation.prompts, truncation.answers, common.max_length
         ));
     }
+    warn_of_lengths(name, &model, trees.iter().map(|tree| tree.longest()));
     let stacks = vec![0; trees.len()];
     score::scores(&model.frozen()?, &trees, &stacks, common.tokens_per_batch, |tree| {
         progress.advance(None, tree.tokens())

@@ -195,7 +195,7 @@ fn all_models(settings: &EvaluateSettings) -> Result<Vec<NamedFolder>> {
     }
     // A folder that is none is found before an hour of sampling.
     for folder in models.iter().map(|model| &model.folder).chain(&settings.reward_model) {
-        adapt::tokenizer_folder(folder)?;
+        adapt::check_weights(folder)?;
     }
     Ok(models)
 }

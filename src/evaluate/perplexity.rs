@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::answering::warn_of_lengths;
 use super::bootstrap::{self, Cluster, Estimate};
 use super::journal::Journal;
 use super::section::{Section, number};
@@ -86,9 +87,10 @@ fn measure(
     progress: &mut Progress,
 ) -> Result<OfModel> {
     let folder = ModelSettings { model: model.folder.clone(), adapter: Vec::new() };
-    let (model, tokenizer) = sample::load(&folder, &[], common.seed)?;
+    let (name, (model, tokenizer)) = (&model.name, sample::load(&folder, &[], common.seed)?);
     let longest = model.architecture().longest().unwrap_or(usize::MAX).min(common.max_length);
     let read = texts.iter().map(|text| tokenizer.held_out(text, longest)).collect::<Result<Vec<HeldOut>>>()?;
+    warn_of_lengths(name, &model, read.iter().map(|text| text.tree.longest()));
     let mut hash = Xxh3::new();
     for token in read.iter().flat_map(|text| text.tree.prompt.iter().chain(&text.tree.answers[0].tokens)) {
         hash.update(&token.to_le_bytes());
@@ -266,7 +268,7 @@ mod tests {
 
     use super::*;
     use crate::data::parquet;
-    use crate::score::tests::random_model;
+    use crate::score::tests::{random_model, random_model_in};
     use crate::settings::from_arguments;
 
     const TEXTS: [(&str, &str); 4] =
@@ -275,18 +277,7 @@ mod tests {
     /// Perplexity of these texts under two models, of which the second finds every token as probable as every other.
     fn measured(folder: &Path, more: &[&str]) -> Section {
         random_model(folder, false);
-        let uniform = folder.join("uniform");
-        std::fs::create_dir_all(&uniform).unwrap();
-        for file in std::fs::read_dir(folder.join("model")).unwrap() {
-            let file = file.unwrap();
-            std::fs::copy(file.path(), uniform.join(file.file_name())).unwrap();
-        }
-        let config = std::fs::read_to_string(uniform.join("config.json")).unwrap();
-        std::fs::write(
-            uniform.join("config.json"),
-            config.replace("\"initializer_range\":0.3", "\"initializer_range\":0.0"),
-        )
-        .unwrap();
+        random_model_in(folder.join("uniform"), false, 0.0, 5);
         let column = |of: fn(&(&str, &'static str)) -> &'static str| -> ArrayRef {
             Arc::new(StringArray::from_iter_values(TEXTS.iter().map(of)))
         };

@@ -13,7 +13,7 @@ use crate::data::schema::{Origin, Prompt, Text};
 use crate::data::tokenize_records::Truncation;
 use crate::sample::{self, Sampled};
 use crate::score;
-use crate::score::tests::random_model;
+use crate::score::tests::{random_model, random_model_in};
 use crate::settings::{ModelSettings, command_line, from_arguments};
 use crate::world::rule::{Case, Kind};
 
@@ -243,11 +243,8 @@ fn policies_are_measured_by_their_distance_from_the_base_model() {
     let folder = tempfile::tempdir().unwrap();
     let base = random_model(folder.path(), false);
     random_model(folder.path(), true);
-    let policy = folder.path().join("run/policies/step-000010");
-    std::fs::create_dir_all(&policy).unwrap();
-    let load =
-        |folder: &Path, seed| sample::load(&ModelSettings { model: folder.into(), adapter: Vec::new() }, &[], seed);
-    load(&base, 9).unwrap().0.save(&policy).unwrap();
+    let policy = random_model_in(folder.path().join("run/policies/step-000010"), false, 0.3, 9);
+    let load = |folder: &Path| sample::load(&ModelSettings { model: folder.into(), adapter: Vec::new() }, &[], 0);
     let flags = [
         "--models",
         "base=FOLDER/model",
@@ -260,8 +257,8 @@ fn policies_are_measured_by_their_distance_from_the_base_model() {
     ];
     let evaluation = evaluate(&settings(folder.path(), &flags)).unwrap().evaluation.unwrap();
     assert_eq!(evaluation.models[1].name, "step-000010");
-    let (base, tokenizer) = load(&base, 0).unwrap();
-    let (policy, _) = load(&policy, 0).unwrap();
+    let (base, tokenizer) = load(&base).unwrap();
+    let (policy, _) = load(&policy).unwrap();
     let settings_of = settings(folder.path(), &flags);
     let names = [("base", "model"), ("step-000010", "run/policies/step-000010")];
     let models = names.map(|(name, path)| NamedFolder { name: name.into(), folder: folder.path().join(path) });
@@ -348,9 +345,13 @@ fn continuations_are_judged_by_the_protocol_and_an_evaluation_goes_on_where_it_w
     let more = ["--toxicity-prompts", "FOLDER/toxic.parquet", "--toxicity-samples", "4"];
     let instructions = ["--toxicity-instructions", "none", "biased"];
     let settings = settings(folder.path(), &[&flags[..], &more[..], &instructions[..]].concat());
-    // The answers are there when it turns out that the reward model has no weights.
     let aside = folder.path().join("aside");
     std::fs::rename(&reward_model, &aside).unwrap();
+    let error = evaluate(&settings).unwrap_err().to_string();
+    assert!(error.contains("reward-model: there are no weights"), "{error}");
+    assert!(!folder.path().join("report/unfinished").exists());
+    // The answers are there when it turns out that the reward model's weights are damaged.
+    std::fs::write(&reward_model, "").unwrap();
     let error = evaluate(&settings).unwrap_err().to_string();
     assert!(error.contains("reward-model"), "{error}");
     std::fs::rename(&aside, &reward_model).unwrap();

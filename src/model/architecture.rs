@@ -328,18 +328,67 @@ impl Config<'_> {
     }
 }
 
+/// How many of the sequences that a model reads are longer than it was made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BeyondContext {
+    context: usize,
+    /// Sequences of more tokens.
+    beyond: usize,
+    /// All sequences.
+    sequences: usize,
+    /// Tokens of the longest.
+    longest: usize,
+}
+
+impl BeyondContext {
+    /// None of a model's sequences yet.
+    pub fn of(architecture: &Architecture) -> Self {
+        BeyondContext { context: architecture.context(), beyond: 0, sequences: 0, longest: 0 }
+    }
+
+    /// Counts a sequence of so many tokens.
+    pub fn add(&mut self, tokens: usize) {
+        self.beyond += usize::from(tokens > self.context);
+        self.sequences += 1;
+        self.longest = self.longest.max(tokens);
+    }
+
+    /// Counts sequences of these lengths.
+    pub fn with(mut self, lengths: impl IntoIterator<Item = usize>) -> Self {
+        lengths.into_iter().for_each(|tokens| self.add(tokens));
+        self
+    }
+
+    /// What is to be said of it: nothing where all sequences are within the model's context.
+    pub fn warning(&self) -> Option<String> {
+        let BeyondContext { context, beyond, sequences, longest } = self;
+        (*beyond > 0).then(|| {
+            format!(
+                "{beyond} of {sequences} sequences are longer than the {context} tokens that the model was made for (max_position_embeddings, the longest has \
+                 {longest}), and no scaling of its positions covers them, so that it was never trained to read them; lower --max-length to {context}"
+            )
+        })
+    }
+}
+
 impl Architecture {
+    /// The longest sequence that the model was made for: learned positions end there, rotary ones go on, with
+    /// what the model has not seen.
+    pub fn context(&self) -> usize {
+        self.max_positions.saturating_sub(self.position_offset)
+    }
+
     /// The longest sequence, where positions are learned; rotary positions have no end.
     pub fn longest(&self) -> Option<usize> {
-        let positions = self.max_positions.saturating_sub(self.position_offset);
-        (self.positions == Positions::Learned).then_some(positions)
+        (self.positions == Positions::Learned).then(|| self.context())
     }
 
     /// Refuses sequences of more tokens than there are learned positions; rotary positions have no end.
     pub fn check_length(&self, longest: usize) -> Result<()> {
         match self.longest() {
             Some(positions) if longest > positions => bail!(
-                "a sequence of {longest} tokens is longer than the {positions} positions that the model has; lower --max-length or --response-length"
+                "a sequence of {longest} tokens is longer than the {positions} positions that the model has; lower --max-length to {positions} (or less, where a \
+                 method puts virtual tokens before a text)"
             ),
             _ => Ok(()),
         }

@@ -7,17 +7,18 @@ use candle_core::{DType, Device};
 use serde_json::{Value, json};
 
 use super::adapter::{Adapter, Saving};
-use super::architecture::{Architecture, Config};
+use super::architecture::{Architecture, Config, Pooling};
 use super::family;
 use super::head::Head;
-use super::weight_files::{self, StorageForm};
+use super::weight_files::{self, NAMED_IN_CONFIG, StorageForm};
 use super::weights::Weights;
 use crate::bail;
+use crate::data::tokenize::Tokenizer;
 use crate::error::{Error, Result};
 use crate::limits;
 
 /// Files that belong to the tokenizer or to generation and are carried along unchanged.
-const COMPANIONS: [&str; 9] = [
+const COMPANIONS: [&str; 10] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -25,9 +26,11 @@ const COMPANIONS: [&str; 9] = [
     "chat_template.jinja",
     "vocab.json",
     "merges.txt",
+    "vocab.txt",
     "tokenizer.model",
-    "generation_config.json",
+    GENERATION,
 ];
+const GENERATION: &str = "generation_config.json";
 
 /// What tells the folder of several adapters, each in a folder of its own within it, from that of one.
 pub const STACK_FILE: &str = "adapters.json";
@@ -56,34 +59,58 @@ pub fn save_adapters(folder: &Path, adapters: &[Arc<dyn Adapter>], saving: &Savi
 /// A model's folder, as read.
 #[derive(Debug, Clone)]
 pub struct ModelFolder {
-    /// Where it lies.
+    /// Its path.
     pub path: PathBuf,
     /// Its `config.json`.
     pub config: Value,
     /// How its weights are stored.
     pub form: StorageForm,
+    /// The seed of its weights, where the folder held none.
+    pub new_from_seed: Option<u64>,
+    /// The folders whose tokenizer and generation settings belong to the model, the one that counts most
+    /// first: those of adapters, then its own.
+    pub companions: Vec<PathBuf>,
 }
 
-/// Reads `config.json` and the weights; where there are none, makes them from `seed`, to train from scratch.
-pub fn open(path: &Path, seed: u64, device: &Device) -> Result<(ModelFolder, Architecture, Weights)> {
+/// What becomes of a folder without weights. Only a program that trains may make new ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WithoutWeights {
+    /// It is refused.
+    Refuse,
+    /// New weights are made from this seed, to train from scratch.
+    NewFromSeed(u64),
+}
+
+/// Reads `config.json` and the weights.
+///
+/// # Errors
+/// Where a file is missing or damaged; where there are no weights, unless new ones are allowed.
+pub fn open(
+    path: &Path,
+    without_weights: WithoutWeights,
+    device: &Device,
+) -> Result<(ModelFolder, Architecture, Weights)> {
     let (mut config, architecture) = read_architecture(path)?;
-    let (weights, form) = if weight_files::has_weights(path) {
-        weight_files::read(path, &architecture, device)?
-    } else {
-        weight_files::refuse_pickles(path)?;
-        // New weights are f32, whatever the configuration was copied from.
-        if let Some(fields) = config.as_object_mut() {
-            fields.remove("dtype");
-            fields.insert("torch_dtype".into(), "float32".into());
+    let found = weight_files::read(path, &architecture, device)?;
+    let (weights, form, new_from_seed) = match (found, without_weights) {
+        (Some((weights, form)), _) => (weights, form, None),
+        (None, WithoutWeights::Refuse) => return Err(weight_files::no_weights(path)),
+        (None, WithoutWeights::NewFromSeed(seed)) => {
+            // New weights are f32, whatever the configuration was copied from.
+            if let Some(fields) = config.as_object_mut() {
+                fields.remove("dtype");
+                fields.insert("torch_dtype".into(), "float32".into());
+            }
+            let weights = Weights::random(&architecture, seed, device);
+            let weights = weights.map_err(|error| match error {
+                Error::Input(reason) => Error::input(format!("{}: {reason}", path.join("config.json").display())),
+                other => other,
+            })?;
+            (weights, StorageForm::default(), Some(seed))
         }
-        let weights = Weights::random(&architecture, seed, device);
-        let weights = weights.map_err(|error| match error {
-            Error::Input(reason) => Error::input(format!("{}: {reason}", path.join("config.json").display())),
-            other => other,
-        })?;
-        (weights, StorageForm::default())
     };
-    Ok((ModelFolder { path: path.to_path_buf(), config, form }, architecture, weights))
+    let (path, companions) = (path.to_path_buf(), vec![path.to_path_buf()]);
+    Ok((ModelFolder { path, config, form, new_from_seed, companions }, architecture, weights))
 }
 
 /// Reads `config.json`.
@@ -139,24 +166,102 @@ impl ModelFolder {
                 let names = labels.iter().enumerate().map(|(id, label)| (id.to_string(), json!(label)));
                 fields.insert("id2label".into(), Value::Object(names.collect()));
                 fields.insert("label2id".into(), Value::Object(ids.collect()));
-                // Without one, transformers' classifiers refuse batches of several sequences.
-                if fields.get("pad_token_id").is_none_or(Value::is_null)
-                    && let Some(end) = fields.get("eos_token_id").filter(|end| end.is_u64()).cloned()
-                {
-                    fields.insert("pad_token_id".into(), end);
-                }
+                let pad = self.padding_of(head, self.tokenizer()?.as_ref(), architecture.vocabulary);
+                // As null it counts over what transformers has by default.
+                fields.insert("pad_token_id".into(), pad.map_or(Value::Null, Value::from));
             }
+            fields.shift_remove(NAMED_IN_CONFIG);
         }
         let path = folder.join("config.json");
         std::fs::write(&path, format!("{config:#}\n")).map_err(Error::io(&path))?;
         self.copy_companions(folder)
     }
 
-    /// Copies the tokenizer's files.
+    /// The padding token that `transformers` takes for this model.
+    pub fn pad_token_id(&self) -> Option<u32> {
+        match self.config.get("pad_token_id") {
+            Some(id) => id.as_u64().and_then(|id| u32::try_from(id).ok()),
+            None => {
+                family::default_pad_token_id(self.config.get("model_type").and_then(Value::as_str).unwrap_or_default())
+            }
+        }
+    }
+
+    /// The tokenizer next to the model, where there is one.
+    fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        let is_there = self.companions.iter().any(|folder| folder.join("tokenizer.json").is_file());
+        is_there.then(|| Tokenizer::open(&self.companions)).transpose()
+    }
+
+    /// The padding token that a classifier is written with: `transformers` reads a decoder's head at the last
+    /// token that is not padding, so that it must not be one that ends texts. It is the model's, or else the
+    /// tokenizer's, or none.
+    fn padding_of(&self, head: &Head, tokenizer: Option<&Tokenizer>, vocabulary: usize) -> Option<u32> {
+        if head.form.pad_token_id.is_some() {
+            return head.form.pad_token_id;
+        }
+        let has_row = |pad: &u32| (*pad as usize) < vocabulary;
+        let of_model = self.pad_token_id().filter(has_row);
+        let of_tokenizer = tokenizer.and_then(Tokenizer::pad).filter(has_row);
+        if head.form.pooling != Pooling::Last {
+            return of_model.or(of_tokenizer);
+        }
+        [of_model, of_tokenizer].into_iter().flatten().find(|pad| !self.ends_texts(*pad, tokenizer))
+    }
+
+    fn ends_texts(&self, token: u32, tokenizer: Option<&Tokenizer>) -> bool {
+        let is_token = |id: &Value| id.as_u64() == Some(u64::from(token));
+        let of_model = self.config.get("eos_token_id").is_some_and(|ids| match ids {
+            Value::Array(ids) => ids.iter().any(is_token),
+            id => is_token(id),
+        });
+        of_model || tokenizer.is_some_and(|tokenizer| tokenizer.stop_tokens().contains(&token))
+    }
+
+    /// A warning where the model's padding token ends texts too, so that `transformers` would read the scores
+    /// of this new head before it.
+    pub fn padding_warning(
+        &self,
+        head: &Head,
+        is_adapter: bool,
+        tokenizer: &Tokenizer,
+        vocabulary: usize,
+    ) -> Option<String> {
+        let pad = self.pad_token_id().filter(|&pad| self.ends_texts(pad, Some(tokenizer)))?;
+        if head.form.pooling != Pooling::Last || head.form.pad_token_id.is_some() {
+            return None;
+        }
+        let name = tokenizer.token(pad).unwrap_or_default();
+        let config = self.path.join("config.json");
+        let what = format!(
+            "{}: pad_token_id {pad} ({name:?}) ends texts too, and transformers reads scores at the last token that is not padding",
+            config.display()
+        );
+        Some(match (is_adapter, self.padding_of(head, Some(tokenizer), vocabulary)) {
+            (true, _) => format!(
+                "{what}: the scores of this adapter will differ there; give the base model another pad_token_id"
+            ),
+            (false, Some(other)) => format!(
+                "{what}; the new model's config.json has pad_token_id {other} ({:?}) in its place",
+                tokenizer.token(other).unwrap_or_default()
+            ),
+            (false, None) => format!(
+                "{what}; the new model's config.json has no pad_token_id, without which transformers scores one text at a time"
+            ),
+        })
+    }
+
+    /// Copies the tokenizer's files and the settings of generation.
     pub fn copy_companions(&self, folder: &Path) -> Result<()> {
+        let has_tokenizer = |folder: &&PathBuf| folder.join("tokenizer.json").is_file();
+        let tokenizer = self.companions.iter().find(has_tokenizer).unwrap_or(&self.path);
         for name in COMPANIONS {
-            let from = self.path.join(name);
-            if from.is_file() {
+            let from = match name {
+                GENERATION => self.companions.iter().map(|folder| folder.join(name)).find(|path| path.is_file()),
+                // A tokenizer's files belong together.
+                _ => Some(tokenizer.join(name)).filter(|path| path.is_file()),
+            };
+            if let Some(from) = from {
                 std::fs::copy(&from, folder.join(name)).map_err(Error::io(&from))?;
             }
         }

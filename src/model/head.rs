@@ -43,6 +43,11 @@ pub struct Form {
     /// Every score is divided by it after that, so that demonstrations have variance 1.
     #[serde(default = "one")]
     pub divisor: f32,
+    /// A head at the last token is read at the last one that is not this: the rule of `transformers` for
+    /// classifiers that it saved, whose padding this is. Heads of our own are read at the last token,
+    /// whatever it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pad_token_id: Option<u32>,
 }
 
 fn one() -> f32 {
@@ -103,15 +108,18 @@ pub fn is_head_tensor(architecture: &Architecture, name: &str) -> bool {
 }
 
 impl Head {
-    /// The frozen head that these tensors hold, if they hold one: `find` gives a tensor by its name.
+    /// The frozen head that these tensors hold, if they hold one: `find` gives a tensor by its name. Without
+    /// a form it is one that `transformers` saved, with the padding token `pad`.
     pub fn find(
         architecture: &Architecture,
         form: Option<Form>,
+        pad: Option<u32>,
         find: impl Fn(&str) -> Option<Tensor>,
     ) -> Option<Self> {
         let HeadForm { pooling, dense, out, .. } = architecture.names.head;
         let layer = |name: &str| Layer::find(name, &find);
-        let form = form.unwrap_or(Form { pooling, labels: Vec::new(), shift: 0.0, divisor: 1.0 });
+        let pad_token_id = pad.filter(|_| pooling == Pooling::Last);
+        let form = form.unwrap_or(Form { pooling, labels: Vec::new(), shift: 0.0, divisor: 1.0, pad_token_id });
         if let Some(out) = layer(OWN_OUT) {
             return Some(Head { form, dense: layer(OWN_DENSE), out });
         }
@@ -160,7 +168,7 @@ impl Head {
         let deviation = 1.0 / (width as f64 + 1.0).sqrt();
         let labels = new.labels.len().max(1);
         let out = Layer::random(name, [labels, width], bias, deviation, new.seed, device)?;
-        let form = Form { pooling, labels: new.labels.clone(), shift: 0.0, divisor: 1.0 };
+        let form = Form { pooling, labels: new.labels.clone(), shift: 0.0, divisor: 1.0, pad_token_id: None };
         Ok(Head { form, dense, out })
     }
 
@@ -304,8 +312,17 @@ impl Head {
         Ok(if divisor == 1.0 { out } else { (out / f64::from(divisor))? })
     }
 
-    /// The hidden states that stand for sequences, `[sequences, d_model]`: `rows` are those of each sequence's parts.
-    pub fn pool(&self, hidden: &Tensor, rows: &[[Range<usize>; 2]]) -> Result<Tensor> {
+    /// The hidden states that stand for sequences, `[sequences, d_model]`: `tokens` are those of all rows,
+    /// `rows` the rows of each sequence's parts.
+    pub fn pool(&self, hidden: &Tensor, tokens: &[u32], rows: &[[Range<usize>; 2]]) -> Result<Tensor> {
+        let without_padding: Vec<[Range<usize>; 2]>;
+        let rows = match self.form.pad_token_id {
+            Some(pad) if self.form.pooling == Pooling::Last => {
+                without_padding = rows.iter().map(|rows| up_to_padding(tokens, pad, rows)).collect();
+                &without_padding[..]
+            }
+            _ => rows,
+        };
         let one = |rows: &[Range<usize>; 2]| match self.form.pooling {
             Pooling::First => rows.iter().find(|part| !part.is_empty()).map_or(0, |part| part.start),
             _ => rows.iter().rev().find(|part| !part.is_empty()).map_or(0, |part| part.end - 1),
@@ -315,6 +332,20 @@ impl Head {
         }
         let rows: Vec<u32> = rows.iter().map(|rows| one(rows) as u32).collect();
         Ok(hidden.index_select(&Tensor::from_slice(&rows, rows.len(), hidden.device())?, 0)?)
+    }
+}
+
+/// The parts of a sequence up to its last token that is not `pad`; its first token where there is no other.
+fn up_to_padding(tokens: &[u32], pad: u32, rows: &[Range<usize>; 2]) -> [Range<usize>; 2] {
+    let last = |part: &Range<usize>| part.clone().rev().find(|&row| tokens[row] != pad);
+    let [first, second] = rows;
+    match (last(first), last(second)) {
+        (_, Some(row)) => [first.clone(), second.start..row + 1],
+        (Some(row), None) => [first.start..row + 1, 0..0],
+        (None, None) => {
+            let start = if first.is_empty() { second.start } else { first.start };
+            [start..start + 1, 0..0]
+        }
     }
 }
 
@@ -378,5 +409,30 @@ impl Layer {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::linear(x, &self.weight, self.bias.as_ref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The rule of `transformers`: `(arange(length) * (ids != pad)).argmax()`.
+        #[test]
+        fn the_row_that_is_read_is_the_last_one_without_padding(
+            tokens in prop::collection::vec(0u32..3, 1..12), start in 0usize..4, split in 0usize..12
+        ) {
+            let whole = start..start + tokens.len();
+            let middle = start + split.min(tokens.len());
+            let all: Vec<u32> = std::iter::repeat_n(7, start).chain(tokens.iter().copied()).collect();
+            let parts = up_to_padding(&all, 0, &[whole.start..middle, middle..whole.end]);
+            let last = parts.iter().rev().find(|part| !part.is_empty()).map(|part| part.end - 1);
+            // The first of the largest products.
+            let products: Vec<usize> = tokens.iter().enumerate().map(|(at, &id)| if id == 0 { 0 } else { at }).collect();
+            let largest = *products.iter().max().unwrap();
+            let expected = products.iter().position(|&product| product == largest).unwrap();
+            prop_assert_eq!(last, Some(start + expected));
+        }
     }
 }

@@ -20,6 +20,7 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::bail;
 use crate::data::batch::{Batch, Target, TokenTree};
+use crate::data::tokenize::Tokenizer;
 use crate::error::Result;
 use crate::ops::{self, LogProbs};
 use crate::random;
@@ -307,7 +308,7 @@ impl Model {
     pub fn classes(&self, hidden: &Tensor, batch: &Batch) -> Result<Tensor> {
         let of_run = |(stack, answers): (usize, Range<usize>)| {
             let head = self.heads[stack].as_ref().map_or_else(|| self.needed_head(), Ok)?;
-            head.forward(&head.pool(hidden, &batch.answer_rows[answers])?)
+            head.forward(&head.pool(hidden, &batch.tokens, &batch.answer_rows[answers])?)
         };
         match &batch.runs()[..] {
             [run] => of_run(run.clone()),
@@ -317,7 +318,7 @@ impl Model {
 
     /// The hidden states that stand for the answers of a batch, `[answers, d_model]`.
     pub fn pooled(&self, hidden: &Tensor, batch: &Batch) -> Result<Tensor> {
-        self.needed_head()?.pool(hidden, &batch.answer_rows)
+        self.needed_head()?.pool(hidden, &batch.tokens, &batch.answer_rows)
     }
 
     /// The head's numbers `[n, labels]` for hidden states `[n, d_model]` that stand for sequences.
@@ -337,6 +338,13 @@ impl Model {
         }
         let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
         Ok(head.forward(&select_rows(hidden, &rows)?)?.squeeze(1)?)
+    }
+
+    /// A warning where `transformers` would read the head of this model at another token than it is trained
+    /// at.
+    pub fn padding_warning(&self, tokenizer: &Tokenizer) -> Option<String> {
+        let (head, vocabulary) = (self.head()?, self.architecture.vocabulary);
+        self.folder.padding_warning(head, !self.adapters().is_empty(), tokenizer, vocabulary)
     }
 
     fn needed_head(&self) -> Result<&Head> {

@@ -1,12 +1,15 @@
 //! Weights on disk: safetensors files, read tensor by tensor and written again in the form they were found in.
 
+mod locate;
+
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, View};
 
@@ -15,7 +18,8 @@ use super::head::head_specs;
 use super::weights::{Role, Stored, TensorSpec, Weights, output_name, tensor_specs};
 use crate::bail;
 use crate::error::{Error, Result};
-use crate::limits;
+use crate::files::warn_once;
+pub use locate::{INDEX_FILE, Located, NAMED_IN_CONFIG, SINGLE_FILE, Shards, locate, no_weights, refuse_pickles};
 
 /// How a model's tensors lie on disk, so that they can be written in the same form.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,42 +36,16 @@ impl Default for StorageForm {
     }
 }
 
-const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
 /// The longest header, as in the library that the format comes from.
 const LONGEST_HEADER: u64 = 100_000_000;
-/// The endings of files in which others keep weights as pickles.
-const PICKLES: [&str; 5] = ["bin", "pt", "pth", "pkl", "ckpt"];
+/// What a file begins with that stands for one in Git's storage of large files.
+const GIT_LFS: &[u8; 8] = b"version ";
 
-/// Whether the folder holds weights (and not a bare `config.json`).
-pub fn has_weights(folder: &Path) -> bool {
-    folder.join(SINGLE_FILE).is_file() || folder.join(INDEX_FILE).is_file()
-}
-
-/// Refuses a folder whose weights are pickles alone.
-///
-/// # Errors
-/// Where there is a pickle: it is a program, which is never run.
-pub fn refuse_pickles(folder: &Path) -> Result<()> {
-    let is_pickle = |path: &PathBuf| {
-        let ending = path.extension().and_then(|ending| ending.to_str());
-        ending.is_some_and(|ending| PICKLES.contains(&ending)) && path.is_file()
-    };
-    let mut found: Vec<PathBuf> =
-        (folder.read_dir().map_err(Error::io(folder))?.flatten()).map(|entry| entry.path()).filter(is_pickle).collect();
-    found.sort();
-    match found.first() {
-        None => Ok(()),
-        Some(path) => bail!(
-            "{}: a pickle, which could run any program, so it is not read; save the weights as safetensors (transformers' and PEFT's `save_pretrained` do)",
-            path.display()
-        ),
-    }
-}
-
-/// Reads all tensors the architecture needs, and a classification head where there is one.
-pub fn read(folder: &Path, architecture: &Architecture, device: &Device) -> Result<(Weights, StorageForm)> {
-    let mut files = TensorFiles::open(folder)?;
+/// Reads all tensors the architecture needs, and a classification head where there is one; `None` where the
+/// folder holds no weights.
+pub fn read(folder: &Path, architecture: &Architecture, device: &Device) -> Result<Option<(Weights, StorageForm)>> {
+    let Some(located) = locate(folder)? else { return Ok(None) };
+    let mut files = TensorFiles::open_located(folder, located)?;
     let mut weights = Weights::default();
     let mut dtype = None;
     let mut specs = tensor_specs(architecture);
@@ -82,21 +60,39 @@ pub fn read(folder: &Path, architecture: &Architecture, device: &Device) -> Resu
         dtype.get_or_insert(found_dtype);
         weights.set(&spec.name, tensor);
     }
-    Ok((weights, StorageForm { dtype: dtype.unwrap_or(DType::F32), shards: files.shards }))
+    files.warn_of_unread(architecture);
+    Ok(Some((weights, StorageForm { dtype: dtype.unwrap_or(DType::F32), shards: files.shards })))
 }
 
 /// The weights' files of a model's folder, of which only the headers have been read.
 pub struct TensorFiles {
     folder: PathBuf,
     files: Vec<TensorFile>,
-    shards: Shards,
+    shards: Option<BTreeMap<String, String>>,
+    /// The names of the tensors that were read.
+    read: BTreeSet<String>,
 }
 
 impl TensorFiles {
-    /// Opens the one file, or all that the index names.
+    /// Opens the files that [`locate`] finds.
+    ///
+    /// # Errors
+    /// Where the folder holds no weights, or files that do not belong together.
     pub fn open(folder: &Path) -> Result<Self> {
-        let (files, shards) = open_all(folder)?;
-        Ok(TensorFiles { folder: folder.to_path_buf(), files, shards })
+        match locate(folder)? {
+            Some(located) => Self::open_located(folder, located),
+            None => Err(no_weights(folder)),
+        }
+    }
+
+    fn open_located(folder: &Path, located: Located) -> Result<Self> {
+        let files = located.paths.iter().map(|path| TensorFile::open(path)).collect::<Result<Vec<_>>>()?;
+        let shards = match located.shards {
+            Shards::Single => None,
+            Shards::Indexed(shards) => Some(shards),
+            Shards::ByHeader => Some(shards_by_header(&files)?),
+        };
+        Ok(TensorFiles { folder: folder.to_path_buf(), files, shards, read: BTreeSet::new() })
     }
 
     /// Where the files lie.
@@ -125,7 +121,10 @@ impl TensorFiles {
             Some((file, name))
         });
         match found {
-            Some((file, name)) => file.read(name, spec, device),
+            Some((file, name)) => {
+                self.read.insert(name.clone());
+                file.read(name, spec, device)
+            }
             None => bail!(
                 "{}: tensor \"{}\" of shape {:?} is missing, which config.json asks for; check that config.json belongs to these weights",
                 self.folder.display(),
@@ -136,13 +135,41 @@ impl TensorFiles {
     }
 }
 
+/// Endings of tensors that hold no weights of a model: masks, positions and frequencies that older programs
+/// stored.
+const NO_WEIGHTS: [&str; 6] =
+    [".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq", ".position_ids"];
+/// Beginnings of the heads with which BERT and its like were pretrained.
+const PRETRAINING_HEADS: [&str; 4] = ["cls.", "lm_head.", "pooler.", "bert.pooler."];
+
+impl TensorFiles {
+    /// Warns of tensors that have no place in the model that `config.json` describes: more layers than it
+    /// has, or biases that it does not mention.
+    fn warn_of_unread(&self, architecture: &Architecture) {
+        let is_harmless = |name: &str| {
+            NO_WEIGHTS.iter().any(|ending| name.ends_with(ending))
+                || name == architecture.names.output
+                || !architecture.causal && PRETRAINING_HEADS.iter().any(|beginning| name.starts_with(beginning))
+        };
+        let names = self.files.iter().flat_map(|file| file.header.tensors().into_keys());
+        let mut unread: Vec<String> = names.filter(|name| !self.read.contains(name) && !is_harmless(name)).collect();
+        unread.sort();
+        if let Some(first) = unread.first() {
+            warn_once(&format!(
+                "warning: {}: {} of the stored tensors have no place in the model that config.json describes and are not read, such as {first:?}; check that \
+                 config.json belongs to these weights",
+                self.folder.display(),
+                unread.len()
+            ));
+        }
+    }
+}
+
 /// Reads every tensor of one safetensors file as f32.
 pub fn read_file(path: &Path, device: &Device) -> Result<BTreeMap<String, Tensor>> {
     let mut file = TensorFile::open(path)?;
     let mut tensors = BTreeMap::new();
-    let shapes: Vec<(String, Vec<usize>)> =
-        file.header.tensors().into_iter().map(|(name, info)| (name, info.shape.clone())).collect();
-    for (name, shape) in shapes {
+    for (name, shape) in file.shapes() {
         let spec = TensorSpec { name: name.clone(), shape, role: Role::Linear, stored: Stored::AsIs };
         let (tensor, _) = file.read(&name, &spec, device)?;
         tensors.insert(name, tensor);
@@ -150,29 +177,21 @@ pub fn read_file(path: &Path, device: &Device) -> Result<BTreeMap<String, Tensor
     Ok(tensors)
 }
 
-type Shards = Option<BTreeMap<String, String>>;
-
-fn open_all(folder: &Path) -> Result<(Vec<TensorFile>, Shards)> {
-    let index_path = folder.join(INDEX_FILE);
-    if !index_path.is_file() {
-        return Ok((vec![TensorFile::open(&folder.join(SINGLE_FILE))?], None));
+/// The file of each tensor, from the headers of the files.
+fn shards_by_header(files: &[TensorFile]) -> Result<BTreeMap<String, String>> {
+    let mut shards: BTreeMap<String, String> = BTreeMap::new();
+    for file in files {
+        let name = file.path.file_name().unwrap_or_default().to_string_lossy();
+        for (tensor, _) in file.header.tensors() {
+            if let Some(other) = shards.insert(tensor.clone(), name.to_string()) {
+                bail!(
+                    "{}: tensor \"{tensor}\" is in {other} too; shards without {INDEX_FILE} hold each tensor once",
+                    file.path.display()
+                );
+            }
+        }
     }
-    let text = limits::read_text(&index_path, limits::SMALL_FILE)?;
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let index: Index = serde_json::from_str(&text).map_err(|error| {
-        Error::input(format!("{}: expected an index with a \"weight_map\", found: {error}", index_path.display()))
-    })?;
-    let mut names: Vec<&String> = index.weight_map.values().collect();
-    names.sort();
-    names.dedup();
-    if let Some(name) = names.iter().find(|name| !limits::is_plain_name(name)) {
-        bail!("{}: \"{name}\" is not the name of a file in this folder", index_path.display());
-    }
-    let files = names.iter().map(|name| TensorFile::open(&folder.join(name))).collect::<Result<_>>()?;
-    Ok((files, Some(index.weight_map)))
+    Ok(shards)
 }
 
 /// A safetensors file of which only the header has been read.
@@ -193,6 +212,9 @@ impl TensorFile {
             bail!("{}: not a safetensors file, or cut short: it is {length} bytes long", path.display());
         }
         file.read_exact(&mut size).map_err(Error::io(path))?;
+        if &size == GIT_LFS {
+            bail!("{}: a pointer of Git LFS, not the file itself; fetch that with `git lfs pull`", path.display());
+        }
         let header_length = u64::from_le_bytes(size);
         if header_length > length - 8 || header_length > LONGEST_HEADER {
             bail!(
@@ -231,6 +253,14 @@ impl TensorFile {
             );
         }
         let (values, dtype) = self.values(name, &info)?;
+        let broken = values.iter().filter(|value| !value.is_finite()).count();
+        if broken > 0 {
+            warn_once(&format!(
+                "warning: {}: {broken} of the {} numbers of tensor {name:?} are not finite; the file is damaged, or its model was when it was saved",
+                self.path.display(),
+                values.len()
+            ));
+        }
         let tensor = Tensor::from_vec(values, on_disk, device)?;
         let tensor = match spec.stored {
             Stored::AsIs => tensor,
@@ -243,6 +273,11 @@ impl TensorFile {
     /// The shape of a tensor, if there is one of this name.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.header.info(name).map(|info| &info.shape[..])
+    }
+
+    /// The names and shapes of all its tensors.
+    pub fn shapes(&self) -> Vec<(String, Vec<usize>)> {
+        self.header.tensors().into_iter().map(|(name, info)| (name, info.shape.clone())).collect()
     }
 
     /// A tensor's numbers.
@@ -328,7 +363,11 @@ fn write_index(folder: &Path, by_file: &BTreeMap<String, BTreeMap<String, Tensor
 }
 
 /// Writes one safetensors file with the metadata `transformers` asks for.
+///
+/// # Errors
+/// Where a finite number would not be finite in this element type.
 pub fn write_file(path: &Path, tensors: &BTreeMap<String, Tensor>, dtype: DType) -> Result<()> {
+    tensors.par_iter().try_for_each(|(name, tensor)| check_finite(path, name, tensor, dtype))?;
     write_views(path, tensors.iter().map(|(name, tensor)| (name, Rendered { tensor, dtype })))
 }
 
@@ -413,6 +452,33 @@ impl View for Rendered<'_> {
     }
 }
 
+/// Refuses a tensor with finite numbers that the element type has not the range for.
+fn check_finite(path: &Path, name: &str, tensor: &Tensor, dtype: DType) -> Result<()> {
+    let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+    let stored = |value: f32| match dtype {
+        DType::BF16 => half::bf16::from_f32(value).to_f32(),
+        DType::F16 => half::f16::from_f32(value).to_f32(),
+        _ => value,
+    };
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    match values.iter().filter(|value| value.is_finite() && !stored(**value).is_finite()).count() {
+        0 => Ok(()),
+        beyond => {
+            let largest =
+                values.iter().filter(|value| value.is_finite()).fold(0f32, |largest, value| largest.max(value.abs()));
+            let (dtype, limit, other) = match dtype {
+                DType::F16 => ("f16", f64::from(half::f16::MAX), "bf16, which has the range of f32"),
+                _ => ("bf16", f64::from(half::bf16::MAX), "f32"),
+            };
+            bail!(
+                "{file}: tensor \"{name}\" was not written, as {beyond} of its {} numbers are not finite in {dtype}: the largest is {largest:.4e}, that \
+                 type holds up to {limit:.4e}; write it as {other}",
+                values.len()
+            )
+        }
+    }
+}
+
 fn to_bytes(tensor: &Tensor, dtype: DType) -> Result<Vec<u8>> {
     let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
     Ok(match dtype {
@@ -421,3 +487,6 @@ fn to_bytes(tensor: &Tensor, dtype: DType) -> Result<Vec<u8>> {
         _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
     })
 }
+
+#[cfg(test)]
+mod tests;

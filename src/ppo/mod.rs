@@ -33,7 +33,7 @@ use crate::error::{Error, Result};
 use crate::files::replace_folder_atomically;
 use crate::say;
 use crate::train::examples::{Examples, values};
-use crate::train::plan::check_length;
+use crate::train::plan::{self as training_plan, check_length};
 use crate::train::run::{Run, rows_named};
 use crate::train::schedule::Schedule;
 use course::Course;
@@ -49,7 +49,7 @@ use watch::Watch;
 /// Runs the whole stage: reads, samples, learns, saves.
 pub fn run(settings: &PpoSettings) -> Result<()> {
     settings.check()?;
-    let tokenizer = Tokenizer::load(adapt::tokenizer_folder(&settings.model.model)?)?;
+    let tokenizer = adapt::tokenizer(&settings.model.model, &settings.model.adapter)?;
     let stop = stop_tokens(settings, &tokenizer)?;
     let prompts = Examples::open(&settings.source(), PROMPTS, |record, truncation| {
         prompt_example(record, settings, &tokenizer, truncation).map(Some)
@@ -69,8 +69,8 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
     drop(bases);
     let total_updates = prompts.total_steps(settings.epochs as f64, settings.training.max_steps);
     let material = Material { tokenizer: &tokenizer, stop, prompts, held_out, mix };
-    check_lengths(settings, &roles, &material)?;
-    let plan = plan::plan(settings, &roles, &material, total_updates)?;
+    let too_long = check_lengths(settings, &roles, &material)?;
+    let plan = plan::plan(settings, &roles, &material, total_updates)?.warning(too_long);
     let checkpoints = &settings.training.checkpoints;
     let mut run =
         Run::start(&settings.resolved(), &settings.common, checkpoints, &plan, total_updates, settings.inputs()?)?;
@@ -84,9 +84,10 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
     run.finish()
 }
 
-/// Refuses models that cannot read what they will have to.
-fn check_lengths(settings: &PpoSettings, roles: &Roles, material: &Material) -> Result<()> {
-    let Material { tokenizer, prompts, held_out, mix, .. } = material;
+/// Refuses models that cannot read what they will have to; gives a warning where they were not made for the
+/// longest answers to some of the prompts.
+fn check_lengths(settings: &PpoSettings, roles: &Roles, material: &Material) -> Result<Option<String>> {
+    let Material { prompts, held_out, mix, .. } = material;
     let held_out_length = held_out.as_ref().map_or(0, HeldOut::longest);
     let longest = prompts.largest(|prompt| prompt.tokens.len());
     let longest = longest.map(|longest| longest.max(held_out_length) + settings.sampling.response_length);
@@ -95,13 +96,16 @@ fn check_lengths(settings: &PpoSettings, roles: &Roles, material: &Material) -> 
     let values = roles.value.iter().map(|value| &value.model);
     let policy = &roles.policy.model;
     for model in [policy].into_iter().chain(values).chain(reading.map(|model| model.model())) {
-        tokenizer.fits(model.architecture().vocabulary)?;
         check_length(model.architecture(), longest, settings.common.max_length)?;
     }
-    match mix {
-        Some(mix) => check_length(policy.architecture(), mix.longest(), settings.common.max_length),
-        None => Ok(()),
+    if let Some(mix) = mix {
+        check_length(policy.architecture(), mix.longest(), settings.common.max_length)?;
     }
+    let with_answer = |prompt: &PromptExample| prompt.tokens.len() + settings.sampling.response_length;
+    let too_long =
+        training_plan::check_lengths(policy.architecture(), prompts, with_answer, settings.common.max_length)?;
+    let length = settings.sampling.response_length;
+    Ok(too_long.map(|warning| format!("with answers of --response-length {length} tokens, {warning}")))
 }
 
 /// What the run works through.

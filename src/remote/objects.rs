@@ -88,7 +88,8 @@ pub fn read_text(url: impl AsRef<Path>, limit: u64) -> Result<String> {
         bail!("{url}: is {} bytes long, expected at most {limit}", file.length());
     }
     let bytes = file.read(0..file.length()).map_err(Error::io(url.to_string()))?;
-    String::from_utf8(bytes.to_vec()).map_err(|_| Error::input(format!("{url}: is no UTF-8 text; save the file as UTF-8")))
+    String::from_utf8(bytes.to_vec())
+        .map_err(|_| Error::input(format!("{url}: is no UTF-8 text; save the file as UTF-8")))
 }
 
 /// Notes a file of which all is known; its URL comes back.

@@ -25,7 +25,7 @@ use crate::train::examples::{Examples, Source, values};
 use crate::train::inputs::Inputs;
 use crate::train::memory;
 use crate::train::optimizer::Optimizer;
-use crate::train::plan::{Plan, Workload, check_length, training_plan};
+use crate::train::plan::{Plan, Workload, check_lengths, training_plan};
 use crate::train::run::Run;
 use crate::train::schedule::Schedule;
 use crate::train::state::StateWriter;
@@ -133,12 +133,13 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     };
     memory::check_before_reading(&settings.model, &settings.training)?;
     let mut model = Bases::new(Device::Cpu).load(&role)?;
-    tokenizer.fits(model.architecture().vocabulary)?;
-    check_length(model.architecture(), examples.largest(|ranked| ranked.tree.longest()), common.max_length)?;
+    let length = |ranked: &RankedTree| ranked.tree.longest();
+    let too_long = check_lengths(model.architecture(), &examples, length, common.max_length)?;
     let total_steps = examples.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
     // Read before the training, which a fault in them would make useless.
     let (zero_point, described) = zero_point(settings, &mut examples, &reader)?;
-    let plan = plan(settings, &model, &examples, described)?;
+    let plan =
+        plan(settings, &model, &examples, described)?.warning(too_long).warning(model.padding_warning(tokenizer));
     let checkpoints = &settings.training.checkpoints;
     let mut run = Run::start(&settings.resolved(), common, checkpoints, &plan, total_steps, settings.inputs()?)?;
     let mut optimizer = Optimizer::of(&model, &settings.training, &settings.model)?;
@@ -200,7 +201,7 @@ struct Reader {
 
 impl Reader {
     fn new(settings: &RewardSettings) -> Result<Self> {
-        let tokenizer = Tokenizer::load(adapt::tokenizer_folder(&settings.model.model)?)?;
+        let tokenizer = adapt::tokenizer(&settings.model.model, &settings.model.adapter)?;
         let is_encoder = !adapt::architecture(&settings.model.model)?.causal;
         Ok(Reader { tokenizer, is_encoder, max_length: settings.common.max_length })
     }

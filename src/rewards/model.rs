@@ -10,8 +10,10 @@ use crate::data::schema::{Answered, Message, Text};
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::{Ending, Truncation};
 use crate::error::Result;
+use crate::files::warn_once;
 use crate::model::Model;
 use crate::model::adapter::Pass;
+use crate::model::architecture::BeyondContext;
 
 /// A frozen model with a head of one label, and how it reads answers.
 pub struct RewardModel {
@@ -23,6 +25,8 @@ pub struct RewardModel {
     truncation: Truncation,
     /// Its vocabulary is the policy's, whose tokens it reads as they are; otherwise it reads their text.
     reads_tokens: bool,
+    /// Whether it was said that some texts are longer than the model was made for.
+    has_warned: bool,
 }
 
 impl RewardModel {
@@ -31,18 +35,21 @@ impl RewardModel {
     /// # Errors
     /// Where the folder holds no head of one label: there is nothing that could be trusted in its place.
     pub fn load(folder: &Path, bases: &mut Bases, max_length: usize, seed: u64) -> Result<Self> {
-        let tokenizer = Tokenizer::load(adapt::tokenizer_folder(folder)?)?;
+        let tokenizer = adapt::tokenizer(folder, &[])?;
         let role = Role { folder, adapters: &[], training: Training::Frozen, head: Head::Scalar, seed };
         let model = bases.load(&role)?;
-        tokenizer.fits(model.architecture().vocabulary)?;
         let max_length = max_length.min(model.architecture().longest().unwrap_or(usize::MAX));
         let truncation = Truncation::default();
-        Ok(RewardModel { folder: folder.to_path_buf(), model, tokenizer, max_length, truncation, reads_tokens: false })
+        let (folder, reads_tokens, has_warned) = (folder.to_path_buf(), false, false);
+        Ok(RewardModel { folder, model, tokenizer, max_length, truncation, reads_tokens, has_warned })
     }
 
     /// The same model, reading the policy's tokens without making text of them where their vocabularies are one.
     pub fn reading_tokens_of(self, policy: &Tokenizer) -> Self {
-        let reads_tokens = self.model.architecture().causal && self.tokenizer.vocabulary() == policy.vocabulary();
+        let architecture = self.model.architecture();
+        // A policy may draw the ids of all rows of its embedding, those without a token too.
+        let has_rows = policy.rows().is_none_or(|rows| rows <= architecture.vocabulary);
+        let reads_tokens = architecture.causal && has_rows && self.tokenizer.vocabulary() == policy.vocabulary();
         RewardModel { reads_tokens, ..self }
     }
 
@@ -82,6 +89,7 @@ impl RewardModel {
             });
             places.extend((0..asked.replies.len()).map(|answer| (prompt, answer)));
         }
+        self.warn_of_lengths(&trees);
         for ((prompt, answer), reward) in places.into_iter().zip(self.score_trees(&trees, tokens_per_batch)?) {
             if !reward.is_finite() {
                 bail!(
@@ -94,6 +102,17 @@ impl RewardModel {
             rewards[prompt][answer] = reward;
         }
         Ok(rewards)
+    }
+
+    /// Warns once where texts are longer than the model was made for.
+    fn warn_of_lengths(&mut self, trees: &[TokenTree]) {
+        let lengths =
+            trees.iter().flat_map(|tree| tree.answers.iter().map(|answer| tree.prompt.len() + answer.tokens.len()));
+        let beyond = BeyondContext::of(self.model.architecture()).with(lengths).warning();
+        if let Some(warning) = beyond.filter(|_| !self.has_warned) {
+            self.has_warned = true;
+            warn_once(&format!("warning: {}: {warning}", self.folder.display()));
+        }
     }
 
     /// A prompt with its answers, as the model's own tokens; an answer that was cut off has no end.

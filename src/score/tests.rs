@@ -6,33 +6,45 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::data::parquet;
+use crate::data::tokenize::Tokenizer;
 use crate::data::train_tokenizer::{SpecialTokens, train_bpe};
-use crate::settings::from_arguments;
+use crate::settings::{TrainingSettings, from_arguments};
+
+#[derive(Parser, Serialize)]
+struct OnlyTraining {
+    #[command(flatten)]
+    training: TrainingSettings,
+}
 
 /// A small Llama with random weights and a byte tokenizer, as a folder; with a scalar head if asked.
 pub(crate) fn random_model(folder: &Path, with_head: bool) -> PathBuf {
-    let folder = folder.join(if with_head { "reward-model" } else { "model" });
+    random_model_in(folder.join(if with_head { "reward-model" } else { "model" }), with_head, 0.3, 5)
+}
+
+/// The same in this folder, its weights of this standard deviation and from this seed.
+pub(crate) fn random_model_in(folder: PathBuf, with_head: bool, deviation: f64, seed: u64) -> PathBuf {
     let config = serde_json::json!({
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 280, "hidden_size": 32,
         "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-        "rms_norm_eps": 1e-5, "max_position_embeddings": 512, "tie_word_embeddings": true, "initializer_range": 0.3,
+        "rms_norm_eps": 1e-5, "max_position_embeddings": 512, "tie_word_embeddings": true, "initializer_range": deviation,
         "bos_token_id": 1, "eos_token_id": 2,
     });
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
     let texts = ["Vubek keeps a hen.", "What does Vubek keep?"].map(str::to_owned);
     train_bpe(texts.into_iter(), 280, &SpecialTokens::default()).unwrap().save(&folder).unwrap();
-    if with_head {
-        let role =
-            Role { folder: &folder, adapters: &[], training: Training::Frozen, head: Head::ScalarOrNew, seed: 5 };
-        let mut model = Bases::new(Device::Cpu).load(&role).unwrap();
-        model.head_mut().unwrap().form.shift = 0.25;
-        let saved = folder.with_file_name("saved");
-        std::fs::create_dir_all(&saved).unwrap();
-        model.save(&saved).unwrap();
-        std::fs::remove_dir_all(&folder).unwrap();
-        std::fs::rename(saved, &folder).unwrap();
+    let training = from_arguments::<OnlyTraining>(["--method", "full"]).unwrap().training;
+    let head = if with_head { Head::ScalarOrNew } else { Head::Language };
+    let role = Role { folder: &folder, adapters: &[], training: Training::With(&training), head, seed };
+    let mut model = Bases::new(Device::Cpu).load(&role).unwrap();
+    if let Some(head) = model.head_mut() {
+        head.form.shift = 0.25;
     }
+    let saved = folder.with_file_name("saved");
+    std::fs::create_dir_all(&saved).unwrap();
+    model.save(&saved).unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
+    std::fs::rename(saved, &folder).unwrap();
     folder
 }
 

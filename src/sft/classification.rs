@@ -24,7 +24,7 @@ use crate::settings::{CommonSettings, Method};
 use crate::train::examples::{Examples, values};
 use crate::train::memory;
 use crate::train::optimizer::Optimizer;
-use crate::train::plan::{Workload, check_length, training_plan};
+use crate::train::plan::{Workload, check_lengths, training_plan};
 use crate::train::run::Run;
 use crate::train::table::Table;
 
@@ -49,7 +49,7 @@ impl LabelledText {
 
 pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let common = &settings.common;
-    let tokenizer = Tokenizer::load(adapt::tokenizer_folder(&settings.model.model)?)?;
+    let tokenizer = adapt::tokenizer(&settings.model.model, &settings.model.adapter)?;
     let labels = labels(settings)?;
     let mut examples = read(settings, &labels, &tokenizer)?;
     if let Some(count) = settings.examples.inspect {
@@ -79,10 +79,12 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     memory::check_before_reading(&settings.model, &settings.training)?;
     let mut bases = Bases::new(Device::Cpu);
     let model = bases.load(&role)?;
-    tokenizer.fits(model.architecture().vocabulary)?;
-    check_length(model.architecture(), examples.largest(|text| text.tree.longest()), common.max_length)?;
+    let length = |text: &LabelledText| text.tree.longest();
+    let too_long = check_lengths(model.architecture(), &examples, length, common.max_length)?;
     let workload = Workload::new("labelled texts", &examples, |text| text.tree.tokens());
     let plan = training_plan("sft", &model, &[], common, &settings.training, &workload, 0)?
+        .warning(too_long)
+        .warning(model.padding_warning(&tokenizer))
         .line("classes", format!("{}: {}", labels.len(), labels.join(", ")));
     let total_steps = examples.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
     let checkpoints = &settings.training.checkpoints;

@@ -20,6 +20,7 @@ use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::model::adapter::Pass;
+use crate::model::weight_files::no_weights;
 use crate::model::{Model, dropout_seed};
 use crate::ops;
 use crate::say;
@@ -27,7 +28,7 @@ use crate::settings::{CommonSettings, below_one, not_negative};
 use crate::train::examples::{Examples, values};
 use crate::train::memory::{self, Footprint};
 use crate::train::optimizer::Optimizer;
-use crate::train::plan::{Workload, check_length, training_plan};
+use crate::train::plan::{Workload, check_lengths, training_plan};
 use crate::train::run::Run;
 
 const HEADING: &str = "Direct preference optimisation";
@@ -94,7 +95,7 @@ impl DpoSettings {
 pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     settings.dpo.check()?;
     let common = &settings.common;
-    let tokenizer = Tokenizer::load(adapt::tokenizer_folder(&settings.model.model)?)?;
+    let tokenizer = adapt::tokenizer(&settings.model.model, &settings.model.adapter)?;
     let source = settings.source();
     let mut examples = Examples::open(&source, RANKINGS, |ranking, truncation| {
         preference(&ranking, &tokenizer, common.max_length, truncation)
@@ -120,15 +121,19 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     memory::check_before_reading(&settings.model, &settings.training)?;
     let mut bases = Bases::new(Device::Cpu);
     let model = bases.load(&role)?;
-    tokenizer.fits(model.architecture().vocabulary)?;
-    let longest = examples.largest(|preference| preference.tree.longest());
-    check_length(model.architecture(), longest, common.max_length)?;
+    if model.folder().new_from_seed.is_some() {
+        // The reference would be random.
+        return Err(no_weights(&model.folder().path));
+    }
+    let length = |preference: &Preference| preference.tree.longest();
+    let too_long = check_lengths(model.architecture(), &examples, length, common.max_length)?;
     // A frozen model has the weights of the one that trains, and here has to keep those of the start.
     let copy = if examples.is_streamed() { Some(bases.load(&role)?.frozen()?) } else { None };
     drop(bases);
     let beside: Vec<Footprint> = copy.iter().map(|copy| Footprint::of("reference", copy)).collect();
     let workload = Workload::new("preferences", &examples, |preference| preference.tree.tokens());
     let plan = training_plan("sft", &model, &beside, common, &settings.training, &workload, 0)?
+        .warning(too_long)
         .line("objective", format!("dpo, beta {}", settings.dpo.beta));
     let total_steps = examples.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
     let checkpoints = &settings.training.checkpoints;

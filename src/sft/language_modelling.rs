@@ -17,15 +17,14 @@ use crate::data::tokenize_records::Truncation;
 use crate::data::train_tokenizer::{SpecialTokens, train_bpe, train_bpe_on_files};
 use crate::error::Result;
 use crate::model::adapter::Pass;
-use crate::model::folder::read_architecture;
 use crate::model::weight_files;
 use crate::model::{Model, dropout_seed};
 use crate::say;
-use crate::settings::CommonSettings;
+use crate::settings::{CommonSettings, ModelSettings};
 use crate::train::examples::{Example, Examples, Source};
 use crate::train::memory;
 use crate::train::optimizer::Optimizer;
-use crate::train::plan::{Workload, check_length, training_plan};
+use crate::train::plan::{Workload, check_lengths, training_plan};
 use crate::train::run::Run;
 
 pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
@@ -50,10 +49,9 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     };
     memory::check_before_reading(&settings.model, &settings.training)?;
     let model = Bases::new(Device::Cpu).load(&role)?;
-    tokenizer.fits(model.architecture().vocabulary)?;
-    check_length(model.architecture(), examples.largest(TokenTree::longest), common.max_length)?;
+    let too_long = check_lengths(model.architecture(), &examples, TokenTree::longest, common.max_length)?;
     let workload = Workload::new("demonstrations", &examples, TokenTree::tokens);
-    let mut plan = training_plan("sft", &model, &[], common, &settings.training, &workload, 0)?;
+    let mut plan = training_plan("sft", &model, &[], common, &settings.training, &workload, 0)?.warning(too_long);
     if let Some(described) = described {
         plan = plan.line("mixture", described);
     }
@@ -74,11 +72,13 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
 /// The model's tokenizer; for a bare `config.json` without one, a byte-level BPE trained on the demonstrations, as large as the
 /// configuration's vocabulary.
 fn tokenizer(settings: &SftSettings, mixture: Option<&Mixture>) -> Result<Tokenizer> {
-    let folder = adapt::tokenizer_folder(&settings.model.model)?;
-    if folder.join("tokenizer.json").is_file() || weight_files::has_weights(&folder) {
-        return Tokenizer::load(folder);
+    let ModelSettings { model, adapter } = &settings.model;
+    let folders = adapt::companions(model, adapter)?;
+    let (base, architecture) = adapt::base(model, adapter)?;
+    if folders.iter().any(|folder| folder.join("tokenizer.json").is_file()) || weight_files::locate(&base)?.is_some() {
+        return adapt::tokenizer(model, adapter);
     }
-    let vocabulary = read_architecture(&folder)?.1.vocabulary;
+    let vocabulary = architecture.vocabulary;
     match mixture {
         Some(mixture) => train_bpe(mixture.texts(), vocabulary, &SpecialTokens::default()),
         None => train_bpe_on_files(&settings.data, vocabulary, &SpecialTokens::default()),

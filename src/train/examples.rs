@@ -5,6 +5,7 @@
 //! read at the start; a step's rows are decoded and prepared when the step comes ([`crate::data::window`]), so that memory is that of a window.
 //! Either way a step's examples depend on the seed, the step and the files alone.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -107,7 +108,8 @@ impl<'a, T> Examples<'a, T> {
         prepare: impl Fn(R, &mut Truncation) -> Result<Option<T>> + 'a,
     ) -> Result<Self> {
         let index = Arc::new(RowIndex::open(source.data, &layouts)?);
-        let evaluation = source.evaluation_data.map(|pattern| RowIndex::open(Pattern::evaluation(pattern), &layouts)).transpose()?;
+        let evaluation =
+            source.evaluation_data.map(|pattern| RowIndex::open(Pattern::evaluation(pattern), &layouts)).transpose()?;
         let prepare = of_rows(layouts, prepare);
         let examples = if index.rows() <= source.window {
             let Read { examples, truncation, left_out } = read_first(&index, index.rows(), &prepare)?;
@@ -288,6 +290,19 @@ impl<'a, T> Examples<'a, T> {
         }
         let examples = all.iter().chain(&self.evaluation);
         Some(examples.map(|example| measure(&example.value)).max().unwrap_or(0))
+    }
+
+    /// All examples to train and to evaluate on that are read already: where they are streamed, those of the
+    /// first rows.
+    pub fn known(&self) -> impl Iterator<Item = &Example<T>> {
+        let known = match &self.way {
+            Way::InMemory { all, .. } => all,
+            Way::Streamed(streamed) => &streamed.sample,
+        };
+        // Those that were set aside for evaluation are in `all`, where this is in memory.
+        let places: HashSet<_> = known.iter().map(Arc::as_ptr).collect();
+        let others = self.evaluation.iter().filter(move |example| !places.contains(&Arc::as_ptr(example)));
+        known.iter().chain(others).map(|example| &**example)
     }
 
     /// What was cut in the data; where they are streamed, in their first rows ([`sampled_rows`](Self::sampled_rows)).

@@ -19,6 +19,18 @@ use crate::remote::{hub, objects};
 const HASHED: u64 = 64 << 20;
 const BLOCK: u64 = 1 << 20;
 
+/// What of a model's folder is read with its weights, and decides what tokens texts become.
+const READ_WITH_WEIGHTS: [&str; 8] = [
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "head.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+];
+
 /// The files of a run, by the flag that named them and their place among its files.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inputs {
@@ -72,8 +84,7 @@ impl Inputs {
                 let path = entry.map_err(Error::io(folder))?.path();
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 let is_weights = name.ends_with(".safetensors") && name != "optimizer.safetensors";
-                if is_weights || ["config.json", "adapter_config.json", "head.json", "tokenizer.json"].contains(&&*name)
-                {
+                if is_weights || READ_WITH_WEIGHTS.contains(&&*name) {
                     self.file(format!("{flag} {number} {name}"), &path)?;
                 }
             }

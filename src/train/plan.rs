@@ -12,7 +12,7 @@ use crate::data::notes;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::model::Model;
-use crate::model::architecture::Architecture;
+use crate::model::architecture::{Architecture, BeyondContext};
 use crate::settings::{CommonSettings, TrainingSettings};
 
 /// What a program is about to do, shown before it starts.
@@ -21,12 +21,13 @@ pub struct Plan {
     title: String,
     lines: Table,
     memory: Option<u64>,
+    warnings: Vec<String>,
 }
 
 impl Plan {
     /// A plan under this title, such as the program's name and model.
     pub fn new(title: impl Into<String>) -> Self {
-        Plan { title: title.into(), lines: Table::without_header(), memory: None }
+        Plan { title: title.into(), lines: Table::without_header(), memory: None, warnings: Vec::new() }
     }
 
     /// What the plan is of.
@@ -38,6 +39,14 @@ impl Plan {
     pub fn line(mut self, label: &str, value: impl fmt::Display) -> Self {
         self.lines.row([format!("  {label}"), value.to_string()]);
         self
+    }
+
+    /// Adds a line, if there is something to say.
+    pub fn optional_line(self, label: &str, value: Option<impl fmt::Display>) -> Self {
+        match value {
+            Some(value) => self.line(label, value),
+            None => self,
+        }
     }
 
     /// Adds the number of the model's parameters and the share that is trained.
@@ -55,6 +64,17 @@ impl Plan {
     /// Adds the memory that the run is expected to need at its peak, in bytes.
     pub fn memory(self, bytes: u64) -> Self {
         Plan { memory: Some(bytes), ..self }.line("memory expected", DecimalBytes(bytes))
+    }
+
+    /// Adds a warning, if there is one: it is printed after the plan, and a run keeps it in `warnings.txt`.
+    pub fn warning(mut self, text: Option<String>) -> Self {
+        self.warnings.extend(text);
+        self
+    }
+
+    /// The warnings.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The memory that the run is expected to need, in bytes.
@@ -132,6 +152,23 @@ fn count(number: usize) -> HumanCount {
     HumanCount(number as u64)
 }
 
+/// Refuses a model that cannot read the longest of its texts, of which `tokens` gives the tokens of each;
+/// gives a warning where it was not made for some of them.
+pub fn check_lengths<T>(
+    model: &Architecture,
+    examples: &Examples<T>,
+    tokens: impl Fn(&T) -> usize,
+    max_length: usize,
+) -> Result<Option<String>> {
+    check_length(model, examples.largest(&tokens), max_length)?;
+    // Of data that are read as they are needed, the first rows are known.
+    let mut lengths = BeyondContext::of(model);
+    for example in examples.known() {
+        lengths.add(tokens(&example.value));
+    }
+    Ok(lengths.warning())
+}
+
 /// Refuses a model that cannot read the longest of its texts; where these are read as they are needed, so that `longest` is not known, one that
 /// cannot read texts of `max_length` tokens.
 pub fn check_length(model: &Architecture, longest: Option<usize>, max_length: usize) -> Result<()> {
@@ -166,6 +203,7 @@ pub fn training_plan(
     let memory = memory::expected(&footprints, tokens, sampler);
     let mut plan = Plan::new(program)
         .line("model", model.folder().path.display())
+        .optional_line("weights", model.folder().new_from_seed.map(|seed| format!("new, from --seed {seed}")))
         .line("method", &training.method)
         .parameters(model.base_parameters() + model.added_parameters(), trainable)
         .line(examples.what, examples.examples());

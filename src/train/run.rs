@@ -108,6 +108,7 @@ impl Run {
         if let Some(resumed) = resumed {
             notes.extend(run.go_on_from(resumed)?);
         }
+        notes.extend(plan.warnings().iter().cloned());
         said.iter().try_for_each(|note| run.warn(&format!("note: {note}")))?;
         notes.iter().try_for_each(|note| run.warn(&format!("warning: {note}")))?;
         Ok(run)

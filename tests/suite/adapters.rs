@@ -9,7 +9,7 @@ use rlhf::model::Model;
 use rlhf::model::adapter::Pass;
 use rlhf::random;
 
-use crate::common::{Shape, assert_same_answers, training_settings, write_config};
+use crate::common::{Shape, assert_same_answers, training_settings, write_model};
 use crate::oracle::assert_close;
 
 /// Arguments of every method, and of some that stand on top of each other.
@@ -52,7 +52,7 @@ fn arguments(method: &str, shape: Shape) -> Vec<String> {
 /// The same base model bare and with each method; their adapters are as new, or filled with random numbers.
 fn models(shape: Shape, methods: &[&str], as_new: bool) -> Result<(Model, Vec<Model>)> {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    write_config(shape, folder.path());
+    write_model(shape, folder.path())?;
     let mut bases = Bases::new(Device::Cpu);
     let role = Role { folder: folder.path(), adapters: &[], training: Training::Frozen, head: Head::Language, seed: 7 };
     let base = bases.load(&role)?;
@@ -233,7 +233,7 @@ fn pissa_starts_from_the_weights_it_is_given_and_is_saved_as_plain_lora() -> Res
         assert!(text.contains("\"r\": 8"), "{text}");
         // The temporary base is gone; the same one is made again from its seed.
         let folder = tempfile::tempdir().expect("a temporary folder");
-        write_config(Shape::Llama, folder.path());
+        write_model(Shape::Llama, folder.path())?;
         let adapters = [copy.path().to_path_buf()];
         let role = Role {
             folder: folder.path(),

@@ -30,7 +30,11 @@ fn conversations_are_rendered_and_refused_as_by_transformers() {
     for entry in golden["templates"].as_array().unwrap() {
         let template = template(&golden, entry);
         for case in entry["cases"].as_array().unwrap() {
-            let rendered = template.apply(&messages(case), &TemplateInputs::default(), case["add_generation_prompt"].as_bool().unwrap());
+            let rendered = template.apply(
+                &messages(case),
+                &TemplateInputs::default(),
+                case["add_generation_prompt"].as_bool().unwrap(),
+            );
             assert_eq!(rendered.as_deref().ok(), case["text"].as_str(), "{} {}", entry["name"], case["messages"]);
         }
     }

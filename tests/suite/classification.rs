@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array, StringArray};
+use candle_core::Device;
 use rlhf::classifier::{Classifier, ClassifierInput};
 use rlhf::data::parquet;
 use rlhf::data::tokenize::{EncodedTexts, Tokenizer};
+use rlhf::model::folder::{WithoutWeights, open};
+use rlhf::model::weight_files;
 use serde_json::Value;
 
 use crate::common::{strings, table};
@@ -55,6 +58,9 @@ fn workbench() -> Workbench {
     });
     tokenizer["post_processor"] = template;
     bench.put("bert/tokenizer.json", tokenizer.to_string().as_bytes());
+    let new = WithoutWeights::NewFromSeed(0);
+    let (folder, architecture, weights) = open(&bench.path("bert"), new, &Device::Cpu).unwrap();
+    weight_files::write(&bench.path("bert"), &weights, &architecture, &folder.form).unwrap();
     bench
 }
 

@@ -231,7 +231,7 @@ fn what_is_no_whole_classifier_is_refused_in_one_sentence() {
         (bert().without_tensors("classifier"), "tensor \"classifier.weight\" is missing"),
         (bert().without_tensors("pooler"), "tensor \"bert.pooler.dense.weight\" is missing"),
         (Copy::of("roberta").without_tensors("classifier.dense"), "tensor \"classifier.dense.weight\" is missing"),
-        (bert().with_pickle(), "pytorch_model.bin: the weights are pickled"),
+        (bert().with_pickle(), "pytorch_model.bin: a pickle"),
         (
             deberta().configured("architectures", json!(["DebertaV2ForTokenClassification"])),
             "expected \"DebertaV2ForSequence",
@@ -253,7 +253,7 @@ fn what_is_no_whole_classifier_is_refused_in_one_sentence() {
             "tensor \"classifier.weight\" is missing, so there is no classification head",
         ),
         (deberta().without_tensors("pooler"), "tensor \"pooler.dense.weight\" of shape [16, 16] is missing"),
-        (deberta().with_pickle(), "pytorch_model.bin: the weights are pickled"),
+        (deberta().with_pickle(), "pytorch_model.bin: a pickle"),
     ] {
         let error = Classifier::load(copy.path()).map(drop).unwrap_err();
         let file = copy.path().display().to_string();

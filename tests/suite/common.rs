@@ -67,10 +67,19 @@ pub fn write_config(shape: Shape, folder: &Path) {
     std::fs::write(folder.join("config.json"), config).expect("the folder can be written to");
 }
 
+/// Writes a tiny random model of this shape: its `config.json` and the weights of seed 7.
+pub fn write_model(shape: Shape, folder: &Path) -> Result<()> {
+    write_config(shape, folder);
+    let settings = training_settings(&["--method", "full"]);
+    let training = Training::With(&settings);
+    let role = Role { folder, adapters: &[], training, head: Head::Language, seed: 7 };
+    Bases::new(Device::Cpu).load(&role)?.save(folder)
+}
+
 /// A tiny random model, all weights of which train if asked to.
 pub fn tiny_model(shape: Shape, trainable: bool) -> Result<Model> {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    write_config(shape, folder.path());
+    write_model(shape, folder.path())?;
     let settings = training_settings(&["--method", "full"]);
     let training = if trainable { Training::With(&settings) } else { Training::Frozen };
     let role = Role { folder: folder.path(), adapters: &[], training, head: Head::Language, seed: 7 };

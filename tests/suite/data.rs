@@ -196,7 +196,9 @@ fn the_three_layouts_of_hh_rlhf_hold_the_same_prompts_and_answers() {
         let (Text::Messages(prompt), Text::Plain(text)) = (&right.prompt, &left.prompt) else { panic!() };
         let rendered = template.apply(prompt, &TemplateInputs::default(), true).unwrap();
         let whole = |answer: &Text| match answer {
-            Text::Messages(answer) => template.apply(&[prompt.messages.clone(), answer.messages.clone()].concat(), &TemplateInputs::default(), false).unwrap(),
+            Text::Messages(answer) => template
+                .apply(&[prompt.messages.clone(), answer.messages.clone()].concat(), &TemplateInputs::default(), false)
+                .unwrap(),
             Text::Plain(answer) => format!("{text}{answer}"),
         };
         let wholes = |record: &Ranking| record.responses.iter().map(whole).collect::<Vec<_>>();

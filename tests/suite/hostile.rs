@@ -27,7 +27,7 @@ fn folder(files: &[(&str, &[u8])]) -> TempDir {
 }
 
 /// A golden folder's copy.
-fn copy(name: &str) -> TempDir {
+pub(crate) fn copy(name: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for entry in golden(name).read_dir().unwrap() {
         let path = entry.unwrap().path();
@@ -51,7 +51,7 @@ fn expect(sentence: &str, parts: &[&str]) {
     parts.iter().for_each(|part| assert!(sentence.contains(part), "expected {part:?} in {sentence}"));
 }
 
-fn read_json(path: &Path) -> Value {
+pub(crate) fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 

@@ -7,8 +7,10 @@ mod classification;
 mod classifiers;
 mod common;
 mod data;
+mod declared_tokens;
 #[cfg(target_os = "linux")]
 mod faults;
+mod folders;
 mod formats;
 mod forms;
 mod golden;

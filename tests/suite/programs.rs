@@ -315,7 +315,14 @@ fn an_unusable_model_is_one_sentence_and_leaves_nothing() {
     refused(&bench, &sft("short"), &["longer than the 8 positions", "--max-length"]);
     let ppo = "ppo --model sft --data prompts.parquet --reward-model";
     refused(&bench, &format!("{ppo} sft"), &["sft: tensor \"score.weight\" is missing", "no reward model"]);
-    refused(&bench, "sample --model small --data prompts.parquet", &["tokenizer", "260"]);
+    let sample = |model: &str| format!("sample --model {model} --data prompts.parquet");
+    refused(&bench, &sample("small"), &["small: there are no weights next to config.json"]);
+    // A tokenizer with more tokens than the model has rows matters where a text holds such a token.
+    bench.put("few/config.json", CONFIG.replace("300", "260").as_bytes());
+    bench.sft("fewer", "few", "--max-steps 1");
+    bench.put("fewer/tokenizer.json", &bench.bytes("sft/tokenizer.json"));
+    let token = ["prompts.parquet: row 0", "fewer/tokenizer.json: the text holds the token", "embedding of 260 rows"];
+    refused(&bench, &sample("fewer"), &token);
 }
 
 #[test]

@@ -112,7 +112,8 @@ pub fn read(folder: &Path, base: &Base) -> Result<(Arc<dyn Adapter>, Option<Head
     let head = match folder.join(HEAD).is_file() {
         true => {
             let tensors = weight_files::read_file(&folder.join(HEAD), device)?;
-            Head::find(base.architecture(), Form::read(folder)?, |name| tensors.get(name).cloned())
+            let pad = base.model.folder().pad_token_id();
+            Head::find(base.architecture(), Form::read(folder)?, pad, |name| tensors.get(name).cloned())
         }
         false => None,
     };

@@ -18,9 +18,8 @@ pub(in crate::data) fn answered(rows: &Rows) -> Result<(AnswerLayout, Vec<Answer
     };
     if let (true, Some(name)) = (rows.has("prompt"), rows.first_of(&["responses", "completions"])) {
         let (prompts, answers) = (Column::texts(rows, "prompt")?, ListColumn::new(rows, name)?);
-        let records = rows.map(|row| {
-            answered(row, joined(rows, row, &[name], prompts.get(row)?, answers.get(row)?)?.apart())
-        })?;
+        let records =
+            rows.map(|row| answered(row, joined(rows, row, &[name], prompts.get(row)?, answers.get(row)?)?.apart()))?;
         return Ok((AnswerLayout::List, records));
     }
     let one_answer = rows.has("prompt") && rows.first_of(&["completion", "response"]).is_some();

@@ -52,8 +52,12 @@ pub(super) fn demonstrations_as_marked(rows: &Rows) -> Result<Vec<Demonstration>
         Ok(Demonstration { prompt, completion, origin: rows.origin(row) })
     };
     let prompted = |row, answer, prompt, completion| match joined(rows, row, &[answer], prompt, vec![completion])? {
-        OneForm::Apart(prompt, answers) => demonstration(row, Some(prompt), answers.into_iter().next().unwrap_or(Text::messages(Vec::new()))),
-        OneForm::Whole(conversations) => demonstration(row, None, Text::messages(conversations.into_iter().flatten().collect())),
+        OneForm::Apart(prompt, answers) => {
+            demonstration(row, Some(prompt), answers.into_iter().next().unwrap_or(Text::messages(Vec::new())))
+        }
+        OneForm::Whole(conversations) => {
+            demonstration(row, None, Text::messages(conversations.into_iter().flatten().collect()))
+        }
     };
     if let (true, Some(answer)) = (rows.has("prompt"), rows.first_of(&["completion", "response"])) {
         let (prompts, completions) = (Column::texts(rows, "prompt")?, Column::texts(rows, answer)?);
@@ -65,7 +69,9 @@ pub(super) fn demonstrations_as_marked(rows: &Rows) -> Result<Vec<Demonstration>
             let messages = conversations.messages(row)?;
             if !messages.iter().any(Message::is_learned) {
                 let fault = match messages.iter().any(Message::is_assistant) {
-                    true => "excludes all messages of the assistant (by `weight` 0 or `train` false), so nothing to learn",
+                    true => {
+                        "excludes all messages of the assistant (by `weight` 0 or `train` false), so nothing to learn"
+                    }
                     false => "holds no message of the assistant, so nothing to learn",
                 };
                 return Err(conversations.fault(row, fault));

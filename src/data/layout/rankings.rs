@@ -173,5 +173,4 @@ mod tests {
     fn ranks_of_scores_are_dense_and_equal_scores_tie() {
         assert_eq!(ranks_of_scores(&[0.5, -1.0, 2.0, 0.5, -0.0, 0.0]), [1, 3, 0, 1, 2, 2]);
     }
-
 }

@@ -94,7 +94,9 @@ impl<'a> Column<'a> {
     pub(super) fn messages(&self, row: usize) -> Result<Vec<Message>> {
         match self.get(row)? {
             Text::Messages(conversation) => Ok(conversation.messages),
-            Text::Plain(_) => Err(self.fault(row, "is a string, expected a list of {role, content} or the same as JSON")),
+            Text::Plain(_) => {
+                Err(self.fault(row, "is a string, expected a list of {role, content} or the same as JSON"))
+            }
         }
     }
 }
@@ -151,7 +153,9 @@ impl<'a> Instructions<'a> {
         let input = inputs.map(|(name, inputs)| (*name, inputs.value(row))).filter(|(_, input)| !input.is_empty());
         let mut turns = self.history.get(row)?;
         match (self.instructions.get(row)?, input) {
-            (Text::Plain(instruction), Some((_, input))) => turns.push(Message::user(format!("{instruction}\n\n{input}"))),
+            (Text::Plain(instruction), Some((_, input))) => {
+                turns.push(Message::user(format!("{instruction}\n\n{input}")))
+            }
             (Text::Plain(instruction), None) => turns.push(Message::user(instruction)),
             (Text::Messages(conversation), None) => turns.extend(conversation.messages),
             (Text::Messages(_), Some((name, _))) => {

@@ -141,7 +141,8 @@ impl Yaml {
                 }
                 None => {
                     let (key, value) = key_and_value(line)?;
-                    let is_below = |(other, line): &&(usize, &str)| *other > indent || *other == indent && is_item(line);
+                    let is_below =
+                        |(other, line): &&(usize, &str)| *other > indent || *other == indent && is_item(line);
                     let value = match (value.is_empty(), rest.first().filter(is_below)) {
                         (true, Some(_)) => Self::block(rest, depth + 1)?,
                         _ => flow(value),
@@ -205,14 +206,25 @@ mod tests {
         assert_eq!(read(list), Some(expected.clone()));
         let indented = "tags:\n  - x: y\nconfigs:\n  - config_name: main\n    data_files:\n      - split: train\n        path: data/train-*\n      - split: test\n        path: [data/a.parquet, 'data/b.parquet']\n    features: x\n";
         assert_eq!(read(indented), Some(expected));
-        assert_eq!(read("configs:\n- config_name: default\n  data_files: \"*.parquet\"\n"), Some(vec![split("train", &["*.parquet"])]));
-        assert_eq!(read("configs:\n- data_files:\n  - a.parquet\n  - b.parquet\n"), Some(vec![split("train", &["a.parquet", "b.parquet"])]));
-        assert_eq!(read("configs:\n- config_name: default\n  data_files:\n    train: a.parquet\n"), Some(vec![split("train", &["a.parquet"])]));
+        assert_eq!(
+            read("configs:\n- config_name: default\n  data_files: \"*.parquet\"\n"),
+            Some(vec![split("train", &["*.parquet"])])
+        );
+        assert_eq!(
+            read("configs:\n- data_files:\n  - a.parquet\n  - b.parquet\n"),
+            Some(vec![split("train", &["a.parquet", "b.parquet"])])
+        );
+        assert_eq!(
+            read("configs:\n- config_name: default\n  data_files:\n    train: a.parquet\n"),
+            Some(vec![split("train", &["a.parquet"])])
+        );
     }
 
     #[test]
     fn the_default_configuration_counts_and_without_one_the_names_are_told() {
-        let two = |second: &str| format!("configs:\n- config_name: a\n  data_files: a/*\n- config_name: {second}\n  data_files: b/*\n");
+        let two = |second: &str| {
+            format!("configs:\n- config_name: a\n  data_files: a/*\n- config_name: {second}\n  data_files: b/*\n")
+        };
         assert_eq!(read(&two("default")), Some(vec![split("train", &["b/*"])]));
         assert_eq!(read(&two("b\n  default: true")), Some(vec![split("train", &["b/*"])]));
         let error = data_files("hub", &format!("---\n{}---\n", two("b"))).unwrap_err().to_string();
@@ -221,7 +233,13 @@ mod tests {
 
     #[test]
     fn other_texts_declare_nothing() {
-        for text in ["license: mit\n", "configs: none\n", "configs:\n- config_name: a\n", "a: |\n  long\n   text\nb:\n", ": :\n- -\n"] {
+        for text in [
+            "license: mit\n",
+            "configs: none\n",
+            "configs:\n- config_name: a\n",
+            "a: |\n  long\n   text\nb:\n",
+            ": :\n- -\n",
+        ] {
             assert_eq!(read(text), None, "{text}");
         }
         assert_eq!(data_files("hub", "# Title\n").unwrap(), None);
@@ -230,7 +248,11 @@ mod tests {
     #[test]
     fn stars_stand_for_names_and_double_stars_for_folders() {
         assert!(matches("data/train-*", "data/train-0.parquet") && !matches("data/*", "data/a/b.parquet"));
-        assert!(matches("**/*.parquet", "a/b.parquet") && matches("data/**", "data/a/b.parquet") && matches("data", "data/a.parquet"));
+        assert!(
+            matches("**/*.parquet", "a/b.parquet")
+                && matches("data/**", "data/a/b.parquet")
+                && matches("data", "data/a.parquet")
+        );
         assert!(!matches("dat", "data/a.parquet"));
     }
 }

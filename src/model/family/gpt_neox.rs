@@ -1,6 +1,6 @@
 //! GPT-NeoX (Black et al. 2022) and Pythia: layer norms, attention and feed-forward side by side, rotation of a part of each head.
 
-use super::rotary::rotary_frequencies;
+use super::rotary::{context, rotary_frequencies};
 use crate::bail;
 use crate::error::Result;
 use crate::model::architecture::{
@@ -27,7 +27,7 @@ pub(super) fn gpt_neox(config: &Config) -> Result<Architecture> {
         kv_heads: heads,
         head_dim,
         d_ff: config.size("intermediate_size")?,
-        max_positions: config.optional_size("max_position_embeddings")?.unwrap_or(2048),
+        max_positions: context(config, 2048)?,
         block: if is_parallel { BlockForm::Parallel } else { BlockForm::PreNorm },
         norm: NormKind::Layer,
         norm_epsilon: config.positive("layer_norm_eps", 1e-5)?,

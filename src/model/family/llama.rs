@@ -1,7 +1,7 @@
 //! Llama (Touvron et al. 2023) and the families of its shape: Mistral adds a sliding window, Qwen2 biases on queries, keys
 //! and values, Qwen3 norms of each query and key, Gemma 2 norms on both sides of a sub-layer and soft caps.
 
-use super::rotary::rotary_frequencies;
+use super::rotary::{context, rotary_frequencies};
 use crate::bail;
 use crate::error::Result;
 use crate::model::architecture::{
@@ -135,7 +135,7 @@ fn llama_shape(
         kv_heads: config.optional_size("num_key_value_heads")?.unwrap_or(heads),
         head_dim,
         d_ff: config.size("intermediate_size")?,
-        max_positions: config.optional_size("max_position_embeddings")?.unwrap_or(2048),
+        max_positions: context(config, 2048)?,
         block: BlockForm::PreNorm,
         norm: NormKind::Rms,
         norm_epsilon: config.positive("rms_norm_eps", 1e-6)?,

@@ -19,6 +19,11 @@ const DECODER_BOTTLENECKS: [&str; 2] = ["attention_adapters", "output_adapters"]
 const KNOWN: &str =
     "known model types are llama, mistral, qwen2, qwen3, gemma2, gpt2, gpt_neox, bert, roberta and xlm-roberta";
 
+/// The padding token that `transformers` takes for a decoder whose `config.json` has no field `pad_token_id`.
+pub fn default_pad_token_id(model_type: &str) -> Option<u32> {
+    (model_type == "gemma2").then_some(0)
+}
+
 /// Reads the architecture from a `config.json`; `model_type` says which family it is.
 pub fn architecture(config: &Config) -> Result<Architecture> {
     let architecture = match config.text("model_type", "")? {

@@ -37,6 +37,21 @@ pub(super) fn rotary_frequencies(config: &Config, dimensions: usize) -> Result<V
     }
 }
 
+/// The longest sequence that a model was made for: `max_position_embeddings`, or what scaling makes of it if
+/// that is more.
+///
+/// Whether `max_position_embeddings` is that of the model before its scaling or after it differs between
+/// models, so that the larger reading counts.
+pub(super) fn context(config: &Config, default: usize) -> Result<usize> {
+    let positions = config.optional_size("max_position_embeddings")?.unwrap_or(default);
+    let scaled = ["rope_parameters", "rope_scaling"].into_iter().filter_map(|field| {
+        let scaling = config.get(field)?;
+        let original = scaling.get("original_max_position_embeddings").and_then(Value::as_f64);
+        Some(original.unwrap_or(positions as f64) * scaling.get("factor")?.as_f64()?)
+    });
+    Ok(scaled.fold(positions, |longest, scaled| longest.max(scaled as usize)))
+}
+
 /// Llama 3.1's scaling: wavelengths beyond the original context are stretched by `factor`, short ones are kept, and those
 /// between are interpolated.
 fn llama3_frequency(frequency: f32, original: f32, factor: f32, low_factor: f32, high_factor: f32) -> f32 {

@@ -176,11 +176,9 @@ pub fn is_complete(folder: &Path) -> bool {
         return ADAPTER_WEIGHTS.into_iter().any(has);
     }
     let index = folder.join(INDEX_FILE);
-    let has_weights = || match limits::read(&index, limits::SMALL_FILE).and_then(|bytes| shards(&bytes, &index)) {
-        Ok(shards) => shards.iter().all(|file| has(file)),
-        Err(_) => !index.exists() && has("model.safetensors"),
-    };
-    has("config.json") && has_weights()
+    let read_shards = || limits::read(&index, limits::SMALL_FILE).and_then(|bytes| shards(&bytes, &index));
+    let has_shards = || read_shards().is_ok_and(|shards| shards.iter().all(|file| has(file)));
+    has("config.json") && (has("model.safetensors") || has_shards())
 }
 
 #[cfg(test)]
@@ -196,6 +194,7 @@ mod tests {
         assert!(!is_complete(folder.path()));
         put("model.safetensors", "");
         assert!(is_complete(folder.path()));
+        fs::remove_file(folder.path().join("model.safetensors")).unwrap();
         put(INDEX_FILE, r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}"#);
         put("model-1.safetensors", "");
         assert!(!is_complete(folder.path()));

@@ -183,14 +183,19 @@ impl Listing {
         }
         let weights = match is_adapter {
             true => ADAPTER_WEIGHTS.into_iter().find(|file| self.has(file)),
-            false => [INDEX_FILE, MODEL_WEIGHTS].into_iter().find(|file| self.has(file)),
+            // In the order in which they count where both are in a folder.
+            false => [MODEL_WEIGHTS, INDEX_FILE].into_iter().find(|file| self.has(file)),
         };
         let Some(weights) = weights else {
-            let is_weights = |file: &str| file.rsplit_once('.').is_some_and(|(_, end)| OTHER_WEIGHTS.contains(&end));
+            let is_weights = |file: &str| {
+                file.contains(".safetensors")
+                    || file.rsplit_once('.').is_some_and(|(_, end)| OTHER_WEIGHTS.contains(&end))
+            };
             bail!(
-                "{name}: its weights on the hub are {}, expected {}; a pickle can run any program and is never read: give a revision with safetensors (organisation/name@revision), or convert it by save_pretrained",
+                "{name}: its weights on the hub are {}, expected {}{}; a pickle can run any program and is never read: give a revision with safetensors (organisation/name@revision), or convert it by save_pretrained",
                 self.shown(is_weights),
-                if is_adapter { ADAPTER_WEIGHTS[0] } else { MODEL_WEIGHTS }
+                if is_adapter { ADAPTER_WEIGHTS[0] } else { MODEL_WEIGHTS },
+                if is_adapter { String::new() } else { format!(" or {INDEX_FILE}") }
             );
         };
         let has_index = weights == INDEX_FILE;
@@ -283,7 +288,9 @@ mod tests {
         let adapter = ["adapter_model.safetensors", "adapter_config.json", "encoder.safetensors", "model.safetensors"];
         let found = listing(&adapter.map(|name| (name, 1)));
         assert_eq!(names(&found), ["adapter_config.json", "encoder.safetensors", "adapter_model.safetensors"]);
-        let sharded = listing(&[("config.json", 1), ("model.safetensors", 1), (INDEX_FILE, 1)]);
+        let both = listing(&[("config.json", 1), ("model.safetensors", 1), (INDEX_FILE, 1)]);
+        assert_eq!(names(&both), ["config.json", "model.safetensors"]);
+        let sharded = listing(&[("config.json", 1), ("model-00001-of-00002.safetensors", 1), (INDEX_FILE, 1)]);
         assert_eq!(names(&sharded), ["config.json", INDEX_FILE]);
         assert!(sharded.chosen(&name()).unwrap().has_index);
     }
@@ -293,8 +300,13 @@ mod tests {
         let pickles = listing(&[("config.json", 1), ("pytorch_model.bin", 1)]);
         assert!(fault(&pickles).contains("its weights on the hub are pytorch_model.bin, expected model.safetensors"));
         assert!(fault(&listing(&[("config.json", 1)])).contains("its weights on the hub are nothing"));
+        let variant = listing(&[("config.json", 1), ("model.fp16.safetensors", 1)]);
+        assert!(
+            fault(&variant)
+                .contains("its weights on the hub are model.fp16.safetensors, expected model.safetensors or ")
+        );
         let adapter = listing(&[("adapter_config.json", 1), ("adapter_model.bin", 1), ("model.safetensors", 1)]);
-        assert!(fault(&adapter).contains("adapter_model.bin, expected adapter_model.safetensors"));
+        assert!(fault(&adapter).contains("adapter_model.bin, model.safetensors, expected adapter_model.safetensors;"));
         let other = listing(&[("a", 1), ("b", 1), ("c", 1), ("d", 1), ("e", 1)]);
         assert!(fault(&other).contains("found a, b, c and 2 other files at the top"), "{}", fault(&other));
         let large = listing(&[("config.json", SMALL_FILE + (1 << 20)), ("model.safetensors", 1 << 40)]);

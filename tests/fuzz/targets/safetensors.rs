@@ -23,5 +23,5 @@ fuzz_target!(|data: &[u8]| {
     let folder = FOLDER.path();
     write(folder, "model.safetensors", data);
     let _ = weight_files::read_file(&folder.join("model.safetensors"), &Device::Cpu);
-    let _ = model_folder::open(folder, 0, &Device::Cpu);
+    let _ = model_folder::open(folder, model_folder::WithoutWeights::NewFromSeed(0), &Device::Cpu);
 });

@@ -13,7 +13,9 @@ use crate::workbench::Workbench;
 fn rendered(source: &str) -> Result<String, String> {
     let start = Instant::now();
     let template = ChatTemplate::from_source(source, "hostile.jinja", &BTreeMap::new());
-    let result = template.and_then(|template| template.apply(&[Message::user("Hi"), Message::assistant("é")], &TemplateInputs::default(), true));
+    let result = template.and_then(|template| {
+        template.apply(&[Message::user("Hi"), Message::assistant("é")], &TemplateInputs::default(), true)
+    });
     assert!(start.elapsed() < Duration::from_secs(30), "{source} took {:?}", start.elapsed());
     result.map_err(|error| {
         let error = error.to_string();
