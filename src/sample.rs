@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapt::{self, Bases, Head, Role, Training, users};
 use crate::bail;
-use crate::data::parquet::{ParquetRows, ParquetWriter};
+use crate::data::parquet::ParquetWriter;
+use crate::data::table::TableRows;
 use crate::data::schema::{self, Prompt, Text};
 use crate::data::text_column::{TextForm, batch_of, named};
 use crate::data::tokenize::Tokenizer;
@@ -84,7 +85,7 @@ pub struct SampleReport {
 pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
     let common = &settings.common;
     let prompt_length = prompt_length(common, &settings.sampling)?;
-    let rows = ParquetRows::open(&settings.data)?.rows();
+    let rows = TableRows::open(&settings.data)?.rows();
     let (model, tokenizer) = load(&settings.model, &settings.users.adapters, common.seed)?;
     let stacks = users::stacks_of_rows(&settings.users, &settings.data)?;
     Plan::new("sample")

@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 use crate::adapt::{self, Bases, Head, Role, Training, users};
 use crate::bail;
 use crate::data::batch::{Batch, TokenTree, split_by_budget};
-use crate::data::parquet::{ParquetRows, ParquetWriter};
+use crate::data::parquet::ParquetWriter;
+use crate::data::table::TableRows;
 use crate::data::schema::{self, AnswerLayout, AnsweredRows};
 use crate::data::text_column::named;
 use crate::data::tokenize_records::{Ending, Truncation};
@@ -95,7 +96,7 @@ pub struct ScoreReport {
 /// Where settings, model or data cannot be used; then there is no output file.
 pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
     let common = &settings.common;
-    let rows = ParquetRows::open(&settings.data)?;
+    let rows = TableRows::open(&settings.data)?;
     let row_count = rows.rows();
     let stored = check_columns(settings, &rows)?;
     let tokenizer = adapt::tokenizer(&settings.model.model, &settings.model.adapter)?;
@@ -220,7 +221,7 @@ fn load(settings: &ModelSettings, users: &[NamedFolder], seed: u64) -> Result<Mo
 }
 
 /// The schema of all files, as the output has one: refuses files that differ, and columns that are there already.
-fn check_columns(settings: &ScoreSettings, rows: &ParquetRows) -> Result<SchemaRef> {
+fn check_columns(settings: &ScoreSettings, rows: &TableRows) -> Result<SchemaRef> {
     let Some((first_file, first)) = rows.schemas().first() else { return Ok(Arc::new(Schema::empty())) };
     for (file, schema) in rows.schemas() {
         if schema.fields() != first.fields() {

@@ -17,7 +17,7 @@ use arrow::datatypes::{DataType, Field, FieldRef, Float64Type, Int64Type};
 use serde_json::Value;
 
 use super::json_column::{JsonColumn, is_json};
-use super::parquet::Rows;
+use super::table::Rows;
 use super::schema::{Message, Text};
 use super::{json_types, typed_text};
 use crate::bail;

@@ -6,7 +6,7 @@ use arrow::array::{Array, LargeStringArray};
 use serde_json::{Map, Value};
 
 use super::json_column::JsonColumn;
-use super::parquet::Rows;
+use super::table::Rows;
 use super::record::{Conversation, Message, TemplateInputs, Text};
 use crate::error::Result;
 

@@ -2,7 +2,7 @@
 
 use arrow::array::{Array, BooleanArray, Int64Array, LargeStringArray};
 
-use super::parquet::Rows;
+use super::table::Rows;
 use super::schema::Labelled;
 use crate::error::Result;
 

@@ -38,7 +38,7 @@ use glob::Pattern;
 use serde::Deserialize;
 
 use super::mixture_template::RowTemplate;
-use super::parquet::{ParquetRows, Rows};
+use super::table::{Rows, TableRows};
 use super::schema::{self, Demonstration};
 use super::splits::{HubData, Pattern as DataPattern, Wanted};
 use crate::bail;
@@ -265,7 +265,7 @@ impl<'a> OpenSource<'a> {
     fn rows(&self) -> Result<Vec<(String, Option<String>)>> {
         let Source { task_column, template_column, .. } = self.source;
         let mut all = Vec::new();
-        for rows in ParquetRows::open(self.pattern())? {
+        for rows in TableRows::open(self.pattern())? {
             let rows = rows?;
             let (tasks, templates) = (names(&rows, task_column.as_deref())?, names(&rows, template_column.as_deref())?);
             for row in 0..rows.batch.num_rows() {
@@ -353,7 +353,7 @@ impl<'a> OpenSource<'a> {
                     .flatten()
                     .any(|known| known == name)
             };
-            let unused = ParquetRows::open(self.pattern())?.schemas().iter().flat_map(unused).collect::<Vec<_>>();
+            let unused = TableRows::open(self.pattern())?.schemas().iter().flat_map(unused).collect::<Vec<_>>();
             schema::note_unused(&self.pattern, unused.into_iter().filter(|name| !is_named(name)));
             for (row, demonstration) in schema::demonstrations(self.pattern())?.enumerate() {
                 push(row, rows[row].1.as_deref(), demonstration?);
@@ -361,7 +361,7 @@ impl<'a> OpenSource<'a> {
             return Ok(());
         }
         let mut first = 0;
-        for batch in ParquetRows::open(self.pattern())? {
+        for batch in TableRows::open(self.pattern())? {
             let batch = batch?;
             for row in 0..batch.batch.num_rows() {
                 let number = first + row;

@@ -5,7 +5,7 @@ use arrow::datatypes::{DataType, Float64Type, Int64Type};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value};
 
-use super::parquet::Rows;
+use super::table::Rows;
 use super::schema::{Demonstration, Text};
 use crate::error::{Error, Result};
 

@@ -22,9 +22,7 @@ use crate::remote::objects;
 
 use super::batches::{BYTES_PER_BATCH, ROWS_PER_BATCH, RowBatches, as_views};
 use super::parquet_file::ParquetFile;
-pub use super::files::files;
 use super::table::{Chosen, Columns, GroupReader, Table, advice, has_changed, projection, said, without_panic};
-pub use super::table::{Rows, TableRows as ParquetRows};
 use super::{form, parquet_pages, parquet_structs, thrift};
 
 /// Rows of a row group that is written: what the writer holds in memory.

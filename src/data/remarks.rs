@@ -2,7 +2,7 @@
 
 use arrow::array::{Array, Float64Array};
 
-use super::parquet::Rows;
+use super::table::Rows;
 use super::schema::{Ranking, Text};
 use crate::error::Result;
 

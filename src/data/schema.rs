@@ -21,7 +21,7 @@ use super::column::columns_used;
 use super::labels;
 use super::layout;
 use super::notes;
-use super::parquet::{ParquetRows, Rows};
+use super::table::{Rows, TableRows};
 pub use super::record::{
     Answered, Conversation, Demonstration, Labelled, Message, Origin, Prompt, Ranking, TemplateInputs, Text,
 };
@@ -109,7 +109,7 @@ pub fn rankings<'p, P: Into<Pattern<'p>>>(pattern: P) -> Result<impl Iterator<It
 /// The strings of one column of the files that `pattern` names, with where each stands.
 pub fn names<'p>(pattern: impl Into<Pattern<'p>>, column: &str) -> Result<Vec<(Option<String>, Origin)>> {
     let mut all = Vec::new();
-    for rows in ParquetRows::open(pattern)? {
+    for rows in TableRows::open(pattern)? {
         let rows = rows?;
         let names = rows.strings(column)?;
         let name = |row: usize| names.is_valid(row).then(|| names.value(row).to_string());
@@ -128,7 +128,7 @@ pub fn labelled<'p, P: Into<Pattern<'p>>>(pattern: P) -> Result<impl Iterator<It
 /// # Errors
 /// Where a file cannot be read or has none of the layouts, and where a row has no class.
 pub fn classes(pattern: &str) -> Result<BTreeSet<String>> {
-    let rows = ParquetRows::open(pattern)?;
+    let rows = TableRows::open(pattern)?;
     for (file, schema) in rows.schemas() {
         LABELLED.check(file, schema)?;
     }
@@ -149,7 +149,7 @@ pub fn prompts<'p, P: Into<Pattern<'p>>>(pattern: P) -> Result<impl Iterator<Ite
 pub fn answered<'p, P: Into<Pattern<'p>>>(
     pattern: P,
 ) -> Result<impl Iterator<Item = Result<AnsweredRows>> + use<'p, P>> {
-    let rows = ParquetRows::open(pattern)?;
+    let rows = TableRows::open(pattern)?;
     for (file, schema) in rows.schemas() {
         layout::answered(&no_rows(file, schema))?;
     }
@@ -182,7 +182,7 @@ fn no_rows(file: &Arc<Path>, schema: &SchemaRef) -> Rows {
 }
 
 fn records<R: 'static>(pattern: Pattern, layouts: Layouts<R>) -> Result<impl Iterator<Item = Result<R>> + use<R>> {
-    let rows = ParquetRows::open(pattern)?.only(layouts.columns);
+    let rows = TableRows::open(pattern)?.only(layouts.columns);
     for (file, schema) in rows.schemas() {
         layouts.check(file, schema)?;
     }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayData, RecordBatch};
 
-use super::parquet::Rows;
+use super::table::Rows;
 use super::row_index::{RowIndex, RowReader, single};
 use crate::error::Result;
 use crate::random::{shuffle, stream};

@@ -15,7 +15,7 @@ use super::preference::by_reward;
 use super::rates::Evaluation;
 use super::section::{Section, number, share};
 use crate::bail;
-use crate::data::parquet::ParquetRows;
+use crate::data::table::TableRows;
 use crate::data::splits::Pattern;
 use crate::error::Result;
 use crate::random;
@@ -50,7 +50,7 @@ pub fn read_votes(pattern: &str) -> Result<Duels> {
     let mut duels = Duels { judge: "people".to_string(), ..Duels::default() };
     let (mut models, mut prompts) = (HashMap::new(), HashMap::new());
     let (mut decided, mut first) = (0usize, 0usize);
-    for rows in ParquetRows::open(Pattern::all(pattern))? {
+    for rows in TableRows::open(Pattern::all(pattern))? {
         let rows = rows?;
         let (a, b, winners) = (rows.strings("model_a")?, rows.strings("model_b")?, rows.strings("winner")?);
         let texts = rows.has("prompt").then(|| rows.strings("prompt")).transpose()?;

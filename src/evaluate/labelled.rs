@@ -13,7 +13,8 @@ use super::agreement::ScoredTexts;
 use super::scorer::Subject;
 use crate::bail;
 use crate::data::column::Lists;
-use crate::data::parquet::{self, ParquetRows, Rows};
+use crate::data::parquet;
+use crate::data::table::{Rows, TableRows};
 use crate::data::splits::Pattern;
 use crate::error::{Error, Result};
 
@@ -130,7 +131,7 @@ const RIGHT_AND_WRONG: [&str; 2] = ["right_answer", "hallucinated_answer"];
 /// Reads the texts. Those without text or label are left out.
 pub fn read(pattern: &str, settings: &LabelledSettings) -> Result<Vec<LabelledText>> {
     let mut all = Vec::new();
-    for rows in ParquetRows::open(Pattern::evaluation(pattern))? {
+    for rows in TableRows::open(Pattern::evaluation(pattern))? {
         all.extend(texts_of(&rows?, settings)?);
     }
     let positives = all.iter().filter(|text| text.is_positive).count();
@@ -407,7 +408,7 @@ mod tests {
         let scored = ScoredTexts::new(texts, &scorers).unwrap();
         super::write(&settings(&["--group-columns", "label"]), &scored, folder.path()).unwrap();
         let path = folder.path().join(FILE);
-        let rows = ParquetRows::open(path.to_str().unwrap()).unwrap().next().unwrap().unwrap();
+        let rows = TableRows::open(path.to_str().unwrap()).unwrap().next().unwrap().unwrap();
         assert_eq!(rows.floats("hallucination_by_grounding").unwrap().values(), &[1.0, 0.0]);
         assert_eq!(rows.booleans("label").unwrap().iter().collect::<Vec<_>>(), [Some(true), Some(false)]);
         assert_eq!(rows.floats("severity").unwrap().iter().collect::<Vec<_>>(), [Some(2.0), None]);

@@ -10,7 +10,7 @@ use super::journal::Journal;
 use super::metrics::multiple_choice::{mc1, mc2};
 use super::section::{Section, share};
 use crate::bail;
-use crate::data::parquet::{ParquetRows, Rows};
+use crate::data::table::{Rows, TableRows};
 use crate::data::schema::{Answered, Text};
 use crate::data::splits::Pattern;
 use crate::error::Result;
@@ -51,7 +51,7 @@ pub fn read(pattern: &str, template: &str) -> Result<Vec<Choice>> {
         bail!("--question-template \"{template}\": there is no {{question}} in it");
     }
     let mut all = Vec::new();
-    for rows in ParquetRows::open(Pattern::evaluation(pattern))? {
+    for rows in TableRows::open(Pattern::evaluation(pattern))? {
         all.extend(choices_of(&rows?, &template)?);
     }
     Ok(all)

@@ -15,7 +15,7 @@ use super::journal::Journal;
 use super::metrics::agreement::{Scored, accuracy, balanced_accuracy, roc_auc};
 use super::section::{Section, number, share};
 use crate::bail;
-use crate::data::parquet::{ParquetRows, Rows};
+use crate::data::table::{Rows, TableRows};
 use crate::data::schema::{Answered, Text};
 use crate::data::splits::Pattern;
 use crate::error::Result;
@@ -60,7 +60,7 @@ pub fn read(pattern: &str, template: &str, seed: u64) -> Result<Vec<Shown>> {
     }
     let mut stream = random::stream(seed, "answers to recognise", 0);
     let mut all = Vec::new();
-    for rows in ParquetRows::open(Pattern::evaluation(pattern))? {
+    for rows in TableRows::open(Pattern::evaluation(pattern))? {
         all.extend(shown(&rows?, &template, &mut stream)?);
     }
     Ok(all)

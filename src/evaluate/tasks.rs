@@ -19,7 +19,7 @@ use super::question::Question;
 use super::section::{Section, share};
 use crate::bail;
 use crate::data::mixture::{self, MixtureExample, Part};
-use crate::data::parquet::ParquetRows;
+use crate::data::table::TableRows;
 use crate::data::schema::{self, Answered, Text};
 use crate::data::splits::Pattern;
 use crate::error::Result;
@@ -71,7 +71,7 @@ pub fn read(settings: &TaskSettings, pattern: &str, seed: u64) -> Result<Vec<Tem
 }
 
 fn examples_of_files(pattern: &str) -> Result<Vec<MixtureExample>> {
-    let rows = ParquetRows::open(Pattern::evaluation(pattern))?;
+    let rows = TableRows::open(Pattern::evaluation(pattern))?;
     let has = |name: &str| rows.schemas().iter().all(|(_, schema)| schema.field_with_name(name).is_ok());
     let column = |name: &str| match has(name) {
         true => Ok(Some(schema::names(Pattern::evaluation(pattern), name)?)),

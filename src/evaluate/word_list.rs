@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::scorer::{Concern, Identity, Scorer, Subject};
 use crate::bail;
 use crate::data::form::is_data_file;
-use crate::data::parquet::ParquetRows;
+use crate::data::table::TableRows;
 use crate::error::{Error, Result};
 use crate::limits;
 
@@ -52,7 +52,7 @@ impl WordList {
             return Self::new(name, text.lines());
         }
         let mut words = Vec::new();
-        for rows in ParquetRows::open(file)? {
+        for rows in TableRows::open(file)? {
             let rows = rows?;
             let column = rows.strings("word")?;
             let languages = language.map(|_| rows.strings("lang")).transpose()?;

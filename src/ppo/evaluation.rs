@@ -5,7 +5,7 @@ use super::rollout::{self, Group, PromptExample, episodes};
 use super::settings::PpoSettings;
 use crate::adapt::Bases;
 use crate::bail;
-use crate::data::parquet::ParquetRows;
+use crate::data::table::TableRows;
 use crate::data::schema;
 use crate::data::splits::Pattern;
 use crate::data::tokenize::Tokenizer;
@@ -126,7 +126,7 @@ impl HeldOut {
 
 /// Whether the rule of the world can judge the answers to these prompts.
 fn is_of_the_world(pattern: &str) -> Result<bool> {
-    let rows = ParquetRows::open(Pattern::evaluation(pattern))?;
+    let rows = TableRows::open(Pattern::evaluation(pattern))?;
     let has_columns = |names: [&str; 3]| {
         rows.schemas().iter().all(|(_, schema)| names.iter().all(|name| schema.field_with_name(name).is_ok()))
     };

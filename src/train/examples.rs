@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::order::{MOST_HELD_OUT, Order, Steps, evaluation_split, held_out_rows};
-use crate::data::parquet::Rows;
+use crate::data::table::Rows;
 use crate::data::row_index::{RowIndex, RowReader};
 use crate::data::schema::{Layouts, Origin};
 use crate::data::splits::Pattern;

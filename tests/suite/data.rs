@@ -10,7 +10,9 @@ use arrow::array::{
 use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{Field, Int32Type};
 use proptest::prelude::*;
-use rlhf::data::parquet::{self, ParquetRows, ParquetWriter};
+use rlhf::data::files::files;
+use rlhf::data::parquet::{self, ParquetWriter};
+use rlhf::data::table::TableRows;
 use rlhf::data::schema::{self, AnswerLayout, Demonstration, Message, Prompt, Ranking, TemplateInputs, Text};
 use rlhf::data::template::ChatTemplate;
 use tempfile::TempDir;
@@ -50,7 +52,7 @@ fn error_of<T>(result: rlhf::Result<impl Iterator<Item = rlhf::Result<T>>>) -> S
 #[test]
 fn every_encoding_of_a_file_reads_the_same() {
     let Some(folder) = shared("variants") else { return };
-    let files = parquet::files(&folder).unwrap();
+    let files = files(&folder).unwrap();
     assert_eq!(files.len(), 7);
     let read = |path: &PathBuf| -> Vec<(Text, Vec<Text>)> {
         rankings(&path.display().to_string()).into_iter().map(|record| (record.prompt, record.responses)).collect()
@@ -60,7 +62,7 @@ fn every_encoding_of_a_file_reads_the_same() {
     for file in &files[1..] {
         assert!(read(file) == first, "{}", file.display());
     }
-    assert_eq!(ParquetRows::open(&folder).unwrap().rows(), 700);
+    assert_eq!(TableRows::open(&folder).unwrap().rows(), 700);
     assert_eq!(rankings(&format!("{folder}/*_z*.parquet").replace("_z", "zstd")).len(), 100);
 }
 
@@ -242,7 +244,7 @@ fn ranked_files_of_people_and_judges_are_read() {
 #[test]
 fn ranks_of_people_are_the_ranks_of_their_scores() {
     let Some(path) = shared("ranked-human-train.parquet") else { return };
-    let mut without_ranks = ParquetRows::open(&path).unwrap().only(&["prompt", "responses", "scores"]);
+    let mut without_ranks = TableRows::open(&path).unwrap().only(&["prompt", "responses", "scores"]);
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("scores.parquet");
     parquet::write(&copy, &without_ranks.next().unwrap().unwrap().batch).unwrap();

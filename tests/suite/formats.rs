@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use arrow::compute::concat_batches;
-use rlhf::data::parquet::{self, ParquetRows};
+use rlhf::data::parquet;
+use rlhf::data::table::TableRows;
 use rlhf::data::row_index::RowIndex;
 use rlhf::data::schema::{self, DEMONSTRATIONS};
 use rlhf::data::window::WindowedRows;
@@ -83,7 +84,7 @@ fn one_data_set_in_every_form_gives_the_same_model() {
 /// All rows of a file.
 fn rows_of(bench: &Workbench, name: &str) -> RecordBatch {
     let rows: Vec<RecordBatch> =
-        ParquetRows::open(&bench.path(name).display().to_string()).unwrap().map(|rows| rows.unwrap().batch).collect();
+        TableRows::open(&bench.path(name).display().to_string()).unwrap().map(|rows| rows.unwrap().batch).collect();
     concat_batches(&rows[0].schema(), &rows).unwrap()
 }
 
@@ -164,7 +165,7 @@ fn a_field_that_comes_late_is_a_column() {
     text += "{\"completion\": \"c\", \"late\": 1, \"prompt\": \"last\"}\n";
     bench.put("late.jsonl", text.as_bytes());
     let path = bench.path("late.jsonl").display().to_string();
-    let rows = ParquetRows::open(&path).unwrap();
+    let rows = TableRows::open(&path).unwrap();
     assert_eq!((rows.rows(), rows.schemas()[0].1.fields().len()), (3001, 3));
     assert_eq!(schema::prompts(&path).unwrap().count(), 3001);
 }

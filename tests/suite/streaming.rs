@@ -13,7 +13,7 @@ use arrow::array::{ArrayRef, DictionaryArray, Float64Array, RecordBatch, StringA
 use arrow::datatypes::Int32Type;
 use proptest::prelude::*;
 use rlhf::Result;
-use rlhf::data::parquet::ParquetRows;
+use rlhf::data::table::TableRows;
 use rlhf::data::row_index::RowIndex;
 use rlhf::data::schema::{DEMONSTRATIONS, Demonstration, LABELLED, Layouts, PROMPTS, RANKINGS, Text};
 use rlhf::data::tokenize_records::Truncation;
@@ -311,7 +311,7 @@ fn footers_with_impossible_numbers_of_rows_are_an_error_and_cost_nothing() {
     let (good, bad) = (folder.path().join("0.parquet"), folder.path().join("bad.parquet"));
     let data = bad.display().to_string();
     let refused = |expected: &str| {
-        for result in [texts(&source(&data)).map(drop), ParquetRows::open(&data).map(drop)] {
+        for result in [texts(&source(&data)).map(drop), TableRows::open(&data).map(drop)] {
             let error = result.expect_err(expected).to_string();
             assert!(error.starts_with(&format!("{data}: {expected}")) && error.contains("damaged"), "{error}");
         }

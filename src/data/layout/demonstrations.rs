@@ -8,7 +8,7 @@ use crate::bail;
 use crate::data::column::written;
 use crate::data::conversation::{ConversationColumns, OneForm};
 use crate::data::labels::class_names;
-use crate::data::parquet::Rows;
+use crate::data::table::Rows;
 use crate::data::record::{Demonstration, Message, Text};
 use crate::data::typed_text;
 use crate::error::Result;

@@ -2,7 +2,7 @@
 
 use super::texts::{Column, Instructions};
 use crate::data::conversation::ConversationColumns;
-use crate::data::parquet::Rows;
+use crate::data::table::Rows;
 use crate::data::record::{Message, Prompt, Text};
 use crate::error::Result;
 
