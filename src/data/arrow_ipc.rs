@@ -209,7 +209,11 @@ fn metadata_length(file: &DataFile, start: u64, length: u64) -> Result<Option<u6
 /// What describes a message.
 fn metadata(file: &DataFile, place: &Place) -> Result<Bytes, String> {
     if place.metadata > MOST_METADATA {
-        return Err(format!("a description of {} MiB; at most {} MiB are read", place.metadata >> 20, MOST_METADATA >> 20));
+        return Err(format!(
+            "a description of {} MiB; at most {} MiB are read",
+            place.metadata >> 20,
+            MOST_METADATA >> 20
+        ));
     }
     read(file, place.start..place.start.saturating_add(place.metadata))
 }
@@ -353,7 +357,8 @@ fn checked(file: &DataFile, place: &Place) -> Result<Buffer, String> {
         let mut total = 0u64;
         for buffer in batch.buffers().iter().flatten().filter(|buffer| buffer.length() > 0) {
             let start = usize::try_from(buffer.offset()).ok().and_then(|start| body.get(start..));
-            let length = start.and_then(|bytes| bytes.first_chunk::<8>()).ok_or("a buffer beyond the end of its batch")?;
+            let length =
+                start.and_then(|bytes| bytes.first_chunk::<8>()).ok_or("a buffer beyond the end of its batch")?;
             // A length of -1 says that the buffer is not compressed.
             total = total.saturating_add(u64::try_from(i64::from_le_bytes(*length)).unwrap_or(0));
         }
@@ -384,7 +389,8 @@ mod tests {
     fn batch(first: i64, rows: i64) -> RecordBatch {
         let text = |row: i64| format!("row {row}");
         let texts: ArrayRef = Arc::new(StringArray::from_iter_values((first..first + rows).map(text)));
-        let kinds: DictionaryArray<Int8Type> = (0..rows).map(|row| Some(if row % 3 == 0 { "a" } else { "b" })).collect();
+        let kinds: DictionaryArray<Int8Type> =
+            (0..rows).map(|row| Some(if row % 3 == 0 { "a" } else { "b" })).collect();
         let lists = ListArray::from_iter_primitive::<arrow::datatypes::Int64Type, _, _>(
             (first..first + rows).map(|row| Some(vec![Some(row); (row % 4) as usize])),
         );
@@ -450,7 +456,10 @@ mod tests {
     fn dictionaries_of_a_stream_may_be_replaced_between_batches() {
         let column = |values: [&str; 2]| {
             let array: DictionaryArray<Int32Type> = values.into_iter().map(Some).collect();
-            RecordBatch::try_from_iter([("text", Arc::new(array.clone()) as ArrayRef), ("kind", Arc::new(array) as ArrayRef)])
+            RecordBatch::try_from_iter([
+                ("text", Arc::new(array.clone()) as ArrayRef),
+                ("kind", Arc::new(array) as ArrayRef),
+            ])
         };
         let batches = [column(["a", "b"]).unwrap(), column(["c", "d"]).unwrap()];
         let table = open(&written(&batches, false, None)).unwrap();

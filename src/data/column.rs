@@ -17,11 +17,14 @@ use arrow::datatypes::{DataType, Field, FieldRef, Float64Type, Int64Type};
 use serde_json::Value;
 
 use super::json_column::{JsonColumn, is_json};
-use super::table::Rows;
 use super::schema::{Message, Text};
+use super::table::Rows;
 use super::{json_types, typed_text};
 use crate::bail;
 use crate::error::{Error, Result};
+
+/// Characters that are shown of a text that is something else than was expected.
+const SHOWN: usize = 40;
 
 /// A column of lists: for each row a range of `values`, or null.
 #[derive(Debug, Clone)]
@@ -268,7 +271,9 @@ impl Rows {
     fn wrong_type(&self, name: &str, column: &ArrayRef, expected: &str) -> Error {
         let texts = written(column);
         if let Some((row, text)) = texts.as_ref().and_then(typed_text::odd_one) {
-            return self.fault(row, name, format!("is the text {text:?}, expected {expected}"));
+            let start: String = text.chars().take(SHOWN).collect();
+            let more = if start.len() < text.len() { " and more" } else { "" };
+            return self.fault(row, name, format!("is the text {start:?}{more}, expected {expected}"));
         }
         let found = describe(column.data_type());
         let file = self.file.display();

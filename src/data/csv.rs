@@ -116,9 +116,9 @@ impl GroupReader for CsvReader {
         })?;
         let columns = columns.into_iter().map(|mut column| Arc::new(column.finish()) as ArrayRef).collect();
         let count = RecordBatchOptions::new().with_row_count(Some(rows));
-        let batch = schema.project(&self.columns).and_then(|schema| {
-            RecordBatch::try_new_with_options(Arc::new(schema), columns, &count)
-        });
+        let batch = schema
+            .project(&self.columns)
+            .and_then(|schema| RecordBatch::try_new_with_options(Arc::new(schema), columns, &count));
         let batch = batch.map_err(|error| error.to_string());
         Ok(RowBatches::new((rows > 0).then_some(batch).into_iter()))
     }

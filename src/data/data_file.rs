@@ -73,7 +73,10 @@ impl DataFile {
     pub(super) fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
         let length = range.end.saturating_sub(range.start);
         let beyond = || {
-            io::Error::new(io::ErrorKind::UnexpectedEof, format!("{length} bytes from {} on are not in it", range.start))
+            io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                format!("{length} bytes from {} on are not in it", range.start),
+            )
         };
         if range.end < range.start || range.end > self.length()? {
             return Err(beyond());

@@ -29,7 +29,8 @@ pub(super) const KNOWN: &str = "the forms that are read are Parquet, JSON Lines 
 const ENDINGS: [&str; 9] = ["parquet", "jsonl", "ndjson", "json", "csv", "tsv", "arrow", "feather", "ipc"];
 const COMPRESSED: [&str; 3] = ["gz", "zst", "zstd"];
 /// Files of JSON that data sets have and that hold no rows.
-const NO_ROWS: [&str; 5] = ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"];
+const NO_ROWS: [&str; 5] =
+    ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"];
 
 /// Bytes of a file's start that are looked at.
 const HEAD: u64 = 4096;
@@ -241,7 +242,11 @@ fn decompress(path: &Path, file: &DataFile, compression: Compression, always: u6
         }
         unpacked.write_all(&buffer[..count]).map_err(full)?;
     }
-    notes::add(format!("{}: decompressed once, into a temporary file of {:.1} MB", path.display(), length as f64 / 1e6));
+    notes::add(format!(
+        "{}: decompressed once, into a temporary file of {:.1} MB",
+        path.display(),
+        length as f64 / 1e6
+    ));
     Ok(unpacked)
 }
 
@@ -296,7 +301,11 @@ mod tests {
             assert_eq!(recognised(name, bytes).unwrap(), (form, start), "{name}");
         }
         for (name, bytes, fault) in [
-            ("a.txt", &b"text"[..], "a.txt: not a file of rows in a form that is known; the forms that are read are Parquet, JSON"),
+            (
+                "a.txt",
+                &b"text"[..],
+                "a.txt: not a file of rows in a form that is known; the forms that are read are Parquet, JSON",
+            ),
             ("a.jsonl", b"text", "neither { nor ["),
             ("a.jsonl", b" \n\n", "nothing but white space"),
             ("a.jsonl", b"", "is empty (0 bytes)"),

@@ -69,7 +69,9 @@ fn fault(record: &Record, error: &serde_json::Error) -> Fault {
         rest if rest.starts_with("NaN") || rest.starts_with("Inf") => {
             "; NaN and Infinity are not JSON, write null in their place"
         }
-        _ if error.is_eof() => "; the object ends in another line, or the file is truncated: write each object in one line, or all in an array",
+        _ if error.is_eof() => {
+            "; the object ends in another line, or the file is truncated: write each object in one line, or all in an array"
+        }
         _ => "",
     };
     Fault::new(line, format!("not valid JSON at column {} ({reason}){advice}", error.column()))
@@ -219,7 +221,7 @@ mod tests {
             write!(array, "{comma}{object}").unwrap();
         }
         writeln!(lines, "{{\"late\": \"a field that comes late\"}}").unwrap();
-        write!(array, ",{{\"late\": \"a field that comes late\"}}]\n").unwrap();
+        writeln!(array, ",{{\"late\": \"a field that comes late\"}}]").unwrap();
         for (name, text) in [("a.jsonl", lines), ("a.json", array)] {
             let table = open(name, &text).unwrap();
             assert_eq!(table.group_rows(), [1024, 1024, 1024, 1024, 905]);
@@ -242,7 +244,8 @@ mod tests {
 
     #[test]
     fn values_of_several_types_are_kept_as_json_texts() {
-        let table = open("a.jsonl", "{\"a\": [1, \"x\"], \"b\": 1}\n{\"a\": null}\n{\"a\": {\"y\": [null, 0.5]}}\n").unwrap();
+        let table =
+            open("a.jsonl", "{\"a\": [1, \"x\"], \"b\": 1}\n{\"a\": null}\n{\"a\": {\"y\": [null, 0.5]}}\n").unwrap();
         let batches = table.clone().open(None).unwrap().read(0, &Chosen::From(0), 1).unwrap();
         let batch = batches.map(Result::unwrap).next().unwrap();
         let texts: Vec<_> = batch.column(0).as_string::<i32>().iter().collect();

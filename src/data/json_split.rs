@@ -58,9 +58,15 @@ enum State {
     Next,
     Comma,
     /// In an object or list (or in those within it), or in a string of it.
-    Nested { depth: usize, in_string: bool, is_escaped: bool },
+    Nested {
+        depth: usize,
+        in_string: bool,
+        is_escaped: bool,
+    },
     /// In a string, or a number or word.
-    Text { is_escaped: bool },
+    Text {
+        is_escaped: bool,
+    },
     Word,
     After,
 }

@@ -284,7 +284,9 @@ impl<'de> Visitor<'de> for KindVisitor<'_> {
             *self.kind = Kind::Mixed("a list");
         }
         match self.kind {
-            Kind::List(item) => while items.next_element_seed(KindVisitor { kind: item, fields: self.fields })?.is_some() {},
+            Kind::List(item) => {
+                while items.next_element_seed(KindVisitor { kind: item, fields: self.fields })?.is_some() {}
+            }
             _ => while items.next_element::<IgnoredAny>()?.is_some() {},
         }
         Ok(())
@@ -348,7 +350,10 @@ mod tests {
             (vec![r#"{"a": 18446744073709551615}"#], "Float64"),
             (vec!["{}", r#"{"b": 1, "a": "x"}"#], "Utf8"),
             (vec![r#"{"a": []}"#, r#"{"a": [true]}"#], "List(Boolean)"),
-            (vec![r#"{"a": [{"x": 1}]}"#, r#"{"a": [{"y": "z"}, {"x": 2}]}"#], "List(Struct(\"x\": Int64, \"y\": Utf8))"),
+            (
+                vec![r#"{"a": [{"x": 1}]}"#, r#"{"a": [{"y": "z"}, {"x": 2}]}"#],
+                "List(Struct(\"x\": Int64, \"y\": Utf8))",
+            ),
             (vec![r#"{"a": {}}"#], "json"),
             (vec![r#"{"a": [1, "x"]}"#], "json"),
             (vec![r#"{"a": "x"}"#, r#"{"a": ["x"]}"#], "json"),
@@ -372,7 +377,8 @@ mod tests {
 
     #[test]
     fn objects_with_thousands_of_fields_are_dictionaries() {
-        let rows: Vec<String> = (0..1200).map(|row| format!(r#"{{"a": {{"key {row}": 1}}, "b": [{{"x": 1}}]}}"#)).collect();
+        let rows: Vec<String> =
+            (0..1200).map(|row| format!(r#"{{"a": {{"key {row}": 1}}, "b": [{{"x": 1}}]}}"#)).collect();
         let found = schema(&rows.iter().map(String::as_str).collect::<Vec<_>>());
         assert!(is_json(found.field(0)) && !is_json(found.field(1)));
         let wide: Vec<String> = (0..=limits::COLUMNS).map(|column| format!("\"{column}\": 1")).collect();

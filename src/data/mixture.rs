@@ -38,9 +38,9 @@ use glob::Pattern;
 use serde::Deserialize;
 
 use super::mixture_template::RowTemplate;
-use super::table::{Rows, TableRows};
 use super::schema::{self, Demonstration};
 use super::splits::{HubData, Pattern as DataPattern, Wanted};
+use super::table::{Rows, TableRows};
 use crate::bail;
 use crate::error::{Error, Result};
 use crate::limits;

@@ -21,11 +21,11 @@ use super::column::columns_used;
 use super::labels;
 use super::layout;
 use super::notes;
-use super::table::{Rows, TableRows};
 pub use super::record::{
     Answered, Conversation, Demonstration, Labelled, Message, Origin, Prompt, Ranking, TemplateInputs, Text,
 };
 use super::splits::Pattern;
+use super::table::{Rows, TableRows};
 use crate::error::Result;
 
 /// Some rows as they were read, with the answers found in them.

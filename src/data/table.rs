@@ -11,9 +11,9 @@ use super::arrow_ipc::IpcTable;
 use super::batches::{ROWS_PER_BATCH, RowBatches};
 use super::csv::CsvTable;
 use super::data_file::{DataFile, Version};
+use super::files::files;
 use super::form::{self, Form};
 use super::json_rows::JsonTable;
-use super::files::files;
 use super::parquet::ParquetTable;
 use super::splits::Pattern;
 use crate::error::{Error, Result};
@@ -84,7 +84,9 @@ const MOST_ROWS: u128 = 1 << 20;
 const ROWS_PER_BYTE: u64 = 1 << 13;
 
 /// Tables that took a pass over the whole file to open, with the version of the file: several parts of a program read the same data.
-static INDEXED: Mutex<BTreeMap<PathBuf, (Version, Arc<dyn Table>)>> = Mutex::new(BTreeMap::new());
+static INDEXED: Mutex<BTreeMap<PathBuf, Indexed>> = Mutex::new(BTreeMap::new());
+
+type Indexed = (Version, Arc<dyn Table>);
 
 /// Opens a file of rows in any of the forms (see [`form`]). Parquet and Arrow files are read by their footers; others are read through once.
 ///

@@ -131,7 +131,10 @@ impl<R: Read, S: Split> Records<R, S> {
     fn fill(&mut self) -> Result<(), Fault> {
         let fault = |reason| Fault { line: self.line, reason };
         if self.buffer.len() - self.start > limits::TEXT_ROW {
-            return Err(fault(format!("a row of more than {} MiB, which is the most that is read", limits::TEXT_ROW >> 20)));
+            return Err(fault(format!(
+                "a row of more than {} MiB, which is the most that is read",
+                limits::TEXT_ROW >> 20
+            )));
         }
         self.buffer.drain(..self.start);
         self.offset += self.start as u64;
@@ -223,7 +226,8 @@ impl TextParts {
         let bytes = self.file.read(start..end).map_err(|error| error.to_string())?;
         let mut records = Records::new(&bytes[..], split, start, line);
         let (mut row, mut next) = (0, 0);
-        let has_changed = || "the file has changed since its rows were counted; leave it as it is during a run".to_owned();
+        let has_changed =
+            || "the file has changed since its rows were counted; leave it as it is during a run".to_owned();
         while let Some(record) = records.next().map_err(|_| has_changed())? {
             if chosen.holds(row, &mut next) {
                 visit(&record)?;

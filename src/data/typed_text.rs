@@ -72,7 +72,8 @@ pub(super) fn nested(texts: &LargeStringArray) -> Option<ArrayRef> {
 
 /// A text that is neither empty nor JSON, as numbers, truth values, lists and objects are, or the first one: what is shown where a column cannot be read.
 pub(super) fn odd_one(texts: &LargeStringArray) -> Option<(usize, &str)> {
-    let filled = || texts.iter().enumerate().filter_map(|(row, text)| Some((row, text.filter(|text| !text.trim().is_empty())?)));
+    let filled =
+        || texts.iter().enumerate().filter_map(|(row, text)| Some((row, text.filter(|text| !text.trim().is_empty())?)));
     filled().find(|(_, text)| serde_json::from_str::<serde::de::IgnoredAny>(text).is_err()).or_else(|| filled().next())
 }
 
@@ -95,7 +96,9 @@ mod tests {
         let found = booleans(&texts(&["True", "false", "TRUE", ""])).unwrap();
         assert_eq!(found.iter().collect::<Vec<_>>(), [Some(true), Some(false), Some(true), None]);
         assert!(booleans(&texts(&["1", "0"])).is_none());
-        assert!(is_truth(&texts(&["1", "", "False"])) && !is_truth(&texts(&["", ""])) && !is_truth(&texts(&["1", "2"])));
+        assert!(
+            is_truth(&texts(&["1", "", "False"])) && !is_truth(&texts(&["", ""])) && !is_truth(&texts(&["1", "2"]))
+        );
     }
 
     #[test]

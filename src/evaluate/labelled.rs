@@ -14,8 +14,8 @@ use super::scorer::Subject;
 use crate::bail;
 use crate::data::column::Lists;
 use crate::data::parquet;
-use crate::data::table::{Rows, TableRows};
 use crate::data::splits::Pattern;
+use crate::data::table::{Rows, TableRows};
 use crate::error::{Error, Result};
 
 const HEADING: &str = "Agreement of the scorers with people";

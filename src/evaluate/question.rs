@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use arrow::array::Array;
 
 use crate::bail;
-use crate::data::table::{Rows, TableRows};
 use crate::data::schema::{self, Origin, Text};
 use crate::data::splits::Pattern;
+use crate::data::table::{Rows, TableRows};
 use crate::error::Result;
 use crate::world::files::cases_of;
 use crate::world::rule::Case;

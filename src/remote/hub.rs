@@ -96,8 +96,11 @@ impl HubName {
         // Two hyphens stand for the slash in the cache.
         let is_repository = is_plain(organisation) && is_plain(name) && !repository.contains("--");
         let is_revision = revision.is_none_or(|revision| revision.split('/').all(is_plain));
-        (is_repository && is_revision)
-            .then(|| HubName { kind, repository: repository.to_string(), revision: revision.map(str::to_string) })
+        (is_repository && is_revision).then(|| HubName {
+            kind,
+            repository: repository.to_string(),
+            revision: revision.map(str::to_string),
+        })
     }
 
     fn revision(&self) -> &str {
@@ -144,9 +147,10 @@ pub fn name_of(folder: &Path) -> Option<HubName> {
 
 /// The model or data set and its commit, `organisation/name@commit`, to which a file in the cache belongs.
 pub fn commit_of(file: &Path) -> Option<HubName> {
-    let snapshot = file.ancestors().skip(1).find(|folder| {
-        folder.parent().and_then(Path::file_name).is_some_and(|name| name == "snapshots")
-    })?;
+    let snapshot = file
+        .ancestors()
+        .skip(1)
+        .find(|folder| folder.parent().and_then(Path::file_name).is_some_and(|name| name == "snapshots"))?;
     let (commit, snapshots) = (snapshot.file_name()?.to_str()?, snapshot.parent()?);
     let repository = snapshots.parent()?.file_name()?.to_str()?;
     let (kind, repository) = match repository.strip_prefix("models--") {
@@ -289,7 +293,9 @@ mod tests {
         let commit = "0123456789abcdef0123456789abcdef01234567";
         let file = PathBuf::from(format!("/cache/models--org--tiny-1/snapshots/{commit}/config.json"));
         assert_eq!(commit_of(&file).unwrap().to_string(), format!("org/tiny-1@{commit}"));
-        let file = PathBuf::from(format!("/cache/datasets--org--rows/snapshots/{commit}/data/en/train-00000-of-00001.parquet"));
+        let file = PathBuf::from(format!(
+            "/cache/datasets--org--rows/snapshots/{commit}/data/en/train-00000-of-00001.parquet"
+        ));
         let found = commit_of(&file).unwrap();
         assert_eq!((found.kind, found.to_string()), (Kind::Dataset, format!("org/rows@{commit}")));
         for other in ["models/tiny/config.json", "config.json", "models--a--b/snapshots/main/config.json"] {

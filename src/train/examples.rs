@@ -10,10 +10,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::order::{MOST_HELD_OUT, Order, Steps, evaluation_split, held_out_rows};
-use crate::data::table::Rows;
 use crate::data::row_index::{RowIndex, RowReader};
 use crate::data::schema::{Layouts, Origin};
 use crate::data::splits::Pattern;
+use crate::data::table::Rows;
 use crate::data::tokenize_records::Truncation;
 use crate::data::window::WindowedRows;
 use crate::error::Result;

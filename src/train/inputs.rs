@@ -10,9 +10,9 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::adapt;
 use crate::bail;
-use crate::data::splits::Pattern;
 use crate::data::files::files;
 use crate::data::mixture;
+use crate::data::splits::Pattern;
 use crate::error::{Error, Result};
 use crate::remote::{hub, objects};
 

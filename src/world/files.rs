@@ -17,8 +17,8 @@ use super::talk::provocations;
 use super::writers::{candidates, demonstration, raw_document};
 use crate::bail;
 use crate::data::parquet;
-use crate::data::table::{Rows, TableRows};
 use crate::data::splits::Pattern;
+use crate::data::table::{Rows, TableRows};
 use crate::error::{Error, Result};
 use crate::random::{Stream, stream};
 

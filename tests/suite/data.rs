@@ -12,8 +12,8 @@ use arrow::datatypes::{Field, Int32Type};
 use proptest::prelude::*;
 use rlhf::data::files::files;
 use rlhf::data::parquet::{self, ParquetWriter};
-use rlhf::data::table::TableRows;
 use rlhf::data::schema::{self, AnswerLayout, Demonstration, Message, Prompt, Ranking, TemplateInputs, Text};
+use rlhf::data::table::TableRows;
 use rlhf::data::template::ChatTemplate;
 use tempfile::TempDir;
 

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use arrow::compute::concat_batches;
 use rlhf::data::parquet;
-use rlhf::data::table::TableRows;
 use rlhf::data::row_index::RowIndex;
 use rlhf::data::schema::{self, DEMONSTRATIONS};
+use rlhf::data::table::TableRows;
 use rlhf::data::window::WindowedRows;
 
 use crate::common::{strings, table};
@@ -45,7 +45,9 @@ fn every_layout_is_the_same_in_every_form() {
         assert!(expected.iter().any(Option::is_some), "{name}");
         for ending in ENDINGS {
             std::fs::write(path(ending), bytes(&rows, ending)).unwrap();
-            for (found, expected) in read(&path(ending)).iter().zip(&expected).filter(|(_, expected)| expected.is_some()) {
+            for (found, expected) in
+                read(&path(ending)).iter().zip(&expected).filter(|(_, expected)| expected.is_some())
+            {
                 assert_eq!(found, expected, "{name}.{ending}");
             }
         }
@@ -54,7 +56,8 @@ fn every_layout_is_the_same_in_every_form() {
 
 /// Prompts and completions as they are: numbers, dates, quotes, line breaks, nothing.
 fn texts() -> RecordBatch {
-    let completions = ["42", "2024-01-01", " said \"no\", twice", "line\nbreak", "true", "é 😀", "null", "[1, 2]", "0.10"];
+    let completions =
+        ["42", "2024-01-01", " said \"no\", twice", "line\nbreak", "true", "é 😀", "null", "[1, 2]", "0.10"];
     let prompts = ["1", "2,3", "", "\ttab", "a;b", "{}", "NaN", "007", "\"quoted\""];
     table(vec![("prompt", strings(&prompts)), ("completion", strings(&completions))])
 }
@@ -92,7 +95,9 @@ fn rows_of(bench: &Workbench, name: &str) -> RecordBatch {
 fn every_program_takes_every_form() {
     let bench = Workbench::new();
     bench.sft("sft", "model", "--max-steps 1");
-    for (name, ending) in [("rankings", "csv"), ("rankings", "json"), ("prompts", "tsv"), ("prompts", "jsonl.gz"), ("mixed", "arrow")] {
+    for (name, ending) in
+        [("rankings", "csv"), ("rankings", "json"), ("prompts", "tsv"), ("prompts", "jsonl.gz"), ("mixed", "arrow")]
+    {
         bench.put(&format!("{name}.{ending}"), &bytes(&rows_of(&bench, &format!("{name}.parquet")), ending));
     }
     let reward = "--max-steps 1 --batch-size 4 --evaluation-share 0 --quiet";
@@ -106,16 +111,22 @@ fn every_program_takes_every_form() {
     }
     let ppo = "--batch-size 6 --minibatches 1 --epochs 1 --max-steps 1 --response-length 4 --max-length 64 --quiet";
     for data in ["prompts.parquet", "prompts.tsv", "prompts.jsonl.gz"] {
-        bench.succeed(&format!("ppo --model sft --reward-model reward-rankings.csv --data {data} --output ppo-{data} {ppo}"));
-        bench.succeed(&format!("sample --model sft --data {data} --output sample-{data}.parquet --response-length 4 --quiet"));
+        bench.succeed(&format!(
+            "ppo --model sft --reward-model reward-rankings.csv --data {data} --output ppo-{data} {ppo}"
+        ));
+        bench.succeed(&format!(
+            "sample --model sft --data {data} --output sample-{data}.parquet --response-length 4 --quiet"
+        ));
         let weights = |data: &str| bench.bytes(&format!("ppo-{data}/model.safetensors"));
         assert!(weights(data) == weights("prompts.parquet"), "ppo {data}");
         let samples = |data: &str| rows_of(&bench, &format!("sample-{data}.parquet"));
         assert_eq!(samples(data).column_by_name("completion"), samples("prompts.parquet").column_by_name("completion"));
     }
     for data in ["mixed.parquet", "mixed.arrow"] {
-        bench.succeed(&format!("score --model reward-rankings.csv --data {data} --output score-{data}.parquet --quiet"));
-        let perplexity = format!("evaluate --models a=sft --perplexity {data} --output evaluate-{data} --resamples 2 --quiet");
+        bench
+            .succeed(&format!("score --model reward-rankings.csv --data {data} --output score-{data}.parquet --quiet"));
+        let perplexity =
+            format!("evaluate --models a=sft --perplexity {data} --output evaluate-{data} --resamples 2 --quiet");
         bench.succeed(&perplexity);
     }
     let scores = |data: &str| rows_of(&bench, &format!("score-{data}.parquet")).column_by_name("reward").cloned();
@@ -128,10 +139,18 @@ fn every_program_takes_every_form() {
 fn what_cannot_be_read_is_told_in_a_sentence_that_names_file_and_line() {
     let bench = Workbench::new();
     let cases: [(&str, &[u8], &[&str]); 13] = [
-        ("a.jsonl", b"{\"text\": \"a\"}\n{\"text\": 42}\n", &["a.jsonl: column `text` holds a number in line 2 and a string in line 1"]),
+        (
+            "a.jsonl",
+            b"{\"text\": \"a\"}\n{\"text\": 42}\n",
+            &["a.jsonl: column `text` holds a number in line 2 and a string in line 1"],
+        ),
         ("b.jsonl", b"{\"text\": 1}\n{\"text\": 42}\n", &["b.jsonl: column `text` holds int64", "expected strings"]),
         ("c.jsonl", b"{\"text\": \"a\"}\n{\"text\": \"b\"\n", &["c.jsonl: line 2", "not valid JSON"]),
-        ("d.json", b"[{\"text\": \"a\"}, {\"text\": \"b\"}", &["d.json: line 1", "the file ends before the array does"]),
+        (
+            "d.json",
+            b"[{\"text\": \"a\"}, {\"text\": \"b\"}",
+            &["d.json: line 1", "the file ends before the array does"],
+        ),
         ("e.json", b"{\"data\": [{\"text\": \"a\"}]}", &["e.json: no ", "can be made of the columns `data`"]),
         ("f.csv", b"text\n\"a\n", &["f.csv: line 2: a quote of the row that begins here is not closed"]),
         ("g.csv", b"prompt,completion\na,b,c\n", &["g.csv: line 2", "has 3 fields, the header 2"]),
@@ -139,7 +158,11 @@ fn what_cannot_be_read_is_told_in_a_sentence_that_names_file_and_line() {
         ("i.arrow", b"ARROW1\0\0", &["i.arrow: the Arrow file cannot be read (it is truncated)"]),
         ("j.jsonl.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\x03", &["j.jsonl.gz: cannot be decompressed (it ends too early)"]),
         ("k.txt", b"text", &["k.txt: not a file of rows", "Parquet, JSON Lines", "CSV"]),
-        ("m.csv", b"prompt,completion,label\na,b,True\na,c,False\n", &["m.csv: column `label` marks each answer as good or bad"]),
+        (
+            "m.csv",
+            b"prompt,completion,label\na,b,True\na,c,False\n",
+            &["m.csv: column `label` marks each answer as good or bad"],
+        ),
         ("l.jsonl", b"", &["l.jsonl: the file is empty"]),
     ];
     for (name, content, expected) in cases {
@@ -154,7 +177,10 @@ fn what_cannot_be_read_is_told_in_a_sentence_that_names_file_and_line() {
     bench.put("margin.csv", b"chosen,rejected,margin\na,b,0.5\na,c,large\n");
     let output = bench.run(&format!("reward --model start --data margin.csv --output run {SFT}"));
     let error = String::from_utf8(output.stderr).unwrap();
-    assert!(error.contains("row 1 (counted from 0), column `margin`: is the text \"large\", expected numbers"), "{error}");
+    assert!(
+        error.contains("row 1 (counted from 0), column `margin`: is the text \"large\", expected numbers"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -240,7 +266,9 @@ fn folders_hold_one_form() {
         let output = data.replace(['/', '*'], "-");
         let line = format!("sft --model model --data {data} --output run-{output} {SFT}");
         bench.succeed(&line);
-        assert!(bench.bytes(&format!("run-{output}/model.safetensors")) == bench.bytes("run-one.parquet/model.safetensors"));
+        assert!(
+            bench.bytes(&format!("run-{output}/model.safetensors")) == bench.bytes("run-one.parquet/model.safetensors")
+        );
     }
     bench.put("two/c.csv", b"text\na\n");
     let output = bench.run(&format!("sft --model model --data two --output none {SFT}"));

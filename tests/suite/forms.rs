@@ -76,7 +76,17 @@ pub fn zstd(bytes: &[u8]) -> Vec<u8> {
 
 /// The endings of all forms but Parquet.
 pub const ENDINGS: [&str; 12] = [
-    "jsonl", "json", "csv", "tsv", "arrow", "arrows", "lz4.arrow", "jsonl.gz", "jsonl.zst", "json.gz", "csv.gz",
+    "jsonl",
+    "json",
+    "csv",
+    "tsv",
+    "arrow",
+    "arrows",
+    "lz4.arrow",
+    "jsonl.gz",
+    "jsonl.zst",
+    "json.gz",
+    "csv.gz",
     "arrow.zst",
 ];
 

@@ -86,7 +86,9 @@ impl Models {
                 let prefix = format!("datasets/{organisation}/{name}");
                 let mut branches = models.iter().filter(|(name, _)| name.split('@').next() == Some(&prefix));
                 let files = branches.find(|(_, files)| commit(files) == *asked).map(|(_, files)| files);
-                files.and_then(|files| files.get(&file)).map_or(Reply::status(404), |bytes| Reply::file(request, bytes, "etag"))
+                files
+                    .and_then(|files| files.get(&file))
+                    .map_or(Reply::status(404), |bytes| Reply::file(request, bytes, "etag"))
             }
             [organisation, name, "resolve", _, file] => {
                 match models.get(&format!("{organisation}/{name}")).and_then(|files| files.get(*file)) {
@@ -455,7 +457,9 @@ fn dataset(files: &[(&str, Vec<u8>)]) -> Files {
 fn a_data_set_of_the_hub_is_the_data_set_of_its_files() {
     let bench = Workbench::new();
     let line = "--max-steps 3 --batch-size 4 --learning-rate 3e-3 --seed 3";
-    bench.succeed(&format!("sft --model model --data demonstrations.parquet --evaluation-data mixed.parquet --output by-file {line}"));
+    bench.succeed(&format!(
+        "sft --model model --data demonstrations.parquet --evaluation-data mixed.parquet --output by-file {line}"
+    ));
     let files = dataset(&[
         ("README.md", b"---\nlicense: mit\n---\n# Rows\n".to_vec()),
         ("data/train-00000-of-00001.parquet", bench.bytes("demonstrations.parquet")),
@@ -475,7 +479,8 @@ fn a_data_set_of_the_hub_is_the_data_set_of_its_files() {
     let commit = commit(&files);
     assert!(said.contains(&format!("split train, one file, of org/rows@{commit}")), "{said}");
     assert!(bench.bytes("by-name/model.safetensors") == bench.bytes("by-file/model.safetensors"));
-    let metrics = |run: &str| bench.metrics(run).iter().map(|line| line.get("evaluation_loss").cloned()).collect::<Vec<_>>();
+    let metrics =
+        |run: &str| bench.metrics(run).iter().map(|line| line.get("evaluation_loss").cloned()).collect::<Vec<_>>();
     assert_eq!(metrics("by-name"), metrics("by-file"));
     let requests = server.requests();
     assert!(requests.iter().any(|request| request.headers.get("range").is_some_and(|range| range == "bytes=700-")));
@@ -518,14 +523,24 @@ fn a_data_set_of_another_form_or_branch_is_read_and_what_is_not_clear_is_asked()
     let line = "--max-steps 1 --batch-size 4 --evaluation-share 0 --quiet";
     let lines = |text: &str| format!("{{\"prompt\": \"p\", \"completion\": \"{text}\"}}\n").repeat(9).into_bytes();
     let readme = "---\nconfigs:\n- config_name: one\n  data_files:\n  - split: train\n    path: a/*.jsonl\n- config_name: two\n  data_files: b/*.csv\n---\n";
-    let files = [("README.md", readme.as_bytes().to_vec()), ("a/x.jsonl", lines("one")), ("b/y.csv", b"prompt,completion\np,two\n".to_vec())];
+    let files = [
+        ("README.md", readme.as_bytes().to_vec()),
+        ("a/x.jsonl", lines("one")),
+        ("b/y.csv", b"prompt,completion\np,two\n".to_vec()),
+    ];
     let models = Models::of("datasets/org/two", dataset(&files));
     models.put("datasets/org/script", dataset(&[("script.py", b"print()".to_vec())]));
     let converted = dataset(&[("default/partial-train/0000.parquet", bench.bytes("demonstrations.parquet"))]);
     models.put("datasets/org/script@refs%2Fconvert%2Fparquet", converted);
     models.put("datasets/org/none", dataset(&[("a.png", b"x".to_vec())]));
     let server = models.serve();
-    let sft = |data: &str| with_hub(&bench, &server.url(), &format!("sft --model model --data {data} --output run-{} {line}", data.replace(['/', ':'], "-")));
+    let sft = |data: &str| {
+        with_hub(
+            &bench,
+            &server.url(),
+            &format!("sft --model model --data {data} --output run-{} {line}", data.replace(['/', ':'], "-")),
+        )
+    };
     bench.put("local.jsonl", &lines("one"));
     bench.succeed(&format!("sft --model model --data local.jsonl --output local {line}"));
     succeed(sft("org/two:one"));

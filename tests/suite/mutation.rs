@@ -270,8 +270,28 @@ pub fn parquet(file: &mut Vec<u8>, random: &mut impl Rng) {
 
 /// Pieces of JSON and CSV that are no rows, or rows of another kind.
 const PIECES: [&[u8]; 22] = [
-    b"{", b"}", b"[", b"]", b"\"", b",", b":", b"\n", b"\r\n", b"\\", b"\\ud800", b"null", b"NaN", b"-1e999", b"99999999999999999999",
-    b"{\"text\": 1}\n", b"{\"text\": [{}]}\n", b"[[[[[[[[[[[[", b"\"\"\"", b"\t", b"true", b"{\"a\": {\"b\": [1, \"x\"]}},",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b"\"",
+    b",",
+    b":",
+    b"\n",
+    b"\r\n",
+    b"\\",
+    b"\\ud800",
+    b"null",
+    b"NaN",
+    b"-1e999",
+    b"99999999999999999999",
+    b"{\"text\": 1}\n",
+    b"{\"text\": [{}]}\n",
+    b"[[[[[[[[[[[[",
+    b"\"\"\"",
+    b"\t",
+    b"true",
+    b"{\"a\": {\"b\": [1, \"x\"]}},",
 ];
 
 /// Puts a piece of a text file's own form somewhere, or changes bytes.
@@ -336,7 +356,9 @@ pub fn compressed(file: &mut Vec<u8>, random: &mut impl Rng) {
     // What can be had of a broken file is enough, within bounds.
     let _ = match is_gzip {
         true => flate2::read::MultiGzDecoder::new(&file[..]).take(1 << 16).read_to_end(&mut text),
-        false => zstd::stream::read::Decoder::new(&file[..]).and_then(|decoder| decoder.take(1 << 16).read_to_end(&mut text)),
+        false => {
+            zstd::stream::read::Decoder::new(&file[..]).and_then(|decoder| decoder.take(1 << 16).read_to_end(&mut text))
+        }
     };
     json_rows(&mut text, random);
     let packed = match is_gzip {

@@ -13,9 +13,9 @@ use arrow::array::{ArrayRef, DictionaryArray, Float64Array, RecordBatch, StringA
 use arrow::datatypes::Int32Type;
 use proptest::prelude::*;
 use rlhf::Result;
-use rlhf::data::table::TableRows;
 use rlhf::data::row_index::RowIndex;
 use rlhf::data::schema::{DEMONSTRATIONS, Demonstration, LABELLED, Layouts, PROMPTS, RANKINGS, Text};
+use rlhf::data::table::TableRows;
 use rlhf::data::tokenize_records::Truncation;
 use rlhf::data::window::{WindowedOrder, WindowedRows};
 use rlhf::train::examples::{Example, Examples, Source};

@@ -8,8 +8,8 @@ use crate::bail;
 use crate::data::column::written;
 use crate::data::conversation::{ConversationColumns, OneForm};
 use crate::data::labels::class_names;
-use crate::data::table::Rows;
 use crate::data::record::{Demonstration, Message, Text};
+use crate::data::table::Rows;
 use crate::data::typed_text;
 use crate::error::Result;
 
@@ -23,14 +23,13 @@ const MARKS: [&str; 3] = ["label", "labels", "kto_tag"];
 pub(in crate::data) fn demonstrations(rows: &Rows) -> Result<Vec<Demonstration>> {
     let is_answered = ["prompt", "instruction", "messages", "conversations"].iter().any(|name| rows.has(name));
     let is_mark = |name: &&&str| rows.column(name).is_some_and(is_truth);
-    if let Some(name) = MARKS.iter().filter(|name| **name != "label" || class_names(rows).is_none()).find(is_mark) {
-        if is_answered {
-            bail!(
-                "{}: column `{name}` marks each answer as good or bad (unpaired preferences, as for KTO), and every answer would be learned; \
-                 leave out the rows of bad answers, and the column",
-                rows.file.display()
-            );
-        }
+    let mark = MARKS.iter().filter(|name| **name != "label" || class_names(rows).is_none()).find(is_mark);
+    if let Some(name) = mark.filter(|_| is_answered) {
+        bail!(
+            "{}: column `{name}` marks each answer as good or bad (unpaired preferences, as for KTO), and every answer would be learned; \
+             leave out the rows of bad answers, and the column",
+            rows.file.display()
+        );
     }
     demonstrations_as_marked(rows)
 }
@@ -38,7 +37,9 @@ pub(in crate::data) fn demonstrations(rows: &Rows) -> Result<Vec<Demonstration>>
 /// Whether a column may hold truth values, which are also written as 0 and 1, or as texts, as in CSV.
 fn is_truth(column: &ArrayRef) -> bool {
     let data_type = column.data_type();
-    *data_type == DataType::Boolean || data_type.is_integer() || written(column).is_some_and(|texts| typed_text::is_truth(&texts))
+    *data_type == DataType::Boolean
+        || data_type.is_integer()
+        || written(column).is_some_and(|texts| typed_text::is_truth(&texts))
 }
 
 /// Reads demonstrations whatever they are marked as.

@@ -2,8 +2,8 @@
 
 use super::texts::{Column, Instructions};
 use crate::data::conversation::ConversationColumns;
-use crate::data::table::Rows;
 use crate::data::record::{Message, Prompt, Text};
+use crate::data::table::Rows;
 use crate::error::Result;
 
 /// Reads prompts.

@@ -55,7 +55,10 @@ impl HubData {
             None => (None, None),
         };
         let is_name = |part: &&str| {
-            !part.is_empty() && !part.starts_with('.') && !part.contains(['/', '\\', ':', '*']) && !part.contains(char::is_control)
+            !part.is_empty()
+                && !part.starts_with('.')
+                && !part.contains(['/', '\\', ':', '*'])
+                && !part.contains(char::is_control)
         };
         let is_choice = configuration.iter().chain(&split).all(is_name);
         if !is_choice || form::is_data_file(Path::new(repository)) {
@@ -96,7 +99,9 @@ impl HubData {
             dataset.commit()
         ));
         if part.is_some() {
-            notes::add(format!("{self}: the hub has converted only the first part of split {shown}, which is what is read"));
+            notes::add(format!(
+                "{self}: the hub has converted only the first part of split {shown}, which is what is read"
+            ));
         }
         Ok(paths)
     }
@@ -239,7 +244,11 @@ fn by_names(label: &str, files: Vec<String>) -> Result<Vec<Configuration>> {
             },
             _ => ("default", split_of(&file)),
         };
-        let new = || Configuration { name: configuration.to_owned(), is_default: configuration == "default", ..Default::default() };
+        let new = || Configuration {
+            name: configuration.to_owned(),
+            is_default: configuration == "default",
+            ..Default::default()
+        };
         all.entry(configuration.to_owned()).or_insert_with(new).splits.entry(split).or_default().push(file);
     }
     Ok(all.into_values().collect())
@@ -257,24 +266,46 @@ mod tests {
 
     #[test]
     fn names_are_told_from_paths() {
-        for text in ["org/rows", "org/rows:en", "org/rows:en/train", "org/rows:en/train@main", "a/b@refs/pr/1", "a/b.c:2020-01"] {
+        for text in
+            ["org/rows", "org/rows:en", "org/rows:en/train", "org/rows:en/train@main", "a/b@refs/pr/1", "a/b.c:2020-01"]
+        {
             assert_eq!(HubData::parse(text).unwrap().to_string(), text);
         }
-        for text in ["rows", "./rows", "data/train.parquet", "data/a.jsonl", "data/*.csv", "a/b:", "a/b:/x", "a/b:x/", "a/b:x/y/z", "a/b/c", "org/rows:.x"] {
+        for text in [
+            "rows",
+            "./rows",
+            "data/train.parquet",
+            "data/a.jsonl",
+            "data/*.csv",
+            "a/b:",
+            "a/b:/x",
+            "a/b:x/",
+            "a/b:x/y/z",
+            "a/b/c",
+            "org/rows:.x",
+        ] {
             assert_eq!(HubData::parse(text), None, "{text}");
         }
     }
 
     #[test]
     fn splits_are_told_by_the_hubs_names() {
-        let files = ["README.md", "data/test-00000-of-00001-ab.parquet", "data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"];
+        let files = [
+            "README.md",
+            "data/test-00000-of-00001-ab.parquet",
+            "data/train-00000-of-00002.parquet",
+            "data/train-00001-of-00002.parquet",
+        ];
         let train = "data/train-00000-of-00002.parquet data/train-00001-of-00002.parquet";
         assert_eq!(chosen("a/b", &files, None, Wanted::Training).unwrap(), train);
         assert_eq!(chosen("a/b", &files, None, Wanted::Evaluation).unwrap(), files[1]);
         assert_eq!(chosen("a/b:test", &files, None, Wanted::Training).unwrap(), files[1]);
         assert_eq!(chosen("a/b:default/test", &files, None, Wanted::Training).unwrap(), files[1]);
         let error = chosen("a/b:default/dev", &files, None, Wanted::Training).unwrap_err();
-        assert!(error.contains("configuration default has the splits test, train; name one, as a/b:default/test"), "{error}");
+        assert!(
+            error.contains("configuration default has the splits test, train; name one, as a/b:default/test"),
+            "{error}"
+        );
         assert_eq!(chosen("a/b", &["rows.jsonl", "dataset_info.json"], None, Wanted::Training).unwrap(), "rows.jsonl");
         assert_eq!(chosen("a/b", &["train.csv", "test.csv"], None, Wanted::Evaluation).unwrap(), "test.csv");
         assert_eq!(chosen("a/b", &["train.csv", "train.parquet"], None, Wanted::Training).unwrap(), "train.parquet");
@@ -283,7 +314,11 @@ mod tests {
 
     #[test]
     fn folders_are_configurations_and_one_must_be_named() {
-        let files = ["en/train-00000-of-00001.parquet", "fr/train-00000-of-00001.parquet", "fr/validation-00000-of-00001.parquet"];
+        let files = [
+            "en/train-00000-of-00001.parquet",
+            "fr/train-00000-of-00001.parquet",
+            "fr/validation-00000-of-00001.parquet",
+        ];
         let error = chosen("a/b", &files, None, Wanted::Training).unwrap_err();
         assert_eq!(error, "a/b: the data set has the configurations en, fr; name one, as a/b:en");
         assert!(chosen("a/b:de", &files, None, Wanted::Training).unwrap_err().contains("the configurations en, fr"));
@@ -302,7 +337,12 @@ mod tests {
         let readme = "---\nconfigs:\n- config_name: first\n  data_files:\n  - split: train\n    path: a/o*\n  - split: test\n    path: a/t*\n- config_name: second\n  data_files: b/*.csv\n- config_name: third\n  data_dir: b\n---\n";
         let error = chosen("a/b", &files, Some(readme), Wanted::Training).unwrap_err();
         assert!(error.contains("configurations first, second, third"), "{error}");
-        for (name, expected) in [("a/b:first", "a/one.jsonl"), ("a/b:first/test", "a/two.jsonl"), ("a/b:second", "b/x.csv"), ("a/b:third", "b/x.csv")] {
+        for (name, expected) in [
+            ("a/b:first", "a/one.jsonl"),
+            ("a/b:first/test", "a/two.jsonl"),
+            ("a/b:second", "b/x.csv"),
+            ("a/b:third", "b/x.csv"),
+        ] {
             assert_eq!(chosen(name, &files, Some(readme), Wanted::Training).unwrap(), expected, "{name}");
         }
         let with_default = readme.replace("- config_name: second\n", "- config_name: second\n  default: true\n");

@@ -5,13 +5,16 @@
 use crate::bail;
 use crate::error::Result;
 
+/// Splits with the patterns of their files.
+pub(super) type SplitPatterns = Vec<(String, Vec<String>)>;
+
 /// A configuration as it is declared.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Declared {
     pub(super) name: String,
     pub(super) is_default: bool,
     /// The splits with the patterns of their files.
-    pub(super) splits: Option<Vec<(String, Vec<String>)>>,
+    pub(super) splits: Option<SplitPatterns>,
     /// The folder in which its files are.
     pub(super) folder: Option<String>,
 }
@@ -35,7 +38,7 @@ pub(super) fn configurations(readme: &str) -> Vec<Declared> {
 ///
 /// # Errors
 /// Where there are several configurations, and none is the default.
-pub(super) fn data_files(folder: &str, readme: &str) -> Result<Option<Vec<(String, Vec<String>)>>> {
+pub(super) fn data_files(folder: &str, readme: &str) -> Result<Option<SplitPatterns>> {
     let configurations = configurations(readme);
     let config = match (&configurations[..], configurations.iter().find(|config| config.is_default)) {
         ([config], _) | (_, Some(config)) => config,
@@ -59,7 +62,7 @@ pub(super) fn matches(pattern: &str, file: &str) -> bool {
         || file.strip_prefix(pattern.trim_end_matches('/')).is_some_and(|rest| rest.starts_with('/'))
 }
 
-fn splits(data_files: Yaml) -> Option<Vec<(String, Vec<String>)>> {
+fn splits(data_files: Yaml) -> Option<SplitPatterns> {
     let paths = |paths: Yaml| match paths {
         Yaml::Scalar(path) => Some(vec![path]),
         Yaml::List(paths) => paths.into_iter().map(Yaml::scalar).collect::<Option<Vec<_>>>(),
@@ -191,7 +194,7 @@ fn unquoted(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn read(yaml: &str) -> Option<Vec<(String, Vec<String>)>> {
+    fn read(yaml: &str) -> Option<SplitPatterns> {
         data_files("hub", &format!("---\n{yaml}---\ntext\n")).unwrap()
     }
 

@@ -231,11 +231,8 @@ mod tests {
     #[test]
     fn a_file_of_a_snapshot_leads_to_its_blob_wherever_the_cache_is_moved() {
         let folder = tempfile::tempdir().unwrap();
-        let place = Place::within(
-            folder.path().join("hub"),
-            folder.path().to_path_buf(),
-            &HubName::parse("org/tiny").unwrap(),
-        );
+        let place =
+            Place::within(folder.path().join("hub"), folder.path().to_path_buf(), &HubName::parse("org/tiny").unwrap());
         let blob = Blob { etag: "ab".repeat(20), size: 2 };
         let _lock = place.lock(&blob, "config.json").unwrap();
         fs::create_dir_all(place.path().join("blobs")).unwrap();

@@ -57,7 +57,8 @@ impl Dataset {
             return Ok(dataset(place, commit, None));
         }
         let (endpoint, token) = (endpoint()?, place.token()?);
-        let answer = wait(async { Ok::<_, Error>(Hub::new(endpoint, token, &Patience::default())?.listing(name).await) })??;
+        let answer =
+            wait(async { Ok::<_, Error>(Hub::new(endpoint, token, &Patience::default())?.listing(name).await) })??;
         match answer {
             Ok(listing) => Ok(dataset(place, listing.commit.clone(), Some(listing))),
             Err(Unanswered::Refused(error)) => Err(error),

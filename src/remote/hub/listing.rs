@@ -223,7 +223,8 @@ impl Listing {
 
     /// Some of the files, for a message.
     fn shown(&self, which: impl Fn(&str) -> bool) -> String {
-        let names: Vec<&str> = self.files.keys().map(String::as_str).filter(|name| !name.contains('/') && which(name)).collect();
+        let names: Vec<&str> =
+            self.files.keys().map(String::as_str).filter(|name| !name.contains('/') && which(name)).collect();
         match names.len() {
             0 => "nothing".to_string(),
             1..=4 => names.join(", "),

@@ -11,9 +11,9 @@ use reqwest::{Client, Response, StatusCode};
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 use url::Url;
 
-use super::{HubName, Kind};
 use super::listing::{Blob, Listing};
 use super::progress::Progress;
+use super::{HubName, Kind};
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::remote::root;

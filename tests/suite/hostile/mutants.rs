@@ -14,8 +14,8 @@ use rlhf::settings::from_arguments;
 
 use super::seeds::{parquet_bytes, tables};
 use super::tables::odd_table;
-use crate::{forms, mutation};
 use crate::workbench::Workbench;
+use crate::{forms, mutation};
 
 /// Broken inputs.
 const MUTANTS: usize = 10_000;
@@ -49,12 +49,20 @@ const EXPORT: &str = "export --model @sft --adapter @adapter --output @out --qui
 /// The same of data in other forms than Parquet.
 macro_rules! sft_of {
     ($data:literal) => {
-        concat!("sft --model @sft --data @", $data, " --output @out --max-steps 1 --batch-size 2 --evaluation-share 0 --quiet --max-length 64")
+        concat!(
+            "sft --model @sft --data @",
+            $data,
+            " --output @out --max-steps 1 --batch-size 2 --evaluation-share 0 --quiet --max-length 64"
+        )
     };
 }
 macro_rules! reward_of {
     ($data:literal) => {
-        concat!("reward --model @sft --data @", $data, " --output @out --max-steps 1 --batch-size 2 --evaluation-share 0 --quiet --max-length 64")
+        concat!(
+            "reward --model @sft --data @",
+            $data,
+            " --output @out --max-steps 1 --batch-size 2 --evaluation-share 0 --quiet --max-length 64"
+        )
     };
 }
 macro_rules! score_of {
@@ -158,7 +166,14 @@ fn run(line: &str, folder: &Path, settings_alone: bool) -> rlhf::Result<()> {
 
 /// Files of rows in other forms than Parquet.
 const OTHER_FORMS: [&str; 9] = [
-    "text.jsonl", "text.jsonl.gz", "text.jsonl.zst", "completion.json", "completion.csv", "completion.arrow", "ranks.csv", "ranks.arrows",
+    "text.jsonl",
+    "text.jsonl.gz",
+    "text.jsonl.zst",
+    "completion.json",
+    "completion.csv",
+    "completion.arrow",
+    "ranks.csv",
+    "ranks.arrows",
     "ranks.lz4.arrow",
 ];
 
@@ -207,7 +222,9 @@ fn fault(case: &Case, outcome: &rlhf::Result<()>) -> Option<String> {
     match error {
         Error::Tensor(_) => Some(format!("not a sentence: {sentence}")),
         _ if sentence.contains('\n') => Some(format!("more than a line: {sentence}")),
-        _ if sentence.len() > 2000 => Some(format!("{} bytes long: {}", sentence.len(), &sentence[..500])),
+        _ if sentence.len() > 2000 => {
+            Some(format!("{} bytes long: {}", sentence.len(), sentence.chars().take(500).collect::<String>()))
+        }
         _ if !named => Some(format!("names no file: {sentence}")),
         _ => None,
     }

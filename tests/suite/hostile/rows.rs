@@ -13,8 +13,8 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::properties::{WriterProperties, WriterVersion};
 use parquet::schema::types::ColumnPath;
-use rlhf::data::table::{Rows, TableRows};
 use rlhf::data::schema::{self, Message, Text};
+use rlhf::data::table::{Rows, TableRows};
 use tempfile::TempDir;
 
 use super::seeds::parquet_bytes;

@@ -135,7 +135,11 @@ fn other_rows() -> Vec<Seed> {
         ("compressed_rows", &["jsonl.gz", "jsonl.zst"]),
     ];
     let seeds = |(name, rows): (&'static str, RecordBatch)| {
-        let of = |target, ending: &str| Seed { target, name: format!("{name}.{ending}"), bytes: forms::bytes(&rows, ending) };
+        let of = |target, ending: &str| Seed {
+            target,
+            name: format!("{name}.{ending}"),
+            bytes: forms::bytes(&rows, ending),
+        };
         targets.iter().flat_map(|(target, endings)| endings.iter().map(|ending| of(target, ending))).collect::<Vec<_>>()
     };
     tables().into_iter().flat_map(seeds).collect()
