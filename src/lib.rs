@@ -30,7 +30,7 @@
 //!
 //! [`sft::run`] opens its data ([`train::examples`]): rows of more than a window are read as they are needed ([`data::window`]), fewer are read at once. Of each row a demonstration is made
 //! ([`data::schema::DEMONSTRATIONS`]), and of this a token tree
-//! ([`data::tokenize::Tokenizer::demonstration`]); each optimizer step takes its examples ([`train::examples::Examples::step`]), packs some at a time ([`data::batch::Batch::pack`]), computes hidden states
+//! ([`data::tokenize::Tokenizer::demonstration`]); each optimizer step takes its examples ([`train::examples::Examples::step`]), packs some at a time ([`model::Model::pack`]), computes hidden states
 //! `[tokens, d_model]` ([`model::Model::hidden`]), the log-probabilities of the targets alone ([`model::Model::log_probs`]), their gradient
 //! (`backward`), and steps ([`train::optimizer::Optimizer`]). [`reward::run`] does the same with scores at each answer's last token and
 //! the k-wise loss ([`reward::loss`]). [`ppo::run`] samples answers ([`generate::generate`]), looks at them with policy, reference, reward and value model

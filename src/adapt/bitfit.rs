@@ -104,7 +104,7 @@ fn places(architecture: &Architecture, groups: &[BiasGroup]) -> Vec<(String, usi
     // Norms over single heads have no bias in any family.
     let of_norms = (tensor_specs(architecture).into_iter())
         .filter(|spec| has(BiasGroup::Norms) && spec.role == Role::NormWeight && spec.shape == [architecture.d_model])
-        .filter(|spec| !names.query_key_norms.into_iter().flatten().any(|norm| spec.name.contains(norm)))
+        .filter(|spec| !names.query_key_norm_names().any(|norm| spec.name.contains(norm)))
         .map(|spec| (format!("{}.bias", spec.name.trim_end_matches(".weight")), architecture.d_model));
     of_linears.chain(of_norms).collect()
 }

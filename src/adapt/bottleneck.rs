@@ -120,7 +120,7 @@ fn add_norms(tensors: &mut Weights, base: &Base) -> Result<()> {
     for spec in tensor_specs(architecture) {
         let module = spec.name.trim_end_matches(".weight").to_string();
         let of_model = spec.role == Role::NormWeight && spec.shape == [architecture.d_model];
-        let of_head = architecture.names.query_key_norms.into_iter().flatten().any(|norm| module.ends_with(norm));
+        let of_head = architecture.names.query_key_norm_names().any(|norm| module.ends_with(norm));
         if of_model && !of_head {
             for part in ["weight", "bias"] {
                 let name = format!("{module}.{part}");

@@ -27,6 +27,9 @@ const BASE: &str = "base_model.json";
 const PREFIX: &str = "base_model.model.";
 /// The same in adapters of virtual tokens.
 const PROMPT_PREFIX: &str = "base_model.";
+/// What comes before the names of a transformer, and of the transformer of text in a model of text and images.
+const WHOLE: &str = "model.";
+const TEXT_PART: &str = "model.language_model.";
 
 /// The key of a tensor that has this name in the model.
 pub fn key(name: &str) -> String {
@@ -60,8 +63,9 @@ impl AdapterFiles {
             bail!("{}: there is no such file; expected the tensors of the adapter", path.display());
         }
         let name = |key: String| {
-            let bare = key.strip_prefix(PREFIX).or_else(|| key.strip_prefix(PROMPT_PREFIX));
-            bare.map(String::from).unwrap_or(key)
+            let bare = key.strip_prefix(PREFIX).or_else(|| key.strip_prefix(PROMPT_PREFIX)).unwrap_or(&key);
+            let of_text = bare.strip_prefix(TEXT_PART).map(|name| format!("{WHOLE}{name}"));
+            of_text.unwrap_or_else(|| bare.to_string())
         };
         let tensors = weight_files::read_file(&path, device)?;
         let tensors = tensors.into_iter().map(|(key, tensor)| (name(key), tensor)).collect();
@@ -76,7 +80,7 @@ impl AdapterFiles {
 
     /// `adapter_config.json`.
     pub fn config(&self) -> Config<'_> {
-        Config { json: &self.json, file: &self.config_path }
+        Config::new(&self.json, self.config_path.as_str())
     }
 
     /// A tensor, if it is there.
@@ -275,6 +279,13 @@ pub fn write(folder: &Path, mut config: Value, tensors: BTreeMap<String, Tensor>
     let prefix = if has_virtual_tokens { PROMPT_PREFIX } else { PREFIX };
     for (name, tensor) in saving.head.into_iter().flat_map(|head| head.tensors()) {
         tensors.insert(format!("{prefix}{name}"), tensor);
+    }
+    if saving.is_text_part {
+        let within = |key: String| match key.strip_prefix(PREFIX).and_then(|name| name.strip_prefix(WHOLE)) {
+            Some(name) => format!("{PREFIX}{TEXT_PART}{name}"),
+            None => key,
+        };
+        tensors = tensors.into_iter().map(|(key, tensor)| (within(key), tensor)).collect();
     }
     weight_files::write_file(&folder.join(TENSORS), &tensors, DType::F32)
 }

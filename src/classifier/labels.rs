@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     fn config(json: &Value) -> Config<'_> {
-        Config { json, file: "config.json" }
+        Config::new(json, "config.json")
     }
 
     #[test]

@@ -203,7 +203,7 @@ impl Network {
 
 fn load_deberta(folder: &Path, config: &Value) -> Result<Loaded> {
     let file = folder.join("config.json").display().to_string();
-    let config = Config { json: config, file: &file };
+    let config = Config::new(config, file);
     check_class(&config, deberta::CLASS, false)?;
     let deberta = Deberta::load(folder, &config, &Device::Cpu)?;
     let labels = labels::labels(&config, deberta.labels(), deberta::OUT)?;
@@ -216,7 +216,7 @@ fn load_on_the_core(folder: &Path) -> Result<Loaded> {
     let (base, adapters) = adapt::resolve(folder, &[])?;
     let (json, architecture) = read_architecture(&base)?;
     let file = base.join("config.json").display().to_string();
-    let config = Config { json: &json, file: &file };
+    let config = Config::new(&json, file);
     if adapters.is_empty() {
         // A head of our own form stands in a folder of the bare model's class.
         check_class(&config, architecture.classifier_class, Form::read(folder)?.is_some())?;

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use super::batches::{ROWS_PER_BATCH, RowBatches, as_views};
 use super::data_file::{DataFile, Version};
 use super::form::{Form, Source};
-use super::table::{Chosen, Columns, GroupReader, Table, advice, has_changed, projection, said, without_panic};
+use super::table::{Chosen, GroupReader, Projection, Table, advice, has_changed, projection, said, without_panic};
 use crate::bail;
 use crate::error::{Error, Result};
 use crate::limits;
@@ -234,7 +234,7 @@ impl Table for IpcTable {
         &self.rows
     }
 
-    fn open(self: Arc<Self>, columns: Columns) -> Result<Box<dyn GroupReader>> {
+    fn open(self: Arc<Self>, columns: Projection) -> Result<Box<dyn GroupReader>> {
         if !self.is_same() {
             return Err(has_changed(&self.path));
         }
@@ -424,7 +424,7 @@ mod tests {
     }
 
     fn texts(table: &Arc<dyn Table>, group: usize, chosen: Chosen, most_rows: usize) -> Vec<(usize, String)> {
-        let mut reader = table.clone().open(Some(&["text", "kind"])).unwrap();
+        let mut reader = table.clone().open(Projection::Only(&["text", "kind"])).unwrap();
         let batches: Vec<_> = reader.read(group, &chosen, most_rows).unwrap().map(Result::unwrap).collect();
         let text = |batch: &RecordBatch, row: usize| {
             let column = |index: usize| batch.column(index).as_string_view().value(row).to_owned();
@@ -446,7 +446,8 @@ mod tests {
                 let expected = [(2, "row 5 a"), (2, "row 12 b"), (1, "row 2004 b")];
                 assert_eq!(some, expected.map(|(rows, text)| (rows, text.to_owned())));
                 assert_eq!(texts(&table, 0, Chosen::From(4), 9), [(1, "row 4 b".to_owned())]);
-                let whole = table.open(None).unwrap().read(0, &Chosen::From(0), 9).unwrap().next().unwrap().unwrap();
+                let whole =
+                    table.open(Projection::All).unwrap().read(0, &Chosen::From(0), 9).unwrap().next().unwrap().unwrap();
                 assert_eq!(whole.column(2), batches[0].column(2));
             }
         }
@@ -463,7 +464,7 @@ mod tests {
         };
         let batches = [column(["a", "b"]).unwrap(), column(["c", "d"]).unwrap()];
         let table = open(&written(&batches, false, None)).unwrap();
-        let mut reader = table.open(Some(&["text"])).unwrap();
+        let mut reader = table.open(Projection::Only(&["text"])).unwrap();
         for (group, expected) in [(1, "d"), (0, "b"), (1, "d")] {
             let batch = reader.read(group, &Chosen::From(1), 9).unwrap().next().unwrap().unwrap();
             assert_eq!(batch.column(0).as_string_view().value(0), expected);
@@ -494,7 +495,7 @@ mod tests {
         assert!(!whole.is_empty(), "the offsets of 2,000 texts");
         let mut broken = bytes.clone();
         broken[whole[0]..whole[0] + 8].copy_from_slice(&(1u64 << 60).to_le_bytes());
-        let mut reader = open(&broken).unwrap().open(None).unwrap();
+        let mut reader = open(&broken).unwrap().open(Projection::All).unwrap();
         let reason = reader.read(0, &Chosen::From(0), 9).err().unwrap();
         assert!(reason.contains("at most 2048 MiB"), "{reason}");
     }

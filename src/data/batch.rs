@@ -113,6 +113,20 @@ impl Batch {
         batch
     }
 
+    /// Lays trees end to end, each answer behind a copy of its prompt, where what is computed of a prompt depends on the answer's length.
+    pub fn pack_apart<'a>(trees: impl IntoIterator<Item = (&'a TokenTree, usize)>) -> Self {
+        let mut batch = Batch::default();
+        for (tree, stack) in trees {
+            let first_answer = batch.last_rows.len();
+            for answer in &tree.answers {
+                batch.push(&TokenTree { prompt: tree.prompt.clone(), answers: vec![answer.clone()] }, stack);
+                batch.trees.pop();
+            }
+            batch.trees.push(first_answer..batch.last_rows.len());
+        }
+        batch
+    }
+
     /// Runs of answers that follow each other and run with the same stack: the stack, and the answers.
     pub fn runs(&self) -> Vec<(usize, Range<usize>)> {
         let mut runs: Vec<(usize, Range<usize>)> = Vec::new();
@@ -207,6 +221,12 @@ mod tests {
         assert_eq!(rows, [(2, 4), (3, 5), (2, 6), (8, 4), (9, 5), (8, 6)]);
         assert_eq!(batch.last_rows, [4, 5, 2, 10, 11, 8]);
         assert_eq!(batch.trees, [0..3, 3..6]);
+        let apart = Batch::pack_apart([(&tree, 0)]);
+        assert_eq!(apart.tokens, [1, 2, 3, 4, 5, 1, 2, 3, 6, 1, 2, 3]);
+        let rows: Vec<(usize, u32)> = apart.targets.iter().map(|target| (target.row, target.token)).collect();
+        assert_eq!(rows, [(2, 4), (3, 5), (7, 6)]);
+        assert_eq!(apart.last_rows, [4, 8, 11]);
+        assert_eq!((apart.trees.len(), &apart.trees[0]), (1, &(0..3)));
     }
 
     #[test]

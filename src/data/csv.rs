@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use super::batches::RowBatches;
 use super::form::Source;
-use super::table::{Chosen, Columns, GroupReader, Table, has_changed, projection};
+use super::table::{Chosen, GroupReader, Projection, Table, has_changed, projection};
 use super::text_parts::{Fault, Found, Record, Split, TextParts};
 use crate::error::Result;
 use crate::limits;
@@ -81,7 +81,7 @@ impl Table for CsvTable {
         self.parts.rows()
     }
 
-    fn open(self: Arc<Self>, columns: Columns) -> Result<Box<dyn GroupReader>> {
+    fn open(self: Arc<Self>, columns: Projection) -> Result<Box<dyn GroupReader>> {
         if !self.parts.is_same() {
             return Err(has_changed(&self.parts.path));
         }
@@ -247,7 +247,7 @@ mod tests {
         let table = open(text).unwrap();
         let names = table.schema().fields().iter().map(|field| field.name().clone()).collect();
         let groups = table.group_rows().len();
-        let mut reader = table.open(None).unwrap();
+        let mut reader = table.open(Projection::All).unwrap();
         let mut rows = Vec::new();
         for group in 0..groups {
             for batch in reader.read(group, &Chosen::From(0), 1).unwrap() {

@@ -15,7 +15,7 @@ use super::batches::RowBatches;
 use super::form::{Form, Source};
 use super::json_split::{Elements, Lines};
 use super::json_types::{Types, is_kept_as_text};
-use super::table::{Chosen, Columns, GroupReader, Table, has_changed, projection};
+use super::table::{Chosen, GroupReader, Projection, Table, has_changed, projection};
 use super::text_parts::{Fault, Record, TextParts};
 use crate::error::Result;
 
@@ -86,7 +86,7 @@ impl Table for JsonTable {
         self.parts.rows()
     }
 
-    fn open(self: Arc<Self>, columns: Columns) -> Result<Box<dyn GroupReader>> {
+    fn open(self: Arc<Self>, columns: Projection) -> Result<Box<dyn GroupReader>> {
         if !self.parts.is_same() {
             return Err(has_changed(&self.parts.path));
         }
@@ -225,7 +225,7 @@ mod tests {
         for (name, text) in [("a.jsonl", lines), ("a.json", array)] {
             let table = open(name, &text).unwrap();
             assert_eq!(table.group_rows(), [1024, 1024, 1024, 1024, 905]);
-            let mut reader = table.clone().open(Some(&["text", "late"])).unwrap();
+            let mut reader = table.clone().open(Projection::Only(&["text", "late"])).unwrap();
             let mut read = |group, chosen| {
                 let batches: Vec<_> = reader.read(group, &chosen, 1).unwrap().map(Result::unwrap).collect();
                 assert!(batches.len() == 1 && batches[0].num_columns() == 2);
@@ -246,7 +246,7 @@ mod tests {
     fn values_of_several_types_are_kept_as_json_texts() {
         let table =
             open("a.jsonl", "{\"a\": [1, \"x\"], \"b\": 1}\n{\"a\": null}\n{\"a\": {\"y\": [null, 0.5]}}\n").unwrap();
-        let batches = table.clone().open(None).unwrap().read(0, &Chosen::From(0), 1).unwrap();
+        let batches = table.clone().open(Projection::All).unwrap().read(0, &Chosen::From(0), 1).unwrap();
         let batch = batches.map(Result::unwrap).next().unwrap();
         let texts: Vec<_> = batch.column(0).as_string::<i32>().iter().collect();
         assert_eq!(texts, [Some("[1,\"x\"]"), None, Some("{\"y\":[null,0.5]}")]);

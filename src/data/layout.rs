@@ -8,7 +8,7 @@ mod texts;
 
 pub(super) use answered::answered;
 pub(super) use demonstrations::demonstrations;
-pub(super) use prompts::prompts;
+pub(super) use prompts::{prompts, prompts_with_columns};
 pub(super) use rankings::rankings;
 
 /// The columns that a layout of demonstrations may use.

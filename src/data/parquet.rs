@@ -22,7 +22,7 @@ use crate::remote::objects;
 
 use super::batches::{BYTES_PER_BATCH, ROWS_PER_BATCH, RowBatches, as_views};
 use super::parquet_file::ParquetFile;
-use super::table::{Chosen, Columns, GroupReader, Table, advice, has_changed, projection, said, without_panic};
+use super::table::{Chosen, GroupReader, Projection, Table, advice, has_changed, projection, said, without_panic};
 use super::{form, parquet_pages, parquet_structs, thrift};
 
 /// Rows of a row group that is written: what the writer holds in memory.
@@ -55,7 +55,7 @@ impl Table for ParquetTable {
         &self.group_rows
     }
 
-    fn open(self: Arc<Self>, columns: Columns) -> Result<Box<dyn GroupReader>> {
+    fn open(self: Arc<Self>, columns: Projection) -> Result<Box<dyn GroupReader>> {
         let footer = read_footer(&self.path)?;
         let same = footer.schema() == &self.schema && rows_of_groups(&self.path, footer.metadata())? == self.group_rows;
         if !same {
@@ -69,7 +69,7 @@ impl Table for ParquetTable {
 struct ParquetReader {
     table: Arc<ParquetTable>,
     footer: ArrowReaderMetadata,
-    columns: Columns,
+    columns: Projection,
 }
 
 impl GroupReader for ParquetReader {

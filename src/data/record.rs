@@ -289,8 +289,18 @@ pub struct Labelled {
 pub struct Prompt {
     /// The text; messages end before the answer.
     pub prompt: Text,
+    /// The row's other columns as JSON, nulls left out; empty unless they were asked for
+    /// ([`PROMPTS_WITH_COLUMNS`](super::schema::PROMPTS_WITH_COLUMNS)).
+    pub columns: Map<String, Value>,
     /// Where it was read.
     pub origin: Origin,
+}
+
+impl Prompt {
+    /// A prompt of whose row nothing else was asked for.
+    pub fn new(prompt: Text, origin: Origin) -> Self {
+        Prompt { prompt, columns: Map::new(), origin }
+    }
 }
 
 /// A prompt and the answers to be scored.

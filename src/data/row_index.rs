@@ -11,7 +11,7 @@ use arrow::array::RecordBatch;
 
 use super::batches::{ROWS_PER_BATCH, RowBatches, copy_of_row};
 use super::files::files;
-use super::schema::{Layouts, Origin, note_unused};
+use super::schema::{Layouts, Origin, Projection, note_unused};
 use super::splits::Pattern;
 use super::table::{self, Chosen, GroupReader, Rows, Table, no_rows, total_rows, unreadable_rows, without_panic};
 use crate::error::Result;
@@ -37,7 +37,7 @@ pub struct RowGroup {
 pub struct RowIndex {
     files: Vec<(Arc<Path>, Arc<dyn Table>)>,
     groups: Vec<RowGroup>,
-    columns: &'static [&'static str],
+    columns: Projection,
 }
 
 impl RowIndex {
@@ -181,7 +181,7 @@ impl RowReader {
         let (file, table) = &self.index.files[group.file as usize];
         let mut reader = match self.file.take() {
             Some((number, reader)) if number == group.file => reader,
-            _ => table.clone().open(Some(self.index.columns))?,
+            _ => table.clone().open(self.index.columns)?,
         };
         let batches = without_panic(|| reader.read(group.number as usize, chosen, most_rows));
         self.file = Some((group.file, reader));

@@ -25,6 +25,7 @@ pub use super::record::{
     Answered, Conversation, Demonstration, Labelled, Message, Origin, Prompt, Ranking, TemplateInputs, Text,
 };
 use super::splits::Pattern;
+pub use super::table::Projection;
 use super::table::{Rows, TableRows};
 use crate::error::Result;
 
@@ -53,20 +54,26 @@ pub enum AnswerLayout {
 /// The layouts of one kind of record: which columns they use, and how rows become records.
 #[derive(Debug)]
 pub struct Layouts<R> {
-    /// The columns that any of the layouts uses.
-    pub columns: &'static [&'static str],
+    /// Which columns are read.
+    pub columns: Projection,
     decode: fn(&Rows) -> Result<Vec<R>>,
 }
 
 /// The layouts of demonstrations.
 pub const DEMONSTRATIONS: Layouts<Demonstration> =
-    Layouts { columns: layout::DEMONSTRATION_COLUMNS, decode: layout::demonstrations };
+    Layouts { columns: Projection::Only(layout::DEMONSTRATION_COLUMNS), decode: layout::demonstrations };
 /// The layouts of rankings.
-pub const RANKINGS: Layouts<Ranking> = Layouts { columns: layout::RANKING_COLUMNS, decode: layout::rankings };
+pub const RANKINGS: Layouts<Ranking> =
+    Layouts { columns: Projection::Only(layout::RANKING_COLUMNS), decode: layout::rankings };
 /// The layouts of labelled texts.
-pub const LABELLED: Layouts<Labelled> = Layouts { columns: labels::COLUMNS, decode: labels::labelled };
+pub const LABELLED: Layouts<Labelled> =
+    Layouts { columns: Projection::Only(labels::COLUMNS), decode: labels::labelled };
 /// The layouts of prompts.
-pub const PROMPTS: Layouts<Prompt> = Layouts { columns: layout::PROMPT_COLUMNS, decode: layout::prompts };
+pub const PROMPTS: Layouts<Prompt> =
+    Layouts { columns: Projection::Only(layout::PROMPT_COLUMNS), decode: layout::prompts };
+/// The same with the other columns of each row ([`Prompt::columns`]).
+pub const PROMPTS_WITH_COLUMNS: Layouts<Prompt> =
+    Layouts { columns: Projection::All, decode: layout::prompts_with_columns };
 
 impl<R> Layouts<R> {
     /// One record a row, in their order; the first layout that the columns allow.
@@ -84,6 +91,10 @@ impl<R> Layouts<R> {
 
     /// The columns of a file that its records are not made of, but for those that only say where a row comes from.
     pub(super) fn unused_columns(&self, file: &Arc<Path>, schema: &SchemaRef) -> Vec<String> {
+        if self.columns == Projection::All {
+            // They are handed on with the record.
+            return Vec::new();
+        }
         let (_, used) = columns_used(|| self.records(&no_rows(file, schema)));
         let names = schema.fields().iter().map(|field| field.name());
         names.filter(|name| !used.contains(*name) && !is_provenance(name)).cloned().collect()
@@ -133,7 +144,7 @@ pub fn classes(pattern: &str) -> Result<BTreeSet<String>> {
         LABELLED.check(file, schema)?;
     }
     let mut found = BTreeSet::new();
-    for rows in rows.only(&["label"]) {
+    for rows in rows.only(Projection::Only(&["label"])) {
         found.extend(labels::classes(&rows?)?);
     }
     Ok(found)
@@ -181,7 +192,8 @@ fn no_rows(file: &Arc<Path>, schema: &SchemaRef) -> Rows {
     Rows { file: file.clone(), first_row: 0, batch: RecordBatch::new_empty(schema.clone()) }
 }
 
-fn records<R: 'static>(pattern: Pattern, layouts: Layouts<R>) -> Result<impl Iterator<Item = Result<R>> + use<R>> {
+/// The records in the files that `pattern` names; errors as for [`demonstrations`].
+pub fn records<R: 'static>(pattern: Pattern, layouts: Layouts<R>) -> Result<impl Iterator<Item = Result<R>> + use<R>> {
     let rows = TableRows::open(pattern)?.only(layouts.columns);
     for (file, schema) in rows.schemas() {
         layouts.check(file, schema)?;

@@ -31,8 +31,14 @@ pub struct Rows {
     pub batch: RecordBatch,
 }
 
-/// The columns that are read of a file, those of them that it has; `None` for all.
-pub(super) type Columns = Option<&'static [&'static str]>;
+/// Which columns of a file are decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Projection {
+    /// All of them.
+    All,
+    /// Those of these names that the file has.
+    Only(&'static [&'static str]),
+}
 
 /// A file of rows. Its rows are in groups, any of which can be read without the others: a row group of Parquet, a batch of Arrow, a part of a text file.
 pub(super) trait Table: Send + Sync {
@@ -46,7 +52,7 @@ pub(super) trait Table: Send + Sync {
     ///
     /// # Errors
     /// Where it cannot be opened, or is no longer the file that it was.
-    fn open(self: Arc<Self>, columns: Columns) -> Result<Box<dyn GroupReader>>;
+    fn open(self: Arc<Self>, columns: Projection) -> Result<Box<dyn GroupReader>>;
 }
 
 /// A table that is open.
@@ -129,7 +135,7 @@ fn open_version(path: &Path, file: DataFile, version: Version) -> Result<Arc<dyn
 /// An iterator over the rows of one or many files, a batch of at most 1,024 rows at a time (fewer where their texts are long).
 pub struct TableRows {
     tables: std::vec::IntoIter<(Arc<Path>, Arc<dyn Table>)>,
-    columns: Columns,
+    columns: Projection,
     current: Option<OpenTable>,
     schemas: Vec<(Arc<Path>, SchemaRef)>,
     rows: usize,
@@ -161,12 +167,12 @@ impl TableRows {
             return Err(no_rows(pattern.text));
         }
         let schemas = opened.iter().map(|(file, table)| (file.clone(), table.schema().clone())).collect();
-        Ok(Self { tables: opened.into_iter(), columns: None, current: None, schemas, rows })
+        Ok(Self { tables: opened.into_iter(), columns: Projection::All, current: None, schemas, rows })
     }
 
-    /// Decodes only the columns of these names (those of them that a file has).
-    pub fn only(mut self, columns: &'static [&'static str]) -> Self {
-        self.columns = Some(columns);
+    /// Decodes only these columns.
+    pub fn only(mut self, columns: Projection) -> Self {
+        self.columns = columns;
         self
     }
 
@@ -287,9 +293,12 @@ pub(super) fn said(error: &impl std::fmt::Display) -> String {
     text.strip_prefix("External: ").map_or(text.clone(), str::to_owned)
 }
 
-/// Those of the columns of these names that a schema has, by their places in it.
-pub(super) fn projection(schema: &SchemaRef, columns: Columns) -> Vec<usize> {
-    let is_wanted = |name: &str| columns.is_none_or(|columns| columns.contains(&name));
+/// The columns that a schema has of those that are read, by their places in it.
+pub(super) fn projection(schema: &SchemaRef, columns: Projection) -> Vec<usize> {
+    let is_wanted = |name: &str| match columns {
+        Projection::All => true,
+        Projection::Only(columns) => columns.contains(&name),
+    };
     let fields = schema.fields().iter().enumerate();
     fields.filter(|(_, field)| is_wanted(field.name())).map(|(index, _)| index).collect()
 }

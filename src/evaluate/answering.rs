@@ -79,7 +79,7 @@ impl<'a> Answering<'a> {
         let prompt_length = sample::prompt_length(asking.common, asking.sampling)?;
         let mut truncation = Truncation::default();
         let tokens = asking.questions.iter().map(|question| {
-            let prompt = Prompt { prompt: question.prompt.clone(), origin: question.origin.clone() };
+            let prompt = Prompt::new(question.prompt.clone(), question.origin.clone());
             tokenizer.prompt(&prompt, prompt_length, &mut truncation)
         });
         let prompts = (tokens.zip(stacks)).map(|(tokens, stack)| Ok(PromptTokens { tokens: tokens?, stack }));

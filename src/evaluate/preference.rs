@@ -46,7 +46,7 @@ pub(super) fn rewards(
 ) -> Result<ByModel<f64>> {
     let CommonSettings { max_length, tokens_per_batch, seed, .. } = *common;
     let mut model = RewardModel::load(folder, &mut Bases::new(Device::Cpu), max_length, seed)?;
-    let prompt = |question: &Question| Prompt { prompt: question.prompt.clone(), origin: question.origin.clone() };
+    let prompt = |question: &Question| Prompt::new(question.prompt.clone(), question.origin.clone());
     let prompts: Vec<Prompt> = questions.iter().map(prompt).collect();
     let reply = |answer: &Answer| Reply { text: answer.text.clone(), ended: answer.ended.unwrap_or(true) };
     let replies: Vec<Vec<Reply>> = (0..questions.len())

@@ -274,7 +274,7 @@ fn policies_are_measured_by_their_distance_from_the_base_model() {
         for (answer, Sampled { tokens, text, .. }) in answers.iter().zip(sampled) {
             assert_eq!(answer.answer.text, text);
             let continuation = Continuation { learned: vec![true; tokens.len()], tokens };
-            let prompt = Prompt { prompt: question.prompt.clone(), origin: question.origin.clone() };
+            let prompt = Prompt::new(question.prompt.clone(), question.origin.clone());
             let prompt = tokenizer.prompt(&prompt, 512, &mut Truncation::default()).unwrap();
             let tree = TokenTree { prompt, answers: vec![continuation] };
             let log_prob =

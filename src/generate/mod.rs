@@ -2,6 +2,10 @@
 //!
 //! A prompt is computed once, whatever the number of its answers; answers that are finished leave the batch, and waiting
 //! prompts take their place. Every answer draws from a stream of its own, so that what it becomes does not depend on its company.
+//!
+//! Where rotations depend on the length of a sequence, a token is computed with those of the length that its sequence has by then. Of LongRoPE, whose
+//! rotations all change at one length, the keys and values of an answer that outgrows it are computed anew, as `transformers` does for Phi-3; dynamic
+//! scaling keeps the keys that are there, as it does too.
 
 pub mod kv_cache;
 pub mod sampler;
@@ -118,6 +122,30 @@ struct Active {
     own: Span,
 }
 
+/// The rows of the cache that a prompt and its answers take.
+struct PromptRows {
+    /// The prompt's, virtual ones too.
+    prompt: usize,
+    /// As many again for each answer, where it may outgrow the rotations of its prompt.
+    spare: usize,
+    /// An answer's.
+    answer: usize,
+}
+
+impl PromptRows {
+    fn of(prompt: &PromptTokens, own_rows: &[OwnRows], settings: &SamplingSettings, restart: Option<usize>) -> Self {
+        let OwnRows { virtual_rows, prefix_rows } = own_rows[prompt.stack];
+        let rows = virtual_rows + prompt.tokens.len();
+        let (first, answer) = (prefix_rows + rows, settings.response_length);
+        let outgrows = restart.is_some_and(|restart| first <= restart && restart < first + answer);
+        PromptRows { prompt: rows, spare: if outgrows { rows } else { 0 }, answer }
+    }
+
+    fn needed(&self, answers: usize) -> usize {
+        self.prompt + answers * (self.spare + self.answer)
+    }
+}
+
 struct ContinuousBatch<'a> {
     model: &'a Model,
     prompts: &'a [PromptTokens],
@@ -127,6 +155,8 @@ struct ContinuousBatch<'a> {
     cache: KeyValueCache,
     /// The rows that each stack places before its prompts.
     own_rows: Vec<OwnRows>,
+    /// The length beyond which all keys and values of a sequence are others.
+    restart: Option<usize>,
     active: Vec<Active>,
     /// For each prompt: its rows in the cache, and how many of its answers still need them.
     borrowed: Vec<Option<(Span, usize)>>,
@@ -145,9 +175,8 @@ impl<'a> ContinuousBatch<'a> {
             bail!("prompt {index} has no token, so there is nothing to continue; remove it from the prompts");
         }
         let own_rows = model.own_rows();
-        let need = |prompt: &PromptTokens| {
-            own_rows[prompt.stack].virtual_rows + prompt.tokens.len() + answers * settings.response_length
-        };
+        let restart = model.architecture().rotations_restart_after();
+        let need = |prompt: &PromptTokens| PromptRows::of(prompt, &own_rows, settings, restart).needed(answers);
         let mut needs: Vec<usize> = prompts.iter().map(need).collect();
         needs.sort_unstable_by(|a, b| b.cmp(a));
         let at_once = MOST_ACTIVE.div_ceil(answers.max(1));
@@ -160,6 +189,7 @@ impl<'a> ContinuousBatch<'a> {
             stop,
             cache: KeyValueCache::new(model.architecture(), capacity, &model.prefixes()?, model.device())?,
             own_rows,
+            restart,
             active: Vec::new(),
             borrowed: vec![None; prompts.len()],
             finished: vec![vec![Answer::default(); answers]; prompts.len()],
@@ -167,9 +197,11 @@ impl<'a> ContinuousBatch<'a> {
     }
 
     fn take_rows(&mut self, prompt: usize) -> Option<Span> {
-        let PromptTokens { tokens, stack } = &self.prompts[prompt];
-        let prompt_rows = self.own_rows[*stack].virtual_rows + tokens.len();
-        self.cache.take(prompt_rows + self.answers * self.settings.response_length)
+        self.cache.take(self.rows_of(prompt).needed(self.answers))
+    }
+
+    fn rows_of(&self, prompt: usize) -> PromptRows {
+        PromptRows::of(&self.prompts[prompt], &self.own_rows, self.settings, self.restart)
     }
 
     /// Computes prompts and draws the first token of each of their answers.
@@ -198,11 +230,12 @@ impl<'a> ContinuousBatch<'a> {
             let context_rows: usize = query.keys.iter().map(|span| span.len).sum();
             let mut next_row = rows.start + query.rows.len;
             self.borrowed[prompt] = Some((rows, self.answers));
+            let spare = self.rows_of(prompt).spare;
             for answer in 0..self.answers {
                 let mut stream = stream((prompt * self.answers + answer) as u64);
                 let (token, log_prob) = self.settings.draw(logits, &mut stream);
-                let own = Span { start: next_row, len: self.settings.response_length };
-                next_row += own.len;
+                let own = Span { start: next_row + spare, len: self.settings.response_length };
+                next_row += spare + own.len;
                 let context = query.keys.clone();
                 let (first_position, stack) = (context_rows, self.prompts[prompt].stack);
                 let (tokens, log_probs) = (vec![token], vec![log_prob]);
@@ -230,12 +263,19 @@ impl<'a> ContinuousBatch<'a> {
         if self.active.is_empty() {
             return Ok(());
         }
+        for index in 0..self.active.len() {
+            let Active { first_position, tokens, .. } = &self.active[index];
+            if self.restart == Some(first_position + tokens.len() - 1) {
+                self.restart(index)?;
+            }
+        }
         let mut layout = Layout { plan: AttentionPlan::default(), ..Layout::default() };
         let (mut tokens, mut write) = (Vec::new(), Vec::new());
         for (row, answer) in self.active.iter().enumerate() {
             let known = answer.tokens.len();
             tokens.push(answer.tokens[known - 1]);
             layout.positions.push((answer.first_position + known - 1) as u32);
+            layout.lengths.push((answer.first_position + known) as u32);
             let mut keys = answer.context.clone();
             keys.push(Span { start: answer.own.start, len: known });
             layout.plan.queries.push(Query { rows: Span { start: row, len: 1 }, keys });
@@ -257,6 +297,27 @@ impl<'a> ContinuousBatch<'a> {
             answer.log_probs.push(log_prob);
         });
         self.retire();
+        Ok(())
+    }
+
+    /// Computes the keys and values of prompt and answer anew, all but the newest token's, for an answer that this token makes longer than the
+    /// rotations of shorter sequences reach. They go to the answer's own rows and the spare ones before these.
+    fn restart(&mut self, index: usize) -> Result<()> {
+        let Active { prompt, stack, ref tokens, first_position, own, .. } = self.active[index];
+        let known = &tokens[..tokens.len() - 1];
+        let sequence = [&self.prompts[prompt].tokens[..], known].concat();
+        let segment = Segment { start: 0, len: sequence.len(), parent: None, stack };
+        let mut layout = Layout::new(&[segment], &self.own_rows);
+        layout.lengths.fill((first_position + tokens.len()) as u32);
+        let query = &mut layout.plan.queries[0];
+        let prompt_rows = query.rows.len - known.len();
+        let rows = Span { start: own.start - prompt_rows, len: query.rows.len };
+        let mut context = query.keys.clone();
+        *query.keys.last_mut().expect("a segment sees itself") = rows;
+        *context.last_mut().expect("a segment sees itself") = Span { len: prompt_rows, ..rows };
+        self.cache.write_next_to((rows.start..rows.start + rows.len).map(|row| row as u32).collect());
+        self.model.hidden_with_store(&sequence, &layout, &mut self.cache)?;
+        self.active[index].context = context;
         Ok(())
     }
 

@@ -141,6 +141,8 @@ pub struct Saving<'a> {
     pub base_hash: &'a str,
     /// The head that stands on top, saved with the adapter.
     pub head: Option<&'a Head>,
+    /// Whether the base is the text part of the model in that folder.
+    pub is_text_part: bool,
 }
 
 /// A lightweight method: it overrides the sites it needs, and each default leaves the base model as it is.

@@ -1,17 +1,19 @@
 //! What a family of transformers is, as data: the forward pass is written once and reads everything from here.
 
-use serde_json::Value;
-
+pub use super::config::{Config, shortened};
+pub use super::rotary::{Rotary, RotaryForm};
 use crate::bail;
 use crate::error::Result;
 use crate::ops::Activation;
 pub use crate::settings::Pooling;
 
-/// Where a block's norms stand. `A` is attention, `F` the feed-forward.
+/// Where a block's norms are. `A` is attention, `F` the feed-forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlockForm {
     /// `x + A(norm(x))`, then `x + F(norm(x))`: GPT-2, Llama.
     PreNorm,
+    /// `x + norm(A(x))`, then `x + norm(F(x))`: OLMo 2.
+    OutputNorm,
     /// `norm(x + A(x))`, then `norm(x + F(x))`, and no norm after the last block: BERT.
     PostNorm,
     /// `x + A(norm(x)) + F(norm'(x))`: GPT-NeoX.
@@ -27,6 +29,8 @@ pub enum NormKind {
     Rms,
     /// Layer normalisation, weight and bias.
     Layer,
+    /// Layer normalisation, weight only.
+    LayerWithoutBias,
 }
 
 /// How a token learns its position.
@@ -35,10 +39,7 @@ pub enum Positions {
     /// One learned vector a position, added to the embeddings.
     Learned,
     /// Queries and keys are rotated by `position * frequency` (Su et al. 2021); one frequency a pair of dimensions.
-    Rotary {
-        /// Radians a position, `[rotary dimensions / 2]`, any scaling applied.
-        frequencies: Vec<f32>,
-    },
+    Rotary(Rotary),
 }
 
 /// The feed-forward sub-layer.
@@ -48,6 +49,8 @@ pub enum FeedForward {
     Plain(Activation),
     /// `down(activation(gate(x)) * up(x))`
     Gated(Activation),
+    /// The same where `up` gives both, the gate's half first: `down(activation(a) * b)` with `(a, b) = up(x)`.
+    GatedPacked(Activation),
 }
 
 /// A linear layer's tensors on disk, relative to its block.
@@ -77,13 +80,44 @@ pub enum AttentionInput {
     PackedByHead(LinearName),
 }
 
-/// The classification head of a family in `transformers`: `out(h)`, or `out(tanh(dense(h)))`.
+/// Norms of queries and keys, within a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueryKeyNorms {
+    /// Of each head by itself, `[head_dim]` (Qwen3).
+    ByHead([&'static str; 2]),
+    /// Of all heads together, `[heads * head_dim]` and `[kv_heads * head_dim]` (OLMo 2).
+    Whole([&'static str; 2]),
+}
+
+impl QueryKeyNorms {
+    /// Their names.
+    pub fn names(self) -> [&'static str; 2] {
+        match self {
+            QueryKeyNorms::ByHead(names) | QueryKeyNorms::Whole(names) => names,
+        }
+    }
+}
+
+/// The hidden layer of a head: `norm(activation(W h + b))`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadHidden {
+    /// Its name; `[d_model, d_model]`.
+    pub name: &'static str,
+    /// Whether it has a bias.
+    pub bias: bool,
+    /// What its output goes through.
+    pub activation: Activation,
+    /// Name of the norm after that, of the same kind as those of the blocks, where there is one (ModernBERT).
+    pub norm: Option<&'static str>,
+}
+
+/// The classification head of a family in `transformers`: `out(h)`, or `out(hidden(h))`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadForm {
     /// What it reads.
     pub pooling: Pooling,
-    /// Name of its hidden layer, `[d_model, d_model]` with bias, where it has one.
-    pub dense: Option<&'static str>,
+    /// Its hidden layer, where it has one.
+    pub hidden: Option<HeadHidden>,
     /// Name of its last layer, `[labels, d_model]`.
     pub out: &'static str,
     /// Whether that layer has a bias.
@@ -105,21 +139,21 @@ pub struct TensorNames {
     pub embedding_norm: Option<&'static str>,
     /// The list of blocks.
     pub blocks: &'static str,
-    /// Norm before attention (or after it, [`BlockForm::PostNorm`]), within a block.
-    pub attention_norm: &'static str,
-    /// Norm of attention's output, within a block ([`BlockForm::Sandwich`]).
+    /// Norm before attention (or after it, [`BlockForm::PostNorm`]), within a block; none with [`BlockForm::OutputNorm`].
+    pub attention_norm: Option<&'static str>,
+    /// Norm of attention's output, within a block ([`BlockForm::Sandwich`], [`BlockForm::OutputNorm`]).
     pub attention_output_norm: Option<&'static str>,
-    /// Norms of each head's query and key, `[head_dim]`, within a block (Qwen3).
-    pub query_key_norms: Option<[&'static str; 2]>,
+    /// Norms of queries and keys, within a block.
+    pub query_key_norms: Option<QueryKeyNorms>,
     /// Into attention.
     pub attention_input: AttentionInput,
     /// Out of attention.
     pub attention_output: LinearName,
-    /// Norm before the feed-forward (or after it, [`BlockForm::PostNorm`]), within a block.
-    pub feed_forward_norm: &'static str,
-    /// Norm of the feed-forward's output, within a block ([`BlockForm::Sandwich`]).
+    /// Norm before the feed-forward (or after it, [`BlockForm::PostNorm`]), within a block; none with [`BlockForm::OutputNorm`].
+    pub feed_forward_norm: Option<&'static str>,
+    /// Norm of the feed-forward's output, within a block ([`BlockForm::Sandwich`], [`BlockForm::OutputNorm`]).
     pub feed_forward_output_norm: Option<&'static str>,
-    /// The gate of a gated feed-forward.
+    /// The gate of [`FeedForward::Gated`].
     pub gate: Option<LinearName>,
     /// Into the feed-forward.
     pub up: LinearName,
@@ -137,6 +171,13 @@ pub struct TensorNames {
     pub transposed_linears: bool,
     /// Norms' weights are stored less one (Gemma).
     pub norm_weights_less_one: bool,
+}
+
+impl TensorNames {
+    /// Names of the norms of queries and keys, within a block.
+    pub fn query_key_norm_names(&self) -> impl Iterator<Item = &'static str> {
+        self.query_key_norms.map(QueryKeyNorms::names).into_iter().flatten()
+    }
 }
 
 /// Everything that the forward pass needs to know about a model.
@@ -162,8 +203,10 @@ pub struct Architecture {
     pub d_ff: usize,
     /// The longest sequence.
     pub max_positions: usize,
-    /// Where a block's norms stand.
+    /// Where a block's norms are.
     pub block: BlockForm,
+    /// Whether the first block has a norm before its attention (ModernBERT's has none, as its embeddings are normalised).
+    pub first_attention_norm: bool,
     /// The norms.
     pub norm: NormKind,
     /// Added to the variance in the norms.
@@ -174,17 +217,21 @@ pub struct Architecture {
     pub position_offset: usize,
     /// How many kinds of tokens embeddings tell apart (BERT's first and second text); 0 where they do not.
     pub token_types: usize,
-    /// What token embeddings are multiplied with (Gemma).
+    /// What token embeddings are multiplied with (Gemma, Granite).
     pub embedding_scale: Option<f64>,
+    /// What a sub-layer's output is multiplied with before it is added to the residual stream (Granite).
+    pub residual_scale: Option<f64>,
     /// What attention's scores are multiplied with.
     pub attention_scale: f64,
     /// Attention's scores become `cap tanh(score / cap)` (Gemma 2).
     pub attention_soft_cap: Option<f64>,
+    /// What logits are multiplied with (Granite).
+    pub output_scale: Option<f64>,
     /// Logits become `cap tanh(logit / cap)` (Gemma 2).
     pub output_soft_cap: Option<f64>,
     /// Feed-forward.
     pub feed_forward: FeedForward,
-    /// For each layer, how many positions back a token sees (itself counted).
+    /// For each layer, how many positions back a token sees (itself counted); an encoder's sees as many ahead.
     pub windows: Vec<Option<usize>>,
     /// Whether a token sees nothing after itself.
     pub causal: bool,
@@ -202,130 +249,6 @@ pub struct Architecture {
     pub default_ia3_feed_forward: &'static [&'static str],
     /// Tensor names.
     pub names: TensorNames,
-}
-
-/// The largest size that a `config.json` may ask for: no product of two overflows, and none makes a list that memory cannot hold.
-pub const LARGEST_SIZE: usize = 1 << 24;
-/// The most blocks.
-pub const MOST_LAYERS: usize = 1 << 12;
-
-/// A JSON value as a message shows it: a long one loses its end.
-pub fn shortened(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(80) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
-    }
-}
-
-/// Fields of a `config.json`, with errors that name file and field.
-pub struct Config<'a> {
-    /// The parsed file.
-    pub json: &'a Value,
-    /// How the file is called in errors.
-    pub file: &'a str,
-}
-
-impl Config<'_> {
-    /// The field, unless it is absent or null.
-    pub fn get(&self, field: &str) -> Option<&Value> {
-        self.json.get(field).filter(|value| !value.is_null())
-    }
-
-    /// A size that must be there and at least 1.
-    pub fn size(&self, field: &str) -> Result<usize> {
-        match self.optional_size(field)? {
-            Some(size) => Ok(size),
-            None => bail!("{}: field \"{field}\" is missing; it is expected to be a positive integer", self.file),
-        }
-    }
-
-    /// A size that may be absent; at least 1 and at most [`LARGEST_SIZE`] where it is there.
-    pub fn optional_size(&self, field: &str) -> Result<Option<usize>> {
-        let Some(value) = self.get(field) else { return Ok(None) };
-        match value.as_u64().and_then(|size| usize::try_from(size).ok()) {
-            Some(size @ 1..=LARGEST_SIZE) => Ok(Some(size)),
-            Some(size) if size > LARGEST_SIZE => {
-                bail!(
-                    "{}: field \"{field}\" is {value}, expected at most {LARGEST_SIZE}; no model is that large",
-                    self.file
-                )
-            }
-            _ => bail!("{}: field \"{field}\" is {}, expected a positive integer", self.file, shortened(value)),
-        }
-    }
-
-    /// The number of blocks, at most [`MOST_LAYERS`].
-    pub fn layers(&self, field: &str) -> Result<usize> {
-        match self.size(field)? {
-            layers if layers > MOST_LAYERS => {
-                bail!(
-                    "{}: field \"{field}\" is {layers}, expected at most {MOST_LAYERS}; no model is that deep",
-                    self.file
-                )
-            }
-            layers => Ok(layers),
-        }
-    }
-
-    /// A number, or `default` where it is absent.
-    pub fn number(&self, field: &str, default: f64) -> Result<f64> {
-        match self.get(field) {
-            None => Ok(default),
-            Some(value) => match value.as_f64() {
-                Some(number) if number.is_finite() => Ok(number),
-                _ => bail!("{}: field \"{field}\" is {}, expected a number", self.file, shortened(value)),
-            },
-        }
-    }
-
-    /// A number above 0, or `default` where it is absent.
-    pub fn positive(&self, field: &str, default: f64) -> Result<f64> {
-        match self.number(field, default)? {
-            number if number > 0.0 => Ok(number),
-            number => bail!("{}: field \"{field}\" is {number}, expected a number above 0", self.file),
-        }
-    }
-
-    /// A number of at least 0, or `default` where it is absent.
-    pub fn not_negative(&self, field: &str, default: f64) -> Result<f64> {
-        match self.number(field, default)? {
-            number if number >= 0.0 => Ok(number),
-            number => bail!("{}: field \"{field}\" is {number}, expected a number of at least 0", self.file),
-        }
-    }
-
-    /// True or false, or `default` where it is absent.
-    pub fn flag(&self, field: &str, default: bool) -> Result<bool> {
-        match self.get(field) {
-            None => Ok(default),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(value) => {
-                bail!("{}: field \"{field}\" is {}, expected true or false", self.file, shortened(value))
-            }
-        }
-    }
-
-    /// A text, or `default` where it is absent.
-    pub fn text<'b>(&'b self, field: &str, default: &'b str) -> Result<&'b str> {
-        match self.get(field) {
-            None => Ok(default),
-            Some(Value::String(text)) => Ok(text),
-            Some(value) => bail!("{}: field \"{field}\" is {}, expected a text", self.file, shortened(value)),
-        }
-    }
-
-    /// The non-linearity named by `field`.
-    pub fn activation(&self, field: &str, default: &str) -> Result<Activation> {
-        let name = self.text(field, default)?;
-        match Activation::named(name) {
-            Some(activation) => Ok(activation),
-            None => bail!(
-                "{}: field \"{field}\" is \"{name}\"; known activations are gelu, gelu_new, gelu_pytorch_tanh, silu, relu and tanh",
-                self.file
-            ),
-        }
-    }
 }
 
 /// How many of the sequences that a model reads are longer than it was made for.
@@ -407,6 +330,22 @@ impl Architecture {
             bail!("{file}: the width of an attention head is {}, expected an even number", self.head_dim);
         }
         Ok(())
+    }
+
+    /// The length beyond which the rotations of a sequence depend on its length (dynamic scaling, LongRoPE).
+    pub fn rotations_switch_after(&self) -> Option<usize> {
+        match &self.positions {
+            Positions::Rotary(rotary) => rotary.switches_after(),
+            Positions::Learned => None,
+        }
+    }
+
+    /// The length beyond which the rotations of a sequence that grows are others from its first token on (LongRoPE).
+    pub fn rotations_restart_after(&self) -> Option<usize> {
+        match &self.positions {
+            Positions::Rotary(rotary) => rotary.restarts_after(),
+            Positions::Learned => None,
+        }
     }
 
     /// Width of all query heads.

@@ -113,7 +113,7 @@ pub fn open(
     Ok((ModelFolder { path, config, form, new_from_seed, companions }, architecture, weights))
 }
 
-/// Reads `config.json`.
+/// Reads `config.json`; of a model of text and images what it says of text, as if that were the whole model.
 pub fn read_architecture(path: &Path) -> Result<(Value, Architecture)> {
     let config_path = path.join("config.json");
     if !config_path.is_file() {
@@ -122,9 +122,9 @@ pub fn read_architecture(path: &Path) -> Result<(Value, Architecture)> {
             path.display()
         );
     }
-    let config = read_json(&config_path)?;
     let file = config_path.display().to_string();
-    let architecture = family::architecture(&Config { json: &config, file: &file })?;
+    let config = family::text_part(read_json(&config_path)?, &file)?;
+    let architecture = family::architecture(&Config::new(&config, file))?;
     Ok((config, architecture))
 }
 
@@ -135,6 +135,12 @@ pub fn read_json(path: &Path) -> Result<Value> {
 }
 
 impl ModelFolder {
+    /// Whether the folder's model is one of text and images, of which the text part is read.
+    pub fn is_text_part(&self) -> bool {
+        let written = read_json(&self.path.join("config.json"));
+        written.is_ok_and(|written| written.get("model_type") != self.config.get("model_type"))
+    }
+
     /// From now on writes weights of this element type.
     pub fn store_as(&mut self, dtype: DType) {
         self.form.dtype = dtype;

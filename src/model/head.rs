@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::adapter::Parameter;
-use super::architecture::{Architecture, HeadForm, Pooling};
+use super::architecture::{Architecture, HeadForm, NormKind, Pooling};
 use super::weights::{Role, Stored, TensorSpec};
 use crate::bail;
 use crate::error::{Error, Result};
@@ -17,14 +17,18 @@ use crate::limits;
 use crate::ops::Activation;
 use crate::{ops, random};
 
-/// `y = (W h + b - shift) / divisor`, or the same of `tanh(V h + a)` in place of `h`: one number a label for the hidden state `h` that stands for a sequence.
-/// A reward or value model has one label.
+/// `y = (W h + b - shift) / divisor`, or the same of `norm(activation(V h + a))` in place of `h`: one number a label for the hidden state `h` that
+/// stands for a sequence. A reward or value model has one label.
 #[derive(Debug, Clone)]
 pub struct Head {
     /// Everything but the tensors.
     pub form: Form,
     /// The hidden layer.
     dense: Option<Layer>,
+    /// What its output goes through.
+    activation: Activation,
+    /// The norm after that (ModernBERT).
+    norm: Option<HeadNorm>,
     /// The last layer.
     out: Layer,
 }
@@ -65,6 +69,13 @@ struct Layer {
     variables: Vec<Parameter>,
 }
 
+/// Layer normalisation of what the last layer reads: the weight and, where there is one, the bias, `[d_model]` each.
+#[derive(Debug, Clone)]
+struct HeadNorm {
+    layer: Layer,
+    epsilon: f64,
+}
+
 /// A head that is to be made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewHead {
@@ -83,14 +94,25 @@ const FILE: &str = "head.json";
 const OWN_DENSE: &str = "probe.dense";
 const OWN_OUT: &str = "probe.out_proj";
 
+/// Names of all layers that a head of this architecture may have, norms apart.
+fn layer_names(architecture: &Architecture) -> [Option<&'static str>; 4] {
+    let HeadForm { hidden, out, .. } = architecture.names.head;
+    [hidden.map(|hidden| hidden.name), Some(out), Some(OWN_DENSE), Some(OWN_OUT)]
+}
+
+fn norm_name(architecture: &Architecture) -> Option<&'static str> {
+    architecture.names.head.hidden.and_then(|hidden| hidden.norm)
+}
+
 /// The tensors of the heads whose shapes `shape_of` knows: of the family's own head and of one of another form.
 pub fn head_specs(architecture: &Architecture, shape_of: impl Fn(&str) -> Option<Vec<usize>>) -> Vec<TensorSpec> {
     let names = &architecture.names;
     let found = |name: &str| shape_of(name).or_else(|| shape_of(name.strip_prefix(names.prefix).unwrap_or(name)));
-    let layers = [names.head.dense, Some(names.head.out), Some(OWN_DENSE), Some(OWN_OUT)];
+    let layers = layer_names(architecture).into_iter().flatten().map(|name| (name, Role::Linear));
+    let norm = norm_name(architecture).map(|name| (name, Role::NormWeight));
     let mut specs = Vec::new();
-    for layer in layers.into_iter().flatten() {
-        for (part, role) in [("weight", Role::Linear), ("bias", Role::Bias)] {
+    for (layer, of_weight) in layers.chain(norm) {
+        for (part, role) in [("weight", of_weight), ("bias", Role::Bias)] {
             let name = format!("{layer}.{part}");
             if let Some(shape) = found(&name) {
                 specs.push(TensorSpec { name, shape, role, stored: Stored::AsIs });
@@ -102,9 +124,8 @@ pub fn head_specs(architecture: &Architecture, shape_of: impl Fn(&str) -> Option
 
 /// Whether a tensor belongs to a head.
 pub fn is_head_tensor(architecture: &Architecture, name: &str) -> bool {
-    let form = &architecture.names.head;
     let layer = name.rsplit_once('.').map_or(name, |(layer, _)| layer);
-    [form.dense, Some(form.out), Some(OWN_DENSE), Some(OWN_OUT)].contains(&Some(layer))
+    layer_names(architecture).contains(&Some(layer)) || norm_name(architecture) == Some(layer)
 }
 
 impl Head {
@@ -116,20 +137,27 @@ impl Head {
         pad: Option<u32>,
         find: impl Fn(&str) -> Option<Tensor>,
     ) -> Option<Self> {
-        let HeadForm { pooling, dense, out, .. } = architecture.names.head;
+        let HeadForm { pooling, hidden, out, .. } = architecture.names.head;
         let layer = |name: &str| Layer::find(name, &find);
         let pad_token_id = pad.filter(|_| pooling == Pooling::Last);
         let form = form.unwrap_or(Form { pooling, labels: Vec::new(), shift: 0.0, divisor: 1.0, pad_token_id });
         if let Some(out) = layer(OWN_OUT) {
-            return Some(Head { form, dense: layer(OWN_DENSE), out });
+            return Some(Head { form, dense: layer(OWN_DENSE), activation: Activation::Tanh, norm: None, out });
         }
-        Some(Head { form, out: layer(out)?, dense: dense.and_then(layer) })
+        let bare = Head { form, out: layer(out)?, dense: None, activation: Activation::Tanh, norm: None };
+        let Some(hidden) = hidden else { return Some(bare) };
+        let norm = hidden.norm.and_then(layer).map(|layer| HeadNorm { layer, epsilon: architecture.norm_epsilon });
+        Some(Head { dense: layer(hidden.name), activation: hidden.activation, norm, ..bare })
     }
 
     /// The head with the hidden layer that the base model holds, where the family's has one and this one has not: PEFT leaves BERT's pooler with the base.
     pub fn completed_by(mut self, architecture: &Architecture, find: impl Fn(&str) -> Option<Tensor>) -> Self {
-        if self.dense.is_none() && self.is_of_the_family(architecture) {
-            self.dense = architecture.names.head.dense.and_then(|name| Layer::find(name, &find));
+        if let Some(hidden) = architecture.names.head.hidden.filter(|_| self.is_of_the_family(architecture)) {
+            self.dense = self.dense.or_else(|| Layer::find(hidden.name, &find));
+            self.norm = self.norm.or_else(|| {
+                let layer = Layer::find(hidden.norm?, &find)?;
+                Some(HeadNorm { layer, epsilon: architecture.norm_epsilon })
+            });
         }
         self
     }
@@ -146,45 +174,63 @@ impl Head {
         let pooling = new.pooling.unwrap_or(own.pooling);
         let is_own = pooling == own.pooling && new.hidden.is_none();
         let d_model = architecture.d_model;
-        let hidden = match (is_own, own.dense) {
-            (true, Some(name)) => Some((name, d_model)),
-            (true, None) => None,
-            (false, _) => new.hidden.filter(|&width| width > 0).map(|width| (OWN_DENSE, width)),
+        let own_hidden = own.hidden.filter(|_| is_own);
+        let hidden = match own_hidden {
+            Some(hidden) => Some((hidden.name, d_model, hidden.bias)),
+            None if is_own => None,
+            None => new.hidden.filter(|&width| width > 0).map(|width| (OWN_DENSE, width, true)),
         };
         let dense = match hidden {
             None => None,
-            Some((name, width)) => {
+            Some((name, width, bias)) => {
                 let shape = [width, d_model];
-                let layer = Layer::random(name, shape, true, architecture.initializer_range, new.seed, device)?;
-                let pretrained = pretrained(&format!("{name}.weight")).zip(pretrained(&format!("{name}.bias")));
-                Some(match pretrained {
-                    Some((weight, bias)) => Layer { weight, bias: Some(bias), ..layer },
+                let layer = Layer::random(name, shape, bias, architecture.initializer_range, new.seed, device)?;
+                let weight = pretrained(&format!("{name}.weight"));
+                let bias_of_base = pretrained(&format!("{name}.bias")).filter(|_| bias);
+                Some(match weight.filter(|_| bias_of_base.is_some() == bias) {
+                    Some(weight) => Layer { weight, bias: bias_of_base, ..layer },
                     None => layer,
                 })
             }
         };
-        let width = hidden.map_or(d_model, |(_, width)| width);
+        let norm = match own_hidden.and_then(|hidden| hidden.norm) {
+            Some(name) => Some(HeadNorm::new(name, architecture, pretrained, device)?),
+            None => None,
+        };
+        let activation = own_hidden.map_or(Activation::Tanh, |hidden| hidden.activation);
+        let width = hidden.map_or(d_model, |(_, width, _)| width);
         let (name, bias) = if is_own { (own.out, own.out_bias) } else { (OWN_OUT, true) };
         let deviation = 1.0 / (width as f64 + 1.0).sqrt();
         let labels = new.labels.len().max(1);
         let out = Layer::random(name, [labels, width], bias, deviation, new.seed, device)?;
         let form = Form { pooling, labels: new.labels.clone(), shift: 0.0, divisor: 1.0, pad_token_id: None };
-        Ok(Head { form, dense, out })
+        Ok(Head { form, dense, activation, norm, out })
     }
 
     /// Refuses a head that lacks a layer or does not fit the model, or has not this many labels where a number is asked for.
     pub fn check(&self, architecture: &Architecture, labels: Option<usize>, source: &Path) -> Result<()> {
-        if let (Some(dense), None, true) =
-            (architecture.names.head.dense, &self.dense, self.is_of_the_family(architecture))
-        {
-            bail!(
-                "{}: tensor \"{dense}.weight\" is missing, through which \"{}.weight\" reads the model; save the classifier with all of its head",
-                source.display(),
-                self.out.name
-            );
+        if let Some(hidden) = architecture.names.head.hidden.filter(|_| self.is_of_the_family(architecture)) {
+            let missing = if self.dense.is_none() { Some(hidden.name) } else { None };
+            if let Some(missing) = missing.or_else(|| hidden.norm.filter(|_| self.norm.is_none())) {
+                bail!(
+                    "{}: tensor \"{missing}.weight\" is missing, through which \"{}.weight\" reads the model; save the classifier with all of its head",
+                    source.display(),
+                    self.out.name
+                );
+            }
+        }
+        if let Some(HeadNorm { layer: Layer { name, weight, bias, .. }, .. }) = &self.norm {
+            let mut shapes = std::iter::once(weight).chain(bias).map(Tensor::dims);
+            if let Some(shape) = shapes.find(|shape| *shape != [architecture.d_model]) {
+                bail!(
+                    "{}: tensor \"{name}.weight\" or its bias has shape {shape:?}, expected [{}]; this head belongs to another base model",
+                    source.display(),
+                    architecture.d_model
+                );
+            }
         }
         let mut width = architecture.d_model;
-        for Layer { name, weight, bias, .. } in self.layers() {
+        for Layer { name, weight, bias, .. } in self.dense.iter().chain([&self.out]) {
             let fits = weight.rank() == 2 && weight.dims()[1] == width;
             if !fits || bias.as_ref().is_some_and(|bias| bias.dims() != &weight.dims()[..1]) {
                 bail!(
@@ -251,6 +297,8 @@ impl Head {
         Ok(Head {
             form: self.form.clone(),
             dense: self.dense.as_ref().map(Layer::trainable).transpose()?,
+            activation: self.activation,
+            norm: self.norm.as_ref().map(HeadNorm::trainable).transpose()?,
             out: self.out.trainable()?,
         })
     }
@@ -265,7 +313,13 @@ impl Head {
 
     /// The same storage seen as frozen.
     pub fn frozen(&self) -> Self {
-        Head { form: self.form.clone(), dense: self.dense.as_ref().map(Layer::frozen), out: self.out.frozen() }
+        Head {
+            form: self.form.clone(),
+            dense: self.dense.as_ref().map(Layer::frozen),
+            norm: self.norm.as_ref().map(|norm| HeadNorm { layer: norm.layer.frozen(), ..*norm }),
+            out: self.out.frozen(),
+            activation: self.activation,
+        }
     }
 
     /// What trains.
@@ -287,13 +341,16 @@ impl Head {
         &self.out.name
     }
 
-    /// Names of its layers on disk.
+    /// The modules that hold its layers. RoBERTa's are all within `classifier`, which PEFT stores whole by itself: it cannot also store parts.
     pub fn modules(&self) -> Vec<&str> {
-        self.layers().map(|layer| layer.name.as_str()).collect()
+        const WHOLE: &str = "classifier";
+        let within = |layer: &Layer| layer.name.strip_prefix(WHOLE).is_some_and(|rest| rest.starts_with('.'));
+        if self.layers().all(within) { vec![WHOLE] } else { self.layers().map(|layer| layer.name.as_str()).collect() }
     }
 
+    /// All layers, the norm too.
     fn layers(&self) -> impl Iterator<Item = &Layer> {
-        self.dense.iter().chain(std::iter::once(&self.out))
+        self.dense.iter().chain(self.norm.iter().map(|norm| &norm.layer)).chain(std::iter::once(&self.out))
     }
 
     /// Whether `transformers`' classifier of the family computes the same.
@@ -303,10 +360,12 @@ impl Head {
 
     /// The labels' numbers `[n, labels]` for hidden states `[n, d_model]`.
     pub fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
-        let out = match &self.dense {
-            Some(dense) => self.out.forward(&ops::activate(&dense.forward(hidden)?, Activation::Tanh)?)?,
-            None => self.out.forward(hidden)?,
-        }; // [n, labels]
+        let inner = match &self.dense {
+            Some(dense) => ops::activate(&dense.forward(hidden)?, self.activation)?,
+            None => hidden.clone(),
+        }; // [n, width]
+        let inner = self.norm.as_ref().map_or(Ok(inner.clone()), |norm| norm.forward(&inner))?;
+        let out = self.out.forward(&inner)?; // [n, labels]
         let Form { shift, divisor, .. } = self.form;
         let out = if shift == 0.0 { out } else { (out - f64::from(shift))? };
         Ok(if divisor == 1.0 { out } else { (out / f64::from(divisor))? })
@@ -374,6 +433,37 @@ impl Form {
         let path = folder.join(FILE);
         let json = serde_json::to_string_pretty(self).expect("plain data is valid JSON");
         std::fs::write(&path, json + "\n").map_err(Error::io(&path))
+    }
+}
+
+impl HeadNorm {
+    /// That of the base where it has one, or ones.
+    fn new(
+        name: &str,
+        architecture: &Architecture,
+        pretrained: impl Fn(&str) -> Option<Tensor>,
+        device: &Device,
+    ) -> Result<Self> {
+        let number = |part: &str, number: f64| match pretrained(&format!("{name}.{part}")) {
+            Some(found) => Ok(found),
+            None => Tensor::ones(architecture.d_model, DType::F32, device)?.affine(number, 0.0),
+        };
+        let weight = number("weight", 1.0)?;
+        let bias = (architecture.norm == NormKind::Layer).then(|| number("bias", 0.0)).transpose()?;
+        let layer = Layer { name: name.to_string(), weight, bias, variables: Vec::new() };
+        Ok(HeadNorm { layer, epsilon: architecture.norm_epsilon })
+    }
+
+    fn trainable(&self) -> Result<Self> {
+        Ok(HeadNorm { layer: self.layer.trainable()?, ..*self })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let Layer { weight, bias, .. } = &self.layer;
+        match bias {
+            Some(bias) => ops::layer_norm(x, weight, bias, self.epsilon),
+            None => ops::layer_norm(x, weight, &weight.detach().zeros_like()?, self.epsilon),
+        }
     }
 }
 

@@ -32,6 +32,8 @@ impl OwnRows {
 pub struct Layout {
     /// Position of every row of the stream.
     pub positions: Vec<u32>,
+    /// For every row of the stream, the length of the longest sequence that it is a part of (rotations may depend on it).
+    pub lengths: Vec<u32>,
     /// Which keys each segment's queries see.
     pub plan: AttentionPlan,
     /// For every token of the batch, its row in the stream; `None` while they are the same.
@@ -58,6 +60,9 @@ impl Layout {
             stream.push(segment, own_rows[segment.stack]);
         }
         let mut layout = stream.layout;
+        for (query, root) in layout.plan.queries.iter().zip(&stream.roots) {
+            layout.lengths.extend(std::iter::repeat_n(stream.longest[*root] as u32, query.rows.len));
+        }
         if stream.virtual_rows > 0 {
             layout.token_rows = Some(stream.token_rows);
             layout.gather = Some(stream.gather);
@@ -82,6 +87,9 @@ struct Stream {
     gather: Vec<u32>,
     /// Position after the last token of each segment.
     ends: Vec<usize>,
+    /// The root of each segment, and for each root the farthest end of its segments (0 for other segments).
+    roots: Vec<usize>,
+    longest: Vec<usize>,
     /// Where each stack's virtual tokens and prefixes start among those of all stacks, and how many these are.
     virtual_starts: Vec<usize>,
     prefix_starts: Vec<usize>,
@@ -106,7 +114,12 @@ impl Stream {
         self.layout.positions.extend((first_position..first_position + len).map(|position| position as u32));
         push_group(&mut self.layout.groups, segment.stack, start, len);
         push_group(&mut self.layout.token_groups, segment.stack, segment.start, segment.len);
-        self.ends.push(first_position + len);
+        let end = first_position + len;
+        let root = segment.parent.map_or(self.roots.len(), |parent| self.roots[parent]);
+        self.ends.push(end);
+        self.roots.push(root);
+        self.longest.push(0);
+        self.longest[root] = self.longest[root].max(end);
         let first_virtual = self.virtual_starts[segment.stack];
         self.gather.extend((first_virtual..first_virtual + virtual_rows).map(|row| row as u32));
         for token in 0..segment.len {
@@ -129,6 +142,7 @@ mod tests {
         let segments = [segment(0, 3, None), segment(3, 2, Some(0)), segment(5, 1, Some(0))];
         let layout = Layout::new(&segments, &[OwnRows::default()]);
         assert_eq!(layout.positions, [0, 1, 2, 3, 4, 3]);
+        assert_eq!(layout.lengths, [5, 5, 5, 5, 5, 5]);
         let keys: Vec<_> = layout.plan.queries.iter().map(|query| query.keys.clone()).collect();
         let prompt = Span { start: 0, len: 3 };
         assert_eq!(
@@ -143,6 +157,7 @@ mod tests {
         let segments = [segment(0, 2, None), segment(2, 1, Some(0)), segment(3, 1, None)];
         let layout = Layout::new(&segments, &[OwnRows { virtual_rows: 2, prefix_rows: 3 }]);
         assert_eq!(layout.positions, [3, 4, 5, 6, 7, 3, 4, 5]);
+        assert_eq!(layout.lengths, [8, 8, 8, 8, 8, 6, 6, 6]);
         assert_eq!(layout.token_rows, Some(vec![2, 3, 4, 7]));
         assert_eq!(layout.gather, Some(vec![0, 1, 2, 3, 4, 0, 1, 5]));
         assert_eq!(layout.plan.queries[2].keys, [Span { start: 0, len: 3 }, Span { start: 8, len: 3 }]);

@@ -2,10 +2,12 @@
 
 pub mod adapter;
 pub mod architecture;
+pub mod config;
 pub mod family;
 pub mod folder;
 pub mod head;
 pub mod layout;
+pub mod rotary;
 pub mod sites;
 pub mod transformer;
 pub mod weight_files;
@@ -208,7 +210,18 @@ impl Model {
 
     /// The same for trees that run each with a stack of its own.
     pub fn pack_stacks<'a>(&self, trees: impl IntoIterator<Item = (&'a TokenTree, usize)>) -> Batch {
-        if self.architecture.causal { Batch::pack_stacks(trees) } else { Batch::pack_pairs(trees) }
+        let trees: Vec<(&TokenTree, usize)> = trees.into_iter().collect();
+        if !self.architecture.causal {
+            return Batch::pack_pairs(trees);
+        }
+        // Where rotations depend on the length of a sequence, answers of different lengths cannot share their prompt's keys.
+        let own_rows = self.own_rows();
+        let is_long = |&(tree, stack): &(&TokenTree, usize)| {
+            let OwnRows { virtual_rows, prefix_rows } = own_rows[stack];
+            let longest = tree.longest() + virtual_rows + prefix_rows;
+            self.architecture.rotations_switch_after().is_some_and(|original| longest > original)
+        };
+        if trees.iter().any(is_long) { Batch::pack_apart(trees) } else { Batch::pack_stacks(trees) }
     }
 
     /// Lays texts to be classified end to end: trees of one answer, each with the types of its tokens as the tokenizer gives them.
@@ -260,14 +273,14 @@ impl Model {
     fn log_probs_of(&self, hidden: &Tensor, targets: &[Target], stack: usize, temperature: f64) -> Result<LogProbs> {
         let rows: Vec<u32> = targets.iter().map(|target| target.row as u32).collect();
         let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
-        let hidden = select_rows(hidden, &rows)?; // [targets, d_model]
+        let hidden = self.scaled_for_output(select_rows(hidden, &rows)?)?; // [targets, d_model]
         let soft_cap = self.architecture.output_soft_cap;
         ops::log_probs(&hidden, &self.output_of(stack), &tokens, temperature, soft_cap)
     }
 
     /// The logits `[rows, vocabulary]` at some rows, which run with these stacks (all with the model's own where there are none).
     pub fn logits(&self, hidden: &Tensor, rows: &[u32], stacks: &[usize]) -> Result<Tensor> {
-        let hidden = select_rows(hidden, rows)?; // [rows, d_model]
+        let hidden = self.scaled_for_output(select_rows(hidden, rows)?)?; // [rows, d_model]
         let own_output = |stack: usize| self.stacks[stack].iter().any(|adapter| adapter.output().is_some());
         let logits = match stacks {
             [] => ops::linear(&hidden, &self.output_of(0), None)?,
@@ -283,6 +296,11 @@ impl Model {
             Some(cap) => ops::activate(&(logits / cap)?, ops::Activation::Tanh)?.affine(cap, 0.0)?,
             None => logits,
         })
+    }
+
+    /// Hidden states whose products with the output matrix are the logits.
+    fn scaled_for_output(&self, hidden: Tensor) -> Result<Tensor> {
+        self.architecture.output_scale.map_or(Ok(hidden.clone()), |scale| Ok(hidden.affine(scale, 0.0)?))
     }
 
     /// The output matrix that a stack's rows see.
@@ -367,7 +385,8 @@ impl Model {
                 None => (self.folder.path.display().to_string(), None),
             };
             let base_hash = self.weights.hash()?;
-            let saving = Saving { base: &base, revision: revision.as_deref(), base_hash: &base_hash, head };
+            let (revision, is_text_part) = (revision.as_deref(), self.folder.is_text_part());
+            let saving = Saving { base: &base, revision, base_hash: &base_hash, head, is_text_part };
             folder::save_adapters(folder, self.adapters(), &saving)?;
             self.folder.copy_companions(folder)?;
         } else {

@@ -3,8 +3,11 @@
 use candle_core::{Device, Tensor};
 
 use super::adapter::{Linear, NormChange, Pass, SubLayer};
-use super::architecture::{Architecture, AttentionInput, BlockForm, FeedForward, LinearName, NormKind, Positions};
+use super::architecture::{
+    Architecture, AttentionInput, BlockForm, FeedForward, LinearName, NormKind, Positions, QueryKeyNorms,
+};
 use super::layout::Layout;
+use super::rotary::RotaryForm;
 use super::sites::{Sites, Stack, SumNorm, prefixes, virtual_tokens};
 use super::weights::{Weights, block_prefix, output_name};
 use crate::error::Result;
@@ -25,12 +28,12 @@ pub struct Transformer {
 
 #[derive(Debug, Clone)]
 struct Block {
-    attention_norm: Norm,
+    attention_norm: Option<Norm>,
     attention_input: AttentionProjection,
     query_key_norms: Option<[Norm; 2]>,
     attention_output: Linear,
     attention_output_norm: Option<Norm>,
-    feed_forward_norm: Norm,
+    feed_forward_norm: Option<Norm>,
     gate: Option<Linear>,
     up: Linear,
     down: Linear,
@@ -84,7 +87,7 @@ impl Transformer {
         let embeddings = weights.get(&named(names.embeddings))?;
         let positions = match architecture.positions {
             Positions::Learned => Some(weights.get(&named(names.positions))?),
-            Positions::Rotary { .. } => None,
+            Positions::Rotary(_) => None,
         };
         // A classifier's folder may lack an output matrix; nothing reads it there.
         let output = output_name(architecture).and_then(|name| weights.find(name)).unwrap_or(&embeddings).clone();
@@ -125,15 +128,18 @@ impl Transformer {
         let layout = stream.layout;
         let sites = Sites { stacks, groups: &layout.groups, pass };
         let mut x = self.embed(stream, &sites)?; // [rows, d_model]
-        let angles = self.angles(&layout.positions, x.device())?;
+        let angles = self.angles(layout, x.device())?;
         let prefixes = if store.is_some() { Vec::new() } else { prefixes(stacks)? };
         let depths: Vec<usize> = layout.groups.iter().map(|group| sites.depth(group, self.blocks.len())).collect();
         let deepest = depths.iter().copied().max().unwrap_or(0);
         let mut parts: Vec<Option<Tensor>> = vec![None; depths.len()];
         for (layer, block) in self.blocks.iter().enumerate().take(deepest) {
             let store = store.as_mut().map(|store| &mut **store as &mut dyn KeyValueStore);
-            let context =
-                Context { architecture: &self.architecture, layout, sites: &sites, layer, angles: angles.as_ref() };
+            let angles = match &self.architecture.positions {
+                Positions::Rotary(rotary) => rotary.of_layer[layer].map(|form| &angles[form]),
+                Positions::Learned => None,
+            };
+            let context = Context { architecture: &self.architecture, layout, sites: &sites, layer, angles };
             x = context.block(block, x, prefixes.get(layer), store)?;
             for (part, _) in
                 parts.iter_mut().zip(&depths).filter(|(_, depth)| **depth == layer + 1 && layer + 1 < deepest)
@@ -188,19 +194,16 @@ impl Transformer {
         self.embedding_norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x, sites))
     }
 
-    fn angles(&self, positions: &[u32], device: &Device) -> Result<Option<Angles>> {
-        let Positions::Rotary { frequencies } = &self.architecture.positions else { return Ok(None) };
-        let longest = positions.iter().max().map_or(0, |&position| position as usize + 1);
-        let table: Vec<(f32, f32)> = (0..longest)
-            .flat_map(|position| frequencies.iter().map(move |frequency| (position as f32 * frequency).sin_cos()))
-            .collect();
-        let half = frequencies.len();
-        let of_rows = |part: fn(&(f32, f32)) -> f32| -> Result<Tensor> {
-            let rows = positions.iter().map(|&position| &table[position as usize * half..][..half]);
-            let values: Vec<f32> = rows.flatten().map(part).collect();
-            Ok(Tensor::from_vec(values, (positions.len(), half), device)?)
+    /// The angles of every form of rotation.
+    fn angles(&self, layout: &Layout, device: &Device) -> Result<Vec<Angles>> {
+        let Positions::Rotary(rotary) = &self.architecture.positions else { return Ok(Vec::new()) };
+        let rows = layout.positions.len();
+        let of_form = |form: &RotaryForm| -> Result<Angles> {
+            let [cos, sin] = form.cos_sin(&layout.positions, &layout.lengths);
+            let shape = (rows, cos.len().checked_div(rows).unwrap_or(0));
+            Ok(Angles { cos: Tensor::from_vec(cos, shape, device)?, sin: Tensor::from_vec(sin, shape, device)? })
         };
-        Ok(Some(Angles { cos: of_rows(|angle| angle.1)?, sin: of_rows(|angle| angle.0)? }))
+        rotary.forms.iter().map(of_form).collect()
     }
 }
 
@@ -223,28 +226,28 @@ impl Context<'_> {
         store: Option<&mut dyn KeyValueStore>,
     ) -> Result<Tensor> {
         let form = self.architecture.block;
-        let attention_norm = |sum: &Tensor, sites: &Sites| block.attention_norm.forward(sum, sites);
-        let feed_forward_norm = |sum: &Tensor, sites: &Sites| block.feed_forward_norm.forward(sum, sites);
+        let attention_norm = |sum: &Tensor, sites: &Sites| normed(block.attention_norm.as_ref(), sum, sites);
+        let feed_forward_norm = |sum: &Tensor, sites: &Sites| normed(block.feed_forward_norm.as_ref(), sum, sites);
         let is_after = form == BlockForm::PostNorm;
         let attend = |input: &Tensor, residual: &Tensor, store| {
             let output = self.attention(block, input, prefix, store)?;
-            let output = self.output_norm(block.attention_output_norm.as_ref(), output)?;
+            let output = self.output(block.attention_output_norm.as_ref(), output)?;
             let norm: Option<&SumNorm> = if is_after { Some(&attention_norm) } else { None };
             self.sites.sub_layer((self.layer, SubLayer::Attention), residual, output, norm)
         };
         let transform = |input: &Tensor, residual: &Tensor| {
-            let output = self.output_norm(block.feed_forward_output_norm.as_ref(), self.feed_forward(block, input)?)?;
+            let output = self.output(block.feed_forward_output_norm.as_ref(), self.feed_forward(block, input)?)?;
             let norm: Option<&SumNorm> = if is_after { Some(&feed_forward_norm) } else { None };
             self.sites.sub_layer((self.layer, SubLayer::FeedForward), residual, output, norm)
         };
         match form {
-            BlockForm::PreNorm | BlockForm::Sandwich => {
-                let x = (&x + attend(&block.attention_norm.forward(&x, self.sites)?, &x, store)?)?;
-                Ok((&x + transform(&block.feed_forward_norm.forward(&x, self.sites)?, &x)?)?)
+            BlockForm::PreNorm | BlockForm::OutputNorm | BlockForm::Sandwich => {
+                let x = (&x + attend(&attention_norm(&x, self.sites)?, &x, store)?)?;
+                Ok((&x + transform(&feed_forward_norm(&x, self.sites)?, &x)?)?)
             }
             BlockForm::Parallel => {
-                let attended = attend(&block.attention_norm.forward(&x, self.sites)?, &x, store)?;
-                let transformed = transform(&block.feed_forward_norm.forward(&x, self.sites)?, &x)?;
+                let attended = attend(&attention_norm(&x, self.sites)?, &x, store)?;
+                let transformed = transform(&feed_forward_norm(&x, self.sites)?, &x)?;
                 Ok(((x + attended)? + transformed)?)
             }
             BlockForm::PostNorm => {
@@ -254,8 +257,10 @@ impl Context<'_> {
         }
     }
 
-    fn output_norm(&self, norm: Option<&Norm>, output: Tensor) -> Result<Tensor> {
-        norm.map_or(Ok(output.clone()), |norm| norm.forward(&output, self.sites))
+    /// What a sub-layer gives, given what its last linear gives.
+    fn output(&self, norm: Option<&Norm>, output: Tensor) -> Result<Tensor> {
+        let output = normed(norm, &output, self.sites)?;
+        self.architecture.residual_scale.map_or(Ok(output.clone()), |scale| Ok(output.affine(scale, 0.0)?))
     }
 
     fn linear(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
@@ -323,8 +328,12 @@ impl Context<'_> {
             }
         };
         if let Some([query_norm, key_norm]) = &block.query_key_norms {
-            q = query_norm.forward_by_head(&q, head_dim)?;
-            k = key_norm.forward_by_head(&k, head_dim)?;
+            let widths = match architecture.names.query_key_norms {
+                Some(QueryKeyNorms::Whole(_)) => [architecture.query_width(), architecture.kv_width()],
+                _ => [head_dim; 2],
+            };
+            q = query_norm.forward_by_part(&q, widths[0])?;
+            k = key_norm.forward_by_part(&k, widths[1])?;
         }
         match self.angles {
             None => Ok((q, k, v)),
@@ -335,11 +344,15 @@ impl Context<'_> {
     }
 
     fn feed_forward(&self, block: &Block, x: &Tensor) -> Result<Tensor> {
-        let up = self.linear(&block.up, x)?; // [rows, d_ff]
+        let up = self.linear(&block.up, x)?; // [rows, d_ff], or [rows, 2 d_ff] where it holds the gate
         let inner = match (self.architecture.feed_forward, &block.gate) {
             (FeedForward::Gated(activation), Some(gate)) => ops::gated(&self.linear(gate, x)?, &up, activation)?,
+            (FeedForward::GatedPacked(activation), _) => {
+                let d_ff = self.architecture.d_ff;
+                ops::gated(&up.narrow(1, 0, d_ff)?, &up.narrow(1, d_ff, d_ff)?, activation)?
+            }
             (FeedForward::Plain(activation) | FeedForward::Gated(activation), _) => ops::activate(&up, activation)?,
-        };
+        }; // [rows, d_ff]
         self.linear(&block.down, &inner)
     }
 }
@@ -350,12 +363,13 @@ impl Block {
         let prefix = block_prefix(architecture, layer);
         let linear = |name: LinearName| read_linear(weights, &prefix, name);
         let norm = |name: &str| Norm::new(architecture, weights, &format!("{prefix}{name}"));
-        let query_key_norms = match names.query_key_norms {
+        let query_key_norms = match names.query_key_norms.map(QueryKeyNorms::names) {
             Some([query, key]) => Some([norm(query)?, norm(key)?]),
             None => None,
         };
+        let attention_norm = names.attention_norm.filter(|_| layer > 0 || architecture.first_attention_norm);
         Ok(Block {
-            attention_norm: norm(names.attention_norm)?,
+            attention_norm: attention_norm.map(norm).transpose()?,
             attention_input: match names.attention_input {
                 AttentionInput::Separate { query, key, value } => {
                     AttentionProjection::Separate { query: linear(query)?, key: linear(key)?, value: linear(value)? }
@@ -366,7 +380,7 @@ impl Block {
             query_key_norms,
             attention_output: linear(names.attention_output)?,
             attention_output_norm: names.attention_output_norm.map(norm).transpose()?,
-            feed_forward_norm: norm(names.feed_forward_norm)?,
+            feed_forward_norm: names.feed_forward_norm.map(norm).transpose()?,
             gate: names.gate.map(linear).transpose()?,
             up: linear(names.up)?,
             down: linear(names.down)?,
@@ -385,7 +399,11 @@ fn read_linear(weights: &Weights, prefix: &str, linear: LinearName) -> Result<Li
 impl Norm {
     fn new(architecture: &Architecture, weights: &Weights, name: &str) -> Result<Self> {
         let weight = weights.get(&format!("{name}.weight"))?;
-        let bias = (architecture.norm == NormKind::Layer).then(|| weights.get(&format!("{name}.bias"))).transpose()?;
+        let bias = match architecture.norm {
+            NormKind::Rms => None,
+            NormKind::Layer => Some(weights.get(&format!("{name}.bias"))?),
+            NormKind::LayerWithoutBias => Some(weight.detach().zeros_like()?),
+        };
         Ok(Norm { name: name.to_string(), weight, bias, epsilon: architecture.norm_epsilon })
     }
 
@@ -401,10 +419,15 @@ impl Norm {
         })
     }
 
-    /// Normalises each head of `x` `[rows, heads * head_dim]` by itself.
-    fn forward_by_head(&self, x: &Tensor, head_dim: usize) -> Result<Tensor> {
+    /// Normalises each part of `x` `[rows, parts * part]` by itself.
+    fn forward_by_part(&self, x: &Tensor, part: usize) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
-        let heads = x.contiguous()?.reshape((rows * width / head_dim, head_dim))?; // [rows * heads, head_dim]
-        Ok(ops::rms_norm(&heads, &self.weight, self.epsilon)?.reshape((rows, width))?)
+        let parts = x.contiguous()?.reshape((rows * width / part, part))?; // [rows * parts, part]
+        Ok(ops::rms_norm(&parts, &self.weight, self.epsilon)?.reshape((rows, width))?)
     }
+}
+
+/// The rows after a norm, or as they are where there is none.
+fn normed(norm: Option<&Norm>, x: &Tensor, sites: &Sites) -> Result<Tensor> {
+    norm.map_or(Ok(x.clone()), |norm| norm.forward(x, sites))
 }

@@ -40,6 +40,8 @@ impl Default for StorageForm {
 const LONGEST_HEADER: u64 = 100_000_000;
 /// What a file begins with that stands for one in Git's storage of large files.
 const GIT_LFS: &[u8; 8] = b"version ";
+/// What comes before the names of the bare transformer's tensors in models of text and images.
+const TEXT_PARTS: [&str; 3] = ["model.language_model.", "language_model.model.", "language_model."];
 
 /// Reads all tensors the architecture needs, and a classification head where there is one; `None` where the
 /// folder holds no weights.
@@ -115,7 +117,8 @@ impl TensorFiles {
         let old = |name: &str| {
             name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
         };
-        let names = [spec.name.clone(), bare.to_string(), old(&spec.name), old(bare)];
+        let mut names = vec![spec.name.clone(), bare.to_string(), old(&spec.name), old(bare)];
+        names.extend(TEXT_PARTS.iter().map(|part| format!("{part}{bare}")));
         let found = self.files.iter_mut().find_map(|file| {
             let name = names.iter().find(|name| file.header.info(name).is_some())?;
             Some((file, name))

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::architecture::{Architecture, AttentionInput, BlockForm, LinearName, NormKind, Positions};
+use super::architecture::{Architecture, AttentionInput, FeedForward, LinearName, NormKind, Positions, QueryKeyNorms};
 use crate::error::Result;
 use crate::{bail, random};
 
@@ -68,7 +68,7 @@ pub fn tensor_specs(architecture: &Architecture) -> Vec<TensorSpec> {
     if let Some(norm) = names.embedding_norm {
         specs.norm(&named(norm), a.d_model);
     }
-    (0..a.layers).for_each(|layer| specs.block(&block_prefix(a, layer)));
+    (0..a.layers).for_each(|layer| specs.block(layer));
     if let Some(norm) = names.final_norm {
         specs.norm(&named(norm), a.d_model);
     }
@@ -98,10 +98,14 @@ impl Specs<'_> {
         self.list.push(TensorSpec { name, shape: shape.to_vec(), role, stored: Stored::AsIs });
     }
 
-    fn block(&mut self, block: &str) {
+    fn block(&mut self, layer: usize) {
         let a = self.architecture;
         let names = &a.names;
-        self.norm(&format!("{block}{}", names.attention_norm), a.d_model);
+        let block = &*block_prefix(a, layer);
+        let named = |name: &str| format!("{block}{name}");
+        if let Some(norm) = names.attention_norm.filter(|_| layer > 0 || a.first_attention_norm) {
+            self.norm(&named(norm), a.d_model);
+        }
         match names.attention_input {
             AttentionInput::Separate { query, key, value } => {
                 self.linear(block, query, a.query_width(), a.d_model, Role::Linear);
@@ -112,20 +116,25 @@ impl Specs<'_> {
                 self.linear(block, linear, a.query_width() + 2 * a.kv_width(), a.d_model, Role::Linear);
             }
         }
-        for norm in names.query_key_norms.into_iter().flatten() {
-            self.norm(&format!("{block}{norm}"), a.head_dim);
+        if let Some(norms) = names.query_key_norms {
+            let widths = match norms {
+                QueryKeyNorms::ByHead(_) => [a.head_dim; 2],
+                QueryKeyNorms::Whole(_) => [a.query_width(), a.kv_width()],
+            };
+            for (norm, width) in norms.names().into_iter().zip(widths) {
+                self.norm(&named(norm), width);
+            }
         }
         self.linear(block, names.attention_output, a.d_model, a.query_width(), Role::ResidualLinear);
-        self.norm(&format!("{block}{}", names.feed_forward_norm), a.d_model);
-        if a.block == BlockForm::Sandwich {
-            for norm in [names.attention_output_norm, names.feed_forward_output_norm].into_iter().flatten() {
-                self.norm(&format!("{block}{norm}"), a.d_model);
-            }
+        let outer = [names.feed_forward_norm, names.attention_output_norm, names.feed_forward_output_norm];
+        for norm in outer.into_iter().flatten() {
+            self.norm(&named(norm), a.d_model);
         }
         if let Some(gate) = names.gate {
             self.linear(block, gate, a.d_ff, a.d_model, Role::Linear);
         }
-        self.linear(block, names.up, a.d_ff, a.d_model, Role::Linear);
+        let up_width = if matches!(a.feed_forward, FeedForward::GatedPacked(_)) { 2 * a.d_ff } else { a.d_ff };
+        self.linear(block, names.up, up_width, a.d_model, Role::Linear);
         self.linear(block, names.down, a.d_model, a.d_ff, Role::ResidualLinear);
     }
 

@@ -56,7 +56,8 @@ pub struct AttentionShape {
     pub scale: f64,
     /// Scores become `cap tanh(score / cap)` (Gemma 2, Gemma Team 2024, section 2).
     pub soft_cap: Option<f64>,
-    /// A query at position `p` sees keys at positions `p - window < q <= p` only (Mistral's sliding window).
+    /// A query at position `p` sees keys at positions `p - window < q <= p` only (Mistral's sliding window); where nothing is causal, at
+    /// `p - window < q < p + window` (ModernBERT's local attention).
     pub window: Option<usize>,
     /// Whether a query sees nothing after itself. An encoder's segment sees all of itself.
     pub causal: bool,
@@ -138,7 +139,8 @@ fn additive_mask(shape: &AttentionShape, len: usize, keys: usize, like: &Tensor)
     let mask: Vec<f32> = (0..len * keys)
         .map(|index| {
             let (position, key) = (before + index / keys, index % keys);
-            let future = shape.causal && key > position;
+            let ahead = if shape.causal { 1 } else { shape.window.unwrap_or(keys) };
+            let future = key >= position + ahead;
             let past = shape.window.is_some_and(|window| key + window <= position);
             if future || past { f32::NEG_INFINITY } else { 0.0 }
         })

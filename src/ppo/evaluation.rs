@@ -12,7 +12,7 @@ use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::random;
-use crate::rewards::{Asked, RewardModel, Rewards};
+use crate::rewards::{AnswerReward, Asked, RewardModel, Rewards};
 use crate::world::files::read_cases;
 use crate::world::rule::{Case, judge};
 
@@ -49,17 +49,21 @@ impl HeldOut {
         let Some(pattern) = &settings.observation.evaluation_data else { return Ok(None) };
         // All of them are kept, as all are answered at every evaluation.
         let prompt = |record| super::prompt_example(record?, settings, tokenizer, &mut Truncation::default());
-        let prompts = schema::prompts(Pattern::evaluation(pattern))?.map(prompt).collect::<Result<Vec<_>>>()?;
+        let prompts = schema::records(Pattern::evaluation(pattern), settings.prompt_layouts())?;
+        let prompts = prompts.map(prompt).collect::<Result<Vec<_>>>()?;
         let limit = settings.rewards.reward_timeout;
         let (max_length, seed) = (settings.common.max_length, settings.common.seed);
         let judge = match Rewards::judge(&settings.observation.judge, limit, bases, tokenizer, max_length, seed)? {
             Some(rewards) => Judge::Rewards(rewards),
             None if is_of_the_world(pattern)? => Judge::Rule(read_cases(pattern)?),
             None => bail!(
-                "{pattern}: these prompts are judged by nothing: give --judge-model or --judge-command (data of the world, with the columns kind, \
+                "{pattern}: these prompts are judged by nothing: give --judge-model, --judge-command or --judge-rule (data of the world, with the columns kind, \
                  facts and expected, is judged by its own rule)"
             ),
         };
+        if let Judge::Rewards(rewards) = &judge {
+            prompts.iter().try_for_each(|prompt| rewards.check_row(&prompt.record))?;
+        }
         // The same random numbers each time, other ones than the rollouts'.
         let mut settings = settings.clone();
         settings.common.seed = random::named_seed(settings.common.seed, "evaluation");
@@ -106,9 +110,9 @@ impl HeldOut {
         let reference = rollout::log_probs(&roles.reference, &groups, temperature, budget)?;
         groups.iter_mut().zip(reference).for_each(|(group, found)| group.episodes[0].reference_log_probs = found);
         let asked: Vec<Asked> = groups.iter().map(Group::asked).collect();
-        let rewards = roles.rewards.score(&asked, budget)?.concat();
+        let rewards = combined(roles.rewards.score(&asked, budget)?);
         let judged: Vec<f32> = match &mut self.judge {
-            Judge::Rewards(judge) => judge.score(&asked, budget)?.concat(),
+            Judge::Rewards(judge) => combined(judge.score(&asked, budget)?),
             Judge::Rule(cases) => {
                 cases.iter().zip(&groups).map(|(case, group)| judge(case, &group.replies[0].text).utility).collect()
             }
@@ -122,6 +126,11 @@ impl HeldOut {
             length: episodes(&groups).map(|episode| episode.len() as f64).sum::<f64>() / count,
         })
     }
+}
+
+/// What the sources give together, answer after answer.
+fn combined(rewards: Vec<Vec<AnswerReward>>) -> Vec<f32> {
+    rewards.into_iter().flatten().map(|reward| reward.combined).collect()
 }
 
 /// Whether the rule of the world can judge the answers to these prompts.

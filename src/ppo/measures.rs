@@ -1,5 +1,6 @@
 //! What is measured of an update, and the names under which it is recorded: TRL's, where TRL has them.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
@@ -7,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::rollout::{Episode, Group, episodes};
 use super::settings::PpoSettings;
 use super::update::{Step, UpdateReport};
+
+/// A number with the name that it is recorded under.
+pub type Metric = (Cow<'static, str>, f64);
 
 /// What the warnings look at.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -87,7 +91,7 @@ pub fn metrics(
     report: &UpdateReport,
     settings: &PpoSettings,
     step: Step,
-) -> (f64, Vec<(&'static str, f64)>) {
+) -> (f64, Vec<Metric>) {
     let count = episodes(groups).count() as f64;
     let mean = |of: &dyn Fn(&Episode) -> f64| episodes(groups).map(of).sum::<f64>() / count;
     let Step { learning_rate, value_learning_rate, kl_coefficient, .. } = step;
@@ -142,5 +146,20 @@ pub fn metrics(
     if settings.ptx.ptx_data.is_some() {
         metrics.push(("loss/ptx_avg", report.ptx_loss));
     }
-    (loss, metrics)
+    (loss, metrics.into_iter().map(|(name, value)| (name.into(), value)).collect())
+}
+
+/// Of each source of rewards, where there are several, the mean and the standard deviation (of the population) of what it gave, under TRL's names.
+pub fn source_metrics(groups: &[Group], names: &[String]) -> Vec<Metric> {
+    if names.len() < 2 {
+        return Vec::new();
+    }
+    let count = episodes(groups).count().max(1) as f64;
+    let of_source = |(source, name): (usize, &String)| {
+        let rewards = || episodes(groups).map(move |episode| f64::from(episode.source_rewards[source]));
+        let mean = rewards().sum::<f64>() / count;
+        let variance = rewards().map(|reward| (reward - mean).powi(2)).sum::<f64>() / count;
+        [(format!("rewards/{name}/mean").into(), mean), (format!("rewards/{name}/std").into(), variance.sqrt())]
+    };
+    names.iter().enumerate().flat_map(of_source).collect()
 }

@@ -26,11 +26,12 @@ use candle_core::Device;
 use crate::adapt::{self, Bases};
 use crate::data::batch::TokenTree;
 use crate::data::inspect;
-use crate::data::schema::{PROMPTS, Prompt};
+use crate::data::schema::Prompt;
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::error::{Error, Result};
 use crate::files::replace_folder_atomically;
+use crate::rewards::RewardRule;
 use crate::say;
 use crate::train::examples::{Examples, values};
 use crate::train::plan::{self as training_plan, check_length};
@@ -38,7 +39,7 @@ use crate::train::run::{Run, rows_named};
 use crate::train::schedule::Schedule;
 use course::Course;
 use evaluation::HeldOut;
-use measures::{Measures, metrics};
+use measures::{Measures, metrics, source_metrics};
 use ptx::PretrainingMix;
 use roles::{Learner, Roles};
 use rollout::{PromptExample, episodes};
@@ -51,7 +52,10 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
     settings.check()?;
     let tokenizer = adapt::tokenizer(&settings.model.model, &settings.model.adapter)?;
     let stop = stop_tokens(settings, &tokenizer)?;
-    let prompts = Examples::open(&settings.source(), PROMPTS, |record, truncation| {
+    let (kinds, columns) = (&settings.rewards.reward_rule, &settings.rewards.reward_column);
+    let rules = RewardRule::all("--reward-rule", kinds, columns);
+    let prompts = Examples::open(&settings.source(), settings.prompt_layouts(), |record, truncation| {
+        rules.iter().try_for_each(|rule| rule.check(&record))?;
         prompt_example(record, settings, &tokenizer, truncation).map(Some)
     })?;
     if let Some(count) = settings.inspect {
@@ -192,11 +196,13 @@ fn one_update(
     }
     let measures = Measures::new(&groups, &report, roles.rewards.truncated());
     let (loss, mut metrics) = metrics(&groups, &measures, &report, settings, step);
+    metrics.extend(source_metrics(&groups, &roles.rewards.names()));
     let warnings = course.watch.update(step.number, &measures);
     warnings.iter().try_for_each(|warning| run.warn(warning))?;
-    metrics.push(("warnings", warnings.len() as f64));
+    metrics.push(("warnings".into(), warnings.len() as f64));
     run.show(format!("score {:.2}  kl {:.2}", measures.score, measures.kl));
     let tokens = groups.iter().map(|group| group.tree.tokens()).sum();
+    let metrics: Vec<(&str, f64)> = metrics.iter().map(|(name, value)| (name.as_ref(), *value)).collect();
     run.step(step.number + 1, loss, tokens, &metrics)?;
     let every = settings.observation.sample_every;
     if every > 0 && (step.number + 1).is_multiple_of(every) {

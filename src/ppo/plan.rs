@@ -19,7 +19,7 @@ pub fn memory(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> Resu
     let of = |role, training| Footprint::before_reading(role, &settings.model.model, &settings.model.adapter, training);
     let mut models = vec![of("policy", training)?];
     if settings.algorithm.has_values() {
-        models.push(match (settings.value.value_from, settings.rewards.reward_model.first()) {
+        models.push(match (settings.value_source(), settings.rewards.reward_model.first()) {
             (ValueSource::Reward, Some(folder)) => Footprint::before_reading("value model", folder, &[], training)?,
             _ => of("value model", training)?,
         });
@@ -61,6 +61,19 @@ fn cached_tokens(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> u
     at_once * tokens_of_one(settings, prompts)
 }
 
+/// How several rewards are combined.
+fn combination(settings: &PpoSettings) -> String {
+    let rewards = &settings.rewards;
+    let how = rewards.reward_combination.name();
+    match rewards.reward_weights.is_empty() {
+        true => how.to_string(),
+        false => {
+            let weights: Vec<String> = rewards.reward_weights.iter().map(f64::to_string).collect();
+            format!("{how}, weights {}", weights.join(", "))
+        }
+    }
+}
+
 /// Parameters, data, memory as the models are, where the reward comes from, and what preset and algorithm set.
 pub fn plan(settings: &PpoSettings, roles: &Roles, material: &Material, total_updates: usize) -> Result<Plan> {
     let training = &settings.training;
@@ -86,6 +99,12 @@ pub fn plan(settings: &PpoSettings, roles: &Roles, material: &Material, total_up
     }
     if let Some(command) = &settings.rewards.reward_command {
         plan = plan.line("reward command", command);
+    }
+    for (index, rule) in roles.rewards.rules().iter().enumerate() {
+        plan = plan.line(if index == 0 { "reward rules" } else { "" }, rule.name());
+    }
+    if settings.rewards.sources() > 1 {
+        plan = plan.line("rewards together", combination(settings));
     }
     if let Some(mix) = &material.mix {
         plan = plan.line("pretraining mix", format!("{} texts", mix.len()));

@@ -81,7 +81,7 @@ impl<'a> PretrainingMix<'a> {
         let sizes: Vec<usize> = texts.iter().map(|text| text.tokens()).collect();
         let mut mean = 0.0;
         for range in split_by_budget(&sizes, self.tokens_per_batch) {
-            let loss = loss(&policy.model, &Batch::pack(texts[range].iter().copied()), tokens)?;
+            let loss = loss(&policy.model, &policy.model.pack(texts[range].iter().copied()), tokens)?;
             mean += f64::from(loss.to_scalar::<f32>()?);
             policy.optimizer.accumulate(&loss.affine(self.coefficient, 0.0)?.backward()?)?;
         }

@@ -76,7 +76,7 @@ impl Roles {
 /// The value model: from the first reward model, head and all, or from the policy with a new head. Its training is its own.
 fn value_model(settings: &PpoSettings, policy: &Role, rewards: &Rewards, bases: &mut Bases) -> Result<Learner> {
     let training = &settings.training;
-    let model = match (settings.value.value_from, rewards.models().first()) {
+    let model = match (settings.value_source(), rewards.models().first()) {
         (ValueSource::Policy, _) => {
             let mut model = bases.load(&Role { head: Head::ScalarOrNew, ..*policy })?;
             if let (ValueHead::Zero, Some(head)) = (settings.value.value_head, model.head_mut()) {

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::generate::{Answer, PromptTokens, Stop, generate};
 use crate::model::Model;
 use crate::model::adapter::Pass;
-use crate::rewards::{Asked, Reply};
+use crate::rewards::{AnswerReward, Asked, Reply};
 
 /// A prompt as it was read and as tokens.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,8 +48,10 @@ pub struct Episode {
     pub reference_log_probs: Vec<f32>,
     /// `V_old`, the value model's expectation before each token; empty without one.
     pub values: Vec<f32>,
-    /// What the sources of rewards give.
+    /// What the sources of rewards give together.
     pub reward: f32,
+    /// What each source of rewards gives.
+    pub source_rewards: Vec<f32>,
     /// The same after clipping and the penalty or score for a missing end.
     pub score: f32,
     /// Rewards, KL penalty included, whitened where they are to be.
@@ -117,7 +119,9 @@ impl Episode {
     }
 
     /// Takes what the sources of rewards give, and makes a score of it.
-    fn judge(&mut self, reward: f32, settings: &PpoSettings) {
+    fn judge(&mut self, reward: AnswerReward, settings: &PpoSettings) {
+        let AnswerReward { combined: reward, by_source } = reward;
+        self.source_rewards = by_source;
         let clip = settings.episode.reward_clip as f32;
         let clipped = if clip > 0.0 { reward.clamp(-clip, clip) } else { reward };
         self.reward = reward;
@@ -218,7 +222,7 @@ mod tests {
             let needed = ["--model", "m", "--reward-model", "r", "--data", "d", "--output", "o"];
             let settings: PpoSettings = from_arguments(needed.iter().chain(flags)).unwrap();
             let mut episode = Episode { ended, ..Default::default() };
-            episode.judge(reward, &settings);
+            episode.judge(AnswerReward { combined: reward, by_source: vec![reward] }, &settings);
             (episode.reward, episode.score)
         };
         assert_eq!(score(&[], 3.0, true), (3.0, 3.0));

@@ -7,6 +7,7 @@ use clap::{Parser, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::bail;
+use crate::data::schema::{Layouts, PROMPTS, PROMPTS_WITH_COLUMNS, Prompt};
 use crate::error::Result;
 use crate::generate::SamplingSettings;
 use crate::rewards::RewardSourceSettings;
@@ -139,6 +140,19 @@ impl PpoSettings {
     /// The weight of the KL penalty in the loss at this value of the controller.
     pub fn loss_kl(&self, coefficient: f64) -> f64 {
         if self.kl.kl_in == KlPlace::Loss { coefficient } else { 0.0 }
+    }
+
+    /// What the value model starts from.
+    pub fn value_source(&self) -> ValueSource {
+        let by_itself = if self.rewards.reward_model.is_empty() { ValueSource::Policy } else { ValueSource::Reward };
+        self.value.value_from.unwrap_or(by_itself)
+    }
+
+    /// The layouts of the prompts: with the rows' other columns where a source of rewards or the judge reads them.
+    pub fn prompt_layouts(&self) -> Layouts<Prompt> {
+        let judge = &self.observation.judge;
+        let reads = self.rewards.reads_columns() || judge.judge_command.is_some() || !judge.judge_rule.is_empty();
+        if reads { PROMPTS_WITH_COLUMNS } else { PROMPTS }
     }
 
     /// Prompts of an update.

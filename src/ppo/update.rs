@@ -165,7 +165,7 @@ impl Learning<'_, '_> {
         let mut sums = PolicyStatistics::default();
         for range in split_by_budget(&sizes, self.settings.common.tokens_per_batch) {
             let groups = &groups[range];
-            let batch = Batch::pack(groups.iter().map(|group| &group.tree));
+            let batch = self.roles.policy.model.pack(groups.iter().map(|group| &group.tree));
             let answers = batch.answer_targets.len();
             let tokens = Tokens {
                 answers: batch.answer_targets.clone(),

@@ -1,7 +1,9 @@
 //! A program of the user's that judges answers.
 //!
-//! It is started once, with a shell. For each answer it reads a line, `{"prompt": ..., "response": ..., "ended": ...}` (a prompt of several
-//! turns is a list of `{"role", "content"}`), and writes a line: a number, or an object with a number called `reward`.
+//! It is started once, with a shell. For each answer it reads a line, `{"prompt": ..., "response": ..., "ended": ..., "columns": {...}}` (a prompt of
+//! several turns is a list of `{"role", "content"}`; `columns` holds the row's other columns), and writes a line: a number, or an object with a
+//! number called `reward`. Asked by group, it reads a line for each prompt, with lists `responses` and `ended`, and writes a line with a list of
+//! numbers, or an object with such a list called `rewards`.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
@@ -11,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{Asked, Reply};
 use crate::bail;
@@ -29,6 +31,8 @@ pub struct RewardCommand {
     lines: Receiver<String>,
     /// The last lines of its standard error stream.
     complaints: Arc<Mutex<VecDeque<String>>>,
+    /// Whether it is asked for all answers to a prompt at once.
+    by_group: bool,
     /// The longest that it may take for an answer.
     limit: Duration,
 }
@@ -40,7 +44,7 @@ const COMPLAINTS: usize = 3;
 
 impl RewardCommand {
     /// Starts the command with `sh`; `flag` is where it was given.
-    pub fn start(flag: &str, command: &str, limit: Duration) -> Result<Self> {
+    pub fn start(flag: &str, command: &str, by_group: bool, limit: Duration) -> Result<Self> {
         let name = format!("{flag} `{command}`");
         let mut shell = Command::new("sh");
         shell.args(["-c", command]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -59,20 +63,23 @@ impl RewardCommand {
             let complaints = complaints.clone();
             thread::spawn(move || read_complaints(stderr, &complaints));
         }
-        Ok(RewardCommand { name, child, questions: Some(questions), lines, complaints, limit })
+        Ok(RewardCommand { name, child, questions: Some(questions), lines, complaints, by_group, limit })
     }
 
     /// The reward of every answer of every prompt.
     pub fn score(&mut self, asked: &[Asked]) -> Result<Vec<Vec<f32>>> {
         self.refuse_surplus(Duration::ZERO)?;
-        for (prompt, reply) in asked.iter().flat_map(|asked| asked.replies.iter().map(|reply| (asked.prompt, reply))) {
+        for question in asked.iter().flat_map(|asked| self.questions_about(asked)) {
             // A command that has ended reads nothing, which is noticed when it writes nothing.
-            let _ = self.questions.as_ref().map(|questions| questions.send(question(prompt, reply)));
+            let _ = self.questions.as_ref().map(|questions| questions.send(question));
         }
         let mut rewards = Vec::with_capacity(asked.len());
         for asked in asked {
-            let of_prompt = asked.replies.iter().map(|reply| self.answer(asked.prompt, reply));
-            rewards.push(of_prompt.collect::<Result<_>>()?);
+            rewards.push(if self.by_group {
+                self.group_answer(asked)?
+            } else {
+                asked.replies.iter().map(|reply| self.answer(asked.prompt, reply)).collect::<Result<_>>()?
+            });
         }
         // A program that writes more than a line for a line has most likely done so by now, and then these numbers are not those of these answers.
         self.refuse_surplus(SURPLUS)?;
@@ -92,23 +99,18 @@ impl RewardCommand {
         Ok(())
     }
 
+    /// The lines that it reads for a prompt.
+    fn questions_about(&self, asked: &Asked) -> Vec<String> {
+        match self.by_group {
+            true => vec![group_question(asked)],
+            false => asked.replies.iter().map(|reply| question(asked.prompt, reply)).collect(),
+        }
+    }
+
     /// The next number that the command writes, which belongs to this answer.
     fn answer(&mut self, prompt: &Prompt, reply: &Reply) -> Result<f32> {
         let asked = format!("the answer {:?} to {}", shortened(&reply.text), prompt.origin);
-        let line = match self.lines.recv_timeout(self.limit) {
-            Ok(line) => line,
-            Err(RecvTimeoutError::Timeout) => bail!(
-                "{}: gave no number within {} seconds for {asked}; it has to write a line for each line that it reads, at once \
-                 (flush its output), or needs a longer --reward-timeout{}",
-                self.name,
-                self.limit.as_secs_f64(),
-                self.last_words()
-            ),
-            Err(RecvTimeoutError::Disconnected) => {
-                let status = self.status();
-                bail!("{}: ended ({status}) without a number for {asked}{}", self.name, self.last_words())
-            }
-        };
+        let line = self.line(&asked, self.limit)?;
         match number(&line) {
             Some(reward) => Ok(reward),
             None => bail!(
@@ -117,6 +119,40 @@ impl RewardCommand {
                 shortened(&line),
                 self.last_words()
             ),
+        }
+    }
+
+    /// The next list that the command writes, which belongs to the answers to this prompt.
+    fn group_answer(&mut self, asked: &Asked) -> Result<Vec<f32>> {
+        let (count, about) = (asked.replies.len(), format!("the answers to {}", asked.prompt.origin));
+        let limit = self.limit.checked_mul(count.max(1) as u32).unwrap_or(Duration::MAX);
+        let line = self.line(&about, limit)?;
+        match numbers(&line) {
+            Some(rewards) if rewards.len() == count => Ok(rewards),
+            _ => bail!(
+                "{}: wrote {:?} for {about}; expected a list of {count} finite numbers, or {{\"rewards\": list}}, on one line{}",
+                self.name,
+                shortened(&line),
+                self.last_words()
+            ),
+        }
+    }
+
+    /// The next line that the command writes, which belongs to what was asked.
+    fn line(&mut self, asked: &str, limit: Duration) -> Result<String> {
+        match self.lines.recv_timeout(limit) {
+            Ok(line) => Ok(line),
+            Err(RecvTimeoutError::Timeout) => bail!(
+                "{}: gave no number within {} seconds for {asked}; it has to write a line for each line that it reads, at once \
+                 (flush its output), or needs a longer --reward-timeout{}",
+                self.name,
+                limit.as_secs_f64(),
+                self.last_words()
+            ),
+            Err(RecvTimeoutError::Disconnected) => {
+                let status = self.status();
+                bail!("{}: ended ({status}) without a number for {asked}{}", self.name, self.last_words())
+            }
         }
     }
 
@@ -195,24 +231,49 @@ fn read_complaints(stderr: ChildStderr, complaints: &Mutex<VecDeque<String>>) {
 
 /// The line that the command reads for an answer.
 fn question(prompt: &Prompt, reply: &Reply) -> String {
+    with_columns(json!({ "response": reply.text, "ended": reply.ended }), prompt)
+}
+
+/// The line that the command reads for all answers to a prompt.
+fn group_question(asked: &Asked) -> String {
+    let responses: Vec<&str> = asked.replies.iter().map(|reply| reply.text.as_str()).collect();
+    let ended: Vec<bool> = asked.replies.iter().map(|reply| reply.ended).collect();
+    with_columns(json!({ "responses": responses, "ended": ended }), asked.prompt)
+}
+
+/// What is asked, with the prompt before it and the tools and other columns of its row behind it.
+fn with_columns(answers: Value, prompt: &Prompt) -> String {
     let (text, tools) = match &prompt.prompt {
         Text::Plain(text) => (json!(text), None),
         Text::Messages(conversation) => {
             (conversation.iter().map(|message| json!(message.fields())).collect(), conversation.inputs.tools.as_ref())
         }
     };
-    let mut question = json!({ "prompt": text, "response": reply.text, "ended": reply.ended });
-    if let Some(tools) = tools {
-        question["tools"] = tools.clone();
+    let mut question = Map::from_iter([("prompt".to_string(), text)]);
+    if let Value::Object(answers) = answers {
+        question.extend(answers);
     }
-    format!("{question}\n")
+    tools.map(|tools| question.insert("tools".into(), tools.clone()));
+    if !prompt.columns.is_empty() {
+        question.insert("columns".into(), Value::Object(prompt.columns.clone()));
+    }
+    format!("{}\n", Value::Object(question))
 }
 
 /// The finite number that a line holds.
 fn number(line: &str) -> Option<f32> {
     let value: Value = serde_json::from_str(line).ok()?;
-    let number = value.as_f64().or_else(|| value.get("reward")?.as_f64())? as f32;
-    number.is_finite().then_some(number)
+    finite(&value).or_else(|| finite(value.get("reward")?))
+}
+
+/// The finite numbers that a line holds.
+fn numbers(line: &str) -> Option<Vec<f32>> {
+    let value: Value = serde_json::from_str(line).ok()?;
+    value.as_array().or_else(|| value.get("rewards")?.as_array())?.iter().map(finite).collect()
+}
+
+fn finite(value: &Value) -> Option<f32> {
+    value.as_f64().map(|number| number as f32).filter(|number| number.is_finite())
 }
 
 fn shortened(text: &str) -> &str {
@@ -227,14 +288,41 @@ mod tests {
     use crate::data::schema::{Message, Origin};
 
     fn prompt(text: Text) -> Prompt {
-        Prompt { prompt: text, origin: Origin { file: Arc::from(Path::new("prompts.parquet")), row: 3 } }
+        let columns = [("answer".to_string(), json!(42))].into_iter().collect();
+        Prompt { prompt: text, columns, origin: Origin { file: Arc::from(Path::new("prompts.parquet")), row: 3 } }
     }
 
     fn score(command: &str, replies: &[&str]) -> Result<Vec<Vec<f32>>> {
+        score_by(false, command, replies)
+    }
+
+    fn score_by(by_group: bool, command: &str, replies: &[&str]) -> Result<Vec<Vec<f32>>> {
         let prompt = prompt(Text::Plain("Say \"so\".\n".into()));
         let replies: Vec<Reply> = replies.iter().map(|text| Reply { text: (*text).to_string(), ended: true }).collect();
-        let mut command = RewardCommand::start("--reward-command", command, Duration::from_millis(600))?;
+        let mut command = RewardCommand::start("--reward-command", command, by_group, Duration::from_millis(600))?;
         command.score(&[Asked { prompt: &prompt, tree: None, replies: &replies }])
+    }
+
+    #[test]
+    fn a_group_is_one_line_and_one_list() {
+        let both = "while read -r line; do echo '[1, 2]'; done";
+        assert_eq!(score_by(true, both, &["a", "b"]).unwrap(), [[1.0, 2.0]]);
+        let object = r#"while read -r line; do echo '{"rewards": [1]}'; done"#;
+        assert_eq!(score_by(true, object, &["a"]).unwrap(), [[1.0]]);
+        for line in ["[1]", "[1, 2, 3]", "[1, \"b\"]", "[1, 1e999]", "1", "{\"reward\": [1, 2]}"] {
+            let error = score_by(true, &format!("while read -r _; do echo '{line}'; done"), &["a", "b"]).unwrap_err();
+            let error = error.to_string();
+            assert!(
+                error.contains("a list of 2 finite numbers") && error.contains("prompts.parquet: row 3"),
+                "{error}"
+            );
+        }
+        let prompt = prompt(Text::Plain("Hi".into()));
+        let replies = [Reply { text: "a".into(), ended: true }, Reply { text: "b".into(), ended: false }];
+        let line = group_question(&Asked { prompt: &prompt, tree: None, replies: &replies });
+        let expected =
+            "{\"prompt\":\"Hi\",\"responses\":[\"a\",\"b\"],\"ended\":[true,false],\"columns\":{\"answer\":42}}\n";
+        assert_eq!(line, expected);
     }
 
     #[test]
@@ -255,7 +343,7 @@ mod tests {
         let line = question(&messages, &reply);
         assert_eq!(
             line,
-            "{\"prompt\":[{\"role\":\"user\",\"content\":\"Hi\"}],\"response\":\"Ho\\n\",\"ended\":false}\n"
+            "{\"prompt\":[{\"role\":\"user\",\"content\":\"Hi\"}],\"response\":\"Ho\\n\",\"ended\":false,\"columns\":{\"answer\":42}}\n"
         );
     }
 
@@ -280,7 +368,7 @@ mod tests {
     #[test]
     fn a_command_that_writes_more_than_it_is_asked_is_noticed() {
         let chatty = "while read -r line; do echo 1; echo 2; done";
-        let mut command = RewardCommand::start("--judge-command", chatty, Duration::from_secs(5)).unwrap();
+        let mut command = RewardCommand::start("--judge-command", chatty, false, Duration::from_secs(5)).unwrap();
         let (prompt, replies) = (prompt(Text::Plain("a".into())), [Reply { text: "b".into(), ended: true }]);
         let asked = [Asked { prompt: &prompt, tree: None, replies: &replies }];
         // At once, or, where the machine is busy, the next time.

@@ -1,15 +1,13 @@
-//! What says how good an answer is: reward models, of any tokenizer and family, several of them together, or a command of the user's.
+//! What says how good an answer is: reward models, of any tokenizer, several of them together, a command of the user's, or rules over a column.
 //!
 //! A reward that fails is an error, never a number.
 
 mod command;
 mod model;
+mod rule;
+mod settings;
 
-use std::path::PathBuf;
 use std::time::Duration;
-
-use clap::{Args, ValueEnum};
-use serde::{Deserialize, Serialize};
 
 use crate::adapt::Bases;
 use crate::bail;
@@ -18,66 +16,10 @@ use crate::data::schema::Prompt;
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
-use crate::settings::not_negative;
 pub use command::RewardCommand;
 pub use model::RewardModel;
-
-const HEADING: &str = "Rewards";
-
-/// What judges answers.
-#[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
-pub struct RewardSourceSettings {
-    /// Folders of reward models, of this or another tokenizer and family; ppo's value model starts from the first
-    #[arg(long, help_heading = HEADING, value_name = "FOLDER", num_args = 1..)]
-    #[serde(default)]
-    pub reward_model: Vec<PathBuf>,
-    /// A program that judges: it reads one JSON object a line, {"prompt": ..., "response": ...}, and writes one number a line, at once
-    #[arg(long, help_heading = HEADING, value_name = "COMMAND")]
-    pub reward_command: Option<String>,
-    /// Seconds that the reward command may take for an answer
-    #[arg(long, help_heading = HEADING, value_name = "SECONDS", default_value_t = 60.0, value_parser = not_negative)]
-    pub reward_timeout: f64,
-    /// What several rewards of an answer become
-    #[arg(long, help_heading = HEADING, value_enum, default_value_t = Combination::Mean)]
-    pub reward_combination: Combination,
-    /// How many standard deviations of the rewards mean-minus-deviation subtracts
-    #[arg(long, help_heading = HEADING, default_value_t = 1.0, value_parser = not_negative)]
-    pub reward_deviations: f64,
-}
-
-/// What several rewards of an answer become (Coste et al. 2023).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Combination {
-    /// Their mean
-    Mean,
-    /// The lowest: what every model finds good
-    Minimum,
-    /// Their mean less a multiple of their standard deviation: what they agree on
-    MeanMinusDeviation,
-}
-
-/// A held-out judge of answers, which nothing is trained against.
-#[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
-pub struct JudgeSettings {
-    /// Folders of reward models that judge the answers to held-out prompts
-    #[arg(long, help_heading = HEADING, value_name = "FOLDER", num_args = 1..)]
-    #[serde(default)]
-    pub judge_model: Vec<PathBuf>,
-    /// A program that judges them, as --reward-command does
-    #[arg(long, help_heading = HEADING, value_name = "COMMAND")]
-    pub judge_command: Option<String>,
-}
-
-impl RewardSourceSettings {
-    /// Refuses to go on without anything that judges.
-    pub fn check(&self) -> Result<()> {
-        if self.reward_model.is_empty() && self.reward_command.is_none() {
-            bail!("nothing judges the answers; give --reward-model, --reward-command or both");
-        }
-        Ok(())
-    }
-}
+pub use rule::{RewardRule, RuleKind};
+pub use settings::{Combination, JudgeSettings, RewardSourceSettings};
 
 /// An answer as the sources of rewards see it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -99,12 +41,29 @@ pub struct Asked<'a> {
     pub replies: &'a [Reply],
 }
 
-/// All that judges, and what becomes of its several rewards.
+/// What the sources of rewards give an answer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct AnswerReward {
+    /// What they give together.
+    pub combined: f32,
+    /// What each gives, in the order of [`Rewards::names`].
+    pub by_source: Vec<f32>,
+}
+
+/// All that judges, and how its several rewards are combined.
 pub struct Rewards {
     models: Vec<RewardModel>,
     command: Option<RewardCommand>,
+    rules: Vec<RewardRule>,
+    weights: Vec<f64>,
     combination: Combination,
     deviations: f64,
+}
+
+/// The flags that errors name.
+struct Flags {
+    command: &'static str,
+    rule: &'static str,
 }
 
 impl Rewards {
@@ -116,11 +75,12 @@ impl Rewards {
         max_length: usize,
         seed: u64,
     ) -> Result<Self> {
-        Self::named("--reward-command", settings, bases, policy, max_length, seed)
+        let flags = Flags { command: "--reward-command", rule: "--reward-rule" };
+        Self::named(flags, settings, bases, policy, max_length, seed)
     }
 
     fn named(
-        flag: &str,
+        flags: Flags,
         settings: &RewardSourceSettings,
         bases: &mut Bases,
         policy: &Tokenizer,
@@ -135,10 +95,20 @@ impl Rewards {
         let Ok(limit) = Duration::try_from_secs_f64(settings.reward_timeout) else {
             bail!("--reward-timeout {} is more seconds than can be counted; give fewer", settings.reward_timeout)
         };
-        let command = settings.reward_command.as_ref().map(|command| RewardCommand::start(flag, command, limit));
-        let command = command.transpose()?;
-        let (combination, deviations) = (settings.reward_combination, settings.reward_deviations);
-        Ok(Rewards { models, command, combination, deviations })
+        let start = |command| RewardCommand::start(flags.command, command, settings.reward_group, limit);
+        let command = settings.reward_command.as_deref().map(start).transpose()?;
+        let weights = match settings.reward_weights.is_empty() {
+            true => vec![1.0; settings.sources()],
+            false => settings.reward_weights.clone(),
+        };
+        Ok(Rewards {
+            models,
+            command,
+            rules: RewardRule::all(flags.rule, &settings.reward_rule, &settings.reward_column),
+            weights,
+            combination: settings.reward_combination,
+            deviations: settings.reward_deviations,
+        })
     }
 
     /// A held-out judge, whose models share their base with others of `bases`; `None` where the settings name none.
@@ -150,22 +120,46 @@ impl Rewards {
         max_length: usize,
         seed: u64,
     ) -> Result<Option<Self>> {
-        if settings.judge_model.is_empty() && settings.judge_command.is_none() {
+        if !settings.is_given() {
             return Ok(None);
         }
-        let settings = RewardSourceSettings {
-            reward_model: settings.judge_model.clone(),
-            reward_command: settings.judge_command.clone(),
-            reward_timeout: limit,
-            reward_combination: Combination::Mean,
-            reward_deviations: 0.0,
+        let flags = Flags { command: "--judge-command", rule: "--judge-rule" };
+        Self::named(flags, &settings.as_sources(limit), bases, policy, max_length, seed).map(Some)
+    }
+
+    /// How metrics call the sources, each once: the last part of a model's folder, `command`, and the rules with their columns.
+    pub fn names(&self) -> Vec<String> {
+        let of_model = |model: &RewardModel| {
+            model.folder().file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
         };
-        Self::named("--judge-command", &settings, bases, policy, max_length, seed).map(Some)
+        let models = self.models.iter().map(of_model);
+        let command = self.command.iter().map(|_| "command".to_string());
+        let mut names: Vec<String> = models.chain(command).chain(self.rules.iter().map(RewardRule::name)).collect();
+        for index in 0..names.len() {
+            let earlier = names[..index].iter().filter(|name| **name == names[index]).count();
+            if earlier > 0 {
+                names[index] = format!("{}-{}", names[index], index + 1);
+            }
+        }
+        names
     }
 
     /// The models, in the order in which they were given.
     pub fn models(&self) -> &[RewardModel] {
         &self.models
+    }
+
+    /// The rules, in the order in which they were given.
+    pub fn rules(&self) -> &[RewardRule] {
+        &self.rules
+    }
+
+    /// Refuses a prompt whose row the rules cannot compare with.
+    ///
+    /// # Errors
+    /// As [`RewardRule::check`].
+    pub fn check_row(&self, prompt: &Prompt) -> Result<()> {
+        self.rules.iter().try_for_each(|rule| rule.check(prompt))
     }
 
     /// Texts that lost a part to the greatest length before a model read them, so far.
@@ -183,11 +177,11 @@ impl Rewards {
         self.models.iter_mut().zip(truncations).for_each(|(model, &truncation)| model.count_from(truncation));
     }
 
-    /// The reward of every answer of every prompt.
+    /// The rewards of every answer of every prompt.
     ///
     /// # Errors
-    /// Where a source fails or gives no finite number; the error names it.
-    pub fn score(&mut self, asked: &[Asked], tokens_per_batch: usize) -> Result<Vec<Vec<f32>>> {
+    /// Where a source fails or gives no finite number, or they combine to none; the error names it.
+    pub fn score(&mut self, asked: &[Asked], tokens_per_batch: usize) -> Result<Vec<Vec<AnswerReward>>> {
         let mut sources = Vec::new();
         for model in &mut self.models {
             sources.push(model.score(asked, tokens_per_batch)?);
@@ -195,23 +189,36 @@ impl Rewards {
         if let Some(command) = &mut self.command {
             sources.push(command.score(asked)?);
         }
-        let combined = |prompt: usize, answer: usize| {
-            let rewards: Vec<f32> = sources.iter().map(|source| source[prompt][answer]).collect();
-            combine(&rewards, self.combination, self.deviations)
+        for rule in &self.rules {
+            sources.push(rule.score(asked)?);
+        }
+        let of_answer = |prompt: usize, answer: usize| {
+            let by_source: Vec<f32> = sources.iter().map(|source| source[prompt][answer]).collect();
+            let combined = combine(&by_source, &self.weights, self.combination, self.deviations);
+            if !combined.is_finite() {
+                bail!(
+                    "{}: the rewards {by_source:?} of an answer combine to {combined}, expected a finite number; lower --reward-weights",
+                    asked[prompt].prompt.origin
+                );
+            }
+            Ok(AnswerReward { combined, by_source })
         };
         let of_prompt = |(prompt, asked): (usize, &Asked)| {
-            (0..asked.replies.len()).map(|answer| combined(prompt, answer)).collect()
+            (0..asked.replies.len()).map(|answer| of_answer(prompt, answer)).collect()
         };
-        Ok(asked.iter().enumerate().map(of_prompt).collect())
+        asked.iter().enumerate().map(of_prompt).collect()
     }
 }
 
-/// Several rewards of one answer, as one number; the standard deviation is that of the population.
-pub fn combine(rewards: &[f32], combination: Combination, deviations: f64) -> f32 {
+/// Several rewards of one answer, as one number; the standard deviation is that of the population. Weights count in mean and sum alone.
+pub fn combine(rewards: &[f32], weights: &[f64], combination: Combination, deviations: f64) -> f32 {
     let count = rewards.len().max(1) as f64;
     let mean = rewards.iter().map(|&reward| f64::from(reward)).sum::<f64>() / count;
+    let weighted = || rewards.iter().zip(weights).map(|(&reward, weight)| f64::from(reward) * weight).sum::<f64>();
     match combination {
-        Combination::Mean => mean as f32,
+        Combination::Mean => (weighted() / weights.iter().sum::<f64>()) as f32,
+        Combination::Sum => weighted() as f32,
+        // Every source gives finite numbers.
         Combination::Minimum => rewards.iter().copied().fold(f32::INFINITY, f32::min),
         Combination::MeanMinusDeviation => {
             let variance = rewards.iter().map(|&reward| (f64::from(reward) - mean).powi(2)).sum::<f64>() / count;
@@ -226,12 +233,14 @@ mod tests {
 
     #[test]
     fn several_rewards_become_one() {
-        let rewards = [1.0, 2.0, 6.0];
-        assert_eq!(combine(&rewards, Combination::Mean, 1.0), 3.0);
-        assert_eq!(combine(&rewards, Combination::Minimum, 1.0), 1.0);
+        let (rewards, equal) = ([1.0, 2.0, 6.0], [1.0; 3]);
+        assert_eq!(combine(&rewards, &equal, Combination::Mean, 1.0), 3.0);
+        assert_eq!(combine(&rewards, &[2.0, 0.0, 1.0], Combination::Mean, 1.0), 8.0 / 3.0);
+        assert_eq!(combine(&rewards, &[2.0, 0.0, -1.0], Combination::Sum, 1.0), -4.0);
+        assert_eq!(combine(&rewards, &equal, Combination::Minimum, 1.0), 1.0);
         let deviation = (14f64 / 3.0).sqrt();
-        let found = combine(&rewards, Combination::MeanMinusDeviation, 0.5);
+        let found = combine(&rewards, &equal, Combination::MeanMinusDeviation, 0.5);
         assert!((f64::from(found) - (3.0 - 0.5 * deviation)).abs() < 1e-6);
-        assert_eq!(combine(&[4.0], Combination::MeanMinusDeviation, 2.0), 4.0);
+        assert_eq!(combine(&[4.0], &[1.0], Combination::MeanMinusDeviation, 2.0), 4.0);
     }
 }

@@ -11,7 +11,7 @@ use super::control_task::{self, ControlTask};
 use super::{Accumulated, SftReport, SftSettings, Task, language_modelling, train};
 use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
-use crate::data::batch::{Batch, TokenTree, split_by_budget};
+use crate::data::batch::{TokenTree, split_by_budget};
 use crate::data::inspect;
 use crate::data::schema::{self, LABELLED, Labelled, Text};
 use crate::data::tokenize::Tokenizer;
@@ -314,7 +314,7 @@ impl ByWords<'_> {
         let sizes: Vec<usize> = texts.iter().map(|text| text.tree.tokens()).collect();
         let mut rows = Vec::new();
         for range in split_by_budget(&sizes, self.0.common.tokens_per_batch) {
-            let batch = Batch::pack(texts[range].iter().map(|text| &text.tree));
+            let batch = model.pack(texts[range].iter().map(|text| &text.tree));
             let hidden = model.hidden(&batch, &Pass::default())?; // [tokens, d_model]
             let log_probs: Vec<f32> = model.log_probs(&hidden, &batch, 1.0)?.log_probs.to_vec1()?; // [targets]
             let sums: Vec<f32> =

@@ -177,7 +177,7 @@ fn look_up_reference(reference: &Model, preferences: &[&Preference], tokens_per_
     let sizes: Vec<usize> = unknown.iter().map(|preference| preference.tree.tokens()).collect();
     for range in split_by_budget(&sizes, tokens_per_batch) {
         let preferences = &unknown[range];
-        let batch = Batch::pack(preferences.iter().map(|preference| &preference.tree));
+        let batch = reference.pack(preferences.iter().map(|preference| &preference.tree));
         let found: Vec<f32> = answer_log_probs(reference, &batch, &Pass::default())?.to_vec1()?;
         for (preference, answers) in preferences.iter().zip(&batch.trees) {
             preference.reference.get_or_init(|| found[answers.clone()].to_vec());
@@ -259,7 +259,7 @@ impl Preferences<'_> {
         let mut sums = Sums::default();
         for (index, range) in split_by_budget(&sizes, self.common.tokens_per_batch).into_iter().enumerate() {
             let preferences = &preferences[range];
-            let batch = Batch::pack(preferences.iter().map(|preference| &preference.tree));
+            let batch = model.pack(preferences.iter().map(|preference| &preference.tree));
             let mut pairs = PreferencePairs::default();
             for (preference, answers) in preferences.iter().zip(&batch.trees) {
                 let weight = preference.weight / (total.max(f32::MIN_POSITIVE) * preference.pairs.len() as f32);

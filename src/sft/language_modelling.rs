@@ -7,7 +7,7 @@ use candle_core::Device;
 use super::{Accumulated, SftReport, SftSettings, Task, train};
 use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
-use crate::data::batch::{Batch, TokenTree, split_by_budget};
+use crate::data::batch::{TokenTree, split_by_budget};
 use crate::data::inspect;
 use crate::data::mixture::{self, Mixture, Part};
 use crate::data::schema::{DEMONSTRATIONS, Demonstration};
@@ -171,7 +171,7 @@ pub(super) fn accumulate(
     let sizes: Vec<usize> = trees.iter().map(|tree| tree.tokens()).collect();
     let mut total = 0.0;
     for (index, range) in split_by_budget(&sizes, common.tokens_per_batch).into_iter().enumerate() {
-        let batch = Batch::pack(trees[range].iter().copied());
+        let batch = model.pack(trees[range].iter().copied());
         let pass = Pass { dropout_seed: Some(dropout_seed(common.seed, step, index as u64)) };
         let hidden = model.hidden(&batch, &pass)?; // [tokens, d_model]
         let log_probs = model.log_probs(&hidden, &batch, 1.0)?.log_probs; // [targets]
@@ -187,7 +187,7 @@ pub fn evaluation_loss(model: &Model, trees: &[&TokenTree], tokens_per_batch: us
     let sizes: Vec<usize> = trees.iter().map(|tree| tree.tokens()).collect();
     let (mut total, mut targets) = (0.0, 0);
     for range in split_by_budget(&sizes, tokens_per_batch) {
-        let batch = Batch::pack(trees[range].iter().copied());
+        let batch = model.pack(trees[range].iter().copied());
         let hidden = model.hidden(&batch, &Pass::default())?; // [tokens, d_model]
         let log_probs = model.log_probs(&hidden, &batch, 1.0)?.log_probs; // [targets]
         total -= f64::from(log_probs.sum_all()?.to_scalar::<f32>()?);

@@ -9,7 +9,7 @@ use crate::adapt;
 use crate::bail;
 use crate::error::Result;
 use crate::model::Model;
-use crate::model::architecture::Architecture;
+use crate::model::architecture::{Architecture, FeedForward};
 use crate::model::weights::tensor_specs;
 use crate::settings::{ModelSettings, TrainingSettings};
 
@@ -163,10 +163,12 @@ pub fn expected(
 }
 
 /// The numbers a token that a pass keeps for its backward pass. Of each block: what enters it, both norms' output, both sub-layers' output and
-/// the sum between them; queries and keys before and after their rotation, values, what attention gives; and the rows of the feed-forward.
+/// the sum between them; queries and keys before and after their rotation, values, what attention gives; and the rows of the feed-forward, those that
+/// hold gate and input together also apart.
 fn kept_numbers(architecture: &Architecture) -> usize {
     let Architecture { layers, d_model, d_ff, .. } = *architecture;
-    layers * (6 * d_model + 3 * architecture.query_width() + 3 * architecture.kv_width() + 3 * d_ff)
+    let inner = if matches!(architecture.feed_forward, FeedForward::GatedPacked(_)) { 5 * d_ff } else { 3 * d_ff };
+    layers * (6 * d_model + 3 * architecture.query_width() + 3 * architecture.kv_width() + inner)
 }
 
 #[cfg(test)]
@@ -179,7 +181,7 @@ mod tests {
     fn what_does_not_fit_is_refused_with_the_setting_that_would() {
         let json = serde_json::json!({ "model_type": "llama", "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128,
             "num_hidden_layers": 2, "num_attention_heads": 4 });
-        let architecture = family::architecture(&Config { json: &json, file: "config.json" }).unwrap();
+        let architecture = family::architecture(&Config::new(&json, "config.json")).unwrap();
         let model = Footprint {
             role: "model",
             copy: "a".to_string(),

@@ -214,6 +214,9 @@ pub fn training_plan(
             .line("order", format!("random in windows of {} rows, read as they are needed", count(window))),
     };
     plan = plan.memory(memory.iter().map(|(_, bytes)| bytes).sum());
+    if model.folder().is_text_part() {
+        plan = plan.line("note", "the text part of this model is read and trained, not what it has for images");
+    }
     for note in model.adapters().iter().filter_map(|adapter| adapter.note()) {
         plan = plan.line("note", note);
     }

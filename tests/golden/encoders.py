@@ -2,8 +2,11 @@
 
 `expected.safetensors` holds `input_ids`, `token_type_ids` (BERT), `labels`, `hidden` (the last hidden state), `logits` of the classification head, `loss` (cross-entropy
 of both rows) and `grad.<parameter>`; `unpadded.logits` are those of the second row's first 15 tokens alone.
+
+    python encoders.py [NAME...]     # these folders, or all
 """
 
+import sys
 from pathlib import Path
 
 import torch
@@ -12,6 +15,8 @@ from safetensors.torch import save_file
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
@@ -25,17 +30,27 @@ COMMON = dict(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_h
 def kinds():
     bert = dict(**COMMON, max_position_embeddings=64, type_vocab_size=2)
     roberta = dict(**COMMON, max_position_embeddings=66, type_vocab_size=1, pad_token_id=1, bos_token_id=0, eos_token_id=2)
+    modern = {key: value for key, value in COMMON.items() if key != "layer_norm_eps"}
+    modern |= dict(max_position_embeddings=64, norm_eps=0.01, local_attention=8, num_labels=3, pad_token_id=0,
+                   bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
+                   layer_types=["full_attention", "sliding_attention"], rope_parameters={
+                       "full_attention": {"rope_type": "default", "rope_theta": 300.0},
+                       "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}})
+    biases = dict(norm_bias=True, classifier_bias=True, attention_bias=True, mlp_bias=True)
     return {
         "bert": (BertForSequenceClassification, BertConfig(**bert, num_labels=3)),
         "bert-reward": (BertForSequenceClassification, BertConfig(**bert, num_labels=1)),
         "roberta": (RobertaForSequenceClassification, RobertaConfig(**roberta, num_labels=3)),
+        "modernbert": (ModernBertForSequenceClassification, ModernBertConfig(**modern, **biases)),
+        "modernbert-mean": (ModernBertForSequenceClassification,
+                            ModernBertConfig(**modern, classifier_pooling="mean", classifier_activation="relu")),
     }
 
 
 def inputs(name, seed):
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, VOCABULARY, (2, LENGTH), generator=generator)
-    if name == "roberta":
+    if not name.startswith("bert"):
         return {"input_ids": ids}
     types = torch.zeros_like(ids)
     types[0, LENGTH // 2:] = 1
@@ -80,13 +95,15 @@ def write_bare(bert, result):
     save_file(kept, folder / "expected.safetensors")
 
 
-def main():
+def main(chosen):
     torch.set_num_threads(1)
     for seed, (name, (kind, config)) in enumerate(kinds().items(), start=110):
+        if chosen and name not in chosen:
+            continue
         model, result = write(name, kind, config, seed)
         if name == "bert":
             write_bare(model, result)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

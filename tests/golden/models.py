@@ -4,11 +4,15 @@ For each family a folder `<name>/` as `save_pretrained` writes it, with `expecte
 (position `t` says whether token `t`, predicted from those before it, counts), `loss` (mean cross-entropy of the counted tokens of both
 rows together) and `grad.<parameter>` of that loss. A tied embedding has one gradient, under the embedding's name.
 
-Each configuration differs from the defaults where a reader of it could overlook a field; `main` asserts that the fields matter.
+Each configuration differs from the defaults where a reader of it could overlook a field; `main` asserts that the fields matter. Where rotations depend
+on the length of a sequence, `short.input_ids` and `short.logits` are of sequences of the original length.
+
+    python models.py [NAME...]     # these folders, or all
 """
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,12 +21,20 @@ from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 HERE = Path(__file__).parent
@@ -59,7 +71,40 @@ def configurations():
                                layer_types=["sliding_attention", "full_attention"], query_pre_attn_scalar=9,
                                attn_logit_softcapping=2.0, final_logit_softcapping=5.0,
                                rope_parameters={"rope_type": "default", "rope_theta": 300.0}),
+        "gpt2-unscaled": GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2,
+                                    bos_token_id=1, eos_token_id=2, scale_attn_weights=False),
+        "llama-dynamic": LlamaConfig(**COMMON | dict(max_position_embeddings=ORIGINAL), rope_parameters={
+            "rope_type": "dynamic", "factor": 3.0, "rope_theta": 300.0}),
+        "llama-yarn": LlamaConfig(**COMMON, rope_parameters={
+            "rope_type": "yarn", "factor": 4.0, "rope_theta": 300.0, "original_max_position_embeddings": ORIGINAL, "beta_fast": 2.5,
+            "beta_slow": 0.3, "mscale": 3.0, "mscale_all_dim": 1.5, "truncate": False}),
+        "gemma3": Gemma3TextConfig(**COMMON, **GEMMA3),
+        "smollm3": SmolLM3Config(**COMMON, pad_token_id=0, no_rope_layers=[0, 1], use_sliding_window=True, sliding_window=6,
+                                 tie_word_embeddings=False, rms_norm_eps=0.01, attention_bias=True, mlp_bias=True,
+                                 rope_parameters={"rope_type": "default", "rope_theta": 300.0}),
+        "olmo2": Olmo2Config(**COMMON, rms_norm_eps=0.01, rope_parameters={
+            "rope_type": "yarn", "factor": 4.0, "rope_theta": 300.0, "original_max_position_embeddings": ORIGINAL}),
+        "olmo3": Olmo3Config(**COMMON, rms_norm_eps=0.01, sliding_window=6, attention_bias=True,
+                             layer_types=["sliding_attention", "full_attention"], rope_parameters={
+                                 "full_attention": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 300.0,
+                                                    "original_max_position_embeddings": ORIGINAL, "attention_factor": 1.5},
+                                 "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}),
+        # Half of each head of 8 is rotated, by two pairs.
+        "phi3": Phi3Config(**COMMON, pad_token_id=0, rms_norm_eps=0.01, sliding_window=9, original_max_position_embeddings=ORIGINAL,
+                           rope_parameters={"rope_type": "longrope", "rope_theta": 300.0, "partial_rotary_factor": 0.5,
+                                            "short_factor": [1.0, 1.5], "long_factor": [2.0, 5.0]}),
+        "granite": GraniteConfig(**COMMON, rms_norm_eps=0.01, attention_bias=True, mlp_bias=True, tie_word_embeddings=True,
+                                 embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.3, logits_scaling=2.5,
+                                 rope_parameters={"rope_type": "default", "rope_theta": 300.0}),
     }
+
+
+ORIGINAL = 16
+GEMMA3 = dict(head_dim=16, rms_norm_eps=0.01, sliding_window=6, layer_types=["sliding_attention", "full_attention"], query_pre_attn_scalar=9,
+              final_logit_softcapping=5.0, rope_parameters={
+                  "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0},
+                  "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}})
+VISION = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
 
 
 # What a reader of the configuration could overlook, and what it would take it for.
@@ -74,6 +119,17 @@ OVERLOOKED = {
     "gpt-neox-sequential": {"use_parallel_residual": True},
     "gemma2": {"attn_logit_softcapping": None, "final_logit_softcapping": None, "query_pre_attn_scalar": 16,
                "layer_types": ["full_attention", "full_attention"], "sliding_window": 24, "rms_norm_eps": 1e-6},
+    "gpt2-unscaled": {"scale_attn_weights": True},
+    "llama-dynamic": {"max_position_embeddings": 64, "rope_parameters": {"rope_type": "default", "rope_theta": 300.0}},
+    "llama-yarn": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 300.0, "original_max_position_embeddings": 16}},
+    "gemma3": {"final_logit_softcapping": None, "query_pre_attn_scalar": 16, "layer_types": ["full_attention", "full_attention"],
+               "sliding_window": 24, "rms_norm_eps": 1e-6, "rope_parameters": None},
+    "smollm3": {"no_rope_layers": [1, 1], "sliding_window": 24, "rms_norm_eps": 1e-6},
+    "olmo2": {"rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 300.0}},
+    "olmo3": {"rms_norm_eps": 1e-5, "sliding_window": 24, "layer_types": ["full_attention", "full_attention"], "rope_parameters": None},
+    "phi3": {"sliding_window": None, "original_max_position_embeddings": 64,
+             "rope_parameters": {"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 0.5}},
+    "granite": {"embedding_multiplier": 1.0, "attention_multiplier": 0.35, "residual_multiplier": 1.0, "logits_scaling": 1.0},
 }
 
 
@@ -83,7 +139,7 @@ def randomise(model):
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:
                 # Gemma multiplies with one more than its norms' weights.
-                centre = 0.0 if name.endswith("bias") or model.config.model_type == "gemma2" else 1.0
+                centre = 0.0 if name.endswith("bias") or "gemma" in model.config.model_type else 1.0
                 parameter.copy_(centre + 0.3 * torch.randn_like(parameter))
 
 
@@ -141,9 +197,28 @@ def save_in_half_precision_and_parts(model, input_ids, folder):
     save_file({"input_ids": input_ids, "logits": logits.detach().contiguous()}, folder / "expected.safetensors")
 
 
-def main():
+def write_with_images(text, result):
+    """The same model as the text part of one of text and images, with the names and nesting of such a folder."""
+    config = Gemma3Config(text_config=Gemma3TextConfig(**COMMON, **GEMMA3).to_dict(), vision_config=VISION, mm_tokens_per_image=4)
+    model = Gemma3ForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
+    model.model.language_model.load_state_dict(text.model.state_dict())
+    model.tie_weights()
+    folder = HERE / "gemma3-with-images"
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    again = Gemma3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    logits = again(input_ids=result["input_ids"]).logits
+    # This class of transformers caps no logits.
+    cap = GEMMA3["final_logit_softcapping"]
+    torch.testing.assert_close(cap * torch.tanh(logits / cap), result["logits"], atol=1e-5, rtol=0)
+    save_file({"input_ids": result["input_ids"], "logits": logits.detach().contiguous()}, folder / "expected.safetensors")
+
+
+def main(chosen):
     torch.set_num_threads(1)
     for seed, (name, config) in enumerate(configurations().items()):
+        if chosen and name not in chosen:
+            continue
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
         randomise(model)
@@ -155,8 +230,15 @@ def main():
         if name.startswith("gpt-neox"):
             # The file calls the output matrix as it always did.
             result = {key.replace("grad.lm_head", "grad.embed_out"): tensor for key, tensor in result.items()}
+        if name in ("llama-dynamic", "phi3"):
+            short = input_ids[:, :ORIGINAL].contiguous()
+            result |= {"short.input_ids": short, "short.logits": load(folder)(input_ids=short).logits.detach().contiguous()}
+            difference = (result["short.logits"] - result["logits"][:, :ORIGINAL]).abs().max()
+            assert difference > 0.01, f"{name}: the length does not matter"
         save_file(result, folder / "expected.safetensors")
         torch.testing.assert_close(load(folder)(input_ids=input_ids).logits, result["logits"], atol=1e-5, rtol=0)
+        if name == "gemma3":
+            write_with_images(model, result)
         if name == "llama3":
             write_in_the_older_form(folder)
             torch.testing.assert_close(load(folder)(input_ids=input_ids).logits, result["logits"], atol=1e-5, rtol=0)
@@ -168,4 +250,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

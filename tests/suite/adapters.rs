@@ -42,7 +42,7 @@ fn arguments(method: &str, shape: Shape) -> Vec<String> {
     let absent: &[&str] = match shape {
         Shape::Gpt2 => &["embed_tokens", "embed_in", "lm_head"],
         Shape::GptNeox => &["embed_tokens", "lm_head", "wte"],
-        Shape::Gemma2 => &["lm_head", "wte", "embed_in"],
+        Shape::Gemma2 | Shape::Gemma3 | Shape::Smollm3 => &["lm_head", "wte", "embed_in"],
         _ => &["wte", "embed_in"],
     };
     let word = |word: &str| word.split(',').filter(|name| !absent.contains(name)).collect::<Vec<_>>().join(",");
@@ -94,7 +94,17 @@ fn logits(model: &Model, batch: &Batch) -> Result<Vec<f32>> {
     crate::oracle::logits(model, batch)
 }
 
-const SHAPES: [Shape; 4] = [Shape::Llama, Shape::Gpt2, Shape::GptNeox, Shape::Gemma2];
+const SHAPES: [Shape; 9] = [
+    Shape::Llama,
+    Shape::Gpt2,
+    Shape::GptNeox,
+    Shape::Gemma2,
+    Shape::Gemma3,
+    Shape::Smollm3,
+    Shape::Olmo3,
+    Shape::Phi3,
+    Shape::Granite,
+];
 
 #[test]
 fn a_new_adapter_changes_no_logit() -> Result<()> {

@@ -38,6 +38,16 @@ pub enum Shape {
     GptNeox,
     /// Norms on both sides of a sub-layer, soft caps, a sliding window in every other layer, scaled embeddings.
     Gemma2,
+    /// The same with norms of queries and keys, and rotations by the kind of layer.
+    Gemma3,
+    /// A layer without rotation, biases.
+    Smollm3,
+    /// Norms of the sub-layers' outputs and of all queries and keys, a sliding window, rotations by YaRN.
+    Olmo3,
+    /// Packed projections, and rotations of a part of each head that change beyond 14 tokens.
+    Phi3,
+    /// Multipliers everywhere.
+    Granite,
 }
 
 /// Writes a bare `config.json` of this shape.
@@ -56,6 +66,26 @@ pub fn write_config(shape: Shape, folder: &Path) {
             "gemma2",
             r#", "head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 9, "attn_logit_softcapping": 2.0,
             "final_logit_softcapping": 5.0"#,
+        ),
+        Shape::Gemma3 => llama(
+            "gemma3_text",
+            r#", "head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 9, "sliding_window_pattern": 2,
+            "rope_scaling": {"rope_type": "linear", "factor": 4.0}, "rope_theta": 500.0, "rope_local_base_freq": 50.0"#,
+        ),
+        Shape::Smollm3 => llama("smollm3", r#", "no_rope_layers": [1, 0], "attention_bias": true, "mlp_bias": true"#),
+        Shape::Olmo3 => llama(
+            "olmo3",
+            r#", "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"],
+            "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}"#,
+        ),
+        Shape::Phi3 => llama(
+            "phi3",
+            r#", "partial_rotary_factor": 0.5, "original_max_position_embeddings": 14, "max_position_embeddings": 64,
+            "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 5.0]}"#,
+        ),
+        Shape::Granite => llama(
+            "granite",
+            r#", "embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.3, "logits_scaling": 0.5"#,
         ),
         Shape::GptNeox => r#"{"model_type": "gpt_neox", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48,
             "num_hidden_layers": 2, "num_attention_heads": 2, "rotary_pct": 0.25, "initializer_range": 0.3, "eos_token_id": 2}"#

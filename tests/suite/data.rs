@@ -12,7 +12,9 @@ use arrow::datatypes::{Field, Int32Type};
 use proptest::prelude::*;
 use rlhf::data::files::files;
 use rlhf::data::parquet::{self, ParquetWriter};
-use rlhf::data::schema::{self, AnswerLayout, Demonstration, Message, Prompt, Ranking, TemplateInputs, Text};
+use rlhf::data::schema::{
+    self, AnswerLayout, Demonstration, Message, Projection, Prompt, Ranking, TemplateInputs, Text,
+};
 use rlhf::data::table::TableRows;
 use rlhf::data::template::ChatTemplate;
 use tempfile::TempDir;
@@ -244,7 +246,7 @@ fn ranked_files_of_people_and_judges_are_read() {
 #[test]
 fn ranks_of_people_are_the_ranks_of_their_scores() {
     let Some(path) = shared("ranked-human-train.parquet") else { return };
-    let mut without_ranks = TableRows::open(&path).unwrap().only(&["prompt", "responses", "scores"]);
+    let mut without_ranks = TableRows::open(&path).unwrap().only(Projection::Only(&["prompt", "responses", "scores"]));
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("scores.parquet");
     parquet::write(&copy, &without_ranks.next().unwrap().unwrap().batch).unwrap();

@@ -183,7 +183,7 @@ fn sequences_are_counted_that_no_scaling_of_rotary_positions_covers() -> Result<
         let mut json = json!({ "model_type": model_type, "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
             "num_attention_heads": 4, "max_position_embeddings": 100 });
         json.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        let architecture = family::architecture(&Config { json: &json, file: "config.json" })?;
+        let architecture = family::architecture(&Config::new(&json, "config.json"))?;
         Ok(BeyondContext::of(&architecture).with([100, 101, 399, 7]).warning())
     };
     for family in ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gpt_neox"] {

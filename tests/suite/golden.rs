@@ -4,8 +4,8 @@ use std::path::Path;
 
 use crate::common::training_settings;
 use crate::oracle::{
-    assert_close, assert_gradient, check_logits_and_loss, documents, expected, floats, folder, integers, load, logits,
-    pairs,
+    Tensors, assert_close, assert_gradient, check_logits_and_loss, documents, expected, floats, folder, integers, load,
+    logits, pairs,
 };
 use candle_core::{DType, Device, Tensor, Var};
 use rlhf::Result;
@@ -19,9 +19,31 @@ use rlhf::sft::dpo::{self, DpoSettings, PreferenceLoss, PreferencePairs};
 use rlhf::train::optimizer::Optimizer;
 use rlhf::train::schedule::Schedule;
 
+/// The folders of `models.py`.
+const FAMILIES: [&str; 18] = [
+    "llama",
+    "llama3",
+    "llama-dynamic",
+    "llama-yarn",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gpt2",
+    "gpt2-unscaled",
+    "gpt-neox",
+    "gpt-neox-sequential",
+    "gemma2",
+    "gemma3",
+    "smollm3",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "granite",
+];
+
 #[test]
 fn logits_and_gradients_equal_transformers_for_each_family() -> Result<()> {
-    for name in ["llama", "llama3", "mistral", "qwen2", "gpt2", "qwen3", "gpt-neox", "gpt-neox-sequential", "gemma2"] {
+    for name in FAMILIES {
         let tensors = expected(name)?;
         let model = load(&folder(name), Some(&["--method", "full"]), Head::Language)?;
         let gradients = check_logits_and_loss(name, &model, &tensors)?;
@@ -32,7 +54,67 @@ fn logits_and_gradients_equal_transformers_for_each_family() -> Result<()> {
             let gradient = gradients.get(&variable).unwrap_or_else(|| panic!("{name}: {parameter} has a gradient"));
             assert_gradient(&format!("{name}: {parameter}"), gradient, &tensors[&format!("grad.{parameter}")])?;
         }
+        let copy = tempfile::tempdir().expect("a temporary folder");
+        model.save(copy.path())?;
+        let batch = Batch::pack(&documents(&tensors)?);
+        let again = load(copy.path(), None, Head::Language)?;
+        assert_eq!(logits(&again, &batch)?, logits(&model, &batch)?, "{name}: saved and read again");
     }
+    Ok(())
+}
+
+/// Rotations that depend on a sequence's length are those of each sequence's own, whatever is in the batch with it.
+#[test]
+fn short_and_long_sequences_of_a_batch_equal_transformers() -> Result<()> {
+    for name in ["llama-dynamic", "phi3"] {
+        let tensors = expected(name)?;
+        let model = load(&folder(name), None, Head::Language)?;
+        let of = |prefix: &str| -> Tensors {
+            let named = |key: &str| (key.to_string(), tensors[&format!("{prefix}{key}")].clone());
+            ["input_ids", "logits"].into_iter().map(named).collect()
+        };
+        let trees = [documents(&of("short."))?, documents(&of(""))?].concat();
+        let found = logits(&model, &model.pack(&trees))?;
+        let wanted = [floats(&tensors, "short.logits")?, floats(&tensors, "logits")?].concat();
+        assert_close(name, &found, &wanted, 1e-4);
+        // The same sequences as two answers of different lengths to one prompt, which then cannot share its keys.
+        let (short, long) = (&trees[0].answers[0].tokens, &trees[2].answers[0].tokens);
+        assert_eq!(short[..], long[..short.len()]);
+        let answer =
+            |tokens: &[u32]| Continuation { tokens: tokens[4..].to_vec(), learned: vec![true; tokens.len() - 4] };
+        let tree = TokenTree { prompt: short[..4].to_vec(), answers: vec![answer(short), answer(long)] };
+        let found = logits(&model, &model.pack([&tree]))?;
+        let row = floats(&tensors, "logits")?.len() / 2;
+        let wanted =
+            [&floats(&tensors, "short.logits")?[..row / long.len() * short.len()], &wanted_row(&tensors)?].concat();
+        assert_close(name, &found, &wanted, 1e-4);
+    }
+    Ok(())
+}
+
+/// The logits of the first row.
+fn wanted_row(tensors: &Tensors) -> Result<Vec<f32>> {
+    let logits = floats(tensors, "logits")?;
+    Ok(logits[..logits.len() / 2].to_vec())
+}
+
+/// The text part of a model of text and images is read alone, and saved as the language model that it is.
+#[test]
+fn the_text_part_of_a_model_of_images_equals_transformers() -> Result<()> {
+    let tensors = expected("gemma3-with-images")?;
+    let model = load(&folder("gemma3-with-images"), None, Head::Language)?;
+    let batch = Batch::pack(&documents(&tensors)?);
+    assert_close("logits", &logits(&model, &batch)?, &floats(&tensors, "logits")?, 1e-4);
+    let copy = tempfile::tempdir().expect("a temporary folder");
+    model.save(copy.path())?;
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(copy.path().join("config.json")).expect("a file")).expect("JSON");
+    assert_eq!(
+        (&config["model_type"], &config["architectures"][0]),
+        (&"gemma3_text".into(), &"Gemma3ForCausalLM".into())
+    );
+    assert!(config.get("vision_config").is_none());
+    assert_eq!(logits(&load(copy.path(), None, Head::Language)?, &batch)?, logits(&model, &batch)?);
     Ok(())
 }
 
@@ -40,7 +122,7 @@ fn logits_and_gradients_equal_transformers_for_each_family() -> Result<()> {
 #[test]
 fn encoders_and_their_heads_equal_transformers() -> Result<()> {
     let labels = ["a", "b", "c"].map(String::from);
-    for name in ["bert", "roberta"] {
+    for name in ["bert", "roberta", "modernbert", "modernbert-mean"] {
         let tensors = expected(name)?;
         let model = load(&folder(name), Some(&["--method", "full"]), Head::Classes(&labels))?;
         let trees = pairs(&tensors)?;

@@ -1,7 +1,9 @@
 //! All integration tests, in one program: linking is the slow part of building them.
 
 mod adapters;
+mod candle_models;
 mod chat_templates;
+mod checkable_rewards;
 mod choices;
 mod classification;
 mod classifiers;

@@ -15,7 +15,13 @@ use crate::oracle::{
 };
 
 /// Folders with the method that goes on training them.
-const ADAPTERS: [(&str, &str); 25] = [
+const ADAPTERS: [(&str, &str); 31] = [
+    ("lora-gemma3", "lora"),
+    ("lora-smollm3", "lora"),
+    ("lora-olmo2", "lora"),
+    ("lora-olmo3", "lora"),
+    ("lora-phi3", "lora"),
+    ("lora-granite", "lora"),
     ("lora-llama", "lora"),
     ("lora-llama-all", "lora"),
     ("lora-gpt2", "lora"),
@@ -74,6 +80,42 @@ fn rewards_and_classes_of_adapters_written_by_peft_are_its_own() -> Result<()> {
         let copy = tempfile::tempdir().expect("a temporary folder");
         model.save(copy.path())?;
         assert_same_files(name, copy.path())?;
+    }
+    Ok(())
+}
+
+/// An adapter of the text part of a model of text and images has that model's names.
+#[test]
+fn an_adapter_of_a_text_part_is_read_and_written_with_the_names_of_the_whole() -> Result<()> {
+    let tensors = expected("lora-gemma3-with-images")?;
+    let model = load(&folder("lora-gemma3-with-images"), None, Head::Language)?;
+    let batch = Batch::pack(&documents(&tensors)?);
+    assert_close("logits", &logits(&model, &batch)?, &floats(&tensors, "logits")?, 1e-4);
+    let copy = tempfile::tempdir().expect("a temporary folder");
+    model.save(copy.path())?;
+    let names = |folder: &Path| -> Result<Vec<String>> {
+        let tensors =
+            candle_core::safetensors::load(folder.join("adapter_model.safetensors"), &candle_core::Device::Cpu)?;
+        let mut names: Vec<String> = tensors.into_keys().collect();
+        names.sort();
+        Ok(names)
+    };
+    assert_eq!(names(copy.path())?, names(&folder("lora-gemma3-with-images"))?);
+    assert_eq!(logits(&load(copy.path(), None, Head::Language)?, &batch)?, logits(&model, &batch)?);
+    Ok(())
+}
+
+/// PEFT stores the last layer of ModernBERT's classifier and leaves what that reads with the base; we store both.
+#[test]
+fn the_classifier_of_an_adapter_reads_modernberts_prediction_head() -> Result<()> {
+    let tensors = expected("lora-modernbert")?;
+    let model = load(&folder("lora-modernbert"), None, Head::AsFound)?;
+    let copy = tempfile::tempdir().expect("a temporary folder");
+    model.save(copy.path())?;
+    for model in [model, load(copy.path(), None, Head::AsFound)?] {
+        let batch = model.pack(&documents(&tensors)?);
+        let scores = model.classes(&model.hidden(&batch, &Pass::default())?, &batch)?;
+        assert_close("scores", &scores.flatten_all()?.to_vec1::<f32>()?, &floats(&tensors, "scores")?, 1e-4);
     }
     Ok(())
 }

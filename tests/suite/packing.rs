@@ -11,7 +11,19 @@ use rlhf::random;
 
 use rand::Rng;
 
-const SHAPES: [Shape; 6] = [Shape::Llama, Shape::Mistral, Shape::Gpt2, Shape::Qwen3, Shape::GptNeox, Shape::Gemma2];
+const SHAPES: [Shape; 11] = [
+    Shape::Llama,
+    Shape::Mistral,
+    Shape::Gpt2,
+    Shape::Qwen3,
+    Shape::GptNeox,
+    Shape::Gemma2,
+    Shape::Gemma3,
+    Shape::Smollm3,
+    Shape::Olmo3,
+    Shape::Phi3,
+    Shape::Granite,
+];
 
 fn tree(seed: u64, prompt: usize, answers: &[usize]) -> TokenTree {
     let mut stream = random::stream(seed, "test tokens", 0);
@@ -28,7 +40,7 @@ fn separated(tree: &TokenTree) -> Vec<TokenTree> {
 }
 
 fn log_probs(model: &Model, trees: &[TokenTree]) -> Result<Vec<f32>> {
-    let batch = Batch::pack(trees);
+    let batch = model.pack(trees);
     let hidden = model.hidden(&batch, &Pass::default())?;
     Ok(model.log_probs(&hidden, &batch, 1.0)?.log_probs.to_vec1()?)
 }
@@ -38,7 +50,7 @@ type Gradients = Vec<(String, Vec<f32>)>;
 
 /// Sum of the squared log-probabilities of all targets, and its gradient.
 fn loss_and_gradients(model: &Model, trees: &[TokenTree]) -> Result<(f32, Gradients)> {
-    let batch = Batch::pack(trees);
+    let batch = model.pack(trees);
     let hidden = model.hidden(&batch, &Pass::default())?;
     let log_probs = model.log_probs(&hidden, &batch, 1.0)?.log_probs;
     let loss = log_probs.sqr()?.sum_all()?;

@@ -168,7 +168,7 @@ fn long_prompts_lose_their_start_and_long_answers_their_end() {
     assert_eq!(cut.answers[0].learned.len(), 39);
 
     let mut truncation = Truncation::default();
-    let prompt = Prompt { prompt: plain(&"who ".repeat(200)), origin: origin() };
+    let prompt = Prompt::new(plain(&"who ".repeat(200)), origin());
     let tokens = tokenizer.prompt(&prompt, 10, &mut truncation).unwrap();
     assert_eq!((tokens.len(), tokens[0], truncation.prompts), (10, tokenizer.bos().unwrap(), 1));
 }

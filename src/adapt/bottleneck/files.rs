@@ -88,10 +88,10 @@ pub fn read(folder: &Path, base: &Base) -> Result<(Arc<dyn Adapter>, Option<Head
     let Some(own) = json.get("config").filter(|config| config.is_object()) else {
         bail!("{file}: field \"config\" is missing; expected the configuration of an adapter of AdapterHub");
     };
-    let config = Config { json: own, file: &file };
+    let config = Config::new(own, file.as_str());
     let placement = placement(&config)?;
     let mut sites = Sites::of(base);
-    sites.adapter = Config { json: &json, file: &file }.text("name", "default")?.to_string();
+    sites.adapter = Config::new(&json, file.as_str()).text("name", "default")?.to_string();
     let non_linearity = config.text("non_linearity", "relu")?.to_string();
     let mut adapter = Bottleneck {
         placement,

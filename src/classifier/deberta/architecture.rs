@@ -54,7 +54,7 @@ impl Architecture {
         let max_positions = config.optional_size("max_position_embeddings")?.unwrap_or(512);
         let kinds = position_attention(config)?;
         let attends = |name: &str| kinds.iter().any(|kind| kind == name);
-        Ok(Architecture {
+        let architecture = Architecture {
             vocabulary: config.size("vocab_size")?,
             d_model,
             d_embedding: config.optional_size("embedding_size")?.unwrap_or(d_model),
@@ -77,7 +77,12 @@ impl Architecture {
             convolution: ConvolutionForm::read(config, d_model)?,
             activation: config.activation("hidden_act", "gelu")?,
             pooler_activation: config.activation("pooler_hidden_act", "gelu")?,
-        })
+        };
+        // Of training and of the head that predicts tokens; and what is read only beside a switch, where that is off.
+        config.ignore(&["initializer_range", "legacy", "tie_word_embeddings", "padding_idx"]);
+        config.ignore(&["max_relative_positions", "position_buckets", "conv_groups", "conv_act"]);
+        config.check_all_read("DeBERTa")?;
+        Ok(architecture)
     }
 
     /// Scores are divided by the root of their width times the number of their kinds.

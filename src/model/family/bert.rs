@@ -3,17 +3,21 @@
 use crate::bail;
 use crate::error::Result;
 use crate::model::architecture::{
-    Architecture, AttentionInput, BlockForm, Config, FeedForward, HeadForm, LinearName, NormKind, Pooling, Positions,
-    TensorNames,
+    Architecture, AttentionInput, BlockForm, Config, FeedForward, HeadForm, HeadHidden, LinearName, NormKind, Pooling,
+    Positions, TensorNames,
 };
+use crate::ops::Activation;
 
 /// BERT's classifier reads the pooler, which is a part of the pretrained model.
-const BERT_HEAD: HeadForm =
-    HeadForm { pooling: Pooling::First, dense: Some("bert.pooler.dense"), out: "classifier", out_bias: true };
+const BERT_HEAD: HeadForm = head("bert.pooler.dense", "classifier");
 
 /// RoBERTa's has a hidden layer of its own.
-const ROBERTA_HEAD: HeadForm =
-    HeadForm { pooling: Pooling::First, dense: Some("classifier.dense"), out: "classifier.out_proj", out_bias: true };
+const ROBERTA_HEAD: HeadForm = head("classifier.dense", "classifier.out_proj");
+
+const fn head(name: &'static str, out: &'static str) -> HeadForm {
+    let hidden = HeadHidden { name, bias: true, activation: Activation::Tanh, norm: None };
+    HeadForm { pooling: Pooling::First, hidden: Some(hidden), out, out_bias: true }
+}
 
 pub(super) fn bert(config: &Config) -> Result<Architecture> {
     encoder(config, ("BertModel", "BertForSequenceClassification"), names("bert.", BERT_HEAD), 0)
@@ -53,9 +57,11 @@ fn encoder(
     if positions != "absolute" {
         bail!("{}: position_embedding_type is \"{positions}\"; expected absolute", config.file);
     }
-    if config.flag("is_decoder", false)? {
-        bail!("{}: \"is_decoder\": true is not supported; this family is an encoder here", config.file);
-    }
+    config.refuse_flag("is_decoder", "this family is an encoder here")?;
+    config.refuse_flag("add_cross_attention", "this family is an encoder here")?;
+    // Of BERT's first files, and of the output matrix, which is not read.
+    config.ignore(&["directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers"]);
+    config.ignore(&["pooler_size_per_head", "pooler_type", "tie_word_embeddings"]);
     Ok(Architecture {
         language_model_class: classes.0,
         classifier_class: classes.1,
@@ -68,14 +74,17 @@ fn encoder(
         d_ff: config.size("intermediate_size")?,
         max_positions: config.optional_size("max_position_embeddings")?.unwrap_or(512),
         block: BlockForm::PostNorm,
+        first_attention_norm: true,
         norm: NormKind::Layer,
         norm_epsilon: config.positive("layer_norm_eps", 1e-12)?,
         positions: Positions::Learned,
         position_offset,
         token_types: config.optional_size("type_vocab_size")?.unwrap_or(2),
         embedding_scale: None,
+        residual_scale: None,
         attention_scale: 1.0 / ((d_model / heads) as f64).sqrt(),
         attention_soft_cap: None,
+        output_scale: None,
         output_soft_cap: None,
         feed_forward: FeedForward::Plain(config.activation("hidden_act", "gelu")?),
         windows: vec![None; layers],
@@ -99,7 +108,7 @@ fn names(prefix: &'static str, head: HeadForm) -> TensorNames {
         token_types: Some("embeddings.token_type_embeddings.weight"),
         embedding_norm: Some("embeddings.LayerNorm"),
         blocks: "encoder.layer",
-        attention_norm: "attention.output.LayerNorm",
+        attention_norm: Some("attention.output.LayerNorm"),
         attention_output_norm: None,
         query_key_norms: None,
         attention_input: AttentionInput::Separate {
@@ -108,7 +117,7 @@ fn names(prefix: &'static str, head: HeadForm) -> TensorNames {
             value: linear("attention.self.value"),
         },
         attention_output: linear("attention.output.dense"),
-        feed_forward_norm: "output.LayerNorm",
+        feed_forward_norm: Some("output.LayerNorm"),
         feed_forward_output_norm: None,
         gate: None,
         up: linear("intermediate.dense"),

@@ -1,6 +1,6 @@
 //! GPT-NeoX (Black et al. 2022) and Pythia: layer norms, attention and feed-forward side by side, rotation of a part of each head.
 
-use super::rotary::{context, rotary_frequencies};
+use super::rotary::{Defaults, Sizes, context, rotary};
 use crate::bail;
 use crate::error::Result;
 use crate::model::architecture::{
@@ -15,7 +15,12 @@ pub(super) fn gpt_neox(config: &Config) -> Result<Architecture> {
         bail!("{}: hidden_size {d_model} is not a multiple of num_attention_heads {heads}", config.file);
     }
     let head_dim = d_model / heads;
-    let rotated = (head_dim as f64 * rotary_share(config)?) as usize;
+    let rotations =
+        Defaults { theta_field: "rotary_emb_base", share: Some(("rotary_pct", 0.25)), ..Defaults::default() };
+    // transformers reads the base and the share by these names alone.
+    config.ignore(&["rope_theta", "is_decoder"]);
+    let longest = config.optional_size("max_position_embeddings")?.unwrap_or(2048);
+    let rotary = rotary(config, &Sizes { head_dim, layers, longest }, &rotations)?;
     let is_parallel = config.flag("use_parallel_residual", true)?;
     Ok(Architecture {
         language_model_class: "GPTNeoXForCausalLM",
@@ -27,16 +32,19 @@ pub(super) fn gpt_neox(config: &Config) -> Result<Architecture> {
         kv_heads: heads,
         head_dim,
         d_ff: config.size("intermediate_size")?,
-        max_positions: context(config, 2048)?,
+        max_positions: context(config, longest),
         block: if is_parallel { BlockForm::Parallel } else { BlockForm::PreNorm },
+        first_attention_norm: true,
         norm: NormKind::Layer,
         norm_epsilon: config.positive("layer_norm_eps", 1e-5)?,
-        positions: Positions::Rotary { frequencies: rotary_frequencies(config, rotated)? },
+        positions: Positions::Rotary(rotary),
         position_offset: 0,
         token_types: 0,
         embedding_scale: None,
+        residual_scale: None,
         attention_scale: 1.0 / (head_dim as f64).sqrt(),
         attention_soft_cap: None,
+        output_scale: None,
         output_soft_cap: None,
         feed_forward: FeedForward::Plain(config.activation("hidden_act", "gelu")?),
         windows: vec![None; layers],
@@ -51,19 +59,6 @@ pub(super) fn gpt_neox(config: &Config) -> Result<Architecture> {
     })
 }
 
-/// The share of each head that is rotated: `rotary_pct`, or in files of current `transformers` `partial_rotary_factor`.
-fn rotary_share(config: &Config) -> Result<f64> {
-    let old = config.number("rotary_pct", 0.25)?;
-    let share = match config.get("rope_parameters") {
-        Some(json) => Config { json, file: config.file }.number("partial_rotary_factor", old)?,
-        None => old,
-    };
-    if !(0.0..=1.0).contains(&share) {
-        bail!("{}: the rotated share of a head is {share}, expected a number from 0 to 1", config.file);
-    }
-    Ok(share)
-}
-
 fn names(attention_bias: bool) -> TensorNames {
     TensorNames {
         prefix: "gpt_neox.",
@@ -72,7 +67,7 @@ fn names(attention_bias: bool) -> TensorNames {
         token_types: None,
         embedding_norm: None,
         blocks: "layers",
-        attention_norm: "input_layernorm",
+        attention_norm: Some("input_layernorm"),
         attention_output_norm: None,
         query_key_norms: None,
         attention_input: AttentionInput::PackedByHead(LinearName {
@@ -80,7 +75,7 @@ fn names(attention_bias: bool) -> TensorNames {
             bias: attention_bias,
         }),
         attention_output: LinearName { name: "attention.dense", bias: attention_bias },
-        feed_forward_norm: "post_attention_layernorm",
+        feed_forward_norm: Some("post_attention_layernorm"),
         feed_forward_output_norm: None,
         gate: None,
         up: LinearName { name: "mlp.dense_h_to_4h", bias: true },

@@ -65,7 +65,12 @@ impl Block<'_> {
         let keys = self.query.key_count();
         let position = keys - self.query.rows.len + self.first + row;
         let start = shape.window.map_or(0, |window| (position + 1).saturating_sub(window));
-        start..if shape.causal { position + 1 } else { keys }
+        let end = match shape {
+            AttentionShape { causal: true, .. } => position + 1,
+            AttentionShape { window: Some(window), .. } => keys.min(position.saturating_add(*window)),
+            AttentionShape { window: None, .. } => keys,
+        };
+        start..end
     }
 
     /// The runs of key rows that the keys `visible` of the segment lie in.

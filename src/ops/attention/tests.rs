@@ -105,7 +105,10 @@ fn a_window_and_an_encoder_agree_with_the_reference() {
         AttentionShape { causal: false, ..shape(2, 2, 16) },
         &plan(&[(7, None), (130, None), (1, None)]),
     );
-    compare_both_forms(AttentionShape { causal: false, window: Some(5), ..shape(2, 1, 16) }, &plan(&[(33, None)]));
+    for window in [2, 5, 64, 200] {
+        let local = AttentionShape { causal: false, window: Some(window), ..shape(2, 1, 16) };
+        compare_both_forms(local, &plan(&[(33, None), (150, None), (1, None)]));
+    }
 }
 
 #[test]

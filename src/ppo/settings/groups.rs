@@ -200,9 +200,9 @@ pub enum Aggregation {
 /// The value model.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct ValueSettings {
-    /// What the value model starts from
-    #[arg(long, help_heading = VALUES, value_enum, default_value_t = ValueSource::Reward)]
-    pub value_from: ValueSource,
+    /// What the value model starts from [default: reward where there is a reward model, else policy]
+    #[arg(long, help_heading = VALUES, value_enum)]
+    pub value_from: Option<ValueSource>,
     /// How the value model's head starts, where it is not the reward model's
     #[arg(long, help_heading = VALUES, value_enum, default_value_t = ValueHead::Zero)]
     pub value_head: ValueHead,
