@@ -73,6 +73,7 @@ pub mod export;
 pub mod figure;
 pub mod files;
 pub mod generate;
+pub mod gguf;
 pub mod limits;
 pub mod model;
 pub mod ops;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapt::{self, Bases, Head, Role, Training, users};
 use crate::bail;
+use crate::data::chat_counts::ChatCounts;
 use crate::data::parquet::ParquetWriter;
 use crate::data::schema::{self, Prompt, Text};
 use crate::data::table::TableRows;
@@ -20,7 +21,7 @@ use crate::generate::{PromptTokens, SamplingSettings, Stop, generate};
 use crate::model::Model;
 use crate::model::architecture::BeyondContext;
 use crate::settings::{CommonSettings, ModelSettings, NamedFolder, UserSettings, at_least_one};
-use crate::train::plan::Plan;
+use crate::train::plan::{Plan, TRANSCRIPT};
 use crate::train::progress::Progress;
 
 /// Samples answers to prompts and writes them to a Parquet file (columns prompt, responses, and ended: whether each ended by itself)
@@ -76,6 +77,8 @@ pub struct SampleReport {
     pub tokens: usize,
     /// Prompts that lost their start to `--max-length`.
     pub cut_prompts: usize,
+    /// How prompts end, and what of them the chat template does not write.
+    pub chats: ChatCounts,
 }
 
 /// Runs the program: reads prompts, samples, writes.
@@ -126,10 +129,11 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
         output.write(&chunk, &answers)?;
     }
     output.finish()?;
-    report.cut_prompts = truncation.prompts;
+    (report.cut_prompts, report.chats) = (truncation.prompts, truncation.chats);
     progress.finish();
     if !common.quiet {
         say(&report, settings);
+        say_chat_format(&tokenizer);
     }
     if let Some(warning) = lengths.warning() {
         eprintln!("warning: {warning}");
@@ -148,6 +152,14 @@ fn say(report: &SampleReport, settings: &SampleSettings) {
     );
     if report.cut_prompts > 0 {
         eprintln!("{} prompts lost their start to --max-length {}", report.cut_prompts, settings.common.max_length);
+    }
+    report.chats.remarks("").iter().for_each(|(_, text)| eprintln!("{text}"));
+}
+
+/// Says in which format conversations were written, where the model has no chat template.
+pub(crate) fn say_chat_format(tokenizer: &Tokenizer) {
+    if tokenizer.transcript().is_some() {
+        eprintln!("conversations were written as {TRANSCRIPT}");
     }
 }
 

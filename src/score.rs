@@ -28,7 +28,7 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::model::adapter::Pass;
 use crate::model::architecture::BeyondContext;
-use crate::sample::parquet_output;
+use crate::sample::{parquet_output, say_chat_format};
 use crate::settings::{CommonSettings, ModelSettings, NamedFolder, UserSettings};
 use crate::train::plan::Plan;
 use crate::train::progress::Progress;
@@ -147,6 +147,7 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
     progress.finish();
     if !common.quiet {
         say(&report, settings);
+        say_chat_format(&tokenizer);
     }
     if let Some(warning) = lengths.warning() {
         eprintln!("warning: {warning}");
@@ -192,7 +193,7 @@ fn print_plan(settings: &ScoreSettings, model: &Model, rows: usize) {
 }
 
 fn say(report: &ScoreReport, settings: &ScoreSettings) {
-    let Truncation { prompts, answers } = report.truncation;
+    let Truncation { prompts, answers, chats } = report.truncation;
     eprintln!(
         "{} answers of {} tokens in {} rows scored: {}",
         report.answers,
@@ -206,6 +207,7 @@ fn say(report: &ScoreReport, settings: &ScoreSettings) {
             settings.common.max_length
         );
     }
+    chats.remarks("").iter().for_each(|(_, text)| eprintln!("{text}"));
 }
 
 /// A frozen model, with its scalar head where it has one, and the adapters of users on top of it.

@@ -58,19 +58,22 @@ pub use named::{NamedFolder, UserSettings};
 /// the standard error stream and the exit code that belongs to it (2 for bad input, 1 for anything else).
 pub fn run_program<S: Parser>(main: impl FnOnce(S) -> Result<()>) -> ExitCode {
     crate::ops::threads::leave_threads_to_rayon();
-    let run = || {
+    let run = || -> Result<()> {
         let matches = resolve::<S>(std::env::args_os().collect())?.unwrap_or_else(|error| error.exit());
         if let Ok(Some(&threads)) = matches.try_get_one::<usize>("threads") {
             use_threads(threads)?;
         }
-        if matches!(matches.try_get_one::<bool>("quiet"), Ok(Some(true))) {
+        let is_quiet = matches!(matches.try_get_one::<bool>("quiet"), Ok(Some(true)));
+        if is_quiet {
             crate::remote::hub::be_quiet();
         }
-        main(from_matches(&matches)?)
+        main(from_matches(&matches)?)?;
+        if !is_quiet {
+            crate::data::notes::print();
+        }
+        Ok(())
     };
-    let ended = run();
-    crate::data::notes::print();
-    match ended {
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

@@ -4,6 +4,7 @@ use candle_core::Device;
 
 use crate::data::tokenize::Tokenizer;
 use crate::error::Result;
+use crate::gguf;
 use crate::model::Model;
 use crate::model::architecture::Architecture;
 use crate::random::{self, Stream};
@@ -35,7 +36,8 @@ impl Base<'_> {
     /// The model's tokenizer, where its folder holds one.
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
         let folders = &self.model.folder().companions;
-        if !folders.iter().any(|folder| folder.join("tokenizer.json").is_file()) {
+        let places = folders.iter().map(|folder| gguf::has_file(folder, "tokenizer.json"));
+        if !places.collect::<Result<Vec<_>>>()?.contains(&true) {
             return Ok(None);
         }
         Ok(Some(Tokenizer::open(folders)?.for_rows(self.architecture().vocabulary)))

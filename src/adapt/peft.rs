@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::targets::{Targets, linears};
 use crate::bail;
 use crate::error::{Error, Result};
+use crate::gguf::is_gguf;
 use crate::model::adapter::Saving;
 use crate::model::architecture::{Architecture, Config};
 use crate::model::folder::read_json;
@@ -193,7 +194,9 @@ pub fn base_folder(folder: &Path) -> Result<PathBuf> {
         );
     };
     let candidates = [PathBuf::from(base), folder.join(base)];
-    if let Some(found) = candidates.into_iter().find(|candidate| candidate.is_dir()) {
+    if let Some(found) =
+        candidates.into_iter().find(|candidate| candidate.is_dir() || is_gguf(candidate) && candidate.is_file())
+    {
         return Ok(found);
     }
     let revision = config.get("revision").and_then(Value::as_str).filter(|_| !base.contains('@'));

@@ -8,6 +8,7 @@ use super::peft;
 use crate::bail;
 use crate::data::tokenize::Tokenizer;
 use crate::error::{Error, Result};
+use crate::gguf::is_gguf;
 use crate::limits;
 use crate::model::architecture::Architecture;
 use crate::model::folder::{STACK_FILE, read_architecture, read_json};
@@ -54,6 +55,9 @@ pub fn embedding_rows(folder: &Path, adapters: &[PathBuf]) -> Result<usize> {
 /// Refuses a model argument whose base holds no weights that can be read.
 pub fn check_weights(folder: &Path) -> Result<()> {
     let base = resolve(folder, &[])?.0;
+    if is_gguf(&base) {
+        return Ok(());
+    }
     locate(&base)?.map_or_else(|| Err(no_weights(&base)), |_| Ok(()))
 }
 
@@ -84,9 +88,9 @@ pub fn refuse_encoder(architecture: &Architecture, source: &Path) -> Result<()> 
 /// model of the hub.
 pub fn resolve(folder: &Path, adapters: &[PathBuf]) -> Result<(PathBuf, Vec<PathBuf>)> {
     let folder = &hub::folder(folder)?;
-    if !folder.is_dir() {
+    if !folder.is_dir() && !(is_gguf(folder) && folder.is_file()) {
         bail!(
-            "{}: no such folder; expected the folder of a Hugging Face model or of a PEFT adapter, or the name of one on the hub (organisation/name)",
+            "{}: no such folder; expected the folder of a Hugging Face model or of a PEFT adapter, a GGUF file, or the name of a model on the hub (organisation/name)",
             folder.display()
         );
     }

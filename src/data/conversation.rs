@@ -308,6 +308,13 @@ pub(super) fn common_beginning(mut conversations: Vec<Vec<Message>>) -> (Vec<Mes
         let pairs = first.iter().zip(other).take(shared.min(other.len().saturating_sub(1)));
         shared = pairs.take_while(|(left, right)| left.is_same_but_for_space(right)).count();
     }
+    // Two turns of the assistant are two: a prompt that ends in the first would be continued by the second.
+    while shared > 0
+        && first[shared - 1].is_assistant()
+        && conversations.iter().any(|turns| turns[shared].is_assistant())
+    {
+        shared -= 1;
+    }
     let beginnings: Vec<Vec<Message>> =
         conversations.iter_mut().map(|conversation| conversation.drain(..shared).collect()).collect();
     (beginnings.into_iter().next().unwrap_or_default(), conversations)

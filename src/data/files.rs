@@ -21,7 +21,8 @@ pub fn files<'p>(pattern: impl Into<Pattern<'p>>) -> Result<Vec<PathBuf>> {
     if objects::is_remote(pattern) {
         let (found, readme) = objects::files(pattern, is_data_file)?;
         let mut found = if found.len() > 1 { form::of_one_form(pattern, found)? } else { found };
-        let readme = readme.map(|file| objects::read_text(&file, limits::SMALL_FILE)).transpose()?;
+        // A README that cannot be read declares nothing.
+        let readme = readme.and_then(|file| objects::read_text(&file, limits::SMALL_FILE).ok());
         of_split(pattern, &mut found, readme.as_deref(), wanted)?;
         return Ok(found);
     }
@@ -34,7 +35,7 @@ pub fn files<'p>(pattern: impl Into<Pattern<'p>>) -> Result<Vec<PathBuf>> {
             bail!("{pattern}: the folder holds no data file; {}", form::KNOWN);
         }
         let readme = Some(path.join("README.md")).filter(|readme| readme.is_file());
-        let readme = readme.map(|readme| limits::read_text(readme, limits::SMALL_FILE)).transpose()?;
+        let readme = readme.and_then(|readme| limits::read_text(readme, limits::SMALL_FILE).ok());
         of_split(pattern, &mut found, readme.as_deref(), wanted)?;
     } else if path.exists() {
         found.push(path.to_path_buf());

@@ -3,6 +3,7 @@
 mod arrow_ipc;
 pub mod batch;
 mod batches;
+pub mod chat_counts;
 pub mod column;
 mod conversation;
 mod csv;
@@ -36,7 +37,7 @@ mod text_parts;
 mod thrift;
 pub mod tokenize;
 pub mod tokenize_records;
-mod tokenizer_files;
+pub(crate) mod tokenizer_files;
 mod tokenizer_settings;
 pub mod train_tokenizer;
 mod typed_text;

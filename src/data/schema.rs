@@ -1,14 +1,23 @@
 //! From rows to records: demonstrations, rankings and prompts, in the layouts that TRL and Hugging Face data sets use.
 //!
-//! | record | columns (others are ignored) |
+//! | record | columns |
 //! | --- | --- |
 //! | [`Demonstration`] | `prompt` + `completion` (or `response`); `messages`; `conversations` (ShareGPT); `instruction` + `input` + `output` (Alpaca; Dolly's `context` and `response`); `text` |
 //! | [`Ranking`] | `prompt` + `responses` + `ranks` or `scores`; `prompt` + `chosen` + `rejected`; `chosen` + `rejected`, whose common start is the prompt; each with an optional `margin`, `weight` and `agreement` |
 //! | [`Labelled`] | `text` + `label`; `text` + `text_pair` + `label`; `sentence1` + `sentence2` + `label` |
 //! | [`Prompt`] | `prompt`; `messages` or `conversations` (without the last answer); `instruction` + `input` |
 //!
+//! Columns of other names are not used, which training programs note once by name.
+//!
 //! A text is a string, taken as it is, or a list of `{role, content}`, to which the chat template applies. The two may be
-//! mixed in a row (a `prompt` string beside `chosen` messages): then strings become messages.
+//! mixed in a row (a `prompt` string beside `chosen` messages): then strings become messages. Answers that hold the whole conversation are not put behind
+//! the prompt again. Messages may be JSON, as one text or one by one; a content may be a list of `{type: text, text}`; other fields of a message
+//! (`tool_calls`, `reasoning_content`, `name`, ...) are given to the chat template as they are.
+//!
+//! Where texts are messages, `system` is the first turn unless there is one, Alpaca's `history` the turns before the instruction, `tools` and
+//! `chat_template_kwargs` (structs or JSON) are variables of the chat template. Beside strings they are an error unless they are empty.
+//!
+//! Where a folder holds several splits, the one for training is read, or for evaluation that of validation or test (see [`super::splits`]).
 
 use std::collections::BTreeSet;
 use std::path::Path;

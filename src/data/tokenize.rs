@@ -4,7 +4,9 @@
 //! post-processor of `tokenizer.json` does, and never twice; the token that ends a text (EOS) is added where records
 //! become trees (`tokenize_records`).
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokenizers::utils::truncation::{TruncationDirection, TruncationParams, truncate_encodings};
 use tokenizers::{Encoding, PostProcessor};
@@ -15,6 +17,7 @@ use super::tokenizer_files::TokenizerFiles;
 use super::tokenizer_settings;
 use crate::bail;
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 use crate::limits;
 
 /// A tokenizer with the special tokens and the chat template that belong to it.
@@ -27,6 +30,10 @@ pub struct Tokenizer {
     files: TokenizerFiles,
     template: ChatTemplate,
     has_template: bool,
+    /// The source of the template for a model that has none.
+    transcript: String,
+    /// Whether a conversation was written by that.
+    has_transcribed: AtomicBool,
     /// What stands before every text.
     prefix: Vec<u32>,
     bos: Option<u32>,
@@ -120,7 +127,9 @@ impl Tokenizer {
         let vocabulary_size = inner.get_vocab(true).values().max().map_or(0, |&largest| largest as usize + 1);
         let template = ChatTemplate::find(&files)?;
         let has_template = template.is_some();
-        let template = template.map_or_else(ChatTemplate::plain, Ok)?;
+        let transcript =
+            ChatTemplate::transcript(bos.filter(|bos| prefix.contains(bos)).and_then(|id| inner.id_to_token(id)));
+        let template = template.map_or_else(|| ChatTemplate::from_transcript(&transcript), Ok)?;
         Ok(Self {
             inner,
             around,
@@ -128,6 +137,8 @@ impl Tokenizer {
             files,
             template,
             has_template,
+            transcript,
+            has_transcribed: AtomicBool::new(false),
             prefix,
             bos,
             eos,
@@ -142,20 +153,23 @@ impl Tokenizer {
 
     /// Writes the tokenizer's files into `folder`, as they were read.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
-        self.files.write(folder.as_ref())
+        self.files.write(folder.as_ref())?;
+        self.save_transcript(folder.as_ref())
     }
 
     /// The token ids of a text; BOS first, if this tokenizer begins texts with it and the text does not.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        Ok(self.encode_with_bytes(text)?.ids)
+        Ok(self.encode_with_bytes(text, false)?.ids)
     }
 
-    /// As [`encode`](Self::encode), with the bytes of each token; those of a BOS put in front are none.
-    pub(super) fn encode_with_bytes(&self, text: &str) -> Result<Encoded> {
+    /// As [`encode`](Self::encode), with the bytes of each token; those of a BOS put in front are none. What a chat template wrote has all the special tokens
+    /// that it wants, so nothing is put in front of it.
+    pub(super) fn encode_with_bytes(&self, text: &str, is_chat: bool) -> Result<Encoded> {
         let failed =
             |error: tokenizers::Error| Error::input(format!("{}: cannot encode a text ({error})", self.files.folder));
         let encoding = guarded(|| self.inner.encode(text, false)).map_err(failed)?;
-        let prefix = if encoding.get_ids().starts_with(&self.prefix) { &[][..] } else { &self.prefix };
+        let has_all = is_chat || encoding.get_ids().starts_with(&self.prefix);
+        let prefix = if has_all { &[][..] } else { &self.prefix };
         let ids: Vec<u32> = prefix.iter().chain(encoding.get_ids()).copied().collect();
         self.check_rows(&ids)?;
         let bytes = prefix.iter().map(|_| (0, 0)).chain(encoding.get_offsets().iter().copied()).collect();
@@ -307,6 +321,31 @@ impl Tokenizer {
     /// The chat template; the plain one of [`ChatTemplate::plain`] where the folder has none.
     pub fn template(&self) -> &ChatTemplate {
         &self.template
+    }
+
+    /// The chat template, to be applied to a conversation of the data; that it is the one of models without a template is noted.
+    pub(super) fn chat_template(&self) -> &ChatTemplate {
+        if !self.has_template {
+            self.has_transcribed.store(true, Ordering::Relaxed);
+        }
+        &self.template
+    }
+
+    /// The source of the template by which conversations of the data were written, if the model has no template of its own: to be saved with what learns
+    /// from them.
+    pub fn transcript(&self) -> Option<&str> {
+        self.has_transcribed.load(Ordering::Relaxed).then_some(self.transcript.as_str())
+    }
+
+    /// Writes [`transcript`](Self::transcript), if there is one, as the chat template of a model's folder.
+    pub fn save_transcript(&self, folder: &Path) -> Result<()> {
+        let Some(source) = self.transcript() else { return Ok(()) };
+        write_atomically(folder.join("chat_template.jinja"), |file| file.write_all(source.as_bytes()))
+    }
+
+    /// Whether a token was added to the vocabulary, so that texts are split at it.
+    pub(super) fn is_added(&self, id: u32) -> bool {
+        self.inner.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id)
     }
 
     /// Whether the folder holds a chat template.

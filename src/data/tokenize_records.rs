@@ -10,25 +10,30 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::batch::{Continuation, TokenTree};
+use super::chat_counts::ChatCounts;
 use super::schema::{Answered, Demonstration, Labelled, Message, Origin, Prompt, Ranking, Text};
-use super::template::Piece;
-use super::tokenize::{EncodedTexts, Tokenizer};
+use super::template::{LearnFrom, Piece, is_open, not_written};
+use super::tokenize::{Encoded, EncodedTexts, Tokenizer};
 use crate::bail;
 use crate::error::{Error, Result};
 
 /// How many records were too long.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Truncation {
     /// Prompts that lost their start.
     pub prompts: usize,
     /// Answers that lost their end, and with it EOS.
     pub answers: usize,
+    /// What is not learned or read of conversations and prompts as the data have them.
+    pub chats: ChatCounts,
 }
 
 impl AddAssign for Truncation {
     fn add_assign(&mut self, other: Self) {
         self.prompts += other.prompts;
         self.answers += other.answers;
+        self.chats += other.chats;
     }
 }
 
@@ -66,6 +71,13 @@ pub struct HeldOut {
     pub prompt_left_out: usize,
 }
 
+/// The text of a prompt with one answer.
+struct Read {
+    pieces: Vec<Piece>,
+    /// Whether a chat template wrote it.
+    is_chat: bool,
+}
+
 /// The tokens of one prompt with one answer.
 struct Sequence {
     tokens: Vec<u32>,
@@ -99,11 +111,11 @@ impl Tokenizer {
 
     /// A text to be measured: as [`demonstration`](Self::demonstration), but nothing is put behind it, so that every predicted token stands for bytes of the text. One that is
     /// longer than `max_length` tokens keeps its beginning.
-    pub fn held_out(&self, record: &Demonstration, max_length: usize) -> Result<HeldOut> {
+    pub fn held_out(&self, record: &Demonstration, max_length: usize, truncation: &mut Truncation) -> Result<HeldOut> {
         if max_length < 2 {
             bail!("--max-length {max_length} leaves no token to be predicted; set 2 or more");
         }
-        let sequence = self.sequence(record.prompt.as_ref(), &record.completion, Ending::AsIs);
+        let sequence = self.sequence(record.prompt.as_ref(), &record.completion, Ending::AsIs, true, truncation);
         let Sequence { mut tokens, mut learned, bytes } = sequence.map_err(|error| at(&record.origin, error))?;
         let start = learned.iter().position(|&learned| learned).unwrap_or(tokens.len());
         let answer = Continuation { tokens: tokens.split_off(start), learned: learned.split_off(start) };
@@ -147,10 +159,10 @@ impl Tokenizer {
     ) -> Result<TokenTree> {
         let mut tree = TokenTree::default();
         let mut was_cut = false;
-        for answer in answers {
-            let pieces = self.pieces(prompt, answer).map_err(|error| at(origin, error))?;
+        for (index, answer) in answers.iter().enumerate() {
+            let read = self.pieces(prompt, answer, index == 0, truncation).map_err(|error| at(origin, error))?;
             let text = |learned: bool| -> String {
-                pieces.iter().filter(|piece| piece.learned == learned).map(|piece| piece.text.as_str()).collect()
+                read.pieces.iter().filter(|piece| piece.learned == learned).map(|piece| piece.text.as_str()).collect()
             };
             let encoded = self.encode_texts(&text(false), Some(&text(true)), max_length);
             let EncodedTexts { tokens: mut first, second, was_cut: cut, .. } =
@@ -180,15 +192,28 @@ impl Tokenizer {
 
     /// The tokens of a prompt, up to where the answer begins; of a longer one the last `max_length` (and BOS).
     pub fn prompt(&self, record: &Prompt, max_length: usize, truncation: &mut Truncation) -> Result<Vec<u32>> {
-        let text = match &record.prompt {
-            Text::Plain(text) => Ok(text.clone()),
-            Text::Messages(conversation) => self.template().apply(conversation, &conversation.inputs, true),
-        };
-        let tokens = text.and_then(|text| self.encode(&text)).map_err(|error| at(&record.origin, error))?;
+        let tokens = self.prompt_tokens(&record.prompt, truncation).map_err(|error| at(&record.origin, error))?;
         if tokens.is_empty() {
             return Err(at(&record.origin, Error::input("the prompt is empty, and no token begins a text")));
         }
         Ok(self.without_start(tokens, max_length, truncation))
+    }
+
+    fn prompt_tokens(&self, prompt: &Text, truncation: &mut Truncation) -> Result<Vec<u32>> {
+        truncation.chats.prompts += 1;
+        match prompt {
+            Text::Plain(text) => {
+                truncation.chats.spaced_prompts += usize::from(ends_in_space(text));
+                self.encode(text)
+            }
+            Text::Messages(messages) => {
+                let text = self.chat_template().prompt(messages, &messages.inputs)?;
+                let ends_in_answer = messages.last().is_some_and(is_open);
+                truncation.chats.spaced_prompts += usize::from(ends_in_answer && ends_in_space(&text));
+                truncation.chats.add_messages(messages, &not_written(messages, &text), 0);
+                Ok(self.encode_with_bytes(&text, true)?.ids)
+            }
+        }
     }
 
     /// `prompt` followed by each of `answers`: one tree, whose prompt is what all of them have in common. `ending` says how each answer ends.
@@ -208,7 +233,7 @@ impl Tokenizer {
         }
         let mut sequences = Vec::with_capacity(answers.len());
         for (index, answer) in answers.iter().enumerate() {
-            sequences.push(self.sequence(prompt, answer, ending(index))?);
+            sequences.push(self.sequence(prompt, answer, ending(index), index == 0, truncation)?);
         }
         let Some(first) = sequences.first() else { bail!("there is no answer") };
         let mut shared = first.answer_start();
@@ -229,17 +254,32 @@ impl Tokenizer {
         Ok(tree)
     }
 
-    fn sequence(&self, prompt: Option<&Text>, answer: &Text, ending: Ending) -> Result<Sequence> {
-        let mut pieces = self.pieces(prompt, answer)?;
-        let closed = match answer {
-            Text::Messages(_) => self.cut_at_stops(&mut pieces),
-            Text::Plain(answer) => self.stop_texts().iter().any(|stop| answer.ends_with(stop)),
+    /// The tokens of a prompt with one answer; `is_first` says that what is said of the prompt is not counted yet.
+    fn sequence(
+        &self,
+        prompt: Option<&Text>,
+        answer: &Text,
+        ending: Ending,
+        is_first: bool,
+        truncation: &mut Truncation,
+    ) -> Result<Sequence> {
+        let Read { mut pieces, is_chat } = self.pieces(prompt, answer, is_first, truncation)?;
+        let closed = match is_chat {
+            true => self.cut_at_stops(&mut pieces),
+            false => pieces.last().is_some_and(|last| self.stop_texts().iter().any(|stop| last.text.ends_with(stop))),
         };
-        if let (Ending::Cut, true, Text::Messages(_)) = (ending, closed, answer) {
+        if ending == Ending::Cut && closed && is_chat {
             self.drop_stop(&mut pieces);
         }
         let text: String = pieces.iter().map(|piece| piece.text.as_str()).collect();
-        let encoded = self.encode_with_bytes(&text)?;
+        let encoded = self.encode_with_bytes(&text, is_chat)?;
+        let given: usize = pieces.iter().take_while(|piece| !piece.learned).map(|piece| piece.text.len()).sum();
+        if is_first && given > 0 && given < text.len() {
+            truncation.chats.prompts += 1;
+            let is_split = self.is_split(&text, given, &encoded)?;
+            truncation.chats.split_prompts += usize::from(is_split);
+            truncation.chats.spaced_prompts += usize::from(!is_split && !is_chat && ends_in_space(&text[..given]));
+        }
         let learned = learned_tokens(&pieces, &encoded.bytes);
         let mut sequence = Sequence { learned, tokens: encoded.ids, bytes: encoded.bytes };
         if ending == Ending::Eos && !closed {
@@ -250,28 +290,54 @@ impl Tokenizer {
         Ok(sequence)
     }
 
+    /// Whether the first `given` bytes of a text are other tokens by themselves than in the whole.
+    fn is_split(&self, text: &str, given: usize, encoded: &Encoded) -> Result<bool> {
+        let behind = encoded.bytes.iter().position(|&(_, end)| end > given).unwrap_or(encoded.ids.len());
+        if encoded.bytes.get(behind).is_some_and(|&(start, _)| start < given) {
+            return Ok(true);
+        }
+        // Where no token reaches over the end, only white space before it depends on what follows.
+        if !text[..given].ends_with(char::is_whitespace) {
+            return Ok(false);
+        }
+        // Texts are split at added tokens before anything else, so the last of these is a place to begin at.
+        let begin = (0..behind).rev().find(|&token| self.is_added(encoded.ids[token]) && encoded.bytes[token].1 > 0);
+        let begin = begin.or_else(|| encoded.bytes.iter().position(|&(_, end)| end > 0)).unwrap_or(0);
+        let Some(&(start, _)) = encoded.bytes.get(begin) else { return Ok(false) };
+        let alone = self.encode_words(&text[start.min(given)..given])?;
+        Ok(alone != encoded.ids[begin..behind.max(begin)])
+    }
+
     /// The text of prompt and answer, in pieces that are learned or not.
-    fn pieces(&self, prompt: Option<&Text>, answer: &Text) -> Result<Vec<Piece>> {
+    fn pieces(
+        &self,
+        prompt: Option<&Text>,
+        answer: &Text,
+        is_first: bool,
+        truncation: &mut Truncation,
+    ) -> Result<Read> {
         let as_messages = |text: &Text, message: fn(String) -> Message| match text {
             Text::Plain(text) if text.is_empty() => Vec::new(),
             Text::Plain(text) => vec![message(text.clone())],
             Text::Messages(conversation) => conversation.messages.clone(),
         };
+        let piece = |text: &String, learned: bool| Piece { text: text.clone(), learned };
         match (prompt, answer) {
-            (None, Text::Plain(answer)) => Ok(vec![Piece { text: answer.clone(), learned: true }]),
+            (None, Text::Plain(answer)) => Ok(Read { pieces: vec![piece(answer, true)], is_chat: false }),
             (Some(Text::Plain(prompt)), Text::Plain(answer)) => {
-                Ok(vec![Piece { text: prompt.clone(), learned: false }, Piece { text: answer.clone(), learned: true }])
+                Ok(Read { pieces: vec![piece(prompt, false), piece(answer, true)], is_chat: false })
             }
             (prompt, answer) => {
-                let mut messages = prompt.map_or_else(Vec::new, |prompt| as_messages(prompt, Message::user));
-                let first_learned = messages.len();
-                messages.extend(as_messages(answer, Message::assistant));
+                let messages = prompt.map_or_else(Vec::new, |prompt| as_messages(prompt, Message::user));
+                let (messages, from) = joined(messages, as_messages(answer, Message::assistant));
                 let inputs = match (prompt, answer) {
                     (Some(Text::Messages(prompt)), _) => prompt.inputs.clone(),
                     (_, Text::Messages(answer)) => answer.inputs.clone(),
                     _ => Arc::default(),
                 };
-                self.template().render(&messages, &inputs, first_learned)
+                let rendered = self.chat_template().render(&messages, &inputs, from, self.stop_texts())?;
+                truncation.chats.add_rendered(&messages, &rendered, if is_first { 0 } else { from.message });
+                Ok(Read { pieces: rendered.pieces, is_chat: true })
             }
         }
     }
@@ -326,6 +392,25 @@ impl Tokenizer {
         }
         prompt
     }
+}
+
+/// Whether a text ends in white space that tokenizers join to the word after it, as they do not join line breaks.
+fn ends_in_space(text: &str) -> bool {
+    text.ends_with(|last: char| last.is_whitespace() && !matches!(last, '\n' | '\r'))
+}
+
+/// The messages of a prompt with those of an answer, which goes on with the prompt's last one where the assistant began it.
+fn joined(mut prompt: Vec<Message>, mut answer: Vec<Message>) -> (Vec<Message>, LearnFrom) {
+    let mut from = LearnFrom { message: prompt.len(), byte: 0 };
+    if let (Some(given), Some(first)) = (prompt.last().filter(|last| is_open(last)), answer.first_mut())
+        && first.is_assistant()
+    {
+        from = LearnFrom { message: prompt.len() - 1, byte: given.content().len() };
+        first.set_content(format!("{}{}", given.content(), first.content()));
+        prompt.pop();
+    }
+    prompt.append(&mut answer);
+    (prompt, from)
 }
 
 /// How many bytes ranges in order cover together: the tokens of one character may all stand for the whole of it.

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::special_tokens::DeclaredTokens;
+use super::template::ADDITIONAL_FOLDER;
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
+use crate::gguf;
 use crate::limits;
 
 /// What belongs to a tokenizer in a model's folder; only `tokenizer.json` must be there.
@@ -25,6 +27,23 @@ const NAMES: [&str; 9] = [
 ];
 /// Settings of the model that say which ids begin and end a text; they are the model's to save.
 const MODEL_NAMES: [&str; 2] = ["config.json", "generation_config.json"];
+
+/// The names of the chat templates that a model's folder holds in a folder of their own, `additional_chat_templates/tool_use.jinja` say, in order.
+pub(crate) fn additional_templates(folder: &Path) -> Result<Vec<String>> {
+    let path = folder.join(ADDITIONAL_FOLDER);
+    if !path.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&path).map_err(Error::io(&path))? {
+        let name = entry.map_err(Error::io(&path))?.file_name();
+        names.extend(
+            name.to_str().filter(|name| name.ends_with(".jinja") && limits::is_plain_name(name)).map(str::to_owned),
+        );
+    }
+    names.sort();
+    Ok(names.into_iter().map(|name| format!("{ADDITIONAL_FOLDER}/{name}")).collect())
+}
 
 /// The most bytes of a file.
 fn limit(name: &str) -> u64 {
@@ -50,27 +69,45 @@ impl TokenizerFiles {
     /// they belong together. Training tools save them next to an adapter, but not the model's settings: each
     /// of these is that of the first folder that holds it.
     pub(super) fn read(folders: &[PathBuf]) -> Result<Self> {
-        let has_tokenizer = |folder: &&PathBuf| folder.join("tokenizer.json").is_file();
-        let tokenizer = folders.iter().find(has_tokenizer).or(folders.last()).cloned().unwrap_or_default();
-        let mut files = BTreeMap::new();
-        let of_tokenizer = NAMES.iter().map(|name| (name, tokenizer.join(name)));
-        let of_model = MODEL_NAMES.iter().filter_map(|name| {
-            Some((name, folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file())?))
-        });
-        for (name, path) in of_tokenizer.chain(of_model) {
-            if path.is_file() {
-                files.insert((*name).to_owned(), limits::read(&path, limit(name))?);
+        let first_with = |name: &str| -> Result<Option<&PathBuf>> {
+            for folder in folders {
+                if gguf::has_file(folder, name)? {
+                    return Ok(Some(folder));
+                }
             }
+            Ok(None)
+        };
+        let tokenizer = first_with("tokenizer.json")?.or(folders.last()).cloned().unwrap_or_default();
+        let mut files = BTreeMap::new();
+        for name in NAMES.into_iter().chain(MODEL_NAMES) {
+            let folder = if MODEL_NAMES.contains(&name) { first_with(name)? } else { Some(&tokenizer) };
+            let bytes = folder.map(|folder| gguf::read_file(folder, name, limit(name))).transpose()?.flatten();
+            files.extend(bytes.map(|bytes| (name.to_owned(), bytes)));
+        }
+        for name in additional_templates(&tokenizer)? {
+            let bytes = limits::read(tokenizer.join(&name), limits::TEMPLATE_FILE)?;
+            files.insert(name, bytes);
         }
         Ok(Self { folder: tokenizer.display().to_string(), files })
     }
 
     /// Writes the tokenizer's own files into `folder`, each whole or not at all.
     pub(super) fn write(&self, folder: &Path) -> Result<()> {
-        for (name, bytes) in self.files.iter().filter(|(name, _)| NAMES.contains(&name.as_str())) {
+        let is_additional = |name: &str| name.starts_with(ADDITIONAL_FOLDER);
+        if self.files.keys().any(|name| is_additional(name)) {
+            let path = folder.join(ADDITIONAL_FOLDER);
+            std::fs::create_dir_all(&path).map_err(Error::io(&path))?;
+        }
+        let is_own = |name: &str| NAMES.contains(&name) || is_additional(name);
+        for (name, bytes) in self.files.iter().filter(|(name, _)| is_own(name)) {
             write_atomically(folder.join(name), |file| file.write_all(bytes))?;
         }
         Ok(())
+    }
+
+    /// The chat templates in a folder of their own, as names of files.
+    pub(super) fn additional_templates(&self) -> Vec<String> {
+        self.files.keys().filter(|name| name.starts_with(ADDITIONAL_FOLDER)).cloned().collect()
     }
 
     /// A file's path, for messages.

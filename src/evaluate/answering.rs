@@ -16,6 +16,7 @@ use crate::model::Model;
 use crate::model::architecture::BeyondContext;
 use crate::sample::{self, Sampled, Sampler};
 use crate::settings::{CommonSettings, ModelSettings, NamedFolder, UserSettings};
+use crate::train::plan::TRANSCRIPT;
 use crate::train::progress::Progress;
 
 /// What is asked, and how it is answered.
@@ -65,6 +66,14 @@ pub(super) fn warn_of_lengths(name: &str, model: &Model, lengths: impl IntoItera
     }
 }
 
+/// Notes what a model does not read of conversations as the data have them, and in which format it reads them where it has no chat template.
+pub(super) fn note_chats(truncation: &Truncation, tokenizer: &Tokenizer, progress: &Progress) {
+    truncation.chats.remarks("").iter().for_each(|(_, text)| progress.note(text));
+    if tokenizer.transcript().is_some() {
+        progress.note(&format!("conversations are written as {TRANSCRIPT}"));
+    }
+}
+
 impl<'a> Answering<'a> {
     /// Reads the model of this number, and makes tokens of the questions.
     pub fn open(asking: Asking<'a>, number: usize, model: &NamedFolder, progress: &mut Progress) -> Result<Self> {
@@ -90,6 +99,7 @@ impl<'a> Answering<'a> {
                 truncation.prompts, asking.common.max_length
             ));
         }
+        note_chats(&truncation, &tokenizer, progress);
         Ok(Answering { asking, number, name, model, tokenizer, prompts })
     }
 

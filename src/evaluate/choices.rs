@@ -1,6 +1,6 @@
 //! How probable a model finds given answers: what multiple choice, the recognition of hallucination and tasks with classes rest on.
 
-use super::answering::warn_of_lengths;
+use super::answering::{note_chats, warn_of_lengths};
 use crate::data::schema::Answered;
 use crate::data::tokenize_records::{Ending, Truncation};
 use crate::error::Result;
@@ -32,6 +32,7 @@ pub fn scores(
         ));
     }
     warn_of_lengths(name, &model, trees.iter().map(|tree| tree.longest()));
+    note_chats(&truncation, &tokenizer, progress);
     let stacks = vec![0; trees.len()];
     score::scores(&model.frozen()?, &trees, &stacks, common.tokens_per_batch, |tree| {
         progress.advance(None, tree.tokens())

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::answering::warn_of_lengths;
+use super::answering::{note_chats, warn_of_lengths};
 use super::bootstrap::{self, Cluster, Estimate};
 use super::journal::Journal;
 use super::section::{Section, number};
@@ -17,7 +17,7 @@ use crate::bail;
 use crate::data::batch::TokenTree;
 use crate::data::schema::{self, Demonstration};
 use crate::data::splits::Pattern;
-use crate::data::tokenize_records::HeldOut;
+use crate::data::tokenize_records::{HeldOut, Truncation};
 use crate::error::Result;
 use crate::random;
 use crate::sample;
@@ -89,7 +89,10 @@ fn measure(
     let folder = ModelSettings { model: model.folder.clone(), adapter: Vec::new() };
     let (name, (model, tokenizer)) = (&model.name, sample::load(&folder, &[], common.seed)?);
     let longest = model.architecture().longest().unwrap_or(usize::MAX).min(common.max_length);
-    let read = texts.iter().map(|text| tokenizer.held_out(text, longest)).collect::<Result<Vec<HeldOut>>>()?;
+    let mut truncation = Truncation::default();
+    let read = texts.iter().map(|text| tokenizer.held_out(text, longest, &mut truncation));
+    let read = read.collect::<Result<Vec<HeldOut>>>()?;
+    note_chats(&truncation, &tokenizer, progress);
     warn_of_lengths(name, &model, read.iter().map(|text| text.tree.longest()));
     let mut hash = Xxh3::new();
     for token in read.iter().flat_map(|text| text.tree.prompt.iter().chain(&text.tree.answers[0].tokens)) {

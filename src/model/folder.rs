@@ -14,7 +14,9 @@ use super::weight_files::{self, NAMED_IN_CONFIG, StorageForm};
 use super::weights::Weights;
 use crate::bail;
 use crate::data::tokenize::Tokenizer;
+use crate::data::tokenizer_files::additional_templates;
 use crate::error::{Error, Result};
+use crate::gguf;
 use crate::limits;
 
 /// Files that belong to the tokenizer or to generation and are carried along unchanged.
@@ -115,15 +117,16 @@ pub fn open(
 
 /// Reads `config.json`; of a model of text and images what it says of text, as if that were the whole model.
 pub fn read_architecture(path: &Path) -> Result<(Value, Architecture)> {
-    let config_path = path.join("config.json");
-    if !config_path.is_file() {
+    let Some(bytes) = gguf::read_file(path, "config.json", limits::SMALL_FILE)? else {
         bail!(
-            "{}: no config.json there; expected the folder of a Hugging Face model or of a PEFT adapter",
+            "{}: no config.json there; expected the folder of a Hugging Face model or of a PEFT adapter, or a GGUF file",
             path.display()
         );
-    }
-    let file = config_path.display().to_string();
-    let config = family::text_part(read_json(&config_path)?, &file)?;
+    };
+    let file = path.join("config.json").display().to_string();
+    let config = serde_json::from_slice(&bytes);
+    let config = config.map_err(|error| Error::input(format!("{file}: not valid JSON: {error}")))?;
+    let config = family::text_part(config, &file)?;
     let architecture = family::architecture(&Config::new(&config, file))?;
     Ok((config, architecture))
 }
@@ -195,7 +198,8 @@ impl ModelFolder {
 
     /// The tokenizer next to the model, where there is one.
     fn tokenizer(&self) -> Result<Option<Tokenizer>> {
-        let is_there = self.companions.iter().any(|folder| folder.join("tokenizer.json").is_file());
+        let places = self.companions.iter().map(|folder| gguf::has_file(folder, "tokenizer.json"));
+        let is_there = places.collect::<Result<Vec<_>>>()?.contains(&true);
         is_there.then(|| Tokenizer::open(&self.companions)).transpose()
     }
 
@@ -259,17 +263,29 @@ impl ModelFolder {
 
     /// Copies the tokenizer's files and the settings of generation.
     pub fn copy_companions(&self, folder: &Path) -> Result<()> {
-        let has_tokenizer = |folder: &&PathBuf| folder.join("tokenizer.json").is_file();
-        let tokenizer = self.companions.iter().find(has_tokenizer).unwrap_or(&self.path);
-        for name in COMPANIONS {
-            let from = match name {
-                GENERATION => self.companions.iter().map(|folder| folder.join(name)).find(|path| path.is_file()),
-                // A tokenizer's files belong together.
-                _ => Some(tokenizer.join(name)).filter(|path| path.is_file()),
-            };
-            if let Some(from) = from {
-                std::fs::copy(&from, folder.join(name)).map_err(Error::io(&from))?;
+        let first_with = |name: &str| -> Result<Option<&PathBuf>> {
+            for folder in &self.companions {
+                if gguf::has_file(folder, name)? {
+                    return Ok(Some(folder));
+                }
             }
+            Ok(None)
+        };
+        // A tokenizer's files belong together.
+        let tokenizer = first_with("tokenizer.json")?.unwrap_or(&self.path);
+        for name in COMPANIONS {
+            let from = if name == GENERATION { first_with(name)? } else { Some(tokenizer) };
+            let limit = if name == GENERATION { limits::SMALL_FILE } else { limits::TOKENIZER_FILE };
+            let bytes = from.map(|from| gguf::read_file(from, name, limit)).transpose()?.flatten();
+            if let Some(bytes) = bytes {
+                let path = folder.join(name);
+                std::fs::write(&path, bytes).map_err(Error::io(&path))?;
+            }
+        }
+        for name in additional_templates(tokenizer)? {
+            let (from, to) = (tokenizer.join(&name), folder.join(&name));
+            std::fs::create_dir_all(to.parent().unwrap_or(folder)).map_err(Error::io(&to))?;
+            std::fs::copy(&from, &to).map_err(Error::io(&from))?;
         }
         Ok(())
     }

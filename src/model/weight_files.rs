@@ -19,6 +19,7 @@ use super::weights::{Role, Stored, TensorSpec, Weights, output_name, tensor_spec
 use crate::bail;
 use crate::error::{Error, Result};
 use crate::files::warn_once;
+use crate::gguf::{Gguf, GgufTensors, is_gguf};
 pub use locate::{INDEX_FILE, Located, NAMED_IN_CONFIG, SINGLE_FILE, Shards, locate, no_weights, refuse_pickles};
 
 /// How a model's tensors lie on disk, so that they can be written in the same form.
@@ -46,8 +47,7 @@ const TEXT_PARTS: [&str; 3] = ["model.language_model.", "language_model.model.",
 /// Reads all tensors the architecture needs, and a classification head where there is one; `None` where the
 /// folder holds no weights.
 pub fn read(folder: &Path, architecture: &Architecture, device: &Device) -> Result<Option<(Weights, StorageForm)>> {
-    let Some(located) = locate(folder)? else { return Ok(None) };
-    let mut files = TensorFiles::open_located(folder, located)?;
+    let Some(mut files) = TensorFiles::find(folder)? else { return Ok(None) };
     let mut weights = Weights::default();
     let mut dtype = None;
     let mut specs = tensor_specs(architecture);
@@ -70,6 +70,8 @@ pub fn read(folder: &Path, architecture: &Architecture, device: &Device) -> Resu
 pub struct TensorFiles {
     folder: PathBuf,
     files: Vec<TensorFile>,
+    /// The tensors of a GGUF file, which are in place of `files`.
+    gguf: Option<GgufTensors>,
     shards: Option<BTreeMap<String, String>>,
     /// The names of the tensors that were read.
     read: BTreeSet<String>,
@@ -81,10 +83,17 @@ impl TensorFiles {
     /// # Errors
     /// Where the folder holds no weights, or files that do not belong together.
     pub fn open(folder: &Path) -> Result<Self> {
-        match locate(folder)? {
-            Some(located) => Self::open_located(folder, located),
-            None => Err(no_weights(folder)),
+        Self::find(folder)?.ok_or_else(|| no_weights(folder))
+    }
+
+    /// The same; `None` where the folder holds no weights.
+    fn find(folder: &Path) -> Result<Option<Self>> {
+        if is_gguf(folder) {
+            let gguf = Some(GgufTensors::new(Gguf::open(folder)?)?);
+            let folder = folder.to_path_buf();
+            return Ok(Some(TensorFiles { folder, files: Vec::new(), gguf, shards: None, read: BTreeSet::new() }));
         }
+        locate(folder)?.map(|located| Self::open_located(folder, located)).transpose()
     }
 
     fn open_located(folder: &Path, located: Located) -> Result<Self> {
@@ -94,17 +103,19 @@ impl TensorFiles {
             Shards::Indexed(shards) => Some(shards),
             Shards::ByHeader => Some(shards_by_header(&files)?),
         };
-        Ok(TensorFiles { folder: folder.to_path_buf(), files, shards, read: BTreeSet::new() })
+        Ok(TensorFiles { folder: folder.to_path_buf(), files, gguf: None, shards, read: BTreeSet::new() })
     }
 
     /// Where the files lie.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.files.iter().map(|file| file.path.as_path())
+        let of_gguf = self.gguf.iter().map(|gguf| gguf.file().path.as_path());
+        self.files.iter().map(|file| file.path.as_path()).chain(of_gguf)
     }
 
     /// The shape of a tensor as it lies on disk, if there is one of this name.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.files.iter().find_map(|file| file.header.info(name).map(|info| &info.shape[..]))
+        let in_gguf = || self.gguf.as_ref().and_then(|gguf| gguf.shape(name));
+        self.files.iter().find_map(|file| file.header.info(name).map(|info| &info.shape[..])).or_else(in_gguf)
     }
 
     /// A tensor in f32, with its element type on disk. Its name may lack `prefix`, as in the files of a bare transformer, and norms may have
@@ -113,6 +124,9 @@ impl TensorFiles {
     /// # Errors
     /// Where it is missing or of another shape.
     pub fn read(&mut self, spec: &TensorSpec, prefix: &str, device: &Device) -> Result<(Tensor, DType)> {
+        if let Some(gguf) = &self.gguf {
+            return Ok((read_gguf(gguf, spec, device)?, DType::F32));
+        }
         let bare = spec.name.strip_prefix(prefix).unwrap_or(&spec.name);
         let old = |name: &str| {
             name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
@@ -165,6 +179,24 @@ impl TensorFiles {
                 unread.len()
             ));
         }
+    }
+}
+
+/// A tensor of a GGUF file, which is there in its form in computation.
+fn read_gguf(gguf: &GgufTensors, spec: &TensorSpec, device: &Device) -> Result<Tensor> {
+    let file = gguf.file().path.display();
+    match (gguf.shape(&spec.name), gguf.read(&spec.name)?) {
+        (Some(shape), Some(numbers)) if shape == spec.shape => Ok(Tensor::from_vec(numbers, shape, device)?),
+        (Some(shape), _) => bail!(
+            "{file}: tensor \"{}\" has shape {shape:?}, but the metadata ask for {:?}; convert the model again",
+            spec.name,
+            spec.shape
+        ),
+        (None, _) => bail!(
+            "{file}: tensor \"{}\" of shape {:?} is missing, which the metadata ask for; convert the model again",
+            spec.name,
+            spec.shape
+        ),
     }
 }
 

@@ -63,6 +63,7 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
             let tree = TokenTree { prompt: prompt.value.tokens.clone(), answers: Vec::new() };
             say!("{}", inspect::inspect(&tree, &tokenizer)?);
         }
+        prompts.say_remarks();
         return Ok(());
     }
     plan::memory(settings, &prompts)?.print(settings.common.quiet);
@@ -74,7 +75,7 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
     let total_updates = prompts.total_steps(settings.epochs as f64, settings.training.max_steps);
     let material = Material { tokenizer: &tokenizer, stop, prompts, held_out, mix };
     let too_long = check_lengths(settings, &roles, &material)?;
-    let plan = plan::plan(settings, &roles, &material, total_updates)?.warning(too_long);
+    let plan = plan::plan(settings, &roles, &material, total_updates)?.warning(too_long).chat_format(&tokenizer);
     let checkpoints = &settings.training.checkpoints;
     let mut run =
         Run::start(&settings.resolved(), &settings.common, checkpoints, &plan, total_updates, settings.inputs()?)?;
@@ -225,7 +226,12 @@ fn observe(
     let every = settings.observation.policy_every;
     if every > 0 && updates.is_multiple_of(every) {
         let folder = run.folder().join(format!("policies/step-{updates:06}"));
-        roles.with_saved_policy(|policy| replace_folder_atomically(&folder, |folder| policy.model.save(folder)))?;
+        roles.with_saved_policy(|policy| {
+            replace_folder_atomically(&folder, |folder| {
+                policy.model.save(folder)?;
+                material.tokenizer.save_transcript(folder)
+            })
+        })?;
     }
     let Some(held_out) = material.held_out.as_mut().filter(|_| evaluates) else { return Ok(()) };
     let found = held_out.evaluate(roles, material.tokenizer, &material.stop)?;

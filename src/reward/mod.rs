@@ -122,6 +122,7 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
         for example in examples.first(count)? {
             say!("{}", inspect::inspect(&example.value.tree, tokenizer)?);
         }
+        examples.say_remarks();
         return Ok(None);
     }
     let role = Role {
@@ -138,8 +139,10 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     let total_steps = examples.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
     // Read before the training, which a fault in them would make useless.
     let (zero_point, described) = zero_point(settings, &mut examples, &reader)?;
-    let plan =
-        plan(settings, &model, &examples, described)?.warning(too_long).warning(model.padding_warning(tokenizer));
+    let plan = plan(settings, &model, &examples, described)?
+        .chat_format(tokenizer)
+        .warning(too_long)
+        .warning(model.padding_warning(tokenizer));
     let checkpoints = &settings.training.checkpoints;
     let mut run = Run::start(&settings.resolved(), common, checkpoints, &plan, total_steps, settings.inputs()?)?;
     let mut optimizer = Optimizer::of(&model, &settings.training, &settings.model)?;

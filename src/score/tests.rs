@@ -1,7 +1,8 @@
 use std::path::{Path, PathBuf};
 
+use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use arrow::array::{Array, AsArray, BooleanBuilder, Int32Array, ListBuilder, StringArray, StringBuilder};
-use arrow::datatypes::{DataType, Float64Type, Int64Type};
+use arrow::datatypes::{DataType, Field, Float64Type, Int64Type};
 use tempfile::TempDir;
 
 use super::*;
@@ -125,6 +126,65 @@ fn log_probs_and_rewards_are_those_of_each_sequence_alone() {
             assert_eq!(tokens.as_primitive::<Int64Type>().value(index), count as i64);
             assert!((rewards.as_primitive::<Float64Type>().value(index) - reward.unwrap()).abs() < 1e-5);
         }
+    }
+}
+
+#[test]
+fn carried_columns_and_the_files_metadata_come_back_as_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = random_model(folder.path(), false);
+    let text: ArrayRef = strings(&["a", "b", "a"]);
+    let cast = |to: &DataType| arrow::compute::cast(&text, to).unwrap();
+    let field = |data_type: DataType| Arc::new(Field::new("item", data_type, true));
+    let tagged = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+    let days: ArrayRef = Arc::new(Int64Array::from(vec![0, 86_400_000, 1_704_067_200_000]));
+    let nested = DataType::Struct(vec![field(DataType::List(field(DataType::LargeUtf8)))].into());
+    let lists = cast(&DataType::List(field(DataType::Utf8)));
+    let large = arrow::compute::cast(&lists, &DataType::List(field(DataType::LargeUtf8))).unwrap();
+    let nested_values = arrow::array::StructArray::new(
+        match &nested {
+            DataType::Struct(fields) => fields.clone(),
+            _ => panic!(),
+        },
+        vec![large],
+        None,
+    );
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("prompt", cast(&DataType::LargeUtf8)),
+        ("completion", text.clone()),
+        ("tag", cast(&tagged)),
+        ("list", lists),
+        ("bytes", cast(&DataType::Binary)),
+        (
+            "time",
+            arrow::compute::cast(
+                &days,
+                &DataType::Timestamp(arrow::datatypes::TimeUnit::Microsecond, Some("UTC".into())),
+            )
+            .unwrap(),
+        ),
+        ("nested", Arc::new(nested_values)),
+    ];
+    let metadata = std::collections::HashMap::from([("pandas".to_owned(), "{}".to_owned())]);
+    let day = ("day", arrow::compute::cast(&days, &DataType::Date64).unwrap());
+    for columns in [columns.clone(), vec![columns[0].clone(), columns[1].clone(), day]] {
+        let batch = RecordBatch::try_from_iter(columns).unwrap();
+        let schema = Arc::new(batch.schema().as_ref().clone().with_metadata(metadata.clone()));
+        let batch = RecordBatch::try_new(schema.clone(), batch.columns().to_vec()).unwrap();
+        let data = folder.path().join("in.parquet");
+        parquet::write(&data, &batch).unwrap();
+        let output = folder.path().join("out.parquet");
+        run(&settings(&model, &data, &output, &[])).unwrap();
+        // Read by the library alone, with nothing of ours between.
+        let reader = ParquetRecordBatchReaderBuilder::try_new(std::fs::File::open(&output).unwrap()).unwrap();
+        let metadata_read = reader.schema().metadata().clone();
+        let read = reader.build().unwrap().next().unwrap().unwrap();
+        let (count, stored) = (schema.fields().len(), read.schema());
+        for (found, expected) in stored.fields().iter().zip(schema.fields()) {
+            assert_eq!(found.data_type(), expected.data_type(), "{}", expected.name());
+        }
+        assert_eq!(&read.columns()[..count], batch.columns());
+        assert_eq!(metadata_read.get("pandas").map(String::as_str), Some("{}"));
     }
 }
 

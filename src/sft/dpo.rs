@@ -109,6 +109,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
         for example in examples.first(count)? {
             say!("{}", inspect::inspect(&example.value.tree, &tokenizer)?);
         }
+        examples.say_remarks();
         return Ok(SftReport::NOTHING);
     }
     let role = Role {
@@ -134,6 +135,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let workload = Workload::new("preferences", &examples, |preference| preference.tree.tokens());
     let plan = training_plan("sft", &model, &beside, common, &settings.training, &workload, 0)?
         .warning(too_long)
+        .chat_format(&tokenizer)
         .line("objective", format!("dpo, beta {}", settings.dpo.beta));
     let total_steps = examples.total_steps(settings.examples.epochs as f64, settings.training.max_steps);
     let checkpoints = &settings.training.checkpoints;

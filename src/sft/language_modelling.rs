@@ -38,6 +38,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
         for example in examples.first(count)? {
             say!("{}", inspect::inspect(&example.value, &tokenizer)?);
         }
+        examples.say_remarks();
         return Ok(SftReport::NOTHING);
     }
     let role = Role {
@@ -51,7 +52,9 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let model = Bases::new(Device::Cpu).load(&role)?;
     let too_long = check_lengths(model.architecture(), &examples, TokenTree::longest, common.max_length)?;
     let workload = Workload::new("demonstrations", &examples, TokenTree::tokens);
-    let mut plan = training_plan("sft", &model, &[], common, &settings.training, &workload, 0)?.warning(too_long);
+    let mut plan = training_plan("sft", &model, &[], common, &settings.training, &workload, 0)?
+        .chat_format(&tokenizer)
+        .warning(too_long);
     if let Some(described) = described {
         plan = plan.line("mixture", described);
     }

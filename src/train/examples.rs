@@ -310,6 +310,11 @@ impl<'a, T> Examples<'a, T> {
         self.truncation
     }
 
+    /// Says on the standard error stream what is not learned or read as the data have it.
+    pub fn say_remarks(&self) {
+        self.truncation.chats.remarks("").iter().for_each(|(_, text)| eprintln!("{text}"));
+    }
+
     /// Rows in which there was nothing to learn; where the data are streamed, among their first rows.
     pub fn left_out(&self) -> usize {
         self.left_out

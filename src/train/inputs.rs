@@ -14,6 +14,7 @@ use crate::data::files::files;
 use crate::data::mixture;
 use crate::data::splits::Pattern;
 use crate::error::{Error, Result};
+use crate::gguf::is_gguf;
 use crate::remote::{hub, objects};
 
 /// Of a file larger than this, so many bytes are hashed in blocks: the first, the last, and others at equal distances between them.
@@ -81,6 +82,10 @@ impl Inputs {
     pub fn model(mut self, flag: &str, folder: &Path, adapters: &[std::path::PathBuf]) -> Result<Self> {
         let (base, adapters) = adapt::resolve(folder, adapters)?;
         for (number, folder) in std::iter::once(&base).chain(&adapters).enumerate() {
+            if is_gguf(folder) {
+                self.file(format!("{flag} {number}"), folder)?;
+                continue;
+            }
             for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
                 let path = entry.map_err(Error::io(folder))?.path();
                 let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -9,11 +9,15 @@ use super::memory::{self, Footprint};
 use super::table::Table;
 use crate::bail;
 use crate::data::notes;
+use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::architecture::{Architecture, BeyondContext};
 use crate::settings::{CommonSettings, TrainingSettings};
+
+/// The format of conversations for a model without a chat template, in words.
+pub const TRANSCRIPT: &str = "a transcript (Human: …, Assistant: …), as the model has no chat template";
 
 /// What a program is about to do, shown before it starts.
 #[derive(Debug, Clone)]
@@ -22,12 +26,14 @@ pub struct Plan {
     lines: Table,
     memory: Option<u64>,
     warnings: Vec<String>,
+    chat_template: Option<String>,
 }
 
 impl Plan {
     /// A plan under this title, such as the program's name and model.
     pub fn new(title: impl Into<String>) -> Self {
-        Plan { title: title.into(), lines: Table::without_header(), memory: None, warnings: Vec::new() }
+        let (lines, warnings) = (Table::without_header(), Vec::new());
+        Plan { title: title.into(), lines, memory: None, warnings, chat_template: None }
     }
 
     /// What the plan is of.
@@ -77,6 +83,20 @@ impl Plan {
         &self.warnings
     }
 
+    /// Adds in which format conversations are written, where the model has no chat template; a run saves it with the models that it keeps.
+    pub fn chat_format(mut self, tokenizer: &Tokenizer) -> Self {
+        self.chat_template = tokenizer.transcript().map(str::to_owned);
+        match self.chat_template {
+            Some(_) => self.line("chat format", format!("{TRANSCRIPT}; saved with the model as chat_template.jinja")),
+            None => self,
+        }
+    }
+
+    /// The chat template that a run saves with the models that it keeps.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+
     /// The memory that the run is expected to need, in bytes.
     pub fn expected_memory(&self) -> Option<u64> {
         self.memory
@@ -86,8 +106,8 @@ impl Plan {
     pub fn print(&self, quiet: bool) {
         if !quiet {
             eprintln!("{self}");
+            notes::print();
         }
-        notes::print();
     }
 }
 
@@ -220,14 +240,15 @@ pub fn training_plan(
     for note in model.adapters().iter().filter_map(|adapter| adapter.note()) {
         plan = plan.line("note", note);
     }
-    let Truncation { prompts, answers } = examples.truncation;
+    let Truncation { prompts, answers, chats } = examples.truncation;
     for (what, number, lost) in [("prompts cut", prompts, "start"), ("answers cut", answers, "end")] {
         if number > 0 {
             let text = format!("{} lost their {lost} to --max-length {}", examples.counted(number), common.max_length);
             plan = plan.line(what, text);
         }
     }
-    Ok(plan)
+    let of = examples.sampled_rows.map_or(String::new(), |(rows, _)| format!(" of the first {} rows", count(rows)));
+    Ok(chats.remarks(&of).into_iter().fold(plan, |plan, (what, text)| plan.line(what, text)))
 }
 
 #[cfg(test)]

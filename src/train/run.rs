@@ -40,6 +40,8 @@ pub struct Run {
     warnings: String,
     step_started: Instant,
     expected_memory: Option<u64>,
+    /// Saved with the models that are kept.
+    chat_template: Option<String>,
     checkpoints: Checkpoints,
     checkpoint_every: Interval,
     /// When a checkpoint was last written, or the run began.
@@ -94,6 +96,7 @@ impl Run {
             warnings: String::new(),
             step_started: Instant::now(),
             expected_memory: plan.expected_memory(),
+            chat_template: plan.chat_template().map(str::to_owned),
             checkpoints: own,
             checkpoint_every: checkpoints.checkpoint_every,
             noted: Instant::now(),
@@ -253,6 +256,14 @@ impl Run {
         evaluation_loss: Option<f64>,
         save: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<()> {
+        let template = self.chat_template.as_deref();
+        let save = |folder: &Path| {
+            save(folder)?;
+            template.map_or(Ok(()), |source| {
+                let path = folder.join("chat_template.jinja");
+                write_atomically(path, |file| std::io::Write::write_all(file, source.as_bytes()))
+            })
+        };
         self.kept.keep(Kept { step, evaluation_loss }, save)?;
         self.last_kept = Some(step);
         self.step_started = Instant::now();

@@ -3,7 +3,9 @@
 The templates are those of models under Apache-2.0 (Qwen, SmolVLM) and MIT (Phi, DeepSeek), most as TRL keeps them, and six written here
 in the forms that are widespread: ChatML, ChatML with a standard system message, and those of the Llama 2, 3 and 3.1 and Zephyr lines
 (the rules for roles, trimming and special tokens are theirs). Where a template writes the present day, `text` has `<TODAY>` in its place
-(in the form `26 Jul 2024`) and the template stands in `dated_templates`.
+(in the form `26 Jul 2024`) and the template stands in `dated_templates`. `continued` are conversations that end in a turn of the assistant which an
+answer is to continue, `parts` conversations whose contents are lists of parts, and `values` small templates about what values look like in a text: numbers,
+`tojson`, strings' methods, filters and tests. Where `text` is null, transformers refuses the template.
 Run: pip install transformers jinja2 trl --no-deps; python chat_templates.py
 """
 
@@ -139,6 +141,102 @@ MORE_CONVERSATIONS = CONVERSATIONS + [
 ]
 
 
+CONTINUED = [
+    turns("Hi", "It is"),
+    turns("Hi", "It is "),
+    turns(" Hi\n", "\n  <think>\nwhy\n</think>\n\nIt is é", system="Be kind."),
+    turns("a", "b", "c", "d\n\n"),
+    turns("Hi", ""),
+]
+
+VALUE_MESSAGES = turns(" a,b ", "é\u2028\x7f\t\"\\")
+# What stands between {{ and }}, in lists by subject.
+EXPRESSIONS = [
+    # numbers
+    "1.0", "1e16", "1e-7", "0.0001", "1.5e300", "-0.0", "100000000000000000000", "2 ** 70", "7 / 2", "7 // 2", "-7 // 2", "-7 % 3", "7.5 // 2",
+    "2 ** 0.5", "2 ** 3", "1 / 3", "3 * 1.0", "10 ** 20 * 1.0", "true + 1", "1_000", "0.1 + 0.2", "[1e16, 1e-7]",
+    "{'a': 1e22}", "3 | float", "'1e3' | float", "'12' | int", "'a' | int", "3.9 | int", "2.5 | round", "3.14159 | round(2)", "1.0 == 1", "7 % 2.5",
+    "1e3 | int", "'%.2f' | format(3.14159)", "'%s-%s' | format('a', 1)", "'{}-{}'.format(1, true)", "'{:.2f}'.format(3.14159)", "(1, 2)", "(1,)", "()",
+    "5 | abs", "-5 | abs", "[3, 1, 2] | sum", "[0.1, 0.2] | sum", "[3, 1, 2] | max", "range(3) | list", "loop is defined",
+    # truth values, none and undefined
+    "true", "false", "none", "None", "True", "[true, none, false]", "{'a': none, 'b': true}", "undefined_name", "undefined_name is defined", "true ~ none",
+    "none | string", "true | string", "[true, none] | join(',')", "undefined_name | default('x')", "none | default('x')", "none | default('x', true)",
+    "'' | default('x')", "'' or 'x'", "none or false", "not none", "1 and 'a'", "'a' in none_name", "messages[5].content", "messages[0].nothing",
+    "messages[0].nothing.more", "messages[0]['nothing'] is none", "messages | first is mapping", "'x' if false", "1 if false else none", "none == false", "1 == true",
+    "1 is sameas true", "true is boolean", "1 is number", "1.0 is integer", "true is number", "true is integer", "'a' is string", "[] is sequence", "{} is mapping", "'a' is sequence",
+    "{} is sequence", "{} is iterable", "1 is iterable", "none is none", "1 is none", "'A' is upper", "'a' is lower", "4 is divisibleby 2", "3 is odd", "x is undefined",
+    "'a' is in 'abc'", "'a' is eq 'a'", "1 is lt 2", "messages is iterable", "messages is sequence", "'trim' is filter",
+    # strings
+    "'a' * 3", "'a' ~ 1 ~ 1.5", "'a' + 'b'", "'a' + 1", "'abc'[1]", "'abc'[-1]", "'abc'[1:]", "'abc'[::-1]", "'abc'[:-1]", "'abc'[5:]", "'日本語'[1:]", "'a\\nb'", "'it\\'s'", '"a\\"b"',
+    "['it\\'s', 'a\"b', 'both\\'\"']", "['a\\nb\\t', 'é', '\\u00e9']", "'abc' | reverse", "'a b  c'.split()", "'a b  c'.split(' ')", "'a,b,c'.split(',', 1)", "'a,b,c'.rsplit(',', 1)",
+    "' a b '.split()", "''.split()", "''.split(',')", "'a  b c'.rsplit(none, 1)", "'abc'.removeprefix('a')", "'abc'.removesuffix('c')", "'a=b=c'.partition('=')", "'a=b=c'.rpartition('=')", "'abc'.partition('x')",
+    "'7'.zfill(3)", "'-7'.zfill(4)", "'ab'.ljust(4, '.')", "'ab'.rjust(4)", "'ab'.center(5, '*')", "'abc'.center(6, '*')", "'  x '.strip()", "'xxaxx'.strip('x')", "'xyaxy'.lstrip('xy')", "'axy'.rstrip('yx')",
+    "'a\\n\\n'.rstrip('\\n')", "'abcabc'.replace('b', 'x')", "'abcabc'.replace('b', 'x', 1)", "'aaa'.count('a')", "'abc'.find('c')", "'abc'.find('x')", "'abcb'.rfind('b')", "'abc'.index('b')", "'abc'.startswith('a')",
+    "'abc'.startswith(('x', 'a'))", "'abc'.endswith('bc')", "'aBc'.upper()", "'aBc'.lower()", "'hello wORLD'.title()", "'hello wORLD'.capitalize()", "'it\\'s a dog'.title()", "'a\\nb\\r\\nc'.splitlines()",
+    "'a\\nb'.splitlines(true)", "'12'.isdigit()", "'a1'.isalnum()", "'ab'.isalpha()", "' '.isspace()", "''.isdigit()", "','.join(['a', 'b'])", "','.join([1, 2])", "'aBc'.swapcase()", "'ß'.casefold()", "'abc' | length", "'é' | length",
+    "'a b' | wordcount", "' a ' | trim", "'xax' | trim('x')", "'hello wORLD' | title", "'hello wORLD' | capitalize", "'it\\'s' | title", "'a' | upper", "'A' | lower", "'abc' | replace('b', '')", "'a\\nb' | indent(2)",
+    "'a\\n\\nb' | indent(2, true)", "'a\\nb' | indent(2, blank=true)", "'a<b' | e", "'a<b' | escape", "'a<b' | safe", "'abc' | first", "'abc' | last", "'abc' | list", "'a' | center(5)", "'a' < 'b'", "'b' in 'abc'",
+    "'abc' | string | upper", "1 | string + 'a'", "'a' 'b'", "'tab\\there'", "'\\\\'", "'\\x41'", "'\\u00e9'",
+    # lists and maps
+    "[1, 'a', [2, 'b'], {'k': 'v'}]", "{'b': 1, 'a': [1, 2]}", "{1: 'a', 'b': 2}", "[1, 2] + [3]", "[1, 2] * 2", "[1, 2, 3][1:]", "[1, 2, 3][::-1]", "[1, 2, 3][-1]", "[1, 2, 3][::2]", "[] | first", "[1, 2] | last", "[1, 2] | length",
+    "[3, 1, 2] | sort", "[3, 1, 2] | sort(reverse=true)", "['b', 'A', 'c'] | sort", "['b', 'A', 'c'] | sort(case_sensitive=true)", "[1, 1, 2] | unique | list", "['a', 'A'] | unique | list", "[1, 2, 3] | select('odd') | list", "[1, 2, 3] | reject('odd') | list",
+    "messages | map(attribute='role') | list", "messages | map(attribute='role') | join(', ')", "messages | selectattr('role', 'equalto', 'user') | list | length", "messages | rejectattr('role', 'equalto', 'user') | map(attribute='role') | list",
+    "messages | selectattr('role', '==', 'user') | map(attribute='content') | first", "messages | selectattr('tools') | list", "['a', 'b'] | map('upper') | list", "['a', 'b'] | map('replace', 'a', 'x') | list", "messages | groupby('role') | length",
+    "{'a': 1}.items() | list", "{'a': 1}.keys() | list", "{'a': 1}.values() | list", "{'a': 1}.get('b')", "{'a': 1}.get('b', 2)", "{'a': 1} | items | list", "{'b': 1, 'a': 2} | dictsort", "{'b': 1, 'a': 2} | dictsort(reverse=true)", "{'a': 1} | length", "'a' in {'a': 1}",
+    "{'a': {'b': 1}}.a.b", "{'a': 1}['b'] is defined", "dict(a=1, b='x')", "dict({'a': 1})", "[1, 2] | batch(1) | list", "[1, 2, 3] | slice(2) | list", "[[1, 2], [3]] | sum(start=[])", "[1, 2] == [1, 2]", "{'a': 1} == {'a': 1}", "1 in [1, 2]", "1 not in [1, 2]",
+    "[1, 2] | join", "[1, 2] | join('-')", "messages | map('string') | first", "messages[-1].content", "messages[0:1] | length", "[1, 2, 3] | reverse | list", "namespace(a=1).a", "[1, none] | map('default', 'x') | list", "[{'a': 2}, {'a': 1}] | sort(attribute='a') | map(attribute='a') | list",
+    "[[1, 'a'], [2, 'b']] | map('first') | list", "['x'].index('x')", "['x'].count('x')", "['a', 'b'] | string", "(1, 'a') ~ ''", "messages[0]",
+    # tojson
+    "1e-7 | tojson", "1e16 | tojson", "[1.0, 2.50, 100] | tojson", "[messages is defined, 1 == 2] | tojson", "true | tojson", "none | tojson", "'é<>&\\'\"' | tojson", "messages | tojson", "messages[1] | tojson(ensure_ascii=true)", "'🐔' | tojson(ensure_ascii=true)",
+    "{'b': 1, 'a': none} | tojson", "{'b': 1, 'a': none} | tojson(sort_keys=true)", "{'b': [1, {}], 'a': []} | tojson(indent=2)", "{'b': [1, {}], 'a': []} | tojson(indent='\\t')", "{'b': 1} | tojson(indent=0)", "[1, [2]] | tojson(indent=-1)", "[1, 2] | tojson(separators=(',', ':'))",
+    "{'a': [1, 2]} | tojson(separators=(',', ': '), indent=1)", "{'a': 1} | tojson(separators=[';', '='])", "{1: 2, 'a': true} | tojson", "{true: 1, none: 2, 1.5: 3} | tojson", "{2: 1, 10: 2} | tojson(sort_keys=true)", "{'b': 1, 2: 1} | tojson(sort_keys=true)", "(1, 2) | tojson", "'a' | tojson(false, 2)",
+    "[1] | tojson(true, 2)", "{'a': 1} | tojson(nothing=1)", "{'a': 1} | tojson(indent=none)", "{'a': 1} | tojson(indent=true)", "{'a': 1} | tojson(separators=none, sort_keys=false)", "undefined_name | tojson", "{'b': {'d': 1, 'c': 2}, 'a': [{'z': 1, 'y': 2}]} | tojson(sort_keys=true, indent=4)",
+    "'\\x00\\x1f\\x7f\\u2028' | tojson", "10 ** 20 | tojson", "(2 ** 0.5) | tojson", "-0.0 | tojson", "1e400 | tojson", "'a' | tojson | length", "{'a': 1} | tojson == '{\"a\": 1}'", "{'b': 1, 'a': 2} | tojson | replace(' ', '')", "[1, 2] | map('tojson') | join", "{'B': 1, 'a': 2, 'é': 3} | tojson(sort_keys=true)",
+]
+STATEMENTS = [
+    "{% for k, v in {'b': 1, 'a': 2}.items() %}{{ k }}{{ v }};{% endfor %}",
+    "{% for a in [1, 2, 3] %}{{ loop.index }}{{ loop.first }}{{ loop.last }}{{ loop.length }}{{ loop.revindex }}{{ loop.previtem }}{{ loop.nextitem }} {% endfor %}",
+    "{% for a in [] %}x{% else %}none{% endfor %}",
+    "{% for a in [1, 2, 3, 4] if a is odd %}{{ a }}{{ loop.index }}{% endfor %}",
+    "{% set x = 1 %}{% for a in [1] %}{% set x = 2 %}{% endfor %}{{ x }}",
+    "{% set ns = namespace(x=1) %}{% for a in [1] %}{% set ns.x = 2 %}{% endfor %}{{ ns.x }}",
+    "{% set a, b = 1, 2 %}{{ a }}{{ b }}",
+    "{% set x %}a{{ 1 }}b{% endset %}{{ x | upper }}{{ x is string }}",
+    "{% macro m(a, b='x') %}{{ a }}{{ b }}{% endmacro %}{{ m(1) }}{{ m(1, b=2) }}{{ m('a') | upper }}",
+    "{% macro m() %}[{{ caller() }}]{% endmacro %}{% call m() %}in{% endcall %}",
+    "{% filter upper %}abc{% endfilter %}",
+    "{% if 0 %}a{% elif '' %}b{% elif [] %}c{% else %}d{% endif %}",
+    "{% for a in [1, 2, 3] %}{% if a == 2 %}{% break %}{% endif %}{{ a }}{% endfor %}",
+    "{% for a in [1, 2, 3] %}{% if a == 2 %}{% continue %}{% endif %}{{ a }}{% endfor %}",
+    "{% for a in messages recursive %}{{ a.role }}{% endfor %}",
+    "  {% if true %}\n  a\n  {% endif %}\n b \n",
+    "{%- if true -%}\n  a\n  {%- endif -%}\n b \n\n",
+    "{{ 'a' -}}  b  {{- 'c' }}",
+    "{# a comment #}a{#- b -#} c",
+    "{% raw %}{{ a }}{% endraw %}",
+    "{% with a = 1 %}{{ a }}{% endwith %}{{ a }}",
+    "{% for a in 'é日' %}{{ a }};{% endfor %}",
+    "{% for a in {'x': 1} %}{{ a }}{% endfor %}",
+    "{% for a in undefined_name %}{{ a }}{% endfor %}-",
+    "{% for m in messages %}{{ loop.cycle('a', 'b') }}{% endfor %}",
+    "{% set x = messages | map(attribute='content') | list %}{{ x | length }}{{ x[1][0] }}",
+    "{% if messages[0]['role'] == 'user' and messages[0].content is string %}yes{% endif %}",
+    "{{ raise_exception('no') }}",
+    "{% set x = [] %}{% set x = x + [1] %}{{ x }}",
+    "{% do messages.append(1) %}",
+    "{{ messages.append(1) }}",
+    "{% set x = {'a': 1} %}{{ x.update({'b': 2}) }}",
+    "{{ [1, 2].pop() }}",
+    "{% set _ = none %}{{ _ }}",
+    "{{ '%s' | format(none) }}{{ '%5.1f|%-4d|%03d' | format(2.25, 3, 7) }}",
+    "{% generation %}a{{ 1 }}{% endgeneration %}b",
+    "{%- for m in messages -%}\n{{- m.role -}}\n{%- generation -%}\n {{ m.content }}\n{%- endgeneration %}\n{% endfor %}",
+]
+# What our template engine does not know, and so refuses by name.
+REFUSED = ["'%d' % 3", "'%s' % 'x'", "'%r' | format('a')", "'long text here' | truncate(8)", "'a b' | urlencode", "'abc'.expandtabs()", "'abc'.translate({})"]
+VALUES = ["{{ " + expression + " }}" for expression in EXPRESSIONS] + STATEMENTS
+
+
 def render(source, messages, **options):
     return render_jinja_template([messages], chat_template=source, tools=None, documents=None, **options, **SPECIAL_TOKENS)
 
@@ -168,6 +266,36 @@ def cases(source, conversations, dated=False):
             yield case
 
 
+def continued(source):
+    """What a prompt that ends in a turn of the assistant is, where that turn is to be continued."""
+    for messages in CONTINUED:
+        try:
+            texts, _ = render(source, messages, continue_final_message=True)
+            yield {"messages": messages, "text": texts[0]}
+        except Exception as refusal:
+            assert isinstance(refusal, TemplateError | TypeError | ValueError), refusal
+            yield {"messages": messages, "text": None}
+
+
+def parts(source):
+    for messages in CONVERSATIONS[:4]:
+        listed = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+        texts, _ = render(source, listed, add_generation_prompt=True)
+        yield {"messages": messages, "text": texts[0]}
+
+
+def values():
+    for source in VALUES:
+        try:
+            texts, _ = render(source, VALUE_MESSAGES, add_generation_prompt=False)
+            yield {"source": source, "text": texts[0]}
+        except Exception as refusal:
+            assert isinstance(refusal, TemplateError | TypeError | ValueError | AttributeError), (source, refusal)
+            yield {"source": source, "text": None}
+    for expression in REFUSED:
+        yield {"source": "{{ " + expression + " }}", "text": None}
+
+
 def learned(source):
     """What {% generation %} marks as the assistant's."""
     if "{% generation" not in source.replace("{%-", "{%"):
@@ -181,9 +309,11 @@ folder = pathlib.Path(find_spec("trl").submodule_search_locations[0]) / "chat_te
 kept = {name: (folder / f"{name}.jinja").read_text() for name in NAMES} | {"smolvlm": SMOLVLM}
 result = []
 for name, source in kept.items():
-    result.append({"name": name, "template": source, "cases": list(cases(source, CONVERSATIONS)), "learned": list(learned(source))})
+    entry = {"name": name, "template": source, "cases": list(cases(source, CONVERSATIONS)), "learned": list(learned(source))}
+    result.append(entry | {"continued": list(continued(source))} | ({"parts": list(parts(source))} if name == "smolvlm" else {}))
 for name, source in WIDESPREAD.items():
-    result.append({"name": name, "template": source, "cases": list(cases(source, MORE_CONVERSATIONS)), "learned": []})
+    result.append({"name": name, "template": source, "cases": list(cases(source, MORE_CONVERSATIONS)), "learned": [], "continued": list(continued(source))})
 dated = [{"name": name, "template": source, "cases": list(cases(source, MORE_CONVERSATIONS, dated=True))} for name, source in DATED.items()]
 path = pathlib.Path(__file__).with_suffix(".json")
-path.write_text(json.dumps({"special_tokens": SPECIAL_TOKENS, "templates": result, "dated_templates": dated}, ensure_ascii=False, indent=1) + "\n")
+golden = {"special_tokens": SPECIAL_TOKENS, "templates": result, "dated_templates": dated, "value_messages": VALUE_MESSAGES, "values": list(values())}
+path.write_text(json.dumps(golden, ensure_ascii=False, indent=1) + "\n")

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, DictionaryArray, FixedSizeListArray, Float32Array, Int8Array, Int32Array, Int64Array, LargeListArray,
-    LargeStringArray, ListViewArray, StringArray, StringViewArray, StructArray, UInt16Array,
+    ArrayRef, BooleanArray, DictionaryArray, FixedSizeListArray, Float32Array, Int8Array, Int32Array, Int64Array,
+    LargeListArray, LargeStringArray, ListViewArray, StringArray, StringViewArray, StructArray, UInt16Array,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{Field, Int32Type};
@@ -15,8 +15,10 @@ use rlhf::data::parquet::{self, ParquetWriter};
 use rlhf::data::schema::{
     self, AnswerLayout, Demonstration, Message, Projection, Prompt, Ranking, TemplateInputs, Text,
 };
+use rlhf::data::splits::Pattern;
 use rlhf::data::table::TableRows;
 use rlhf::data::template::ChatTemplate;
+use rlhf::data::text_column::{TextForm, batch_of};
 use tempfile::TempDir;
 
 use crate::common::{lists, shared, strings, table};
@@ -82,6 +84,16 @@ fn folders_globs_and_hidden_files() {
     };
     assert_eq!(read(format!("{root}")), [plain("a/train-0.parquet"), plain("b/train-1.parquet")]);
     assert_eq!(read(format!("{root}/*/train-1*")), [plain("b/train-1.parquet")]);
+    for name in ["b/test-0.parquet", "b/dev/x.parquet"] {
+        parquet::write(folder.path().join(name), &row(name)).unwrap();
+    }
+    assert_eq!(read(format!("{root}/")), [plain("a/train-0.parquet"), plain("b/train-1.parquet")]);
+    assert_eq!(read(format!("{root}/b/t*")), [plain("b/test-0.parquet"), plain("b/train-1.parquet")]);
+    let held_out = Pattern::evaluation(folder.path().to_str().unwrap());
+    assert_eq!(schema::prompts(held_out).unwrap().next().unwrap().unwrap().prompt, plain("b/dev/x.parquet"));
+    let readme = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: b/*\n---\n";
+    std::fs::write(folder.path().join("README.md"), readme).unwrap();
+    assert_eq!(read(format!("{root}")), [plain("b/test-0.parquet"), plain("b/train-1.parquet")]);
 }
 
 #[test]
@@ -348,6 +360,99 @@ fn alpaca_and_sharegpt_become_conversations() {
     let record = schema::demonstrations(&path).unwrap().next().unwrap().unwrap();
     let system = Message::new("system", "Be kind.");
     assert_eq!(record.completion, Text::messages(vec![system, Message::user("Hi"), Message::assistant("Hello")]));
+}
+
+#[test]
+fn columns_of_the_conversation_reach_it() {
+    let history = lists(lists(strings(&["Hi", "Hello"]), &[2]), &[1]);
+    let tools = r#"[{"type": "function", "function": {"name": "height"}}]"#;
+    let (_folder, path) = file(vec![
+        ("system", strings(&["Be brief."])),
+        ("history", history),
+        ("instruction", strings(&["Why?"])),
+        ("output", strings(&["So"])),
+        ("tools", strings(&[tools])),
+        ("chat_template_kwargs", strings(&[r#"{"enable_thinking": false}"#])),
+    ]);
+    let turns = vec![
+        Message::new("system", "Be brief."),
+        Message::user("Hi"),
+        Message::assistant("Hello"),
+        Message::user("Why?"),
+    ];
+    let record = schema::demonstrations(&path).unwrap().next().unwrap().unwrap();
+    let Some(Text::Messages(prompt)) = record.prompt else { panic!() };
+    assert_eq!(prompt.messages, turns);
+    assert_eq!(prompt.inputs.tools.as_ref().unwrap()[0]["function"]["name"], "height");
+    assert_eq!(prompt.inputs.variables["enable_thinking"], false);
+    assert_eq!(schema::prompts(&path).unwrap().next().unwrap().unwrap().prompt, Text::Messages(prompt.clone()));
+    // What a program writes of it is read as the same.
+    let text = Text::Messages(prompt);
+    let form = TextForm::of([&text]);
+    let columns = [vec![form.column("prompt", &[&text]).unwrap()], form.input_columns(&[&text])].concat();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("prompts.parquet");
+    parquet::write(&path, &batch_of(columns).unwrap()).unwrap();
+    assert_eq!(schema::prompts(&path.display().to_string()).unwrap().next().unwrap().unwrap().prompt, text);
+}
+
+#[test]
+fn columns_of_the_conversation_that_cannot_be_used_are_refused_by_name() {
+    let turns = || conversations(&["system", "user", "assistant"], &["Be kind.", "a", "b"], &[3]);
+    for (column, value, expected) in [
+        ("system", "Be brief.", "differs from the system turn"),
+        ("tools", "{}", "expected a list of tools"),
+        ("tools", "[", "cannot be read as JSON"),
+        ("chat_template_kwargs", "[]", "expected a struct"),
+        ("chat_template_kwargs", r#"{"add_generation_prompt": true}"#, "holds `add_generation_prompt`"),
+    ] {
+        let (_folder, path) = file(vec![("messages", turns()), (column, strings(&[value]))]);
+        let error = error_of(schema::demonstrations(&path));
+        assert!(
+            error.contains(&format!("row 0 (counted from 0), column `{column}`")) && error.contains(expected),
+            "{error}"
+        );
+    }
+    for (column, value) in [("system", "Be brief."), ("tools", "[1]"), ("chat_template_kwargs", r#"{"a": 1}"#)] {
+        let plain = || [("prompt", strings(&["a"])), ("completion", strings(&["b"]))];
+        let (_folder, path) = file([&plain()[..], &[(column, strings(&[value]))]].concat());
+        assert!(error_of(schema::demonstrations(&path)).contains("no chat template applies"), "{column}");
+        let (_folder, path) = file([&plain()[..], &[(column, strings(&[""]))]].concat());
+        assert!(schema::demonstrations(&path).unwrap().next().unwrap().is_ok(), "{column}");
+    }
+}
+
+#[test]
+fn unpaired_preferences_are_no_demonstrations_and_can_be_scored() {
+    let marks: [ArrayRef; 2] = [Arc::new(BooleanArray::from(vec![true, false])), Arc::new(Int8Array::from(vec![1, 0]))];
+    for (name, mark) in ["label", "kto_tag"].into_iter().flat_map(|name| marks.iter().map(move |mark| (name, mark))) {
+        let columns =
+            vec![("prompt", strings(&["a", "b"])), ("completion", strings(&["c", "d"])), (name, mark.clone())];
+        let (_folder, path) = file(columns);
+        let error = error_of(schema::demonstrations(&path));
+        assert!(error.contains(&format!("column `{name}`")) && error.contains("unpaired preferences"), "{error}");
+        assert_eq!(schema::answered(&path).unwrap().next().unwrap().unwrap().records.len(), 2);
+    }
+}
+
+#[test]
+fn messages_are_read_from_json_of_every_form() {
+    let turn = |role: &str, content: &str| format!(r#"{{"role": "{role}", "content": "{content}"}}"#);
+    let both = [turn("user", "Hi"), turn("assistant", "Hello")];
+    let one_by_one = lists(strings(&[&both[0], &both[1]]), &[2]);
+    let expected = Text::messages(vec![Message::user("Hi"), Message::assistant("Hello")]);
+    for column in [strings(&[&format!(" [{}, {}]", both[0], both[1])]), one_by_one] {
+        let (_folder, path) = file(vec![("messages", column)]);
+        let record = schema::demonstrations(&path).unwrap().next().unwrap().unwrap();
+        assert_eq!(record.completion, expected);
+    }
+    let (_folder, path) = file(vec![("messages", strings(&["[1"]))]);
+    assert!(error_of(schema::demonstrations(&path)).contains("or the same as JSON"));
+    // A string that is no list of messages stays what it is.
+    let texts = [r#"[{"a": 1}]"#, "[{", r#"[{"role": "user"}]"#, "[]"];
+    let (_folder, path) = file(vec![("text", strings(&texts))]);
+    let read = schema::demonstrations(&path).unwrap().map(|record| record.unwrap().completion);
+    assert_eq!(read.collect::<Vec<_>>(), texts.map(plain));
 }
 
 #[test]

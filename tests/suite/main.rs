@@ -3,6 +3,7 @@
 mod adapters;
 mod candle_models;
 mod chat_templates;
+mod chat_turns;
 mod checkable_rewards;
 mod choices;
 mod classification;
@@ -15,6 +16,7 @@ mod faults;
 mod folders;
 mod formats;
 mod forms;
+mod gguf;
 mod golden;
 mod hostile;
 mod hub;

@@ -90,8 +90,16 @@ type Objects = Arc<BTreeMap<String, Vec<u8>>>;
 /// The demonstrations twice, files and marks of folders that must not be read, and one of another name.
 fn objects(bench: &Workbench) -> Objects {
     let bytes = bench.bytes(FILE);
-    let names =
-        ["data/a.parquet", "data/out.parquet/b.parquet", "data/.hidden/c.parquet", "data/notes.txt", "data/one.pq"];
+    let names = [
+        "data/a.parquet",
+        "data/out.parquet/b.parquet",
+        "data/.hidden/c.parquet",
+        "data/notes.txt",
+        "data/one.pq",
+        "hub/data/train.parquet",
+        "hub/data/test.parquet",
+        "hub/README.md",
+    ];
     let marks = ["data/", "data/out.parquet/"];
     let files = names.iter().map(|name| (name, bytes.clone())).chain(marks.iter().map(|name| (name, Vec::new())));
     Arc::new(files.map(|(name, bytes)| (format!("bucket/{name}"), bytes)).collect())
@@ -176,6 +184,7 @@ fn object_stores_are_read_by_file_folder_and_pattern() {
     for (scheme, server, variables) in stores {
         for (number, (data, expected)) in [
             ("data/a.parquet", "local"),
+            ("hub", "local"),
             ("data", "both"),
             ("data/", "both"),
             ("data/**/[ab].parquet", "both"),

@@ -35,6 +35,10 @@ fn demonstration(prompt: &str, completion: &str) -> Demonstration {
     Demonstration { prompt: Some(plain(prompt)), completion: plain(completion), origin: origin() }
 }
 
+fn asked(prompt: Text) -> Prompt {
+    Prompt { prompt, origin: origin(), columns: serde_json::Map::new() }
+}
+
 fn tokens(tokenizer: &Tokenizer, record: &Demonstration, max_length: usize) -> (TokenTree, Truncation) {
     let mut truncation = Truncation::default();
     (tokenizer.demonstration(record, max_length, &mut truncation).unwrap(), truncation)
@@ -49,7 +53,7 @@ fn only_the_completion_and_eos_are_learned() {
     let answer = &tree.answers[0];
     assert_eq!(tokenizer.decode(&answer.tokens, false).unwrap(), " Vubek keeps it.</s>");
     assert!(answer.learned.iter().all(|&learned| learned));
-    assert_eq!(truncation, Truncation::default());
+    assert_eq!((truncation.prompts, truncation.answers), (0, 0));
 }
 
 #[test]
@@ -155,14 +159,14 @@ fn long_prompts_lose_their_start_and_long_answers_their_end() {
     let record = demonstration(&"who ".repeat(200), " Vubek keeps the hen.");
     let (whole, _) = tokens(&tokenizer, &record, usize::MAX);
     let (cut, truncation) = tokens(&tokenizer, &record, 40);
-    assert_eq!(truncation, Truncation { prompts: 1, answers: 0 });
+    assert_eq!((truncation.prompts, truncation.answers), (1, 0));
     assert_eq!((cut.tokens(), &cut.answers), (40, &whole.answers));
     assert_eq!(cut.prompt[0], tokenizer.bos().unwrap());
     assert!(whole.prompt.ends_with(&cut.prompt[1..]));
 
     let record = demonstration("Who?", &" hen".repeat(200));
     let (cut, truncation) = tokens(&tokenizer, &record, 40);
-    assert_eq!(truncation, Truncation { prompts: 1, answers: 1 });
+    assert_eq!((truncation.prompts, truncation.answers), (1, 1));
     assert_eq!((cut.tokens(), cut.prompt.len()), (40, 1));
     assert_ne!(cut.answers[0].tokens.last(), Some(&tokenizer.eos().unwrap()));
     assert_eq!(cut.answers[0].learned.len(), 39);
@@ -326,7 +330,7 @@ fn every_turn_of_the_assistant_is_learned_with_the_token_that_ends_it() {
     let (tree, _) = tokens(&tokenizer, &conversation(), 200);
     assert_eq!(
         tokenizer.decode(&tree.prompt, false).unwrap(),
-        "<s><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     );
     assert_eq!(learned_runs(&tokenizer, &tree), ["Hello<|im_end|>", "So<|im_end|>"]);
     assert_eq!(tree.answers[0].tokens.last(), Some(&tokenizer.eos().unwrap()));
@@ -352,11 +356,67 @@ fn a_template_whose_text_shrinks_is_an_error_and_no_panic() {
 }
 
 #[test]
-fn a_bos_in_the_template_is_not_added_again() {
+fn a_chat_has_the_bos_that_its_template_writes_and_no_other() {
     let source = format!("{{{{ bos_token }}}}{CHATML}");
     let with = tokens(&chat_tokenizer(&source), &conversation(), 200).0;
     let without = tokens(&chat_tokenizer(CHATML), &conversation(), 200).0;
-    assert_eq!(with, without);
+    let bos = chat_tokenizer(CHATML).bos().unwrap();
+    assert_eq!(with.prompt, [&[bos], &without.prompt[..]].concat());
+    assert_eq!(with.answers, without.answers);
+    // A string gets it.
+    let prompt = asked(Text::Plain("Hi".into()));
+    let tokens = chat_tokenizer(CHATML).prompt(&prompt, 100, &mut Truncation::default()).unwrap();
+    assert_eq!(tokens[0], bos);
+}
+
+#[test]
+fn what_learns_by_the_plain_template_is_saved_with_it() {
+    let special = SpecialTokens { bos: Some("<s>".into()), ..SpecialTokens::default() };
+    let first = tokenizer(&special);
+    assert_eq!(first.transcript(), None);
+    let (tree, _) = tokens(&first, &conversation(), 200);
+    assert_eq!(tree.prompt[0], first.bos().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    first.save(folder.path()).unwrap();
+    let saved = Tokenizer::load(folder.path()).unwrap();
+    assert!(saved.has_template());
+    assert_eq!(tokens(&saved, &conversation(), 200).0, tree);
+}
+
+#[test]
+fn prompts_that_end_inside_a_token_are_counted() {
+    let tokenizer = tokenizer(&SpecialTokens::default());
+    let counts = |prompt: &str, completion: &str| {
+        let (_, truncation) = tokens(&tokenizer, &demonstration(prompt, completion), 200);
+        let chats = truncation.chats;
+        (chats.prompts, chats.split_prompts, chats.spaced_prompts)
+    };
+    assert_eq!(counts("Vubek keeps", " the hen"), (1, 0, 0));
+    assert_eq!(counts("Vubek keeps ", "the hen"), (1, 1, 0));
+    // No token reaches over the end, but the model was asked as it learned.
+    assert_eq!(counts("Vubek keeps ", "9"), (1, 0, 1));
+    assert_eq!(counts("Vubek keeps\n", "9"), (1, 0, 0));
+    assert_eq!(counts("Vubek keeps ", ""), (0, 0, 0));
+    let prompt = asked(Text::Plain("Vubek keeps ".into()));
+    let mut truncation = Truncation::default();
+    tokenizer.prompt(&prompt, 100, &mut truncation).unwrap();
+    assert_eq!((truncation.chats.prompts, truncation.chats.spaced_prompts), (1, 1));
+}
+
+#[test]
+fn a_prompt_that_ends_in_an_answer_is_what_its_continuation_was_learned_behind() {
+    let tokenizer = chat_tokenizer(CHATML);
+    let turns = vec![Message::user("Why?"), Message::assistant("It is")];
+    let prompt = asked(Text::messages(turns));
+    let asked = tokenizer.prompt(&prompt, 100, &mut Truncation::default()).unwrap();
+    let learned = Demonstration {
+        prompt: Some(prompt.prompt),
+        completion: Text::messages(vec![Message::assistant(" so")]),
+        origin: origin(),
+    };
+    let (tree, _) = tokens(&tokenizer, &learned, 200);
+    assert_eq!(tree.prompt, asked);
+    assert_eq!(learned_runs(&tokenizer, &tree), [" so<|im_end|>"]);
 }
 
 #[test]

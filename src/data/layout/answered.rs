@@ -42,7 +42,9 @@ pub(in crate::data) fn answered(rows: &Rows) -> Result<(AnswerLayout, Vec<Answer
                 // Only the last answer is scored: what follows it is of no use to it.
                 let last = messages.iter().rposition(Message::is_assistant).unwrap_or(0);
                 messages.truncate(last + 1);
-                let answer = messages.split_off(last);
+                // Of two turns in a row the second is no continuation of the first.
+                let before = messages[..last].iter().rposition(|message| !message.is_assistant());
+                let answer = messages.split_off(before.map_or(0, |before| before + 1));
                 (Text::Messages(Conversation { messages, inputs }), Text::messages(answer))
             }
             (None, text) => (Text::Plain(String::new()), text),

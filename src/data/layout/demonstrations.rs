@@ -23,11 +23,12 @@ const MARKS: [&str; 3] = ["label", "labels", "kto_tag"];
 pub(in crate::data) fn demonstrations(rows: &Rows) -> Result<Vec<Demonstration>> {
     let is_answered = ["prompt", "instruction", "messages", "conversations"].iter().any(|name| rows.has(name));
     let is_mark = |name: &&&str| rows.column(name).is_some_and(is_truth);
-    let mark = MARKS.iter().filter(|name| **name != "label" || class_names(rows).is_none()).find(is_mark);
-    if let Some(name) = mark.filter(|_| is_answered) {
+    let is_class = |name: &str| name == "label" && class_names(rows).is_some();
+    let mark = MARKS.iter().filter(|name| is_answered && !is_class(name)).find(is_mark);
+    if let Some(name) = mark {
         bail!(
-            "{}: column `{name}` marks each answer as good or bad (unpaired preferences, as for KTO), and every answer would be learned; \
-             leave out the rows of bad answers, and the column",
+            "{}: column `{name}` marks each answer as good or bad (unpaired preferences, as for KTO), and every answer \
+             would be learned; leave out the rows of bad answers, and the column",
             rows.file.display()
         );
     }

@@ -1,0 +1,177 @@
+//! GGUF files against what llama.cpp's Python package, `transformers` and SentencePiece make of them; see `tests/golden/gguf_files.py`.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use rand::{Rng, SeedableRng};
+use rlhf::Result;
+use rlhf::adapt::Head;
+use rlhf::data::batch::{Batch, Continuation, TokenTree};
+use rlhf::data::tokenize::Tokenizer;
+use rlhf::gguf::Gguf;
+
+use crate::oracle::{Tensors, assert_close, documents, floats, load, logits};
+
+const FAMILIES: [&str; 13] = [
+    "llama",
+    "llama3",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "phi3-long",
+    "olmo2",
+    "granite",
+    "smollm3",
+    "gpt2",
+    "gptneox",
+];
+
+fn file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf").join(name)
+}
+
+fn tensors(name: &str) -> Result<Tensors> {
+    Ok(candle_core::safetensors::load(file(name), &Device::Cpu)?.into_iter().collect())
+}
+
+/// The tokens of a text, without what is put before every text.
+fn ids(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+    let mut ids = tokenizer.encode(text)?;
+    if tokenizer.encode("")?.first() == ids.first() {
+        ids.remove(0);
+    }
+    Ok(ids)
+}
+
+#[test]
+fn every_block_type_is_dequantised_as_ggml_does() -> Result<()> {
+    let gguf = Gguf::open(&file("blocks.gguf"))?;
+    let expected = tensors("blocks.safetensors")?;
+    assert_eq!(gguf.tensors.len(), expected.len());
+    for (name, info) in &gguf.tensors {
+        let found = gguf.numbers(name, info)?;
+        assert_close(name, &found, &floats(&expected, name)?, 1e-6);
+    }
+    Ok(())
+}
+
+#[test]
+fn models_have_the_logits_of_transformers() -> Result<()> {
+    for name in FAMILIES {
+        let expected = tensors(&format!("{name}.safetensors"))?;
+        let model = load(&file(&format!("{name}.gguf")), None, Head::Language)?;
+        let found = logits(&model, &Batch::pack(&documents(&expected)?))?;
+        assert_close(name, &found, &floats(&expected, "logits")?, 1e-4);
+    }
+    Ok(())
+}
+
+/// What is written is a folder that holds the same model.
+#[test]
+fn a_saved_model_is_a_folder_with_the_same_logits_and_tokens() -> Result<()> {
+    for name in FAMILIES {
+        let expected = tensors(&format!("{name}.safetensors"))?;
+        let path = file(&format!("{name}.gguf"));
+        let model = load(&path, None, Head::Language)?;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        model.save(folder.path())?;
+        let again = load(folder.path(), None, Head::Language)?;
+        let batch = Batch::pack(&documents(&expected)?);
+        assert_eq!(logits(&again, &batch)?, logits(&model, &batch)?, "{name}");
+        let (before, after) = (Tokenizer::load(&path)?, Tokenizer::load(folder.path())?);
+        assert_eq!(ids(&before, "AB !<|end|>X")?, ids(&after, "AB !<|end|>X")?);
+        assert_eq!(before.stop_tokens(), after.stop_tokens());
+        assert_eq!(before.stop_tokens(), [2]);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_sentencepiece_vocabulary_gives_the_ids_of_sentencepiece() -> Result<()> {
+    let tokenizer = Tokenizer::load(file("sentencepiece.gguf"))?;
+    let cases: Vec<(String, Vec<u32>)> =
+        serde_json::from_slice(&std::fs::read(file("sentencepiece.json")).expect("a golden file")).expect("pairs");
+    for (text, expected) in cases {
+        assert_eq!(ids(&tokenizer, &text)?, expected, "{text:?}");
+    }
+    Ok(())
+}
+
+/// A line of words, numbers, punctuation, white space and letters of many scripts.
+fn mixed_line(seed: u64) -> String {
+    let scripts = [
+        ' '..='~',
+        '\u{a0}'..='\u{24f}',
+        'Ѐ'..='ӿ',
+        '\u{5d0}'..='\u{6ff}',
+        '\u{900}'..='\u{97f}',
+        '\u{e01}'..='\u{e5b}',
+        '\u{2000}'..='\u{206f}',
+        '\u{3040}'..='\u{30ff}',
+        '一'..='龥',
+        '가'..='힣',
+        '\u{1f300}'..='\u{1f6ff}',
+        '\u{300}'..='\u{36f}',
+    ];
+    let words = [
+        " the",
+        " don't",
+        "I'LL",
+        "  ",
+        "\t",
+        "\r\n",
+        "1984",
+        " 3.14",
+        "...",
+        "<|im_end|>",
+        "<|im_start|>user\n",
+        "é",
+        "ﬁ",
+        " ½",
+    ];
+    let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+    let mut line = String::new();
+    for _ in 0..random.random_range(1..40) {
+        match random.random_range(0..3) {
+            0 => line.push_str(words[random.random_range(0..words.len())]),
+            1 => line.push(random.random_range(' '..='~')),
+            _ => {
+                let script = scripts[random.random_range(0..scripts.len())].clone();
+                line.push(random.random_range(script));
+            }
+        }
+    }
+    line
+}
+
+/// SmolLM2-135M-Instruct as llama.cpp's users have it, where `RLHF_SMOLLM2` names its GGUF file, and the folder that transformers makes of it, in
+/// `RLHF_SMOLLM2_FOLDER` (f32).
+#[test]
+fn a_real_model_has_the_logits_and_tokens_of_its_folder() -> Result<()> {
+    let (Some(gguf), Some(folder)) = (std::env::var_os("RLHF_SMOLLM2"), std::env::var_os("RLHF_SMOLLM2_FOLDER")) else {
+        eprintln!("skipped: RLHF_SMOLLM2 and RLHF_SMOLLM2_FOLDER name no model");
+        return Ok(());
+    };
+    let (gguf, folder) = (Path::new(&gguf), Path::new(&folder));
+    let (of_gguf, of_folder) = (Tokenizer::load(gguf)?, Tokenizer::load(folder)?);
+    let texts = [
+        "The capital of France is",
+        "  def f(x):\n\treturn x**2 # 1984",
+        "naïve Zürich — “quoted” Москва 日本語 😀 e\u{301}",
+    ];
+    for text in texts.into_iter().map(String::from).chain((0..1000).map(mixed_line)) {
+        assert_eq!(ids(&of_gguf, &text)?, ids(&of_folder, &text)?, "{text:?}");
+    }
+    assert_eq!(of_gguf.stop_tokens(), of_folder.stop_tokens());
+    let document = |text: &&str| -> Result<TokenTree> {
+        let tokens = ids(&of_folder, text)?;
+        let learned = vec![true; tokens.len()];
+        Ok(TokenTree { prompt: Vec::new(), answers: vec![Continuation { tokens, learned }] })
+    };
+    let batch = Batch::pack(&texts.iter().map(document).collect::<Result<Vec<_>>>()?);
+    let (of_gguf, of_folder) = (load(gguf, None, Head::Language)?, load(folder, None, Head::Language)?);
+    assert_close("SmolLM2", &logits(&of_gguf, &batch)?, &logits(&of_folder, &batch)?, 1e-4);
+    Ok(())
+}
