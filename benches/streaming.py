@@ -1,10 +1,11 @@
-"""Memory and time to the first step of sft on 10 thousand and on 10 million rows of Parquet, which are made here.
+"""Memory and time to the first step of sft on 10 thousand and on 10 million rows of Parquet or another form, which are made here.
 
-    python benches/streaming.py target/release runs/streaming [rows of the large file] [rows of its row groups]
+    python benches/streaming.py target/release runs/streaming [rows of the large file] [rows of its row groups] [parquet | jsonl | jsonl.gz | csv | arrow]
 
 Needs pyarrow and 2 GB of disk. The model is so small that what is held is the data path's. Prints a Markdown table.
 """
 
+import gzip
 import json
 import os
 import shutil
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.ipc
 import pyarrow.parquet as pq
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64,
@@ -34,16 +37,45 @@ def texts(first, count, words):
     return pc.binary_join_element_wise(*parts, " ")
 
 
-def make(path, rows, rows_a_group):
+def make(path, rows, rows_a_group, form):
     if path.exists():
         return
     schema = pa.schema([("prompt", pa.string()), ("completion", pa.string())])
-    part = path.with_suffix(".part")
-    with pq.ParquetWriter(part, schema) as writer:
+    part = path.with_name(path.name + ".part")
+    with Writer(part, schema, form) as writer:
         for first in range(0, rows, rows_a_group):
             count = min(rows_a_group, rows - first)
-            writer.write_table(pa.table([texts(first, count, 12), texts(first + 7, count, 12)], schema=schema), row_group_size=rows_a_group)
+            writer.write(pa.table([texts(first, count, 12), texts(first + 7, count, 12)], schema=schema))
     part.rename(path)
+
+
+class Writer:
+    """Writes tables to a file of this form."""
+
+    def __init__(self, path, schema, form):
+        self.form = form
+        if form == "parquet":
+            self.file = pq.ParquetWriter(path, schema)
+        elif form == "csv":
+            self.file = pyarrow.csv.CSVWriter(path, schema)
+        elif form == "arrow":
+            self.file = pyarrow.ipc.new_file(str(path), schema)
+        else:
+            self.file = gzip.open(path, "wt", compresslevel=1) if form == "jsonl.gz" else open(path, "w")
+
+    def write(self, table):
+        if self.form == "parquet":
+            self.file.write_table(table, row_group_size=len(table))
+        elif self.form in ("csv", "arrow"):
+            self.file.write_table(table)
+        else:
+            self.file.writelines(json.dumps(row) + "\n" for row in table.to_pylist())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
 
 
 def resident(process, name):
@@ -72,14 +104,14 @@ def run(program, output, model, data, steps):
     return {"first": first[0], "resident": first[1], "peak": trained, "with_evaluation": lines[-1]["peak_rss_mb"]}
 
 
-def main(programs, output, large=10_000_000, rows_a_group=100_000):
+def main(programs, output, large=10_000_000, rows_a_group=100_000, form="parquet"):
     program, output, large = Path(programs).resolve() / "sft", Path(output), int(large)
     model = output / "model"
     model.mkdir(parents=True, exist_ok=True)
     (model / "config.json").write_text(json.dumps(CONFIG))
-    files = {rows: output / f"{rows}-by-{rows_a_group}.parquet" for rows in (10_000, large)}
+    files = {rows: output / f"{rows}-by-{rows_a_group}.{form}" for rows in (10_000, large)}
     for rows, path in files.items():
-        make(path, rows, int(rows_a_group))
+        make(path, rows, int(rows_a_group), form)
     # A tokenizer of its own, so that none is trained on the data.
     run(program, output / "tokenizer", model, files[10_000], 1)
     for name in ("tokenizer.json", "tokenizer_config.json"):

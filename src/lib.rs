@@ -7,7 +7,7 @@
 //! * [`error`], [`limits`], [`numbers`], [`random`], [`files`], [`remote`], [`stop`], [`settings`]: one error type, whose messages name the file and the column or tensor; what
 //!   a hostile file may cost; extremes that do not drop NaN; every random number by the name of its stream; files that appear whole or not at all; files on other machines; signals; settings that are the command
 //!   line, the TOML file and the record.
-//! * [`data`]: from Parquet rows to packed batches. [`data::parquet`] reads files, [`data::row_index`] any rows of many, [`data::window`] orders more
+//! * [`data`]: from rows of files to packed batches. [`data::table`] reads files in every form (Parquet, JSON Lines, JSON, CSV, Arrow), [`data::row_index`] any rows of many, [`data::window`] orders more
 //!   rows than memory holds, [`data::schema`] makes records of them in
 //!   the layouts that people use, [`data::template`] renders conversations, [`data::tokenize`] gives trees of token ids (a prompt with the
 //!   answers that continue it), [`data::batch`] lays them end to end.

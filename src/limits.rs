@@ -10,6 +10,9 @@
 //! | a model from `config.json` alone | 2^32 parameters, 4 bytes each |
 //! | a model of the hub | 16 MiB of what the hub says of it; of each file the bound above and the size that is listed, and not a byte more |
 //! | a Parquet file | 1,024 rows of the columns that are read, or fewer whose texts, written out, have 16 MiB; one row with more is read alone, up to 1 GiB; numbers as they are when unpacked; of each column a page of at most 2 GiB (the format's limit), so a file that packs well can take that much |
+//! | a JSON Lines, JSON, CSV or TSV file | 64 MiB a row, about 40 times as much memory where all of it is numbers of one digit; 4 MiB of rows, or one, at a time; 10,000 columns |
+//! | an Arrow file | a record batch of at most 2 GiB, decompressed, and the dictionaries |
+//! | a compressed file | 1 GiB of temporary disk space, or 256 times its size |
 //! | a remote file | 64 MiB of what was read last, for all of them together; two minutes for an answer, five for all tries of a part; a million objects of a listing |
 //! | a text | about 170 bytes a byte while a byte-level tokenizer splits it |
 //!
@@ -31,6 +34,17 @@ pub const SMALL_FILE: u64 = 16 << 20;
 pub const TEMPLATE_FILE: u64 = 1 << 20;
 /// Bytes of a file of a tokenizer.
 pub const TOKENIZER_FILE: u64 = 128 << 20;
+
+/// Bytes of a row of text: a line of JSON, an element of an array, a record of CSV.
+pub const TEXT_ROW: usize = 64 << 20;
+/// Columns of a text file.
+pub const COLUMNS: usize = 10_000;
+/// Bytes of an Arrow file's record batch, decompressed.
+pub const RECORD_BATCH: u64 = 2 << 30;
+/// Bytes to which any compressed file may be decompressed.
+pub const DECOMPRESSED: u64 = 1 << 30;
+/// How many times its size a compressed file may be decompressed to, where that is more.
+pub const DECOMPRESSED_RATIO: u64 = 256;
 
 /// A whole file of at most `limit` bytes.
 pub fn read(path: impl AsRef<Path>, limit: u64) -> Result<Vec<u8>> {

@@ -1,4 +1,4 @@
-//! Files on other machines: Parquet data in object stores and on web servers ([`objects`]), models of the Hugging Face hub ([`hub`]).
+//! Files on other machines: data in object stores and on web servers ([`objects`]), models and data sets of the Hugging Face hub ([`hub`]).
 //!
 //! The programs wait for what they read, so that requests run on one thread of this module while the caller's is blocked.
 

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use crate::adapt::{self, Bases, Head, Role, Training, users};
 use crate::bail;
 use crate::data::chat_counts::ChatCounts;
-use crate::data::parquet::{ParquetRows, ParquetWriter};
+use crate::data::parquet::ParquetWriter;
 use crate::data::schema::{self, Prompt, Text};
+use crate::data::table::TableRows;
 use crate::data::text_column::{TextForm, batch_of, named};
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
@@ -35,7 +36,7 @@ pub struct SampleSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub users: UserSettings,
-    /// Parquet file, folder or glob of prompts (columns prompt, messages or instruction)
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of prompts (columns prompt, messages or instruction)
     #[arg(long, value_name = "FILES")]
     pub data: String,
     /// Answers to each prompt
@@ -98,7 +99,7 @@ pub struct SampleReport {
 pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
     let common = &settings.common;
     let prompt_length = prompt_length(common, &settings.sampling)?;
-    let rows = ParquetRows::open(&settings.data)?.rows();
+    let rows = TableRows::open(&settings.data)?.rows();
     let (model, tokenizer) = load(&settings.model, &settings.users.adapters, common.seed)?;
     let stacks = users::stacks_of_rows(&settings.users, &settings.data)?;
     Plan::new("sample")

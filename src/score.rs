@@ -22,8 +22,9 @@ use serde::{Deserialize, Serialize};
 use crate::adapt::{self, Bases, Head, Role, Training, users};
 use crate::bail;
 use crate::data::batch::{Batch, TokenTree, split_by_budget};
-use crate::data::parquet::{ParquetRows, ParquetWriter};
+use crate::data::parquet::ParquetWriter;
 use crate::data::schema::{self, AnswerLayout, Answered, AnsweredRows, Origin};
+use crate::data::table::TableRows;
 use crate::data::text_column::named;
 use crate::data::tokenize_records::{Ending, Truncation};
 use crate::error::Result;
@@ -47,7 +48,7 @@ pub struct ScoreSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub users: UserSettings,
-    /// Parquet file, folder or glob of prompts with answers (columns prompt and completion, response, completions or responses;
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of prompts with answers (columns prompt and completion, response, completions or responses;
     /// or chosen and rejected; or any layout of demonstrations)
     #[arg(long, value_name = "FILES")]
     pub data: String,
@@ -113,7 +114,7 @@ pub struct ScoreReport {
 /// Where settings, model or data cannot be used; then there is no output file.
 pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
     let common = &settings.common;
-    let rows = ParquetRows::open(&settings.data)?;
+    let rows = TableRows::open(&settings.data)?;
     let row_count = rows.rows();
     let stored = check_columns(settings, &rows)?;
     let tokenizer = adapt::tokenizer(&settings.model.model, &settings.model.adapter)?;
@@ -297,7 +298,7 @@ fn load(settings: &ModelSettings, users: &[NamedFolder], seed: u64) -> Result<Mo
 }
 
 /// The schema of all files, as the output has one: refuses files that differ, and columns that are there already.
-fn check_columns(settings: &ScoreSettings, rows: &ParquetRows) -> Result<SchemaRef> {
+fn check_columns(settings: &ScoreSettings, rows: &TableRows) -> Result<SchemaRef> {
     let Some((first_file, first)) = rows.schemas().first() else { return Ok(Arc::new(Schema::empty())) };
     for (file, schema) in rows.schemas() {
         if schema.fields() != first.fields() {

@@ -21,7 +21,7 @@ use crate::model::folder::read_json;
 use crate::model::tying::are_equal;
 use crate::model::weight_files;
 use crate::model::weights::{Stored, Weights, tensor_specs};
-use crate::remote::hub::{self, ModelName};
+use crate::remote::hub::{self, HubName};
 
 pub(super) const CONFIG: &str = "adapter_config.json";
 pub(super) const TENSORS: &str = "adapter_model.safetensors";
@@ -292,7 +292,7 @@ pub fn base_folder(folder: &Path) -> Result<PathBuf> {
     }
     let revision = config.get("revision").and_then(Value::as_str).filter(|_| !base.contains('@'));
     let name = revision.map_or(base.to_string(), |revision| format!("{base}@{revision}"));
-    let reason = match ModelName::parse(&name).map(|_| hub::folder(Path::new(&name))) {
+    let reason = match HubName::parse(&name).map(|_| hub::folder(Path::new(&name))) {
         Some(Ok(folder)) => return Ok(folder),
         Some(Err(error)) => format!(" ({error})"),
         None => String::new(),

@@ -27,7 +27,7 @@ pub fn stacks_of_rows(users: &UserSettings, data: &str) -> Result<Vec<usize>> {
         bail!("--adapters {twice}: the name \"{}\" is given twice; give each adapter a name of its own", twice.name);
     }
     let names = match users.adapters.is_empty() {
-        true => return Ok(vec![0; crate::data::parquet::ParquetRows::open(data)?.rows()]),
+        true => return Ok(vec![0; crate::data::table::TableRows::open(data)?.rows()]),
         false => schema::names(data, &users.adapter_column)?,
     };
     let stack = |(name, origin): (Option<String>, schema::Origin)| match name.filter(|name| !name.is_empty()) {

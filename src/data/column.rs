@@ -2,7 +2,7 @@
 //!
 //! The same strings are written as `string`, `large_string`, `string_view` or a dictionary of these; lists as `list`,
 //! `large_list`, `fixed_size_list` or `list_view`; numbers in any width. Each accessor converts to one form and says
-//! which column of which file has what type when it cannot.
+//! which column of which file has what type when it cannot. Numbers, truth values and lists that are written as texts, as in CSV, are read from them.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -17,10 +17,14 @@ use arrow::datatypes::{DataType, Field, FieldRef, Float64Type, Int64Type};
 use serde_json::Value;
 
 use super::json_column::{JsonColumn, is_json};
-use super::parquet::Rows;
 use super::schema::{Message, Text};
+use super::table::Rows;
+use super::{json_types, typed_text};
 use crate::bail;
 use crate::error::{Error, Result};
+
+/// Characters that are shown of a text that is something else than was expected.
+const SHOWN: usize = 40;
 
 /// A column of lists: for each row a range of `values`, or null.
 #[derive(Debug, Clone)]
@@ -185,7 +189,7 @@ impl Rows {
     /// A column of truth values.
     pub fn booleans(&self, name: &str) -> Result<BooleanArray> {
         let column = self.required(name)?;
-        column.as_boolean_opt().cloned().ok_or_else(|| self.wrong_type(name, column, "booleans"))
+        booleans(column).ok_or_else(|| self.wrong_type(name, column, "booleans"))
     }
 
     /// A column of strings or of lists of messages.
@@ -217,13 +221,16 @@ impl Rows {
 
     /// A column of lists of truth values.
     pub fn boolean_lists(&self, name: &str) -> Result<Lists<BooleanArray>> {
-        self.lists(name, "lists of truth values", |_, column| column.as_boolean_opt().cloned())
+        self.lists(name, "lists of truth values", |_, column| booleans(column))
     }
 
     /// The fields of a column of structs, as columns of rows of their own.
     pub fn structs(&self, name: &str) -> Result<Rows> {
         let column = self.required(name)?;
-        let Some(structs) = column.as_struct_opt() else { return Err(self.wrong_type(name, column, "structs")) };
+        let nested = written(column).and_then(|texts| typed_text::nested(&texts));
+        let Some(structs) = nested.as_ref().unwrap_or(column).as_struct_opt() else {
+            return Err(self.wrong_type(name, column, "structs"));
+        };
         if let Some(row) = (0..structs.len()).find(|&row| structs.is_null(row)) {
             bail!("{}, column `{name}`: is null; expected a value", self.origin(row));
         }
@@ -249,19 +256,34 @@ impl Rows {
 
     fn required(&self, name: &str) -> Result<&ArrayRef> {
         USED.with_borrow_mut(|used| used.as_mut().map(|used| used.insert(name.to_owned())));
-        match self.column(name) {
-            Some(column) => Ok(column),
-            None => {
+        let field = self.batch.schema_ref().field_with_name(name).ok();
+        match (self.column(name), field.and_then(json_types::mixed)) {
+            (_, Some(mixed)) => {
+                bail!("{}: column `{name}` {mixed}, expected values of one type", self.file.display())
+            }
+            (Some(column), None) => Ok(column),
+            (None, None) => {
                 bail!("{}: there is no column `{name}`; the columns are {}", self.file.display(), self.column_names())
             }
         }
     }
 
     fn wrong_type(&self, name: &str, column: &ArrayRef, expected: &str) -> Error {
+        let texts = written(column);
+        if let Some((row, text)) = texts.as_ref().and_then(typed_text::odd_one) {
+            let start: String = text.chars().take(SHOWN).collect();
+            let more = if start.len() < text.len() { " and more" } else { "" };
+            return self.fault(row, name, format!("is the text {start:?}{more}, expected {expected}"));
+        }
         let found = describe(column.data_type());
         let file = self.file.display();
         Error::input(format!("{file}: column `{name}` holds {found}, expected {expected}"))
     }
+}
+
+/// The texts of a column of texts, in which something else may be written.
+pub(in crate::data) fn written(column: &ArrayRef) -> Option<LargeStringArray> {
+    strings(column).filter(|_| *column.data_type() != DataType::Null)
 }
 
 /// A type in the words that a person would use for it.
@@ -314,7 +336,17 @@ fn strings(column: &ArrayRef) -> Option<LargeStringArray> {
     convert(column, &DataType::LargeUtf8)?.as_string_opt::<i64>().cloned()
 }
 
+fn booleans(column: &ArrayRef) -> Option<BooleanArray> {
+    match written(column) {
+        Some(texts) => typed_text::booleans(&texts),
+        None => column.as_boolean_opt().cloned(),
+    }
+}
+
 fn integers(column: &ArrayRef) -> Option<Int64Array> {
+    if let Some(texts) = written(column) {
+        return typed_text::integers(&texts);
+    }
     let data_type = column.data_type();
     if data_type.is_floating() {
         let floats = floats(column)?;
@@ -328,6 +360,9 @@ fn integers(column: &ArrayRef) -> Option<Int64Array> {
 }
 
 fn floats(column: &ArrayRef) -> Option<Float64Array> {
+    if let Some(texts) = written(column) {
+        return typed_text::floats(&texts);
+    }
     if !column.data_type().is_numeric() && *column.data_type() != DataType::Null {
         return None;
     }
@@ -335,6 +370,8 @@ fn floats(column: &ArrayRef) -> Option<Float64Array> {
 }
 
 fn lists(column: &ArrayRef) -> Option<LargeListArray> {
+    let nested = written(column).and_then(|texts| typed_text::nested(&texts));
+    let column = nested.as_ref().unwrap_or(column);
     let item = match column.data_type() {
         DataType::List(item)
         | DataType::LargeList(item)

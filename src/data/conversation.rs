@@ -6,8 +6,8 @@ use arrow::array::{Array, LargeStringArray};
 use serde_json::{Map, Value};
 
 use super::json_column::JsonColumn;
-use super::parquet::Rows;
 use super::record::{Conversation, Message, TemplateInputs, Text};
+use super::table::Rows;
 use crate::error::Result;
 
 /// Names of `chat_template_kwargs` that are no variables of a template: arguments of `apply_chat_template` in transformers, and what is set here.

@@ -2,8 +2,8 @@
 
 use arrow::array::{Array, BooleanArray, Int64Array, LargeStringArray};
 
-use super::parquet::Rows;
 use super::schema::Labelled;
+use super::table::Rows;
 use crate::error::Result;
 
 /// The columns that labelled texts may use.

@@ -27,6 +27,9 @@ pub(super) const DEMONSTRATION_COLUMNS: &[&str] = &[
     "system",
     "tools",
     "chat_template_kwargs",
+    "label",
+    "labels",
+    "kto_tag",
 ];
 /// The columns that a layout of rankings may use.
 pub(super) const RANKING_COLUMNS: &[&str] = &[

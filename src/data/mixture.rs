@@ -1,4 +1,4 @@
-//! Mixtures of demonstrations: several Parquet sources by tasks, with a maximum a task, weights, templates, and tasks held out, in a small TOML file:
+//! Mixtures of demonstrations: several sources by tasks, with a maximum a task, weights, templates, and tasks held out, in a small TOML file:
 //!
 //! ```toml
 //! maximum = 3000                          # examples that a task of a source gives at most
@@ -7,11 +7,11 @@
 //! held_out_templates = ["*_as_a_poem"]
 //!
 //! [[source]]
-//! data = "boolq.parquet"                  # a file, folder or glob, seen from the folder of the mixture
+//! data = "boolq.parquet"                  # a file, folder or glob, seen from the folder of the mixture, or a data set of the hub
 //! task = "boolq"                          # or task_column = "task", a column that names each row's task
 //! weight = 2.0
 //!
-//! [[source.template]]                     # minijinja over the row's columns; without templates the columns are those of demonstrations
+//! [[source.template]]                     # minijinja over the row's columns (of CSV all are texts); without templates the columns are those of demonstrations
 //! name = "passage first"
 //! prompt = "{{ passage }}\n{{ question }}"
 //! completion = " {{ 'yes' if answer else 'no' }}"
@@ -38,9 +38,9 @@ use glob::Pattern;
 use serde::Deserialize;
 
 use super::mixture_template::RowTemplate;
-use super::parquet::{ParquetRows, Rows};
 use super::schema::{self, Demonstration};
-use super::splits::{Pattern as DataPattern, Wanted};
+use super::splits::{HubData, Pattern as DataPattern, Wanted};
+use super::table::{Rows, TableRows};
 use crate::bail;
 use crate::error::{Error, Result};
 use crate::limits;
@@ -148,7 +148,11 @@ fn pattern(folder: &Path, source: &Source) -> String {
     if objects::is_remote(&source.data) {
         return source.data.clone();
     }
-    folder.join(&source.data).display().to_string()
+    let local = folder.join(&source.data);
+    match HubData::parse(&source.data).filter(|_| !local.exists()) {
+        Some(data) => data.to_string(),
+        None => local.display().to_string(),
+    }
 }
 
 /// Whether a pattern of data names a mixture.
@@ -261,7 +265,7 @@ impl<'a> OpenSource<'a> {
     fn rows(&self) -> Result<Vec<(String, Option<String>)>> {
         let Source { task_column, template_column, .. } = self.source;
         let mut all = Vec::new();
-        for rows in ParquetRows::open(self.pattern())? {
+        for rows in TableRows::open(self.pattern())? {
             let rows = rows?;
             let (tasks, templates) = (names(&rows, task_column.as_deref())?, names(&rows, template_column.as_deref())?);
             for row in 0..rows.batch.num_rows() {
@@ -349,7 +353,7 @@ impl<'a> OpenSource<'a> {
                     .flatten()
                     .any(|known| known == name)
             };
-            let unused = ParquetRows::open(self.pattern())?.schemas().iter().flat_map(unused).collect::<Vec<_>>();
+            let unused = TableRows::open(self.pattern())?.schemas().iter().flat_map(unused).collect::<Vec<_>>();
             schema::note_unused(&self.pattern, unused.into_iter().filter(|name| !is_named(name)));
             for (row, demonstration) in schema::demonstrations(self.pattern())?.enumerate() {
                 push(row, rows[row].1.as_deref(), demonstration?);
@@ -357,7 +361,7 @@ impl<'a> OpenSource<'a> {
             return Ok(());
         }
         let mut first = 0;
-        for batch in ParquetRows::open(self.pattern())? {
+        for batch in TableRows::open(self.pattern())? {
             let batch = batch?;
             for row in 0..batch.batch.num_rows() {
                 let number = first + row;

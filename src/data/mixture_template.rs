@@ -5,8 +5,8 @@ use arrow::datatypes::{DataType, Float64Type, Int64Type};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value};
 
-use super::parquet::Rows;
 use super::schema::{Demonstration, Text};
+use super::table::Rows;
 use crate::error::{Error, Result};
 
 /// Steps that rendering one row may take.

@@ -1,11 +1,20 @@
-//! From Parquet rows to packed batches of tokens.
+//! From rows of files to packed batches of tokens.
 
+mod arrow_ipc;
 pub mod batch;
+mod batches;
 pub mod chat_counts;
 pub mod column;
 mod conversation;
+mod csv;
+mod data_file;
+pub mod files;
+pub(crate) mod form;
 pub mod inspect;
 pub mod json_column;
+mod json_rows;
+mod json_split;
+mod json_types;
 mod labels;
 mod layout;
 pub mod mixture;
@@ -13,7 +22,6 @@ mod mixture_template;
 pub mod notes;
 pub mod pairs;
 pub mod parquet;
-mod parquet_batches;
 mod parquet_file;
 mod parquet_pages;
 mod parquet_structs;
@@ -23,12 +31,15 @@ pub mod row_index;
 pub mod schema;
 mod special_tokens;
 pub mod splits;
+pub mod table;
 pub mod template;
 pub mod text_column;
+mod text_parts;
 mod thrift;
 pub mod tokenize;
 pub mod tokenize_records;
 pub(crate) mod tokenizer_files;
 mod tokenizer_settings;
 pub mod train_tokenizer;
+mod typed_text;
 pub mod window;

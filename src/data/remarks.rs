@@ -2,8 +2,8 @@
 
 use arrow::array::{Array, Float64Array};
 
-use super::parquet::Rows;
 use super::schema::{Ranking, Text};
+use super::table::Rows;
 use crate::error::Result;
 
 /// The optional columns `margin`, `weight` and `agreement`.

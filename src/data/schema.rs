@@ -30,11 +30,12 @@ use super::column::columns_used;
 use super::labels;
 use super::layout;
 use super::notes;
-use super::parquet::{ParquetRows, Rows};
 pub use super::record::{
     Answered, Conversation, Demonstration, Labelled, Message, Origin, Prompt, Ranking, TemplateInputs, Text,
 };
 use super::splits::Pattern;
+pub use super::table::Projection;
+use super::table::{Rows, TableRows};
 use crate::error::Result;
 
 /// Some rows as they were read, with the answers found in them.
@@ -57,15 +58,6 @@ pub enum AnswerLayout {
     List,
     /// The columns `chosen` and `rejected`: two numbers a row, in two columns.
     Pair,
-}
-
-/// Which columns of a file are decoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Projection {
-    /// All of them.
-    All,
-    /// Those of these names that the file has: the ones that any of the layouts uses.
-    Only(&'static [&'static str]),
 }
 
 /// The layouts of one kind of record: which columns they use, and how rows become records.
@@ -137,7 +129,7 @@ pub fn rankings<'p, P: Into<Pattern<'p>>>(pattern: P) -> Result<impl Iterator<It
 /// The strings of one column of the files that `pattern` names, with where each stands.
 pub fn names<'p>(pattern: impl Into<Pattern<'p>>, column: &str) -> Result<Vec<(Option<String>, Origin)>> {
     let mut all = Vec::new();
-    for rows in ParquetRows::open(pattern)? {
+    for rows in TableRows::open(pattern)? {
         let rows = rows?;
         let names = rows.strings(column)?;
         let name = |row: usize| names.is_valid(row).then(|| names.value(row).to_string());
@@ -156,7 +148,7 @@ pub fn labelled<'p, P: Into<Pattern<'p>>>(pattern: P) -> Result<impl Iterator<It
 /// # Errors
 /// Where a file cannot be read or has none of the layouts, and where a row has no class.
 pub fn classes(pattern: &str) -> Result<BTreeSet<String>> {
-    let rows = ParquetRows::open(pattern)?;
+    let rows = TableRows::open(pattern)?;
     for (file, schema) in rows.schemas() {
         LABELLED.check(file, schema)?;
     }
@@ -177,7 +169,7 @@ pub fn prompts<'p, P: Into<Pattern<'p>>>(pattern: P) -> Result<impl Iterator<Ite
 pub fn answered<'p, P: Into<Pattern<'p>>>(
     pattern: P,
 ) -> Result<impl Iterator<Item = Result<AnsweredRows>> + use<'p, P>> {
-    let rows = ParquetRows::open(pattern)?;
+    let rows = TableRows::open(pattern)?;
     for (file, schema) in rows.schemas() {
         layout::answered(&no_rows(file, schema))?;
     }
@@ -211,7 +203,7 @@ fn no_rows(file: &Arc<Path>, schema: &SchemaRef) -> Rows {
 
 /// The records in the files that `pattern` names; errors as for [`demonstrations`].
 pub fn records<R: 'static>(pattern: Pattern, layouts: Layouts<R>) -> Result<impl Iterator<Item = Result<R>> + use<R>> {
-    let rows = ParquetRows::open(pattern)?.only(layouts.columns);
+    let rows = TableRows::open(pattern)?.only(layouts.columns);
     for (file, schema) in rows.schemas() {
         layouts.check(file, schema)?;
     }

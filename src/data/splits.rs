@@ -4,6 +4,7 @@
 //! `eval` and `evaluation`. A word is a part of a path between `/`, `-`, `_`, `.`, spaces and digits, so that `contest.parquet` is of no split. The name of
 //! a file counts over those of the folders around it.
 
+mod hub;
 mod readme;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::notes;
 use crate::bail;
 use crate::error::Result;
+pub(crate) use hub::HubData;
 
 /// What data are wanted for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -92,7 +92,7 @@ pub fn train_bpe(
     Tokenizer::from_files(files)
 }
 
-/// As [`train_bpe`], on every text of the Parquet files that `pattern` names: prompts and answers in any of the layouts of
+/// As [`train_bpe`], on every text of the files that `pattern` names: prompts and answers in any of the layouts of
 /// [`schema::answered`], or prompts alone. Each prompt, answer and message is a text of its own.
 pub fn train_bpe_on_files(pattern: &str, vocabulary_size: usize, special_tokens: &SpecialTokens) -> Result<Tokenizer> {
     let mut failure = None;

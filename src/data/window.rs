@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayData, RecordBatch};
 
-use super::parquet::Rows;
 use super::row_index::{RowIndex, RowReader, single};
+use super::table::Rows;
 use crate::error::Result;
 use crate::random::{shuffle, stream};
 

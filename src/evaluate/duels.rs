@@ -15,8 +15,8 @@ use super::preference::by_reward;
 use super::rates::Evaluation;
 use super::section::{Section, number, share};
 use crate::bail;
-use crate::data::parquet::ParquetRows;
 use crate::data::splits::Pattern;
+use crate::data::table::TableRows;
 use crate::error::Result;
 use crate::random;
 use crate::train::table::Table;
@@ -26,7 +26,7 @@ const HEADING: &str = "Preference";
 /// Whose votes are counted.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct VoteSettings {
-    /// Parquet file, folder or glob of people's votes: columns model_a, model_b and winner (model_a, model_b, or tie), and, where the same prompt was voted on more
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of people's votes: columns model_a, model_b and winner (model_a, model_b, or tie), and, where the same prompt was voted on more
     /// than once, prompt
     #[arg(long, help_heading = HEADING, value_name = "FILES")]
     pub votes: Option<String>,
@@ -50,7 +50,7 @@ pub fn read_votes(pattern: &str) -> Result<Duels> {
     let mut duels = Duels { judge: "people".to_string(), ..Duels::default() };
     let (mut models, mut prompts) = (HashMap::new(), HashMap::new());
     let (mut decided, mut first) = (0usize, 0usize);
-    for rows in ParquetRows::open(Pattern::all(pattern))? {
+    for rows in TableRows::open(Pattern::all(pattern))? {
         let rows = rows?;
         let (a, b, winners) = (rows.strings("model_a")?, rows.strings("model_b")?, rows.strings("winner")?);
         let texts = rows.has("prompt").then(|| rows.strings("prompt")).transpose()?;

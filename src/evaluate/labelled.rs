@@ -14,8 +14,9 @@ use super::kept::verdict_columns;
 use super::scorer::{Subject, Verdict};
 use crate::bail;
 use crate::data::column::Lists;
-use crate::data::parquet::{self, ParquetRows, Rows};
+use crate::data::parquet;
 use crate::data::splits::Pattern;
+use crate::data::table::{Rows, TableRows};
 use crate::error::{Error, Result};
 use crate::settings::Flags;
 
@@ -24,7 +25,7 @@ const HEADING: &str = "Agreement of the scorers with people";
 /// Where labels are and what they mean.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct LabelledSettings {
-    /// Parquet file, folder or glob of texts that people have judged; the scorers are compared with them
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of texts that people have judged; the scorers are compared with them
     #[arg(long, help_heading = HEADING, value_name = "FILES")]
     pub labelled: Option<String>,
     /// Column of the judged texts, or of lists of them [default: the first of text, response, responses, claim, summary, continuation, answer that there is]
@@ -140,7 +141,7 @@ const RIGHT_AND_WRONG: [&str; 2] = ["right_answer", "hallucinated_answer"];
 /// Reads the texts. Those without text or label are left out.
 pub fn read(pattern: &str, settings: &LabelledSettings) -> Result<Vec<LabelledText>> {
     let mut all = Vec::new();
-    for rows in ParquetRows::open(Pattern::evaluation(pattern))? {
+    for rows in TableRows::open(Pattern::evaluation(pattern))? {
         all.extend(texts_of(&rows?, settings)?);
     }
     let positives = all.iter().filter(|text| text.is_positive).count();
@@ -427,7 +428,7 @@ mod tests {
         let scored = ScoredTexts::new(texts, &scorers).unwrap();
         super::write(&settings(&["--group-columns", "label"]), &scored, folder.path()).unwrap();
         let path = folder.path().join(FILE);
-        let rows = ParquetRows::open(path.to_str().unwrap()).unwrap().next().unwrap().unwrap();
+        let rows = TableRows::open(path.to_str().unwrap()).unwrap().next().unwrap().unwrap();
         assert_eq!(rows.floats("hallucination_by_grounding").unwrap().values(), &[1.0, 0.0]);
         assert_eq!(rows.booleans("label").unwrap().iter().collect::<Vec<_>>(), [Some(true), Some(false)]);
         assert_eq!(rows.floats("severity").unwrap().iter().collect::<Vec<_>>(), [Some(2.0), None]);

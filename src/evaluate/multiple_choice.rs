@@ -11,9 +11,9 @@ use super::journal::Journal;
 use super::metrics::multiple_choice::{mc1, mc2};
 use super::section::{Section, share};
 use crate::bail;
-use crate::data::parquet::{ParquetRows, Rows};
 use crate::data::schema::{Answered, Text};
 use crate::data::splits::Pattern;
+use crate::data::table::{Rows, TableRows};
 use crate::error::Result;
 use crate::random;
 use crate::settings::{CommonSettings, Flags, NamedFolder};
@@ -25,7 +25,7 @@ const HEADING: &str = "Open-domain hallucination";
 /// Which questions, and how they are asked.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct MultipleChoiceSettings {
-    /// Parquet file, folder or glob of questions with true and false answers (columns question, and mc1_targets and mc2_targets as TruthfulQA has them, or choices and
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of questions with true and false answers (columns question, and mc1_targets and mc2_targets as TruthfulQA has them, or choices and
     /// labels, 1 for a true one)
     #[arg(long, help_heading = HEADING, value_name = "FILES")]
     pub multiple_choice: Option<String>,
@@ -62,7 +62,7 @@ pub fn read(pattern: &str, template: &str) -> Result<Vec<Choice>> {
         bail!("--question-template \"{template}\": there is no {{question}} in it");
     }
     let mut all = Vec::new();
-    for rows in ParquetRows::open(Pattern::evaluation(pattern))? {
+    for rows in TableRows::open(Pattern::evaluation(pattern))? {
         all.extend(choices_of(&rows?, &template)?);
     }
     Ok(all)

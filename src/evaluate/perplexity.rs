@@ -31,7 +31,7 @@ const HEADING: &str = "Capability kept";
 /// Which texts.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct PerplexitySettings {
-    /// Parquet file, folder or glob of held-out text whose perplexity under each model is measured: column text, or prompt and completion, of which the completion counts, or
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of held-out text whose perplexity under each model is measured: column text, or prompt and completion, of which the completion counts, or
     /// any other layout of demonstrations
     #[arg(long, help_heading = HEADING, value_name = "FILES")]
     pub perplexity: Option<String>,

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use arrow::array::Array;
 
 use crate::bail;
-use crate::data::parquet::{ParquetRows, Rows};
 use crate::data::schema::{self, Origin, Text};
 use crate::data::splits::Pattern;
+use crate::data::table::{Rows, TableRows};
 use crate::error::Result;
 use crate::world::files::cases_of;
 use crate::world::rule::Case;
@@ -68,7 +68,7 @@ pub fn questions(pattern: &str) -> Result<Vec<Question>> {
         })
         .collect::<Result<_>>()?;
     let mut rest = all.iter_mut();
-    for rows in ParquetRows::open(Pattern::evaluation(pattern))? {
+    for rows in TableRows::open(Pattern::evaluation(pattern))? {
         let known = Known::of(&rows?)?;
         for (question, known) in rest.by_ref().zip(known) {
             known.add_to(question);
@@ -133,7 +133,7 @@ impl Known {
 pub fn given_answers(pattern: &str) -> Result<GivenAnswers> {
     let mut given = GivenAnswers::default();
     let mut numbers = Numbers::default();
-    for rows in ParquetRows::open(Pattern::all(pattern))? {
+    for rows in TableRows::open(Pattern::all(pattern))? {
         let rows = rows?;
         let prompts = rows.texts("prompt")?;
         for (row, (known, answers)) in Known::of(&rows)?.into_iter().zip(answers_of(&rows)?).enumerate() {

@@ -16,9 +16,9 @@ use super::journal::Journal;
 use super::metrics::agreement::{Scored, accuracy, balanced_accuracy, roc_auc};
 use super::section::{Section, number, share};
 use crate::bail;
-use crate::data::parquet::{ParquetRows, Rows};
 use crate::data::schema::{Answered, Text};
 use crate::data::splits::Pattern;
+use crate::data::table::{Rows, TableRows};
 use crate::error::Result;
 use crate::random::{self, Stream};
 use crate::settings::{CommonSettings, Flags, NamedFolder};
@@ -30,7 +30,7 @@ const HEADING: &str = "Open-domain hallucination";
 /// Which answers, and how the model is asked about them.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct RecognitionSettings {
-    /// Parquet file, folder or glob of answers that a model is to recognise as hallucinated or not: columns question, right_answer and hallucinated_answer, of which
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of answers that a model is to recognise as hallucinated or not: columns question, right_answer and hallucinated_answer, of which
     /// one is shown by seed, or question (or user_query), response (or chatgpt_response) and hallucination (yes or no); optional knowledge
     #[arg(long, help_heading = HEADING, value_name = "FILES")]
     pub recognition: Option<String>,
@@ -71,7 +71,7 @@ pub fn read(pattern: &str, template: &str, seed: u64) -> Result<Vec<Shown>> {
     }
     let mut stream = random::stream(seed, "answers to recognise", 0);
     let mut all = Vec::new();
-    for rows in ParquetRows::open(Pattern::evaluation(pattern))? {
+    for rows in TableRows::open(Pattern::evaluation(pattern))? {
         all.extend(shown(&rows?, &template, &mut stream)?);
     }
     Ok(all)

@@ -23,7 +23,7 @@ pub const SHIPPED_CLASSIFIER: &str = "data/toxicity";
 /// What judges answers beside the world's rule and the reward model.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 pub struct ScorerSettings {
-    /// What judges toxicity: classifier (the one in data/toxicity), rule (the embedded world's insults), words=FILE (a word a line, or Parquet with the column word), words=FILE@LANGUAGE (its rows whose column
+    /// What judges toxicity: classifier (the one in data/toxicity), rule (the embedded world's insults), words=FILE (a word a line, or a data set with the column word), words=FILE@LANGUAGE (its rows whose column
     /// lang is this), classifier=FOLDER or classifier=FOLDER@LABEL (a Hugging Face sequence classifier)
     /// [default: classifier, where --toxicity-prompts is given]
     #[arg(long, help_heading = HEADING, value_name = "SCORER", num_args = 1..)]

@@ -25,7 +25,7 @@ pub struct EvaluateSettings {
     #[arg(long, value_name = "NAME=FOLDER", num_args = 1.., required_unless_present_any = ["answers", "labelled", "votes"], conflicts_with = "answers")]
     #[serde(default)]
     pub models: Vec<NamedFolder>,
-    /// Parquet file, folder or glob of answers that were made elsewhere, instead of models: columns model, prompt and response (or the lists models and responses; without models
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of answers that were made elsewhere, instead of models: columns model, prompt and response (or the lists models and responses; without models
     /// they are called by the name of their file), and, where there are, score (or scores) and prompt_type, by which rates are split
     #[arg(long, value_name = "FILES")]
     pub answers: Option<String>,
@@ -43,7 +43,7 @@ pub struct EvaluateSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub users: UserSettings,
-    /// Parquet file, folder or glob of prompts for the models; those of the embedded world (columns kind, facts and expected) are judged by its rule [default: data/evaluation.parquet, unless something else is to be measured]
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of prompts for the models; those of the embedded world (columns kind, facts and expected) are judged by its rule [default: data/evaluation.parquet, unless something else is to be measured]
     #[arg(long, value_name = "FILES")]
     pub data: Option<String>,
     /// Answers of each model to each prompt

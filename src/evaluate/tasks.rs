@@ -21,9 +21,9 @@ use super::scripts::{is_mostly_ascii, is_mostly_unspaced};
 use super::section::{Section, share};
 use crate::bail;
 use crate::data::mixture::{self, MixtureExample, Part};
-use crate::data::parquet::ParquetRows;
 use crate::data::schema::{self, Answered, Text};
 use crate::data::splits::Pattern;
+use crate::data::table::TableRows;
 use crate::error::Result;
 use crate::generate::SamplingSettings;
 use crate::random;
@@ -36,7 +36,7 @@ const HEADING: &str = "Capability kept";
 /// Which tasks.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct TaskSettings {
-    /// Parquet file, folder or glob of prompts and completions with a column task, template or both; or a mixture (TOML), whose held-out tasks and templates are measured
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of prompts and completions with a column task, template or both; or a mixture (TOML), whose held-out tasks and templates are measured
     #[arg(long, help_heading = HEADING, value_name = "FILES")]
     pub tasks: Option<String>,
     /// Examples of each template that are measured, at most
@@ -81,7 +81,7 @@ pub fn read(settings: &TaskSettings, pattern: &str, seed: u64) -> Result<Vec<Tem
 }
 
 fn examples_of_files(pattern: &str) -> Result<Vec<MixtureExample>> {
-    let rows = ParquetRows::open(Pattern::evaluation(pattern))?;
+    let rows = TableRows::open(Pattern::evaluation(pattern))?;
     let has = |name: &str| rows.schemas().iter().all(|(_, schema)| schema.field_with_name(name).is_ok());
     let column = |name: &str| match has(name) {
         true => Ok(Some(schema::names(Pattern::evaluation(pattern), name)?)),

@@ -8,8 +8,9 @@ use super::bootstrap::Estimate;
 use super::judging::{JudgedAnswer, judge_all};
 use super::*;
 use crate::data::batch::{Continuation, TokenTree};
-use crate::data::parquet::{self, ParquetRows};
+use crate::data::parquet;
 use crate::data::schema::{Origin, Prompt, Text};
+use crate::data::table::TableRows;
 use crate::data::tokenize_records::Truncation;
 use crate::sample::{self, Sampled};
 use crate::score;
@@ -230,7 +231,7 @@ fn equal_models_tie_and_the_report_names_every_rate() {
     assert_eq!(json["counts"]["prompts_by_kind"]["question"], 2);
     assert_eq!(json["settings"]["models"][1].as_str().unwrap(), settings.models[1].to_string());
     let answers = folder.path().join("report/answers.parquet");
-    assert_eq!(ParquetRows::open(answers.to_str().unwrap()).unwrap().rows(), 2 * 4 * 3);
+    assert_eq!(TableRows::open(answers.to_str().unwrap()).unwrap().rows(), 2 * 4 * 3);
     // Once more, it is the same to the last byte.
     evaluate(&settings).unwrap();
     assert_eq!(std::fs::read_to_string(folder.path().join("report/evaluation.json")).unwrap(), text);
@@ -374,7 +375,7 @@ fn continuations_are_judged_by_the_protocol_and_an_evaluation_goes_on_where_it_w
         rows.iter().map(|row| (row["split"].as_str().unwrap(), row["prompts"].as_u64().unwrap())).collect();
     assert_eq!(counts, [("all", 3), ("toxic", 1), ("non-toxic", 2)].repeat(2));
     let kept = folder.path().join("report/answers.parquet");
-    assert_eq!(ParquetRows::open(kept.to_str().unwrap()).unwrap().rows(), 4 + 2 * 3 * 4);
+    assert_eq!(TableRows::open(kept.to_str().unwrap()).unwrap().rows(), 4 + 2 * 3 * 4);
     let page = std::fs::read_to_string(folder.path().join("report/report.html")).unwrap();
     assert!(page.contains("expected maximum toxicity") && !page.contains("://") && !page.contains("=\"//"), "{page}");
 }

@@ -33,7 +33,7 @@ const HEADING: &str = "Toxicity of continuations";
 /// How toxicity is measured.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct ToxicitySettings {
-    /// Parquet file, folder or glob of prompts to continue (column prompt; with the column toxicity they are split at 0.5), by RealToxicityPrompts' protocol
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of prompts to continue (column prompt; with the column toxicity they are split at 0.5), by RealToxicityPrompts' protocol
     #[arg(long, help_heading = HEADING, value_name = "FILES")]
     pub toxicity_prompts: Option<String>,
     /// Instructions under which they are continued

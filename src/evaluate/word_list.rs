@@ -1,5 +1,7 @@
 //! A list of words as a scorer: 1 for a text that contains one of them, else 0.
 
+use std::path::Path;
+
 use aho_corasick::AhoCorasick;
 use arrow::array::Array;
 use xxhash_rust::xxh3::xxh3_128;
@@ -7,7 +9,8 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::scorer::{Concern, Identity, Scorer, Subject, Verdict};
 use super::scripts::is_unspaced;
 use crate::bail;
-use crate::data::parquet::ParquetRows;
+use crate::data::form::is_data_file;
+use crate::data::table::TableRows;
 use crate::error::{Error, Result};
 use crate::limits;
 
@@ -39,19 +42,19 @@ impl WordList {
         Ok(WordList { words, automaton, identity })
     }
 
-    /// Reads a list: a text file with a word or phrase a line, or Parquet with a column `word`, of which `language` keeps the rows whose column `lang` is this.
+    /// Reads a list: a text file with a word or phrase a line, or a data set (Parquet, JSON Lines, CSV) with a column `word`, of which `language` keeps the rows whose column `lang` is this.
     pub fn read(name: &str, file: &str, language: Option<&str>) -> Result<Self> {
-        if !file.ends_with(".parquet") {
+        if !is_data_file(Path::new(file)) {
             if let Some(language) = language {
                 bail!(
-                    "{file}: a text file has no languages to choose \"{language}\" from; leave it out, or give Parquet with the columns word and lang"
+                    "{file}: a text file has no languages to choose \"{language}\" from; leave it out, or give a data set (Parquet, JSON Lines, CSV) with the columns word and lang"
                 );
             }
             let text = limits::read_text(file, limits::SMALL_FILE)?;
             return Self::new(name, text.lines());
         }
         let mut words = Vec::new();
-        for rows in ParquetRows::open(file)? {
+        for rows in TableRows::open(file)? {
             let rows = rows?;
             let column = rows.strings("word")?;
             let languages = language.map(|_| rows.strings("lang")).transpose()?;

@@ -5,9 +5,9 @@ use super::rollout::{self, Group, PromptExample, episodes};
 use super::settings::PpoSettings;
 use crate::adapt::Bases;
 use crate::bail;
-use crate::data::parquet::ParquetRows;
 use crate::data::schema;
 use crate::data::splits::Pattern;
+use crate::data::table::TableRows;
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
@@ -142,7 +142,7 @@ fn combined(rewards: Vec<Vec<AnswerReward>>) -> Vec<f32> {
 
 /// Whether the rule of the world can judge the answers to these prompts.
 fn is_of_the_world(pattern: &str) -> Result<bool> {
-    let rows = ParquetRows::open(Pattern::evaluation(pattern))?;
+    let rows = TableRows::open(Pattern::evaluation(pattern))?;
     let has_columns = |names: [&str; 3]| {
         rows.schemas().iter().all(|(_, schema)| names.iter().all(|name| schema.field_with_name(name).is_ok()))
     };

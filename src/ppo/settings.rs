@@ -41,7 +41,7 @@ pub struct PpoSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub model: ModelSettings,
-    /// Parquet file, folder or glob of prompts (columns prompt or messages)
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of prompts (columns prompt or messages)
     #[arg(long, value_name = "FILES")]
     pub data: String,
     /// What judges answers.

@@ -1,7 +1,7 @@
-//! Models of the Hugging Face hub, by `organisation/name`, at a revision by `organisation/name@revision`.
+//! Models and data sets of the Hugging Face hub, by `organisation/name`, at a revision by `organisation/name@revision`.
 //!
-//! A model is fetched once, into the cache that Python's `huggingface_hub` has (`cache`): what one of the two has fetched the other finds. Of a
-//! model's files only those are taken that something here reads (`listing`), each is checked against the digest that the hub lists, and a
+//! Either is fetched once, into the cache that Python's `huggingface_hub` has (`cache`): what one of the two has fetched the other finds. Of a
+//! model's files only those are taken that something here reads (`listing`), of a data set's those of the split that is asked for (`dataset`); each is checked against the digest that the hub lists, and a
 //! transfer that breaks off goes on where it was (`transfer`).
 //!
 //! | variable | meaning |
@@ -12,6 +12,7 @@
 //! | `HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE` | only what the cache holds is used |
 
 mod cache;
+mod dataset;
 mod listing;
 mod progress;
 mod transfer;
@@ -29,6 +30,7 @@ use crate::bail;
 use crate::error::{Error, Result};
 use crate::limits;
 use cache::Place;
+pub use dataset::Dataset;
 pub use listing::is_fetched;
 use listing::{Blob, INDEX_FILE, Listing};
 use progress::Progress;
@@ -38,20 +40,50 @@ use transfer::{Hub, Patience, Unanswered};
 static QUIET: AtomicBool = AtomicBool::new(false);
 
 /// The models that this process has looked up, with the folders of their snapshots: all that use a model use the same commit of it.
-static FOUND: Mutex<BTreeMap<ModelName, PathBuf>> = Mutex::new(BTreeMap::new());
+static FOUND: Mutex<BTreeMap<HubName, PathBuf>> = Mutex::new(BTreeMap::new());
 
-/// A model of the hub as the user calls it.
+/// What the hub holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Models and adapters.
+    Model,
+    /// Data sets.
+    Dataset,
+}
+
+impl Kind {
+    /// In sentences.
+    fn word(self) -> &'static str {
+        match self {
+            Kind::Model => "model",
+            Kind::Dataset => "data set",
+        }
+    }
+}
+
+/// A model or a data set of the hub as the user calls it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ModelName {
+pub struct HubName {
+    /// Which of the two.
+    pub kind: Kind,
     /// `organisation/name`.
     pub repository: String,
     /// A branch, a tag or a commit; `main` where there is none.
     pub revision: Option<String>,
 }
 
-impl ModelName {
-    /// Reads `organisation/name` or `organisation/name@revision`; `None` for anything else.
+impl HubName {
+    /// Reads `organisation/name` or `organisation/name@revision`, of a model; `None` for anything else.
     pub fn parse(text: &str) -> Option<Self> {
+        Self::of_kind(Kind::Model, text)
+    }
+
+    /// The same of a data set.
+    pub fn of_dataset(text: &str) -> Option<Self> {
+        Self::of_kind(Kind::Dataset, text)
+    }
+
+    fn of_kind(kind: Kind, text: &str) -> Option<Self> {
         let (repository, revision) = match text.split_once('@') {
             Some((repository, revision)) => (repository, Some(revision)),
             None => (text, None),
@@ -64,8 +96,11 @@ impl ModelName {
         // Two hyphens stand for the slash in the cache.
         let is_repository = is_plain(organisation) && is_plain(name) && !repository.contains("--");
         let is_revision = revision.is_none_or(|revision| revision.split('/').all(is_plain));
-        (is_repository && is_revision)
-            .then(|| ModelName { repository: repository.to_string(), revision: revision.map(str::to_string) })
+        (is_repository && is_revision).then(|| HubName {
+            kind,
+            repository: repository.to_string(),
+            revision: revision.map(str::to_string),
+        })
     }
 
     fn revision(&self) -> &str {
@@ -73,7 +108,7 @@ impl ModelName {
     }
 }
 
-impl fmt::Display for ModelName {
+impl fmt::Display for HubName {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.repository)?;
         self.revision.iter().try_for_each(|revision| write!(formatter, "@{revision}"))
@@ -91,7 +126,7 @@ pub fn be_quiet() {
 /// # Errors
 /// Where the hub has no such model or does not give it, where its weights are no safetensors, and where a file cannot be fetched as the hub lists it.
 pub fn folder(model: &Path) -> Result<PathBuf> {
-    let Some(name) = model.to_str().and_then(ModelName::parse) else { return Ok(model.to_path_buf()) };
+    let Some(name) = model.to_str().and_then(HubName::parse) else { return Ok(model.to_path_buf()) };
     if model.exists() {
         return Ok(model.to_path_buf());
     }
@@ -105,21 +140,28 @@ pub fn folder(model: &Path) -> Result<PathBuf> {
 }
 
 /// What the user called the model whose snapshot this folder is; `None` for other folders.
-pub fn name_of(folder: &Path) -> Option<ModelName> {
+pub fn name_of(folder: &Path) -> Option<HubName> {
     let found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
     found.iter().find(|(_, path)| *path == folder).map(|(name, _)| name.clone())
 }
 
-/// The model and commit, `organisation/name@commit`, to which a file in the cache belongs.
-pub fn commit_of(file: &Path) -> Option<ModelName> {
-    let snapshot = file.parent()?;
+/// The model or data set and its commit, `organisation/name@commit`, to which a file in the cache belongs.
+pub fn commit_of(file: &Path) -> Option<HubName> {
+    let snapshot = file
+        .ancestors()
+        .skip(1)
+        .find(|folder| folder.parent().and_then(Path::file_name).is_some_and(|name| name == "snapshots"))?;
     let (commit, snapshots) = (snapshot.file_name()?.to_str()?, snapshot.parent()?);
-    let repository = snapshots.parent()?.file_name()?.to_str()?.strip_prefix("models--")?;
-    let is_one = snapshots.file_name()? == "snapshots" && listing::is_commit(commit);
-    is_one.then(|| ModelName::parse(&format!("{}@{commit}", repository.replacen("--", "/", 1)))).flatten()
+    let repository = snapshots.parent()?.file_name()?.to_str()?;
+    let (kind, repository) = match repository.strip_prefix("models--") {
+        Some(repository) => (Kind::Model, repository),
+        None => (Kind::Dataset, repository.strip_prefix("datasets--")?),
+    };
+    let name = || HubName::of_kind(kind, &format!("{}@{commit}", repository.replacen("--", "/", 1)));
+    listing::is_commit(commit).then(name).flatten()
 }
 
-fn find(name: &ModelName) -> Result<PathBuf> {
+fn find(name: &HubName) -> Result<PathBuf> {
     let place = Place::of(name)?;
     let in_cache = || place.commit().map(|commit| place.snapshot(&commit)).filter(|folder| cache::is_complete(folder));
     if is_offline() {
@@ -150,7 +192,7 @@ fn find(name: &ModelName) -> Result<PathBuf> {
 }
 
 /// Brings what is missing of a commit into the cache; weights last, so that a snapshot with weights is whole.
-async fn fetch(hub: &Hub, name: &ModelName, place: &Place, listing: &Listing) -> Result<PathBuf> {
+async fn fetch(hub: &Hub, name: &HubName, place: &Place, listing: &Listing) -> Result<PathBuf> {
     let folder = place.snapshot(&listing.commit);
     let chosen = listing.chosen(name)?;
     for (file, blob) in &chosen.files {
@@ -176,21 +218,23 @@ async fn fetch(hub: &Hub, name: &ModelName, place: &Place, listing: &Listing) ->
     Ok(folder)
 }
 
-async fn fetch_file(hub: &Hub, name: &ModelName, place: &Place, commit: &str, file: &str, blob: &Blob) -> Result<()> {
+async fn fetch_file(hub: &Hub, name: &HubName, place: &Place, commit: &str, file: &str, blob: &Blob) -> Result<()> {
     if place.has(commit, file, blob) {
         return Ok(());
     }
     let _lock = place.lock(blob, file)?;
-    // Another process may have fetched it while this one waited.
-    if place.has(commit, file, blob) {
-        return Ok(());
-    }
+    fetch_blob(hub, name, place, commit, file, blob).await?;
+    place.link(commit, file, blob)
+}
+
+/// Brings a file's contents into the cache, while its lock is held: another process may have fetched it while this one waited.
+async fn fetch_blob(hub: &Hub, name: &HubName, place: &Place, commit: &str, file: &str, blob: &Blob) -> Result<()> {
     if !cache::is_whole(&place.blob(blob), blob) {
         let mut progress = Progress::new(&format!("{name} {file}"), blob.size, QUIET.load(Ordering::Relaxed));
         hub.download(name, commit, file, blob, &place.incomplete(blob), &mut progress).await?;
         place.keep(blob)?;
     }
-    place.link(commit, file, blob)
+    Ok(())
 }
 
 /// Whether only the cache is to be used.
@@ -226,14 +270,14 @@ mod tests {
     #[test]
     fn names_of_the_hub_are_told_from_paths() {
         for text in ["org/tiny", "Qwen/Qwen2.5-0.5B", "a/b@v1.0", "a/b@refs/pr/1", "a/b@0123abc", "a_b/c"] {
-            assert_eq!(ModelName::parse(text).unwrap().to_string(), text);
+            assert_eq!(HubName::parse(text).unwrap().to_string(), text);
         }
         let others = "tiny ./tiny ../tiny /org/tiny org/tiny/ org//tiny org/ /tiny a/b/c a--b/c a/.b a/..b a/b..c a/b@ a/b@../c \
                       a/b@/c a/b@c/.d a/b@c@d a\\b/c a/b:c a/ü";
         for text in others.split_whitespace() {
-            assert_eq!(ModelName::parse(text), None, "{text}");
+            assert_eq!(HubName::parse(text), None, "{text}");
         }
-        assert_eq!(ModelName::parse("a/b c"), None);
+        assert_eq!(HubName::parse("a/b c"), None);
     }
 
     #[test]
@@ -249,6 +293,11 @@ mod tests {
         let commit = "0123456789abcdef0123456789abcdef01234567";
         let file = PathBuf::from(format!("/cache/models--org--tiny-1/snapshots/{commit}/config.json"));
         assert_eq!(commit_of(&file).unwrap().to_string(), format!("org/tiny-1@{commit}"));
+        let file = PathBuf::from(format!(
+            "/cache/datasets--org--rows/snapshots/{commit}/data/en/train-00000-of-00001.parquet"
+        ));
+        let found = commit_of(&file).unwrap();
+        assert_eq!((found.kind, found.to_string()), (Kind::Dataset, format!("org/rows@{commit}")));
         for other in ["models/tiny/config.json", "config.json", "models--a--b/snapshots/main/config.json"] {
             assert_eq!(commit_of(Path::new(other)), None);
         }

@@ -45,7 +45,7 @@ pub struct RewardSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub model: ModelSettings,
-    /// Parquet file, folder or glob of rankings (columns prompt, responses and ranks or scores; or prompt, chosen and rejected)
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of rankings (columns prompt, responses and ranks or scores; or prompt, chosen and rejected)
     #[arg(long, value_name = "FILES")]
     pub data: String,
     /// Demonstrations whose mean reward becomes 0 [default: the best-ranked answers]

@@ -22,7 +22,7 @@ fn prompts(folder: &Path, texts: &[&str]) -> PathBuf {
 }
 
 fn read(path: &Path) -> (Vec<String>, Vec<Vec<String>>) {
-    let batch = ParquetRows::open(path.to_str().unwrap()).unwrap().next().unwrap().unwrap().batch;
+    let batch = TableRows::open(path.to_str().unwrap()).unwrap().next().unwrap().unwrap().batch;
     let texts = |column: &dyn Array| -> Vec<String> {
         column.as_string_view().iter().map(|text| text.unwrap().to_owned()).collect()
     };

@@ -6,7 +6,7 @@ use arrow::array::{ArrayRef, RecordBatch};
 use arrow::compute::{CastOptions, can_cast_types, cast_with_options};
 use arrow::datatypes::{FieldRef, Schema, SchemaRef};
 
-use crate::data::parquet::Rows;
+use crate::data::table::Rows;
 use crate::error::{Error, Result};
 
 /// Some rows with the columns and the metadata of their file, and `new` columns after them. Rows are read with their texts as views, and

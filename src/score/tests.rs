@@ -70,7 +70,7 @@ fn write(folder: &TempDir, columns: Vec<(&str, ArrayRef)>) -> PathBuf {
 }
 
 fn read(path: &Path) -> RecordBatch {
-    ParquetRows::open(path.to_str().unwrap()).unwrap().next().unwrap().unwrap().batch
+    TableRows::open(path.to_str().unwrap()).unwrap().next().unwrap().unwrap().batch
 }
 
 fn strings(texts: &[&str]) -> ArrayRef {

@@ -86,7 +86,7 @@ fn tokenizer(settings: &SftSettings, mixture: Option<&Mixture>) -> Result<Tokeni
     }
 }
 
-/// The examples of a run: those of a mixture in memory, those of Parquet files as they are needed where they are many.
+/// The examples of a run: those of a mixture in memory, those of files as they are needed where they are many.
 fn read<'a>(
     settings: &SftSettings,
     mixture: Option<Mixture>,

@@ -41,7 +41,7 @@ pub struct SftSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub model: ModelSettings,
-    /// Parquet file, folder or glob of demonstrations (columns prompt and completion, messages, instruction and output, or text), or a mixture of
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of demonstrations (columns prompt and completion, messages, instruction and output, or text), or a mixture of
     /// them (a TOML file of sources, templates and tasks held out), or, to classify, of labelled texts (columns text and label, with text_pair for pairs), or, for dpo, of rankings (columns prompt, chosen and rejected,
     /// or prompt, responses and ranks)
     #[arg(long, value_name = "FILES")]

@@ -10,10 +10,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::order::{MOST_HELD_OUT, Order, Steps, evaluation_split, held_out_rows};
-use crate::data::parquet::Rows;
 use crate::data::row_index::{RowIndex, RowReader};
 use crate::data::schema::{Layouts, Origin};
 use crate::data::splits::Pattern;
+use crate::data::table::Rows;
 use crate::data::tokenize_records::Truncation;
 use crate::data::window::WindowedRows;
 use crate::error::Result;
@@ -39,7 +39,7 @@ pub fn values<T>(examples: &[Arc<Example<T>>]) -> Vec<&T> {
 /// Which rows a program learns from, and in which order.
 #[derive(Debug, Clone, Copy)]
 pub struct Source<'s> {
-    /// A Parquet file, folder or glob.
+    /// A file, folder, glob or data set of the hub.
     pub data: &'s str,
     /// The same of the examples to evaluate on. All of them are read at the start and kept, unless there are more than [`MOST_HELD_OUT`] and
     /// than a window: then so many random ones of them stand for all.

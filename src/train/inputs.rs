@@ -10,8 +10,9 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::adapt;
 use crate::bail;
+use crate::data::files::files;
+use crate::data::mixture;
 use crate::data::splits::Pattern;
-use crate::data::{mixture, parquet};
 use crate::error::{Error, Result};
 use crate::gguf::is_gguf;
 use crate::remote::{hub, objects};
@@ -47,15 +48,15 @@ struct Fingerprint {
 }
 
 impl Inputs {
-    /// Adds the data that a pattern names: Parquet files, or a mixture and its sources.
+    /// Adds the data that a pattern names: files of rows, or a mixture and its sources.
     pub fn data<'p>(mut self, flag: &str, pattern: impl Into<Pattern<'p>>) -> Result<Self> {
         let pattern = pattern.into();
         if !mixture::is_mixture(pattern.text) {
-            return self.parquet(flag, pattern);
+            return self.rows(flag, pattern);
         }
         self.file(format!("{flag} mixture"), Path::new(pattern.text))?;
         for (number, source) in mixture::sources(pattern.text)?.iter().enumerate() {
-            self = self.parquet(&format!("{flag} {number}"), Pattern { text: source, ..pattern })?;
+            self = self.rows(&format!("{flag} {number}"), Pattern { text: source, ..pattern })?;
         }
         Ok(self)
     }
@@ -70,8 +71,8 @@ impl Inputs {
         pattern.map_or(Ok(self.clone()), |pattern| self.data(flag, Pattern::evaluation(pattern)))
     }
 
-    fn parquet(mut self, flag: &str, pattern: Pattern) -> Result<Self> {
-        for (number, file) in parquet::files(pattern)?.iter().enumerate() {
+    fn rows(mut self, flag: &str, pattern: Pattern) -> Result<Self> {
+        for (number, file) in files(pattern)?.iter().enumerate() {
             self.file(format!("{flag} file {number}"), file)?;
         }
         Ok(self)

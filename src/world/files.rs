@@ -16,8 +16,9 @@ use super::rule::{Case, Kind};
 use super::talk::provocations;
 use super::writers::{candidates, demonstration, raw_document};
 use crate::bail;
-use crate::data::parquet::{self, ParquetRows, Rows};
+use crate::data::parquet;
 use crate::data::splits::Pattern;
+use crate::data::table::{Rows, TableRows};
 use crate::error::{Error, Result};
 use crate::random::{Stream, stream};
 
@@ -167,7 +168,7 @@ fn write_cases(path: &Path, cases: &[Case]) -> Result<()> {
 /// Reads evaluation prompts: columns `prompt`, `kind`, `facts` and `expected`.
 pub fn read_cases(pattern: &str) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
-    for rows in ParquetRows::open(Pattern::evaluation(pattern))? {
+    for rows in TableRows::open(Pattern::evaluation(pattern))? {
         cases.extend(cases_of(&rows?)?);
     }
     if cases.is_empty() {

@@ -7,6 +7,7 @@ use libfuzzer_sys::fuzzer_mutate;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rlhf::data::batch::{Continuation, TokenTree};
+use rlhf::data::schema;
 use rlhf::model::Model;
 use rlhf::model::adapter::Pass;
 use tempfile::TempDir;
@@ -77,6 +78,18 @@ pub fn mutate_joined(
         second(&mut right, random)
     }
     *input = mutation::join(&left, &right);
+}
+
+/// Writes a file of rows and reads it in all layouts of records.
+pub fn read_rows(folder: &Path, name: &str, content: &[u8]) {
+    write(folder, name, content);
+    let path = folder.join(name).display().to_string();
+    let _ = schema::demonstrations(&path).map(Iterator::count);
+    let _ = schema::rankings(&path).map(Iterator::count);
+    let _ = schema::labelled(&path).map(Iterator::count);
+    let _ = schema::prompts(&path).map(Iterator::count);
+    let _ = schema::answered(&path).map(Iterator::count);
+    let _ = schema::names(&path, "prompt");
 }
 
 /// Runs a model that was read over three tokens.

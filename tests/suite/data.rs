@@ -10,11 +10,13 @@ use arrow::array::{
 use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{Field, Int32Type};
 use proptest::prelude::*;
-use rlhf::data::parquet::{self, ParquetRows, ParquetWriter};
+use rlhf::data::files::files;
+use rlhf::data::parquet::{self, ParquetWriter};
 use rlhf::data::schema::{
     self, AnswerLayout, Demonstration, Message, Projection, Prompt, Ranking, TemplateInputs, Text,
 };
 use rlhf::data::splits::Pattern;
+use rlhf::data::table::TableRows;
 use rlhf::data::template::ChatTemplate;
 use rlhf::data::text_column::{TextForm, batch_of};
 use tempfile::TempDir;
@@ -54,7 +56,7 @@ fn error_of<T>(result: rlhf::Result<impl Iterator<Item = rlhf::Result<T>>>) -> S
 #[test]
 fn every_encoding_of_a_file_reads_the_same() {
     let Some(folder) = shared("variants") else { return };
-    let files = parquet::files(&folder).unwrap();
+    let files = files(&folder).unwrap();
     assert_eq!(files.len(), 7);
     let read = |path: &PathBuf| -> Vec<(Text, Vec<Text>)> {
         rankings(&path.display().to_string()).into_iter().map(|record| (record.prompt, record.responses)).collect()
@@ -64,7 +66,7 @@ fn every_encoding_of_a_file_reads_the_same() {
     for file in &files[1..] {
         assert!(read(file) == first, "{}", file.display());
     }
-    assert_eq!(ParquetRows::open(&folder).unwrap().rows(), 700);
+    assert_eq!(TableRows::open(&folder).unwrap().rows(), 700);
     assert_eq!(rankings(&format!("{folder}/*_z*.parquet").replace("_z", "zstd")).len(), 100);
 }
 
@@ -111,13 +113,13 @@ fn bad_files_get_a_sentence_each() {
     parquet::write(path("none.parquet"), &rows.slice(0, 0)).unwrap();
     std::fs::create_dir(path("nothing")).unwrap();
     for (name, expected) in [
-        ("empty.parquet", "the file is empty (0 bytes), expected a Parquet file"),
+        ("empty.parquet", "the file is empty (0 bytes), expected rows"),
         ("text.parquet", "not a Parquet file"),
         ("truncated.parquet", "the Parquet file is truncated"),
         ("footer.parquet", "the footer of the Parquet file cannot be read"),
-        ("none.parquet", "a valid Parquet file, but without a single row"),
+        ("none.parquet", "there is not a single row in it"),
         ("absent.parquet", "there is no such file or folder"),
-        ("nothing", "the folder holds no file whose name ends in .parquet"),
+        ("nothing", "the folder holds no data file; the forms that are read are Parquet, JSON Lines"),
         ("*.csv", "no file matches this pattern"),
     ] {
         let error = error_of(schema::demonstrations(&path(name)));
@@ -256,8 +258,7 @@ fn ranked_files_of_people_and_judges_are_read() {
 #[test]
 fn ranks_of_people_are_the_ranks_of_their_scores() {
     let Some(path) = shared("ranked-human-train.parquet") else { return };
-    let mut without_ranks =
-        ParquetRows::open(&path).unwrap().only(Projection::Only(&["prompt", "responses", "scores"]));
+    let mut without_ranks = TableRows::open(&path).unwrap().only(Projection::Only(&["prompt", "responses", "scores"]));
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("scores.parquet");
     parquet::write(&copy, &without_ranks.next().unwrap().unwrap().batch).unwrap();
@@ -465,7 +466,7 @@ fn bad_rows_get_a_sentence_each() {
         (vec![prompt(), responses()], ": `responses` has neither `ranks` (lower is better) nor `scores`"),
         (
             vec![prompt(), responses(), ("ranks", strings(&["1"]))],
-            ": column `ranks` holds strings, expected lists of whole numbers",
+            ": row 0 (counted from 0), column `ranks`: is the text \"1\", expected lists of whole numbers",
         ),
         (
             vec![prompt(), responses(), ("ranks", lists(Arc::new(Int64Array::from(vec![0, 1, 2])), &[3]))],

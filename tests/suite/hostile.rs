@@ -4,7 +4,7 @@ mod adapters;
 mod models;
 mod mutants;
 mod rows;
-mod seeds;
+pub mod seeds;
 mod tables;
 mod templates;
 mod tokenizers;

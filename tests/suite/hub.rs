@@ -1,4 +1,4 @@
-//! Models of a hub, which here is a server on loopback, by the programs as users run them.
+//! Models and data sets of a hub, which here is a server on loopback, by the programs as users run them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -41,7 +41,7 @@ fn listing(files: &Files) -> Value {
         let git = [format!("blob {}\0", bytes.len()).as_bytes(), bytes].concat();
         let mut sibling = json!({"rfilename": name, "size": bytes.len(),
                                  "blobId": hexadecimal(&SHA1_FOR_LEGACY_USE_ONLY, &git)});
-        if name.ends_with(".safetensors") {
+        if name.ends_with(".safetensors") || name.ends_with(".parquet") {
             sibling["lfs"] = json!({"sha256": hexadecimal(&SHA256, bytes), "size": bytes.len(), "pointerSize": 134});
         }
         sibling
@@ -49,7 +49,7 @@ fn listing(files: &Files) -> Value {
     json!({"id": "org/tiny", "sha": commit(files), "siblings": files.iter().map(sibling).collect::<Vec<_>>()})
 }
 
-/// A hub whose models can change.
+/// A hub whose models can change. Data sets have names that begin with `datasets/`, and those of a branch end in `@branch`, its slashes escaped.
 #[derive(Clone, Default)]
 struct Models(Arc<Mutex<BTreeMap<String, Files>>>);
 
@@ -68,13 +68,27 @@ impl Models {
         let models = self.0.lock().unwrap();
         let parts: Vec<&str> = request.path.split(['/', '?']).skip(1).collect();
         match &parts[..] {
-            ["api", "models", organisation, name, "revision", revision, "blobs=true"] => {
-                match models.get(&format!("{organisation}/{name}")) {
+            ["api", kind @ ("models" | "datasets"), organisation, name, "revision", revision, "blobs=true"] => {
+                let prefix = if *kind == "datasets" { "datasets/" } else { "" };
+                let name = format!("{prefix}{organisation}/{name}");
+                match models.get(&name) {
                     Some(files) if *revision == "main" || *revision == commit(files) => {
                         Reply::text(listing(files).to_string())
                     }
-                    _ => Reply::status(404),
+                    _ => match models.get(&format!("{name}@{revision}")) {
+                        Some(files) => Reply::text(listing(files).to_string()),
+                        None => Reply::status(404),
+                    },
                 }
+            }
+            ["datasets", organisation, name, "resolve", asked, file @ ..] => {
+                let file = file.join("/");
+                let prefix = format!("datasets/{organisation}/{name}");
+                let mut branches = models.iter().filter(|(name, _)| name.split('@').next() == Some(&prefix));
+                let files = branches.find(|(_, files)| commit(files) == *asked).map(|(_, files)| files);
+                files
+                    .and_then(|files| files.get(&file))
+                    .map_or(Reply::status(404), |bytes| Reply::file(request, bytes, "etag"))
             }
             [organisation, name, "resolve", _, file] => {
                 match models.get(&format!("{organisation}/{name}")).and_then(|files| files.get(*file)) {
@@ -432,4 +446,137 @@ fn an_index_names_the_files_that_are_fetched() {
         models.put("org/tiny", with_index(&other));
         refused(with_hub(&bench, &server.url(), "export --model org/tiny --output merged"), &[file, expected]);
     }
+}
+
+/// The files of a data set.
+fn dataset(files: &[(&str, Vec<u8>)]) -> Files {
+    files.iter().map(|(name, bytes)| (name.to_string(), bytes.clone())).collect()
+}
+
+#[test]
+fn a_data_set_of_the_hub_is_the_data_set_of_its_files() {
+    let bench = Workbench::new();
+    let line = "--max-steps 3 --batch-size 4 --learning-rate 3e-3 --seed 3";
+    bench.succeed(&format!(
+        "sft --model model --data demonstrations.parquet --evaluation-data mixed.parquet --output by-file {line}"
+    ));
+    let files = dataset(&[
+        ("README.md", b"---\nlicense: mit\n---\n# Rows\n".to_vec()),
+        ("data/train-00000-of-00001.parquet", bench.bytes("demonstrations.parquet")),
+        ("data/test-00000-of-00001.parquet", bench.bytes("mixed.parquet")),
+        ("data/validation-00000-of-00001.parquet", bench.bytes("prompts.parquet")),
+        ("script.py", b"print()".to_vec()),
+    ]);
+    let models = Models::of("datasets/org/rows", files.clone());
+    // Every transfer breaks off.
+    let served = models.clone();
+    let server = Server::start(move |request| {
+        let is_file = request.path.contains("/resolve/");
+        Reply { break_off: is_file.then_some(700), ..served.answer(request) }
+    });
+    let named = format!("sft --model model --data org/rows --evaluation-data org/rows:test --output by-name {line}");
+    let said = succeed(with_hub(&bench, &server.url(), &named));
+    let commit = commit(&files);
+    assert!(said.contains(&format!("split train, one file, of org/rows@{commit}")), "{said}");
+    assert!(bench.bytes("by-name/model.safetensors") == bench.bytes("by-file/model.safetensors"));
+    let metrics =
+        |run: &str| bench.metrics(run).iter().map(|line| line.get("evaluation_loss").cloned()).collect::<Vec<_>>();
+    assert_eq!(metrics("by-name"), metrics("by-file"));
+    let requests = server.requests();
+    assert!(requests.iter().any(|request| request.headers.get("range").is_some_and(|range| range == "bytes=700-")));
+    assert!(requests.iter().all(|request| request.headers["authorization"] == format!("Bearer {TOKEN}")));
+    let asked = transfers(&server);
+    assert!(!asked.iter().any(|name| name.starts_with("validation") || name == "script.py"), "{asked:?}");
+    let settings = String::from_utf8(bench.bytes("by-name/settings.toml")).unwrap();
+    assert!(settings.contains("data = \"org/rows\""), "{settings}");
+    // The cache is that of Python's library, and holds no token.
+    let snapshot = format!("cache/hub/datasets--org--rows/snapshots/{commit}/data/train-00000-of-00001.parquet");
+    assert!(bench.bytes(&snapshot) == bench.bytes("demonstrations.parquet"));
+    assert!(!holds(&bench.path("by-name"), TOKEN) && !holds(&bench.path("cache"), TOKEN));
+
+    // What is here is not fetched again, and the network is not needed for it.
+    let again = models.serve();
+    let named = named.replace("by-name", "again");
+    succeed(with_hub(&bench, &again.url(), &named));
+    assert_eq!((again.requests().len(), transfers(&again).len()), (1, 0));
+    let mut offline = with_hub(&bench, &again.url(), &named.replace("again", "offline"));
+    offline.env("HF_HUB_OFFLINE", "1");
+    succeed(offline);
+    let mut absent = with_hub(&bench, &again.url(), &named.replace("org/rows", "org/other"));
+    absent.env("HF_HUB_OFFLINE", "1");
+    refused(absent, &["org/other: no such file or folder, and the cache", "HF_HUB_OFFLINE"]);
+    assert_eq!(again.requests().len(), 1);
+    // At the commit that was read, and as a folder of that name.
+    let pinned = named.replace("--data org/rows", &format!("--data org/rows@{commit}")).replace("again", "pinned");
+    succeed(with_hub(&bench, &models.serve().url(), &pinned));
+    assert!(bench.bytes("pinned/model.safetensors") == bench.bytes("by-file/model.safetensors"));
+    bench.put("org/rows/a.parquet", &bench.bytes("demonstrations.parquet"));
+    let unused = models.serve();
+    let local = format!("sft --model model --data org/rows --evaluation-data mixed.parquet --output local {line}");
+    succeed(with_hub(&bench, &unused.url(), &local));
+    assert_eq!(unused.requests().len(), 0);
+}
+
+#[test]
+fn a_data_set_of_another_form_or_branch_is_read_and_what_is_not_clear_is_asked() {
+    let bench = Workbench::new();
+    let line = "--max-steps 1 --batch-size 4 --evaluation-share 0 --quiet";
+    let lines = |text: &str| format!("{{\"prompt\": \"p\", \"completion\": \"{text}\"}}\n").repeat(9).into_bytes();
+    let readme = "---\nconfigs:\n- config_name: one\n  data_files:\n  - split: train\n    path: a/*.jsonl\n- config_name: two\n  data_files: b/*.csv\n---\n";
+    let files = [
+        ("README.md", readme.as_bytes().to_vec()),
+        ("a/x.jsonl", lines("one")),
+        ("b/y.csv", b"prompt,completion\np,two\n".to_vec()),
+    ];
+    let models = Models::of("datasets/org/two", dataset(&files));
+    models.put("datasets/org/script", dataset(&[("script.py", b"print()".to_vec())]));
+    let converted = dataset(&[("default/partial-train/0000.parquet", bench.bytes("demonstrations.parquet"))]);
+    models.put("datasets/org/script@refs%2Fconvert%2Fparquet", converted);
+    models.put("datasets/org/none", dataset(&[("a.png", b"x".to_vec())]));
+    let server = models.serve();
+    let sft = |data: &str| {
+        with_hub(
+            &bench,
+            &server.url(),
+            &format!("sft --model model --data {data} --output run-{} {line}", data.replace(['/', ':'], "-")),
+        )
+    };
+    bench.put("local.jsonl", &lines("one"));
+    bench.succeed(&format!("sft --model model --data local.jsonl --output local {line}"));
+    succeed(sft("org/two:one"));
+    assert!(bench.bytes("run-org-two-one/model.safetensors") == bench.bytes("local/model.safetensors"));
+    succeed(sft("org/two:two/train"));
+    succeed(sft("org/script"));
+    bench.succeed(&format!("sft --model model --data demonstrations.parquet --output whole {line}"));
+    assert!(bench.bytes("run-org-script/model.safetensors") == bench.bytes("whole/model.safetensors"));
+    for (data, expected) in [
+        ("org/two", &["org/two: the data set has the configurations one, two; name one, as org/two:one"][..]),
+        ("org/two:three", &["the configurations one, two"]),
+        ("org/two:one/test", &["configuration one has the splits train; name one, as org/two:one/train"]),
+        ("org/absent", &["org/absent: no such folder, and no such data set", "(404)"]),
+        ("org/none", &["org/none: the data set's repository holds no file of rows", "404"]),
+    ] {
+        refused(sft(data), expected);
+    }
+    // A mixture's source, next to a folder of the mixture or on the hub.
+    bench.put("mixture.toml", b"[[source]]\ndata = \"org/two:one\"\ntask = \"a\"\n");
+    succeed(sft("mixture.toml"));
+}
+
+#[test]
+fn a_data_set_that_is_not_what_the_hub_lists_is_refused() {
+    let bench = Workbench::new();
+    let models = Models::of("datasets/org/rows", dataset(&[("train.parquet", bench.bytes("demonstrations.parquet"))]));
+    let server = Server::start(move |request| {
+        let mut reply = models.answer(request);
+        if request.path.contains("/resolve/") {
+            reply.body.iter_mut().for_each(|byte| *byte ^= 1);
+        }
+        reply
+    });
+    refused(
+        with_hub(&bench, &server.url(), "sft --model model --data org/rows --output run --max-steps 1"),
+        &["org/rows: train.parquet is not what", "twice: its digest is"],
+    );
+    assert!(!bench.path("cache/hub/datasets--org--rows/snapshots").exists());
 }

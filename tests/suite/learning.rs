@@ -7,7 +7,8 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, AsArray, Int64Array, StringArray};
 use arrow::datatypes::{Float64Type, Int64Type};
 use candle_core::{DType, Device};
-use rlhf::data::parquet::{self, ParquetRows};
+use rlhf::data::parquet;
+use rlhf::data::table::TableRows;
 use rlhf::model::weight_files;
 use serde_json::Value;
 
@@ -115,7 +116,7 @@ fn pair(row: usize, chosen: &str, rejected: &str) -> (String, String, String) {
 
 /// A column of numbers of a scored file, lists flattened.
 fn scored(bench: &Workbench, file: &str, column: &str) -> Vec<f64> {
-    let rows = ParquetRows::open(bench.path(file).to_str().unwrap()).unwrap();
+    let rows = TableRows::open(bench.path(file).to_str().unwrap()).unwrap();
     let batch = rows.map(|rows| rows.unwrap().batch).next().unwrap();
     let column = batch.column_by_name(column).unwrap();
     match column.as_primitive_opt::<Float64Type>() {

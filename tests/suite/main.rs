@@ -14,6 +14,8 @@ mod declared_tokens;
 #[cfg(target_os = "linux")]
 mod faults;
 mod folders;
+mod formats;
+mod forms;
 mod gguf;
 mod golden;
 mod hostile;

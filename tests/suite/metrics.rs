@@ -194,7 +194,7 @@ fn consistency_equals_the_formula_of_summac_zs() {
 fn the_answers_that_say_that_the_passage_does_not_are_the_refusals() {
     let Some(path) = crate::common::shared("instructgpt-squadv2.parquet") else { return };
     let (mut refusals, mut others) = (0, 0);
-    for rows in rlhf::data::parquet::ParquetRows::open(&path).unwrap() {
+    for rows in rlhf::data::table::TableRows::open(&path).unwrap() {
         for response in rows.unwrap().strings("response").unwrap().iter().flatten() {
             let says_so = response.trim().to_lowercase() == "not in background.";
             assert_eq!(is_refusal(response), says_so, "{response}");

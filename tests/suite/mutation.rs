@@ -268,6 +268,111 @@ pub fn parquet(file: &mut Vec<u8>, random: &mut impl Rng) {
     file.splice(start.., footer.into_iter().chain(length).chain(*b"PAR1"));
 }
 
+/// Pieces of JSON and CSV that are no rows, or rows of another kind.
+const PIECES: [&[u8]; 22] = [
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b"\"",
+    b",",
+    b":",
+    b"\n",
+    b"\r\n",
+    b"\\",
+    b"\\ud800",
+    b"null",
+    b"NaN",
+    b"-1e999",
+    b"99999999999999999999",
+    b"{\"text\": 1}\n",
+    b"{\"text\": [{}]}\n",
+    b"[[[[[[[[[[[[",
+    b"\"\"\"",
+    b"\t",
+    b"true",
+    b"{\"a\": {\"b\": [1, \"x\"]}},",
+];
+
+/// Puts a piece of a text file's own form somewhere, or changes bytes.
+fn piece(text: &mut Vec<u8>, random: &mut impl Rng) {
+    if random.random_bool(0.3) {
+        return bytes(text, random);
+    }
+    let at = random.random_range(0..=text.len());
+    let piece = PIECES.choose(random).copied().unwrap_or_default();
+    let end = if random.random_bool(0.5) { (at + piece.len()).min(text.len()) } else { at };
+    text.splice(at..end, piece.iter().copied());
+}
+
+/// Changes JSON Lines or a JSON array: mostly a value of a line, sometimes the text.
+pub fn json_rows(file: &mut Vec<u8>, random: &mut impl Rng) {
+    if file.starts_with(b"[") && random.random_bool(0.6) {
+        return json_text(file, random);
+    }
+    let mut lines: Vec<Vec<u8>> = file.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
+    let count = lines.len();
+    match lines.get_mut(random.random_range(0..count.max(1))) {
+        Some(line) if random.random_bool(0.6) => {
+            json_text(line, random);
+            line.push(b'\n');
+            *file = lines.concat();
+        }
+        _ => piece(file, random),
+    }
+}
+
+/// Changes CSV.
+pub fn csv(file: &mut Vec<u8>, random: &mut impl Rng) {
+    piece(file, random);
+}
+
+/// Changes an Arrow file or stream: its footer or its messages' descriptions, whose places are guessed by their zeros, or bytes anywhere.
+pub fn arrow_ipc(file: &mut Vec<u8>, random: &mut impl Rng) {
+    if file.len() < 16 || random.random_bool(0.3) {
+        return bytes(file, random);
+    }
+    for _ in 0..random.random_range(1..=3) {
+        let at = random.random_range(0..file.len() - 8);
+        let value = hostile_value(random).as_u64().unwrap_or(random.random());
+        match random.random_range(0..4) {
+            // Numbers are aligned.
+            0 => file[at & !7..][..8].copy_from_slice(&value.to_le_bytes()),
+            1 => file[at & !3..][..4].copy_from_slice(&(value as u32).to_le_bytes()),
+            2 => file[at] = random.random(),
+            _ => file[at] ^= 1 << random.random_range(0..8),
+        }
+    }
+}
+
+/// Changes a compressed text: what is in it, or the compressed bytes.
+pub fn compressed(file: &mut Vec<u8>, random: &mut impl Rng) {
+    use std::io::{Read, Write};
+    if random.random_bool(0.4) {
+        return bytes(file, random);
+    }
+    let is_gzip = file.starts_with(b"\x1f\x8b");
+    let mut text = Vec::new();
+    // What can be had of a broken file is enough, within bounds.
+    let _ = match is_gzip {
+        true => flate2::read::MultiGzDecoder::new(&file[..]).take(1 << 16).read_to_end(&mut text),
+        false => {
+            zstd::stream::read::Decoder::new(&file[..]).and_then(|decoder| decoder.take(1 << 16).read_to_end(&mut text))
+        }
+    };
+    json_rows(&mut text, random);
+    let packed = match is_gzip {
+        true => {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(&text).and_then(|()| encoder.finish())
+        }
+        false => zstd::stream::encode_all(&text[..], 1),
+    };
+    if let Ok(packed) = packed {
+        *file = packed;
+    }
+}
+
 /// Two files in one, for fuzz targets that read several: the first one's length stands before them.
 pub fn join(first: &[u8], second: &[u8]) -> Vec<u8> {
     [&(first.len() as u32).to_le_bytes(), first, second].concat()

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use arrow::array::AsArray;
 use arrow::datatypes::Float64Type;
-use rlhf::data::parquet::ParquetRows;
+use rlhf::data::table::TableRows;
 use serde_json::Value;
 
 use crate::workbench::{Workbench, number};
@@ -23,7 +23,7 @@ fn updates(bench: &Workbench, run: &str) -> Vec<BTreeMap<String, Value>> {
 
 /// A column of numbers of a Parquet file; nulls are not numbers.
 fn numbers(bench: &Workbench, file: &str, column: &str) -> Vec<f64> {
-    let rows = ParquetRows::open(bench.path(file).to_str().unwrap()).unwrap();
+    let rows = TableRows::open(bench.path(file).to_str().unwrap()).unwrap();
     let batches = rows.map(|rows| rows.unwrap().batch);
     let column = |batch: &arrow::array::RecordBatch| batch.column_by_name(column).unwrap().clone();
     batches
@@ -98,7 +98,7 @@ fn a_reward_model_of_another_tokenizer_gives_the_scores_of_the_program_score() {
     let samples = "ppo/samples/update-000001.parquet";
     let rewards = numbers(&bench, samples, "reward");
     let ended = {
-        let rows = ParquetRows::open(bench.path(samples).to_str().unwrap()).unwrap();
+        let rows = TableRows::open(bench.path(samples).to_str().unwrap()).unwrap();
         let batch = rows.map(|rows| rows.unwrap().batch).next().unwrap();
         let column = batch.column_by_name("ended").unwrap().as_boolean().clone();
         (0..column.len()).map(|row| column.value(row)).collect::<Vec<bool>>()

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float32Array, Int64Array};
-use rlhf::data::parquet;
+use rlhf::data::{parquet, table};
 use serde_json::Value;
 
 use crate::common::{lists, strings, table};
@@ -112,7 +112,7 @@ fn the_stages_run_in_order_with_full_weights_and_threads_do_not_matter() {
         ("scored.parquet", &["prompt", "responses", "ended", "log_prob", "tokens", "reward"][..]),
         ("best.parquet", &["prompt", "completion", "log_prob", "tokens", "reward"]),
     ] {
-        let scored = parquet::ParquetRows::open(&bench.path(file).display().to_string()).unwrap();
+        let scored = table::TableRows::open(&bench.path(file).display().to_string()).unwrap();
         assert_eq!(scored.rows(), 12);
         let found: Vec<String> = scored.schemas()[0].1.fields().iter().map(|field| field.name().clone()).collect();
         assert_eq!(found, columns);

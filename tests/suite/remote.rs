@@ -301,7 +301,7 @@ fn an_environment_that_cannot_be_used_and_a_store_that_lists_anything_are_one_se
         assert!(!error.contains("secret"), "{error}");
         error
     };
-    assert!(sentence("s3://bucket/data", &[]).contains("there is no such file, and no file below it"));
+    assert!(sentence("s3://bucket/data", &[]).contains("there is no such file, and no data file below it"));
     let endpoint = sentence("s3://bucket/data", &[("AWS_ENDPOINT", "localhost:9000")]);
     assert!(endpoint.contains("AWS_ENDPOINT: not the address of a server"), "{endpoint}");
     let broken = sentence("s3://bucket/data", &[("AWS_ACCESS_KEY_ID", "some\none")]);

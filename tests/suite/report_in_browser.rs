@@ -6,7 +6,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch};
-use rlhf::data::parquet::{self, ParquetRows};
+use rlhf::data::parquet;
+use rlhf::data::table::TableRows;
 use serde_json::json;
 
 use crate::common::{lists, strings, table};
@@ -51,7 +52,7 @@ fn check(folders: &[PathBuf], visits: &[&str]) -> Option<(bool, String)> {
 /// Some prompts of the embedded world of every kind, as files of one folder.
 fn write_world(bench: &Workbench) {
     let data = path("data/evaluation.parquet").display().to_string();
-    let batch = ParquetRows::open(&data).unwrap().next().unwrap().unwrap().batch;
+    let batch = TableRows::open(&data).unwrap().next().unwrap().unwrap().batch;
     std::fs::create_dir(bench.path("world")).unwrap();
     let every = batch.num_rows() / 12;
     for number in 0..12 {

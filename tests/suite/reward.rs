@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, Float64Array, StringArray};
 use arrow::datatypes::Float64Type;
-use rlhf::data::parquet::{self, ParquetRows};
+use rlhf::data::parquet;
+use rlhf::data::table::TableRows;
 use serde_json::Value;
 
 use crate::common::table;
@@ -81,7 +82,7 @@ fn scores_of_demonstrations_have_mean_0_and_variance_1_wherever_the_model_is_rea
     ] {
         bench.reward("reward", "sft", &format!("--loss {loss} --normalize mean-and-variance --quiet {more}"));
         bench.succeed("score --model reward --data demonstrations.parquet --add-eos --output scored.parquet --quiet");
-        let rows = ParquetRows::open(bench.path("scored.parquet").to_str().unwrap()).unwrap();
+        let rows = TableRows::open(bench.path("scored.parquet").to_str().unwrap()).unwrap();
         let batch = rows.map(|rows| rows.unwrap().batch).next().unwrap();
         let scores: Vec<f64> = batch.column_by_name("reward").unwrap().as_primitive::<Float64Type>().values().to_vec();
         let mean = scores.iter().sum::<f64>() / scores.len() as f64;

@@ -13,9 +13,9 @@ use arrow::array::{ArrayRef, DictionaryArray, Float64Array, RecordBatch, StringA
 use arrow::datatypes::Int32Type;
 use proptest::prelude::*;
 use rlhf::Result;
-use rlhf::data::parquet::ParquetRows;
 use rlhf::data::row_index::RowIndex;
 use rlhf::data::schema::{DEMONSTRATIONS, Demonstration, LABELLED, Layouts, PROMPTS, RANKINGS, Text};
+use rlhf::data::table::TableRows;
 use rlhf::data::tokenize_records::Truncation;
 use rlhf::data::window::{WindowedOrder, WindowedRows};
 use rlhf::train::examples::{Example, Examples, Source};
@@ -311,7 +311,7 @@ fn footers_with_impossible_numbers_of_rows_are_an_error_and_cost_nothing() {
     let (good, bad) = (folder.path().join("0.parquet"), folder.path().join("bad.parquet"));
     let data = bad.display().to_string();
     let refused = |expected: &str| {
-        for result in [texts(&source(&data)).map(drop), ParquetRows::open(&data).map(drop)] {
+        for result in [texts(&source(&data)).map(drop), TableRows::open(&data).map(drop)] {
             let error = result.expect_err(expected).to_string();
             assert!(error.starts_with(&format!("{data}: {expected}")) && error.contains("damaged"), "{error}");
         }
@@ -336,7 +336,7 @@ fn footers_with_impossible_numbers_of_rows_are_an_error_and_cost_nothing() {
     with_footer(&good, &bad, &[i64::MAX - 20, 20]);
     std::fs::copy(&bad, format!("{folder}/copy.parquet")).unwrap();
     std::fs::copy(&bad, format!("{folder}/too.parquet")).unwrap();
-    assert!(texts(&source(&folder)).err().unwrap().to_string().contains("more than can be counted"));
+    assert!(texts(&source(&folder)).err().unwrap().to_string().contains("are said to hold"));
     // Rows that are promised and not there are missed where they should be, whether few or many.
     for groups in [[20, 35], [1_000_000_000_000_000, 20]] {
         with_footer(&good, &bad, &groups);

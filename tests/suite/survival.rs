@@ -284,7 +284,7 @@ fn what_may_not_change_when_a_run_goes_on_is_refused_and_named() {
     std::fs::rename(bench.path("demonstrations.parquet"), bench.path("moved.parquet")).unwrap();
     let more = format!("{line} --max-steps 9 --output run --resume");
     bench.succeed(&more.replace("demonstrations.parquet", "moved.parquet"));
-    let rows = rlhf::data::parquet::ParquetRows::open(bench.path("moved.parquet").to_str().unwrap()).unwrap();
+    let rows = rlhf::data::table::TableRows::open(bench.path("moved.parquet").to_str().unwrap()).unwrap();
     let batch = rows.map(|rows| rows.unwrap().batch).next().unwrap();
     rlhf::data::parquet::write(bench.path("demonstrations.parquet"), &batch.slice(0, 11)).unwrap();
     let now = bench.bytes("demonstrations.parquet").len();

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, StringArray};
 use arrow::datatypes::Float64Type;
-use rlhf::data::parquet::{self, ParquetRows};
+use rlhf::data::parquet;
+use rlhf::data::table::TableRows;
 
 use crate::common::table;
 use crate::workbench::Workbench;
 
 /// The numbers of a column.
 fn numbers(bench: &Workbench, file: &str, column: &str) -> Vec<f64> {
-    let rows = ParquetRows::open(&bench.path(file).display().to_string()).unwrap();
+    let rows = TableRows::open(&bench.path(file).display().to_string()).unwrap();
     let batches: Vec<_> = rows.map(|rows| rows.unwrap().batch).collect();
     batches
         .iter()
@@ -21,7 +22,7 @@ fn numbers(bench: &Workbench, file: &str, column: &str) -> Vec<f64> {
 
 /// The first answer of each row.
 fn answers(bench: &Workbench, file: &str) -> Vec<String> {
-    let rows = ParquetRows::open(&bench.path(file).display().to_string()).unwrap();
+    let rows = TableRows::open(&bench.path(file).display().to_string()).unwrap();
     let lists: Vec<ArrayRef> =
         rows.map(|rows| rows.unwrap().batch.column_by_name("responses").unwrap().clone()).collect();
     let of_list = |list: &ArrayRef| -> Vec<String> {
@@ -47,7 +48,7 @@ fn workbench() -> (Workbench, [&'static str; 4]) {
     }
     let users = ["ann", "", "bob", "eve"];
     let who: Vec<&str> = (0..12).map(|row| users[row % 4]).collect();
-    let rows = ParquetRows::open(&bench.path("demonstrations.parquet").display().to_string()).unwrap();
+    let rows = TableRows::open(&bench.path("demonstrations.parquet").display().to_string()).unwrap();
     let batch = rows.map(|rows| rows.unwrap().batch).next().unwrap();
     let columns = |with: Option<&str>| {
         let names = with.map_or(who.clone(), |name| vec![name; 12]);
@@ -109,7 +110,7 @@ fn evaluation_prompts_are_answered_with_their_own_users_adapter() {
         "sft --model {base} --data {demonstrations} --output ann --method lora --learning-rate 5e-3 --max-steps 10 --evaluation-share 0 --quiet"
     ));
     let file = world.join("evaluation.parquet").display().to_string();
-    let batch = ParquetRows::open(&file).unwrap().next().unwrap().unwrap().batch.slice(0, 16);
+    let batch = TableRows::open(&file).unwrap().next().unwrap().unwrap().batch.slice(0, 16);
     let who: ArrayRef =
         Arc::new(StringArray::from((0..16).map(|row| (row % 2 == 0).then_some("ann")).collect::<Vec<_>>()));
     let mut columns: Vec<(&str, ArrayRef)> = vec![("who", who)];
@@ -123,7 +124,7 @@ fn evaluation_prompts_are_answered_with_their_own_users_adapter() {
             "evaluate --models m={model} --data cases.parquet --output {output} --response-length 16 --quiet {more}"
         ));
         let path = bench.path(&format!("{output}/answers.parquet")).display().to_string();
-        let batches = ParquetRows::open(&path).unwrap().map(|rows| rows.unwrap().batch);
+        let batches = TableRows::open(&path).unwrap().map(|rows| rows.unwrap().batch);
         let texts = |batch: arrow::array::RecordBatch| -> Vec<String> {
             let column = batch.column_by_name("response").unwrap().clone();
             let column = arrow::compute::cast(&column, &arrow::datatypes::DataType::Utf8).unwrap();

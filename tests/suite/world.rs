@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use arrow::array::Array;
 use rlhf::Result;
-use rlhf::data::parquet::ParquetRows;
+use rlhf::data::table::TableRows;
 use rlhf::world::files::{Sizes, read_cases, write_all};
 use rlhf::world::names::{Names, Split};
 use rlhf::world::rule::judge;
@@ -21,7 +21,7 @@ fn data() -> PathBuf {
 /// All strings of a file's columns, lists included.
 fn texts(path: &Path, columns: &[&str], lists: &[&str]) -> Result<Vec<String>> {
     let mut all = Vec::new();
-    for rows in ParquetRows::open(&path.display().to_string())? {
+    for rows in TableRows::open(&path.display().to_string())? {
         let rows = rows?;
         for column in columns {
             let strings = rows.strings(column)?;

@@ -4,9 +4,9 @@ use super::demonstrations::demonstrations_as_marked;
 use super::rankings::Pairs;
 use super::texts::{Column, ListColumn, joined};
 use crate::data::conversation::ConversationColumns;
-use crate::data::parquet::Rows;
 use crate::data::record::{Answered, Conversation, Message, Text};
 use crate::data::schema::AnswerLayout;
+use crate::data::table::Rows;
 use crate::error::Result;
 
 /// Reads prompts with the answers to be scored.

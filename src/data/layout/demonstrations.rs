@@ -1,14 +1,16 @@
 //! The layouts of demonstrations.
 
-use arrow::array::Array;
+use arrow::array::{Array, ArrayRef};
 use arrow::datatypes::DataType;
 
 use super::texts::{Column, Instructions, joined};
 use crate::bail;
+use crate::data::column::written;
 use crate::data::conversation::{ConversationColumns, OneForm};
 use crate::data::labels::class_names;
-use crate::data::parquet::Rows;
 use crate::data::record::{Demonstration, Message, Text};
+use crate::data::table::Rows;
+use crate::data::typed_text;
 use crate::error::Result;
 
 /// Columns by which an answer is marked as good or bad: unpaired preferences (KTO).
@@ -20,7 +22,7 @@ const MARKS: [&str; 3] = ["label", "labels", "kto_tag"];
 /// Where no layout fits, a row is not what its column promises, or answers are marked as good or bad: the bad ones are no demonstrations.
 pub(in crate::data) fn demonstrations(rows: &Rows) -> Result<Vec<Demonstration>> {
     let is_answered = ["prompt", "instruction", "messages", "conversations"].iter().any(|name| rows.has(name));
-    let is_mark = |name: &&&str| rows.column(name).is_some_and(|column| is_truth(column.data_type()));
+    let is_mark = |name: &&&str| rows.column(name).is_some_and(is_truth);
     let is_class = |name: &str| name == "label" && class_names(rows).is_some();
     let mark = MARKS.iter().filter(|name| is_answered && !is_class(name)).find(is_mark);
     if let Some(name) = mark {
@@ -33,9 +35,12 @@ pub(in crate::data) fn demonstrations(rows: &Rows) -> Result<Vec<Demonstration>>
     demonstrations_as_marked(rows)
 }
 
-/// Whether a column may hold truth values, which are also written as 0 and 1.
-fn is_truth(data_type: &DataType) -> bool {
-    *data_type == DataType::Boolean || data_type.is_integer()
+/// Whether a column may hold truth values, which are also written as 0 and 1, or as texts, as in CSV.
+fn is_truth(column: &ArrayRef) -> bool {
+    let data_type = column.data_type();
+    *data_type == DataType::Boolean
+        || data_type.is_integer()
+        || written(column).is_some_and(|texts| typed_text::is_truth(&texts))
 }
 
 /// Reads demonstrations whatever they are marked as.

@@ -5,8 +5,8 @@ use serde_json::{Map, Value};
 
 use super::texts::{Column, Instructions};
 use crate::data::conversation::ConversationColumns;
-use crate::data::parquet::Rows;
 use crate::data::record::{Message, Prompt, Text};
+use crate::data::table::Rows;
 use crate::error::{Error, Result};
 
 /// Reads prompts.

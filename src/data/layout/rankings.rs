@@ -6,9 +6,9 @@ use super::texts::{Column, ListColumn, joined};
 use crate::bail;
 use crate::data::column::Lists;
 use crate::data::conversation::{ConversationColumns, OneForm};
-use crate::data::parquet::Rows;
 use crate::data::record::{Ranking, Text};
 use crate::data::remarks::Remarks;
+use crate::data::table::Rows;
 use crate::error::Result;
 
 /// Reads rankings; a pair is a ranking of two.

@@ -5,8 +5,8 @@ use arrow::array::{Array, LargeStringArray};
 use crate::data::column::{Lists, TextColumn, begins_like_messages};
 use crate::data::conversation::{History, OneForm, one_form};
 use crate::data::notes;
-use crate::data::parquet::Rows;
 use crate::data::record::{Message, Origin, Text};
+use crate::data::table::Rows;
 use crate::error::{Error, Result};
 
 impl Rows {

@@ -5,33 +5,53 @@
 use crate::bail;
 use crate::error::Result;
 
-/// A split's name, and the patterns of its files.
-pub(super) type DeclaredSplit = (String, Vec<String>);
+/// Splits with the patterns of their files.
+pub(super) type SplitPatterns = Vec<(String, Vec<String>)>;
+
+/// A configuration as it is declared.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Declared {
+    pub(super) name: String,
+    pub(super) is_default: bool,
+    /// The splits with the patterns of their files.
+    pub(super) splits: Option<SplitPatterns>,
+    /// The folder in which its files are.
+    pub(super) folder: Option<String>,
+}
+
+/// All configurations that are declared, in their order.
+pub(super) fn configurations(readme: &str) -> Vec<Declared> {
+    let Some(Yaml::List(configs)) = front_matter(readme).and_then(|lines| Yaml::read(&lines)?.get("configs")) else {
+        return Vec::new();
+    };
+    let declared = |config: &Yaml| {
+        let scalar = |name: &str| config.get(name).and_then(Yaml::scalar);
+        let name = scalar("config_name").unwrap_or_else(|| "default".to_owned());
+        let is_default = scalar("default").is_some_and(|text| text == "true") || name == "default";
+        let splits = config.get("data_files").and_then(splits).filter(|splits| !splits.is_empty());
+        Declared { name, is_default, splits, folder: scalar("data_dir") }
+    };
+    configs.iter().map(declared).collect()
+}
 
 /// The splits of the default configuration, with the patterns of their files; `None` where nothing (or nothing of this form) is declared.
 ///
 /// # Errors
 /// Where there are several configurations, and none is the default.
-pub(super) fn data_files(folder: &str, readme: &str) -> Result<Option<Vec<DeclaredSplit>>> {
-    let Some(Yaml::List(configs)) = front_matter(readme).and_then(|lines| Yaml::read(&lines)?.get("configs")) else {
-        return Ok(None);
-    };
-    let name = |config: &Yaml| config.get("config_name").and_then(Yaml::scalar).unwrap_or_else(|| "default".to_owned());
-    let is_default = |config: &&Yaml| {
-        config.get("default").and_then(Yaml::scalar).is_some_and(|text| text == "true") || name(config) == "default"
-    };
-    let config = match (&configs[..], configs.iter().find(is_default)) {
+pub(super) fn data_files(folder: &str, readme: &str) -> Result<Option<SplitPatterns>> {
+    let configurations = configurations(readme);
+    let config = match (&configurations[..], configurations.iter().find(|config| config.is_default)) {
         ([config], _) | (_, Some(config)) => config,
         ([], None) => return Ok(None),
         (several, None) => {
-            let names: Vec<String> = several.iter().map(name).collect();
+            let names: Vec<&str> = several.iter().map(|config| config.name.as_str()).collect();
             bail!(
                 "{folder}/README.md: declares the configurations {}, none of which is the default; name the files of one, as {folder}/FOLDER/train-*",
                 names.join(", ")
             )
         }
     };
-    Ok(config.get("data_files").and_then(splits).filter(|splits| !splits.is_empty()))
+    Ok(config.splits.clone())
 }
 
 /// Whether a file, by its path in the folder, is one of a pattern: `*` stands for anything but `/`, `**` for any folders.
@@ -42,7 +62,7 @@ pub(super) fn matches(pattern: &str, file: &str) -> bool {
         || file.strip_prefix(pattern.trim_end_matches('/')).is_some_and(|rest| rest.starts_with('/'))
 }
 
-fn splits(data_files: Yaml) -> Option<Vec<DeclaredSplit>> {
+fn splits(data_files: Yaml) -> Option<SplitPatterns> {
     let paths = |paths: Yaml| match paths {
         Yaml::Scalar(path) => Some(vec![path]),
         Yaml::List(paths) => paths.into_iter().map(Yaml::scalar).collect::<Option<Vec<_>>>(),
@@ -174,7 +194,7 @@ fn unquoted(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn read(yaml: &str) -> Option<Vec<(String, Vec<String>)>> {
+    fn read(yaml: &str) -> Option<SplitPatterns> {
         data_files("hub", &format!("---\n{yaml}---\ntext\n")).unwrap()
     }
 

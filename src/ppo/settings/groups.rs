@@ -241,7 +241,7 @@ pub enum ValueHead {
 /// Pretraining mixed into the policy's updates (Ouyang et al. 2022, equation 2).
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct PtxSettings {
-    /// Parquet texts or demonstrations, whose log-likelihood the policy's updates raise too
+    /// Data set of texts or demonstrations, whose log-likelihood the policy's updates raise too
     #[arg(long, help_heading = PTX, value_name = "FILES")]
     pub ptx_data: Option<String>,
     /// Weight of the mean loss of a token of them

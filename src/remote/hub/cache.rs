@@ -1,6 +1,6 @@
 //! The cache on disk, in the form of Python's `huggingface_hub`.
 //!
-//! `models--organisation--name/` holds `blobs/`, named by their digests, `snapshots/<commit>/`, whose files are links to them, and `refs/`, which
+//! `models--organisation--name/` (or `datasets--…`) holds `blobs/`, named by their digests, `snapshots/<commit>/`, whose files are links to them, and `refs/`, which
 //! say of branches and tags which commit they were when they were last asked for. `.locks/` keeps two processes from fetching one blob at the same time.
 
 use std::fs::{self, File, TryLockError};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
 use super::listing::{ADAPTER_WEIGHTS, Blob, INDEX_FILE, is_commit, shards};
-use super::{ModelName, environment};
+use super::{HubName, Kind, environment};
 use crate::bail;
 use crate::error::{Error, Result};
 use crate::{files, limits};
@@ -18,7 +18,7 @@ use crate::{files, limits};
 /// The most bytes of a file that holds a token or a commit.
 const LINE_FILE: u64 = 1 << 16;
 
-/// Where a model lies in the cache.
+/// Where a model or a data set is in the cache.
 #[derive(Debug)]
 pub struct Place {
     cache: PathBuf,
@@ -31,11 +31,11 @@ pub struct Place {
 }
 
 impl Place {
-    /// That of a model.
+    /// That of a model or a data set.
     ///
     /// # Errors
     /// Where no variable and no home says where the cache is.
-    pub fn of(name: &ModelName) -> Result<Self> {
+    pub fn of(name: &HubName) -> Result<Self> {
         let home = match (environment("HF_HOME"), environment("XDG_CACHE_HOME"), std::env::home_dir()) {
             (Some(home), _, _) => PathBuf::from(home),
             (None, Some(caches), _) => Path::new(&caches).join("huggingface"),
@@ -46,9 +46,13 @@ impl Place {
         Ok(Self::within(cache, home, name))
     }
 
-    fn within(cache: PathBuf, home: PathBuf, name: &ModelName) -> Self {
+    fn within(cache: PathBuf, home: PathBuf, name: &HubName) -> Self {
         let revision = name.revision().to_string();
-        let repository = Repo::with_revision(name.repository.clone(), RepoType::Model, revision.clone());
+        let kind = match name.kind {
+            Kind::Model => RepoType::Model,
+            Kind::Dataset => RepoType::Dataset,
+        };
+        let repository = Repo::with_revision(name.repository.clone(), kind, revision.clone());
         let folder = repository.folder_name();
         Place { repository: Cache::new(cache.clone()).repo(repository), cache, home, folder, revision }
     }
@@ -139,16 +143,21 @@ impl Place {
     /// Makes a blob a commit's file, in place of what was there, in one step: to another process that reads the snapshot it must at no time
     /// seem to have no weights.
     pub fn link(&self, commit: &str, file: &str, blob: &Blob) -> Result<()> {
-        let folder = self.snapshot(commit);
-        fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-        let (path, temporary) = (folder.join(file), folder.join(format!(".{file}.{}.tmp", std::process::id())));
+        let path = self.snapshot(commit).join(file);
+        let folder = path.parent().unwrap_or(Path::new(""));
+        fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        let name = path.file_name().unwrap_or_default().display();
+        let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
         match fs::remove_file(&temporary) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io(&temporary)(error)),
             _ => {}
         }
         // Relative, so that a cache can be moved.
         #[cfg(unix)]
-        let linked = std::os::unix::fs::symlink(Path::new("../../blobs").join(&blob.etag), &temporary);
+        let linked = {
+            let up = "../".repeat(2 + file.matches('/').count());
+            std::os::unix::fs::symlink(Path::new(&up).join("blobs").join(&blob.etag), &temporary)
+        };
         #[cfg(not(unix))]
         let linked = fs::copy(self.blob(blob), &temporary).map(drop);
         linked.and_then(|()| fs::rename(&temporary, &path)).map_err(Error::io(&path))
@@ -201,7 +210,7 @@ mod tests {
     fn a_revision_is_what_it_was_when_it_was_noted() {
         let folder = tempfile::tempdir().unwrap();
         let (cache, home) = (folder.path().join("hub"), folder.path().to_path_buf());
-        let place = |name: &str| Place::within(cache.clone(), home.clone(), &ModelName::parse(name).unwrap());
+        let place = |name: &str| Place::within(cache.clone(), home.clone(), &HubName::parse(name).unwrap());
         let commits = ["0", "1"].map(|digit| digit.repeat(40));
         let branch = place("org/tiny@refs/pr/1");
         assert_eq!(branch.commit(), None);
@@ -222,23 +231,22 @@ mod tests {
     #[test]
     fn a_file_of_a_snapshot_leads_to_its_blob_wherever_the_cache_is_moved() {
         let folder = tempfile::tempdir().unwrap();
-        let place = Place::within(
-            folder.path().join("hub"),
-            folder.path().to_path_buf(),
-            &ModelName::parse("org/tiny").unwrap(),
-        );
+        let place =
+            Place::within(folder.path().join("hub"), folder.path().to_path_buf(), &HubName::parse("org/tiny").unwrap());
         let blob = Blob { etag: "ab".repeat(20), size: 2 };
         let _lock = place.lock(&blob, "config.json").unwrap();
         fs::create_dir_all(place.path().join("blobs")).unwrap();
         fs::write(place.incomplete(&blob), "{}").unwrap();
         place.keep(&blob).unwrap();
         let commit = "0".repeat(40);
-        for _ in 0..2 {
-            place.link(&commit, "config.json", &blob).unwrap();
-            assert!(place.has(&commit, "config.json", &blob));
+        for file in ["config.json", "config.json", "data/en/x.json"] {
+            place.link(&commit, file, &blob).unwrap();
+            assert!(place.has(&commit, file, &blob));
         }
         fs::rename(folder.path().join("hub"), folder.path().join("moved")).unwrap();
-        let moved = folder.path().join(format!("moved/models--org--tiny/snapshots/{commit}/config.json"));
-        assert_eq!(fs::read_to_string(moved).unwrap(), "{}");
+        for file in ["config.json", "data/en/x.json"] {
+            let moved = folder.path().join(format!("moved/models--org--tiny/snapshots/{commit}/{file}"));
+            assert_eq!(fs::read_to_string(moved).unwrap(), "{}");
+        }
     }
 }

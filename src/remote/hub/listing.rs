@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::ModelName;
+use super::HubName;
 use crate::bail;
 use crate::error::{Error, Result};
 use crate::limits::{SMALL_FILE, TEMPLATE_FILE, TOKENIZER_FILE, is_plain_name};
@@ -64,6 +64,11 @@ fn is_digest(text: &str, length: usize) -> bool {
     text.len() == length && text.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f'))
 }
 
+/// Whether a name is that of a file in its own folder, or in folders of it, and leads nowhere else.
+fn is_plain_path(name: &str) -> bool {
+    name.split('/').all(is_plain_name)
+}
+
 /// A file's contents.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blob {
@@ -74,12 +79,12 @@ pub struct Blob {
     pub size: u64,
 }
 
-/// The files at the top of a commit.
+/// The files of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
     /// The commit, 40 hexadecimal digits.
     pub commit: String,
-    /// By name; where size or digest is not given or is none, `None`.
+    /// By name, which is a path where they are in folders; where size or digest is not given or is none, `None`.
     files: BTreeMap<String, Option<Blob>>,
 }
 
@@ -129,10 +134,11 @@ impl Listing {
     ///
     /// # Errors
     /// Where it is no such answer. The commit becomes a part of paths, so that it has to be one.
-    pub fn parse(answer: &[u8], name: &ModelName, endpoint: &str) -> Result<Self> {
+    pub fn parse(answer: &[u8], name: &HubName, endpoint: &str) -> Result<Self> {
         let answer: Answer = serde_json::from_slice(answer).map_err(|error| {
             Error::input(format!(
-                "{name}: {endpoint} answers with something else than a list of the model's files ({error}); check HF_ENDPOINT and the network"
+                "{name}: {endpoint} answers with something else than a list of the {}'s files ({error}); check HF_ENDPOINT and the network",
+                name.kind.word()
             ))
         })?;
         let commit = answer.sha.unwrap_or_default();
@@ -142,11 +148,16 @@ impl Listing {
             );
         }
         let mut files = BTreeMap::new();
-        for sibling in answer.siblings.into_iter().filter(|sibling| is_plain_name(&sibling.rfilename)) {
+        for sibling in answer.siblings.into_iter().filter(|sibling| is_plain_path(&sibling.rfilename)) {
             let blob = sibling.blob();
             files.entry(sibling.rfilename).or_insert(blob);
         }
         Ok(Listing { commit, files })
+    }
+
+    /// The names of all files.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str)
     }
 
     /// A file, where the hub gives its size and digest.
@@ -162,7 +173,7 @@ impl Listing {
     ///
     /// # Errors
     /// Where this is neither model nor adapter, where its weights are not safetensors, and where a file is larger than any of its kind.
-    pub fn chosen(&self, name: &ModelName) -> Result<Chosen<'_>> {
+    pub fn chosen(&self, name: &HubName) -> Result<Chosen<'_>> {
         let is_adapter = self.has(ADAPTER_CONFIG);
         if !is_adapter && !self.has(CONFIG) {
             bail!(
@@ -212,7 +223,8 @@ impl Listing {
 
     /// Some of the files, for a message.
     fn shown(&self, which: impl Fn(&str) -> bool) -> String {
-        let names: Vec<&str> = self.files.keys().map(String::as_str).filter(|name| which(name)).collect();
+        let names: Vec<&str> =
+            self.files.keys().map(String::as_str).filter(|name| !name.contains('/') && which(name)).collect();
         match names.len() {
             0 => "nothing".to_string(),
             1..=4 => names.join(", "),
@@ -248,8 +260,8 @@ mod tests {
 
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-    fn name() -> ModelName {
-        ModelName::parse("org/tiny").unwrap()
+    fn name() -> HubName {
+        HubName::parse("org/tiny").unwrap()
     }
 
     fn listing(files: &[(&str, u64)]) -> Listing {

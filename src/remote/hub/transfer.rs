@@ -11,9 +11,9 @@ use reqwest::{Client, Response, StatusCode};
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 use url::Url;
 
-use super::ModelName;
 use super::listing::{Blob, Listing};
 use super::progress::Progress;
+use super::{HubName, Kind};
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::remote::root;
@@ -42,7 +42,7 @@ impl Default for Patience {
     }
 }
 
-/// Why the hub did not say what is in a model.
+/// Why the hub did not say what is in a repository.
 #[derive(Debug)]
 pub enum Unanswered {
     /// It cannot be reached or does not work now; the reason names it.
@@ -100,9 +100,13 @@ impl Hub {
         Ok(Hub { client, endpoint, shown, token, patience: patience.clone() })
     }
 
-    /// The files of a model's revision.
-    pub async fn listing(&self, name: &ModelName) -> Result<Listing, Unanswered> {
-        let mut url = self.url(["api", "models"].into_iter().chain(name.repository.split('/')));
+    /// The files of a model's or a data set's revision.
+    pub async fn listing(&self, name: &HubName) -> Result<Listing, Unanswered> {
+        let kind = match name.kind {
+            Kind::Model => "models",
+            Kind::Dataset => "datasets",
+        };
+        let mut url = self.url(["api", kind].into_iter().chain(name.repository.split('/')));
         if let Ok(mut segments) = url.path_segments_mut() {
             // A revision's slash is no slash of the path.
             segments.extend(["revision", name.revision()]);
@@ -121,7 +125,7 @@ impl Hub {
     }
 
     /// An answer as a whole, of bounded length.
-    async fn answer(&self, url: &Url, name: &ModelName) -> Result<Vec<u8>, Failure> {
+    async fn answer(&self, url: &Url, name: &HubName) -> Result<Vec<u8>, Failure> {
         let mut response = self.ask(url, name, None).await?;
         let mut bytes = Vec::new();
         while let Some(piece) = response.chunk().await.map_err(|error| self.broken(error))? {
@@ -143,14 +147,16 @@ impl Hub {
     /// Where nothing more comes of it, and where twice something else came than is listed. What is right so far stays.
     pub async fn download(
         &self,
-        name: &ModelName,
+        name: &HubName,
         commit: &str,
         file: &str,
         blob: &Blob,
         path: &Path,
         progress: &mut Progress,
     ) -> Result<()> {
-        let url = self.url(name.repository.split('/').chain(["resolve", commit, file]));
+        let kind = (name.kind == Kind::Dataset).then_some("datasets");
+        let segments = name.repository.split('/').chain(["resolve", commit]).chain(file.split('/'));
+        let url = self.url(kind.into_iter().chain(segments));
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(Error::io(folder))?;
         }
@@ -192,7 +198,7 @@ impl Hub {
     }
 
     /// Asks once for what is missing of a file, and checks it when it is whole.
-    async fn receive(&self, url: &Url, name: &ModelName, transfer: &mut Transfer<'_>) -> Result<(), Failure> {
+    async fn receive(&self, url: &Url, name: &HubName, transfer: &mut Transfer<'_>) -> Result<(), Failure> {
         let size = transfer.blob.size;
         let mut at = transfer.length()?;
         if at > size {
@@ -220,7 +226,7 @@ impl Hub {
     }
 
     /// Sends a request, for all of a file or for what follows its first bytes.
-    async fn ask(&self, url: &Url, name: &ModelName, start: Option<u64>) -> Result<Response, Failure> {
+    async fn ask(&self, url: &Url, name: &HubName, start: Option<u64>) -> Result<Response, Failure> {
         let mut request = self.client.get(url.clone());
         if let Some(token) = &self.token {
             // On the way to another server that the hub names, the client leaves it behind.
@@ -240,7 +246,8 @@ impl Hub {
             _ if status.is_server_error() || is_elsewhere => Err(self.busy(&response)),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Failure::Final(self.denied(name, status))),
             StatusCode::NOT_FOUND => Err(Failure::Final(Error::input(format!(
-                "{name}: no such folder, and no such model, revision or file at {} (404); check the name",
+                "{name}: no such folder, and no such {}, revision or file at {} (404); check the name",
+                name.kind.word(),
                 self.shown
             )))),
             _ => Err(Failure::Final(Error::input(format!(
@@ -257,17 +264,19 @@ impl Hub {
         Failure::Passing { reason, pause: pause.map(Duration::from_secs) }
     }
 
-    fn denied(&self, name: &ModelName, status: StatusCode) -> Error {
+    fn denied(&self, name: &HubName, status: StatusCode) -> Error {
         let token = match self.token {
             Some(_) => "the token that was given does not open it",
             None => "no token was given (HF_TOKEN)",
         };
         Error::input(format!(
-            "{name}: no such folder, and {} gives no access to a model of this name ({}): there is none, or it is private or gated, and {token}; check the name, accept the model's conditions at {}/{}, and set HF_TOKEN to a token that may read it",
+            "{name}: no such folder, and {} gives no access to a {kind} of this name ({}): there is none, or it is private or gated, and {token}; check the name, accept the {kind}'s conditions at {}/{}{}, and set HF_TOKEN to a token that may read it",
             self.shown,
             status.as_u16(),
             self.shown,
-            name.repository
+            if name.kind == Kind::Dataset { "datasets/" } else { "" },
+            name.repository,
+            kind = name.kind.word()
         ))
     }
 

@@ -1,6 +1,6 @@
 //! The files that a URL with a pattern or of a folder names.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt};
@@ -17,12 +17,12 @@ const MOST_OBJECTS: usize = 1_000_000;
 /// What makes a name a pattern.
 const WILDCARDS: [char; 3] = ['*', '?', '['];
 
-/// The Parquet files that a URL names, sorted, and the `README.md` of a folder: one file; all whose names end in `.parquet` below a folder, hidden ones left out; or those that match a
+/// The files that a URL names, sorted, and the `README.md` of a folder: one file; all below a folder whose names are those of data files, hidden ones left out; or those that match a
 /// pattern with `*`, `?` or `[…]`, as `s3://bucket/train-*.parquet`. A web server cannot tell what it holds: there, one file.
 ///
 /// # Errors
 /// Where the URL is none of these, where the store cannot be read, or holds no such file.
-pub fn files(url: &str) -> Result<(Vec<PathBuf>, Option<PathBuf>)> {
+pub fn files(url: &str, is_data_file: fn(&Path) -> bool) -> Result<(Vec<PathBuf>, Option<PathBuf>)> {
     let location = Location::parse(url)?;
     let is_pattern = location.path.contains(WILDCARDS);
     if location.is_web() {
@@ -35,7 +35,7 @@ pub fn files(url: &str) -> Result<(Vec<PathBuf>, Option<PathBuf>)> {
         true => (matching(&location)?, None),
         false => match one(&location)? {
             Some(file) => return Ok((vec![file], None)),
-            None => below(&location)?,
+            None => below(&location, is_data_file)?,
         },
     };
     found.sort();
@@ -55,18 +55,18 @@ fn one(location: &Location) -> Result<Option<PathBuf>> {
     }
 }
 
-fn below(location: &Location) -> Result<(Vec<PathBuf>, Option<PathBuf>)> {
+fn below(location: &Location, is_data_file: fn(&Path) -> bool) -> Result<(Vec<PathBuf>, Option<PathBuf>)> {
     let folder = location.key()?;
     let readme = folder.clone().join("README.md");
     let mut found = list(location, &folder, |key| {
         let Some(parts) = key.prefix_match(&folder) else { return false };
         let is_hidden = parts.into_iter().any(|part| part.as_ref().starts_with('.'));
-        !is_hidden && key.as_ref().ends_with(".parquet") || *key == readme
+        !is_hidden && is_data_file(Path::new(key.as_ref())) || *key == readme
     })?;
     let readme = found.iter().position(|file| file.ends_with("README.md")).map(|at| found.remove(at));
     if found.is_empty() {
         bail!(
-            "{}: there is no such file, and no file below it whose name ends in .parquet; name a file, or a folder that has one",
+            "{}: there is no such file, and no data file below it (.parquet, .jsonl, .csv, .arrow and others); name a file, or a folder that has one",
             location.url()
         );
     }

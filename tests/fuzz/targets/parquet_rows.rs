@@ -4,8 +4,7 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
-use rlhf::data::schema;
-use rlhf_fuzz::{allow_caught_panics, folder, mutate, mutation, write};
+use rlhf_fuzz::{allow_caught_panics, folder, mutate, mutation, read_rows};
 use tempfile::TempDir;
 
 static FOLDER: LazyLock<TempDir> = LazyLock::new(folder);
@@ -16,12 +15,5 @@ fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
 
 fuzz_target!(|data: &[u8]| {
     allow_caught_panics();
-    write(FOLDER.path(), "rows.parquet", data);
-    let path = FOLDER.path().join("rows.parquet").display().to_string();
-    let _ = schema::demonstrations(&path).map(Iterator::count);
-    let _ = schema::rankings(&path).map(Iterator::count);
-    let _ = schema::labelled(&path).map(Iterator::count);
-    let _ = schema::prompts(&path).map(Iterator::count);
-    let _ = schema::answered(&path).map(Iterator::count);
-    let _ = schema::names(&path, "prompt");
+    read_rows(FOLDER.path(), "rows.parquet", data);
 });

@@ -13,8 +13,8 @@ use rlhf::settings::{Program, from_arguments};
 
 use super::seeds::{parquet_bytes, tables};
 use super::tables::odd_table;
-use crate::mutation;
 use crate::workbench::Workbench;
+use crate::{forms, mutation};
 
 /// Broken inputs.
 const MUTANTS: usize = 10_000;
@@ -45,11 +45,45 @@ const SAMPLE: &str =
 const EVALUATE: &str = "evaluate --models a=@sft --data @prompts.parquet --output @out --response-length 4 --max-length 32 --resamples 2 --quiet";
 const EXPORT: &str = "export --model @sft --adapter @adapter --output @out --quiet";
 
+/// The same of data in other forms than Parquet.
+macro_rules! sft_of {
+    ($data:literal) => {
+        concat!(
+            "sft --model @sft --data @",
+            $data,
+            " --output @out --max-steps 1 --batch-size 2 --evaluation-share 0 --quiet --max-length 64"
+        )
+    };
+}
+macro_rules! reward_of {
+    ($data:literal) => {
+        concat!(
+            "reward --model @sft --data @",
+            $data,
+            " --output @out --max-steps 1 --batch-size 2 --evaluation-share 0 --quiet --max-length 64"
+        )
+    };
+}
+macro_rules! score_of {
+    ($data:literal) => {
+        concat!("score --model @sft --data @", $data, " --output @out.parquet --quiet --max-length 64")
+    };
+}
+const SFT_LINES: &str = sft_of!("text.jsonl");
+const SFT_GZIP: &str = sft_of!("text.jsonl.gz");
+const SFT_ZSTD: &str = sft_of!("text.jsonl.zst");
+const SCORE_ARRAY: &str = score_of!("completion.json");
+const SCORE_CSV: &str = score_of!("completion.csv");
+const SCORE_ARROW: &str = score_of!("completion.arrow");
+const REWARD_CSV: &str = reward_of!("ranks.csv");
+const REWARD_STREAM: &str = reward_of!("ranks.arrows");
+const REWARD_LZ4: &str = reward_of!("ranks.lz4.arrow");
+
 const fn case(line: &'static str, file: &'static str, change: Change, share: usize) -> Case {
     Case { line, file, change, share }
 }
 
-const CASES: [Case; 31] = [
+const CASES: [Case; 40] = [
     case(SFT, "messages.parquet", mutation::parquet, 8),
     case(REWARD, "ranks.parquet", mutation::parquet, 6),
     case(SCORE, "completion.parquet", mutation::parquet, 6),
@@ -62,6 +96,15 @@ const CASES: [Case; 31] = [
     case(SAMPLE, "prompts.parquet", odd_table, 2),
     case(EVALUATE, "prompts.parquet", odd_table, 2),
     case(PPO, "prompts.parquet", odd_table, 2),
+    case(SFT_LINES, "text.jsonl", mutation::json_rows, 8),
+    case(SCORE_ARRAY, "completion.json", mutation::json_rows, 6),
+    case(REWARD_CSV, "ranks.csv", mutation::csv, 6),
+    case(SCORE_CSV, "completion.csv", mutation::csv, 4),
+    case(SCORE_ARROW, "completion.arrow", mutation::arrow_ipc, 6),
+    case(REWARD_STREAM, "ranks.arrows", mutation::arrow_ipc, 6),
+    case(REWARD_LZ4, "ranks.lz4.arrow", mutation::arrow_ipc, 3),
+    case(SFT_GZIP, "text.jsonl.gz", mutation::compressed, 4),
+    case(SFT_ZSTD, "text.jsonl.zst", mutation::compressed, 4),
     case(SCORE, "sft/config.json", mutation::json_text, 6),
     case(SAMPLE, "sft/config.json", mutation::json_text, 3),
     case(EXPORT, "sft/config.json", mutation::json_text, 2),
@@ -120,6 +163,19 @@ fn run(line: &str, folder: &Path, settings_alone: bool) -> rlhf::Result<()> {
     }
 }
 
+/// Files of rows in other forms than Parquet.
+const OTHER_FORMS: [&str; 9] = [
+    "text.jsonl",
+    "text.jsonl.gz",
+    "text.jsonl.zst",
+    "completion.json",
+    "completion.csv",
+    "completion.arrow",
+    "ranks.csv",
+    "ranks.arrows",
+    "ranks.lz4.arrow",
+];
+
 /// A folder with all that the programs read.
 fn whole_inputs() -> Workbench {
     let bench = Workbench::new();
@@ -128,6 +184,9 @@ fn whole_inputs() -> Workbench {
     bench.sft("adapter", "sft", "--method lora --max-steps 1");
     for (index, (name, rows)) in tables().into_iter().enumerate() {
         bench.put(&format!("{name}.parquet"), &parquet_bytes(&rows, index));
+        for file in OTHER_FORMS.iter().filter_map(|file| file.strip_prefix(&format!("{name}."))) {
+            bench.put(&format!("{name}.{file}"), &forms::bytes(&rows, file));
+        }
     }
     let template = "{% for message in messages %}<{{ message.role }}>{{ message['content'] | trim }}</s>{% endfor %}\
                     {% if add_generation_prompt %}<assistant>{% endif %}";
@@ -141,6 +200,7 @@ fn copy_inputs(from: &Path, to: &Path) {
     let tokenizer = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
     let of = |folder: &str, names: &[&str]| names.iter().map(|name| format!("{folder}/{name}")).collect::<Vec<_>>();
     let mut files = ["messages", "ranks", "completion", "prompts"].map(|name| format!("{name}.parquet")).to_vec();
+    files.extend(OTHER_FORMS.map(str::to_owned));
     files.extend(of("sft", &[&tokenizer[..], &["chat_template.jinja"]].concat()));
     files.extend(of("reward", &[&tokenizer[..], &["head.json"]].concat()));
     files.extend(of("adapter", &["adapter_config.json", "adapter_model.safetensors"]));
@@ -158,10 +218,14 @@ fn fault(case: &Case, outcome: &rlhf::Result<()>) -> Option<String> {
     let sentence = error.to_string();
     let folder = case.file.split_once('/').map(|(folder, _)| format!("/{folder}"));
     let named = sentence.contains(case.file) || folder.is_some_and(|folder| sentence.contains(&folder));
+    // A base that was broken and its adapter do not fit each other, whichever of the two is named.
+    let named = named || case.line.contains("@adapter") && sentence.contains("/adapter/");
     match error {
         Error::Tensor(_) => Some(format!("not a sentence: {sentence}")),
         _ if sentence.contains('\n') => Some(format!("more than a line: {sentence}")),
-        _ if sentence.len() > 2000 => Some(format!("{} bytes long: {}", sentence.len(), &sentence[..500])),
+        _ if sentence.len() > 2000 => {
+            Some(format!("{} bytes long: {}", sentence.len(), sentence.chars().take(500).collect::<String>()))
+        }
         _ if !named => Some(format!("names no file: {sentence}")),
         _ => None,
     }

@@ -13,8 +13,8 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::properties::{WriterProperties, WriterVersion};
 use parquet::schema::types::ColumnPath;
-use rlhf::data::parquet::{ParquetRows, Rows};
 use rlhf::data::schema::{self, Message, Text};
+use rlhf::data::table::{Rows, TableRows};
 use tempfile::TempDir;
 
 use super::seeds::parquet_bytes;
@@ -136,7 +136,7 @@ fn lists_that_cost_time_but_no_bytes_are_refused() {
 
 /// The rows of a file, a batch at a time.
 fn batches(folder: &TempDir) -> impl Iterator<Item = rlhf::Result<Rows>> {
-    ParquetRows::open(&folder.path().join("rows.parquet").display().to_string()).unwrap()
+    TableRows::open(&folder.path().join("rows.parquet").display().to_string()).unwrap()
 }
 
 /// All rows of a file, as one table of these types.

@@ -16,6 +16,7 @@ use rlhf::data::tokenize::Tokenizer;
 use rlhf::model::{folder, weight_files};
 
 use crate::common::{lists, strings, table};
+use crate::forms;
 use crate::mutation::{join, split};
 
 /// One file.
@@ -125,6 +126,25 @@ fn parquet_rows() -> Vec<Seed> {
     tables.map(seed).collect()
 }
 
+/// The tables in the other forms in which rows are read.
+fn other_rows() -> Vec<Seed> {
+    let targets = [
+        ("json_rows", &["jsonl", "json"][..]),
+        ("csv_rows", &["csv"]),
+        ("arrow_rows", &["arrow", "arrows", "lz4.arrow"]),
+        ("compressed_rows", &["jsonl.gz", "jsonl.zst"]),
+    ];
+    let seeds = |(name, rows): (&'static str, RecordBatch)| {
+        let of = |target, ending: &str| Seed {
+            target,
+            name: format!("{name}.{ending}"),
+            bytes: forms::bytes(&rows, ending),
+        };
+        targets.iter().flat_map(|(target, endings)| endings.iter().map(|ending| of(target, ending))).collect::<Vec<_>>()
+    };
+    tables().into_iter().flat_map(seeds).collect()
+}
+
 const FAMILIES: [&str; 14] = [
     "llama",
     "llama3",
@@ -191,6 +211,7 @@ const SETTINGS: [(u8, &str); 7] = [
 /// Every seed of every target.
 pub fn all() -> Vec<Seed> {
     let mut seeds = parquet_rows();
+    seeds.extend(other_rows());
     let safetensors = ["llama", "lora-llama", "gpt2", "bert-reward"];
     seeds.extend(of_golden("safetensors", &safetensors, |folder| {
         let names = ["model.safetensors", "adapter_model.safetensors"].map(|name| folder.join(name));
@@ -226,8 +247,8 @@ fn seeds_are_whole() {
             let (json, rest) = split(&seed.bytes);
             assert!(serde_json::from_slice::<serde_json::Value>(json).is_ok() && !rest.is_empty(), "{}", seed.name);
         }
-        let path = folder_of_one.path().join("rows.parquet");
-        if seed.target == "parquet_rows" {
+        if seed.target.ends_with("_rows") {
+            let path = folder_of_one.path().join(&seed.name);
             std::fs::write(&path, &seed.bytes).unwrap();
             let path = path.display().to_string();
             let demonstrations = || schema::demonstrations(&path)?.collect::<Result<Vec<_>, _>>().map(|all| all.len());

@@ -11,8 +11,8 @@ use crate::remote::server::{Reply, Request, Server};
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const FILE: &str = "model.safetensors";
 
-fn name() -> ModelName {
-    ModelName::parse("org/tiny").unwrap()
+fn name() -> HubName {
+    HubName::parse("org/tiny").unwrap()
 }
 
 fn patience() -> Patience {
@@ -258,7 +258,7 @@ fn the_address_that_a_hub_leads_to_is_in_no_message() {
 fn a_listing_is_bounded_and_its_address_escaped() {
     let server = Server::start(|_| Reply { without_length: true, ..Reply::text(vec![b' '; 17 << 20]) });
     let listing = |server: &Server, name: &str| {
-        let (hub, name) = (hub(server, None), ModelName::parse(name).unwrap());
+        let (hub, name) = (hub(server, None), HubName::parse(name).unwrap());
         super::super::wait(async { hub.listing(&name).await }).unwrap()
     };
     let Err(Unanswered::Refused(error)) = listing(&server, "org/tiny@refs/pr/1") else { panic!("not refused") };

@@ -1,7 +1,8 @@
-//! Rows of a Parquet file, decoded a few at a time: as many as there is room for, whatever the file says of their size.
+//! Batches of rows, cut to what there is room for, whatever a file says of their size.
 //!
-//! A text that a page's dictionary holds once may stand in every row, so that a file of a kilobyte has rows of many gigabytes. Texts are therefore decoded
-//! as views (16 bytes each, into the page), and only as many rows are handed on as their texts, written out, have room for.
+//! A text that a file holds once (in a page's dictionary, or that of an Arrow file) may be the value of every row, so that a file of a kilobyte has rows of
+//! many gigabytes. Such texts are therefore decoded as views (16 bytes each, into the page), and only as many rows are handed on as their texts, written
+//! out, have room for.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,82 +11,55 @@ use arrow::array::{Array, AsArray, RecordBatch, RecordBatchOptions, UInt32Array}
 use arrow::compute::{cast, take_record_batch};
 use arrow::datatypes::{ArrowNativeType, DataType, Field, FieldRef, Fields, Schema};
 use arrow::error::ArrowError;
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReader, RowSelection};
-use parquet::errors::{ParquetError, Result};
-
-use super::parquet_file::ParquetFile;
-use super::parquet_pages;
 
 /// Rows handed on at a time, at most.
 pub(super) const ROWS_PER_BATCH: usize = 1024;
 /// Bytes of their texts, at most, unless one row has more.
-const BYTES_PER_BATCH: u64 = 16 << 20;
+pub(super) const BYTES_PER_BATCH: u64 = 16 << 20;
 /// Bytes of the texts of one row, at most.
 const BYTES_PER_ROW: u64 = 1 << 30;
 
-/// Batches of rows of a file. Texts are string views in them.
+/// Batches of rows of a file, or the reason why there are no more.
 pub(super) struct RowBatches {
-    reader: ParquetRecordBatchReader,
+    batches: Box<dyn Iterator<Item = Result<RecordBatch, String>> + Send>,
     /// Decoded rows for which there was no room in the batch before.
     rest: Option<RecordBatch>,
 }
 
 impl RowBatches {
-    /// Opens the chosen row groups, columns and rows (all of them without a choice), of which `most_rows` are decoded at a time: fewer where the footer
-    /// says that they are long.
-    pub(super) fn open(
-        file: ParquetFile,
-        footer: &ArrowReaderMetadata,
-        groups: Vec<usize>,
-        columns: ProjectionMask,
-        rows: Option<RowSelection>,
-        most_rows: usize,
-    ) -> Result<Self> {
-        let row = groups.iter().map(|&group| foretold_bytes_per_row(footer, group, &columns)).max();
-        let room = (BYTES_PER_BATCH / row.unwrap_or(0).max(1)) as usize;
-        let batch_size = most_rows.min(ROWS_PER_BATCH).min(room).max(1);
-        let fields = as_views(footer.schema().fields());
-        let reader = parquet_pages::read(file, footer, &fields, groups, columns, rows, batch_size)?;
-        Ok(RowBatches { reader, rest: None })
+    /// These batches, each cut where its texts are too long.
+    pub(super) fn new(batches: impl Iterator<Item = Result<RecordBatch, String>> + Send + 'static) -> Self {
+        RowBatches { batches: Box::new(batches), rest: None }
     }
 
-    fn cut(&mut self, batch: RecordBatch) -> Result<RecordBatch> {
+    fn cut(&mut self, batch: RecordBatch) -> Result<RecordBatch, String> {
         let rows = rows_with_room(&batch)?;
         if rows == batch.num_rows() {
             return Ok(batch);
         }
-        self.rest = Some(rows_of(&batch, rows..batch.num_rows())?);
-        Ok(rows_of(&batch, 0..rows)?)
+        let part = |rows| rows_of(&batch, rows).map_err(|error| error.to_string());
+        self.rest = Some(part(rows..batch.num_rows())?);
+        part(0..rows)
     }
 }
 
 impl Iterator for RowBatches {
-    type Item = Result<RecordBatch>;
+    type Item = Result<RecordBatch, String>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let batch = match self.rest.take() {
             Some(batch) => batch,
-            None => match self.reader.next()? {
+            None => match self.batches.next()? {
                 Ok(batch) => batch,
-                Err(error) => return Some(Err(error.into())),
+                Err(reason) => return Some(Err(reason)),
             },
         };
         Some(self.cut(batch))
     }
 }
 
-/// What a footer says of the size of a row group's chosen columns, over its rows.
-fn foretold_bytes_per_row(footer: &ArrowReaderMetadata, group: usize, columns: &ProjectionMask) -> u64 {
-    let group = footer.metadata().row_group(group);
-    let chosen = group.columns().iter().enumerate().filter(|(leaf, _)| columns.leaf_included(*leaf));
-    let sizes = chosen.map(|(_, column)| u64::try_from(column.uncompressed_size()).unwrap_or(0));
-    let bytes = sizes.fold(0, u64::saturating_add);
-    bytes / u64::try_from(group.num_rows()).unwrap_or(0).max(1)
-}
-
 /// How many of the first rows have texts for which there is room in a batch: one at least.
-fn rows_with_room(batch: &RecordBatch) -> Result<usize> {
+fn rows_with_room(batch: &RecordBatch) -> Result<usize, String> {
     let bytes_to = |rows: usize| bytes_of_texts(batch, 0..rows);
     if bytes_to(batch.num_rows()) <= BYTES_PER_BATCH {
         return Ok(batch.num_rows());
@@ -100,11 +74,11 @@ fn rows_with_room(batch: &RecordBatch) -> Result<usize> {
     }
     let first_row = bytes_to(1);
     if first_row > BYTES_PER_ROW {
-        return Err(ParquetError::General(format!(
+        return Err(format!(
             "the texts of one row are {} MiB long; at most {} MiB are read",
             first_row >> 20,
             BYTES_PER_ROW >> 20
-        )));
+        ));
     }
     Ok(room.max(1))
 }
@@ -160,7 +134,7 @@ pub(super) fn copy_of_row(batch: &RecordBatch, row: usize) -> Result<RecordBatch
 }
 
 /// Columns of these types with their texts as views.
-fn as_views(fields: &Fields) -> Fields {
+pub(super) fn as_views(fields: &Fields) -> Fields {
     fn leaf(data_type: &DataType) -> Option<DataType> {
         match data_type {
             DataType::Utf8 | DataType::LargeUtf8 => Some(DataType::Utf8View),
