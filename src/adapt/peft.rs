@@ -261,8 +261,11 @@ pub fn check_selected<'a>(config: &Config, layers: impl Iterator<Item = &'a Stri
         if *layer == output.module && names(config, "target_modules").iter().any(|name| output.is_target(name)) {
             continue;
         }
-        // An expression of Python's that is none here says nothing against what the file holds.
-        if !selection.selects(layer).unwrap_or(true) {
+        // In a model of text and images the layer has a longer name. An expression of Python's that is none here
+        // says nothing against what the file holds.
+        let in_whole = layer.strip_prefix(WHOLE).map(|name| format!("{TEXT_PART}{name}"));
+        let mut names = std::iter::once(layer).chain(&in_whole);
+        if !names.any(|name| selection.selects(name).unwrap_or(true)) {
             bail!(
                 "{}: there is an update of \"{layer}\" beside it, which target_modules, exclude_modules and layers_to_transform do not select; correct them, or take the update out of the file",
                 config.file

@@ -91,7 +91,7 @@ pub fn refuse_encoder(architecture: &Architecture, source: &Path) -> Result<()> 
 /// model of the hub.
 pub fn resolve(folder: &Path, adapters: &[PathBuf]) -> Result<(PathBuf, Vec<PathBuf>)> {
     let folder = &hub::folder(folder)?;
-    if !folder.is_dir() && !(is_gguf(folder) && folder.is_file()) {
+    if !(folder.is_dir() || is_gguf(folder) && folder.is_file()) {
         bail!(
             "{}: no such folder; expected the folder of a Hugging Face model or of a PEFT adapter, a GGUF file, or the name of a model on the hub (organisation/name)",
             folder.display()

@@ -55,7 +55,7 @@ pub fn stored_output(files: &TensorFiles, architecture: &Architecture) -> Option
     let names = &architecture.names;
     [names.output.to_string(), format!("{}.weight", names.output_module)]
         .into_iter()
-        .find(|name| files.shape(name).is_some())
+        .find(|name| files.holds(name, names.prefix))
 }
 
 /// Whether two matrices have the same shape and numbers.

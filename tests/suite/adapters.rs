@@ -20,14 +20,14 @@ const METHODS: [&str; 26] = [
     "lora --init-lora-weights pissa",
     "lora --init-lora-weights orthogonal",
     "lora --lora-bias all --modules-to-save lm_head,embed_tokens,wte,embed_in",
-    "lora --target-modules q_proj,c_attn,query_key_value,lm_head",
+    "lora --target-modules q_proj,c_attn,query_key_value,qkv_proj,lm_head",
     "lora --target-modules all-linear,lm_head --use-dora",
-    "lora --target-modules q_proj,c_attn,query_key_value --modules-to-save norm,ln_f,down_proj,mlp.c_fc,dense_4h_to_h",
+    "lora --target-modules q_proj,c_attn,query_key_value,qkv_proj --modules-to-save norm,ln_f,down_proj,mlp.c_fc,dense_4h_to_h",
     "bitfit",
     "bitfit --bitfit-biases query,feed-forward-up",
     "ia3",
     "ia3 --modules-to-save lm_head,embed_tokens,wte,embed_in",
-    "ia3 --target-modules q_proj,c_attn,query_key_value,lm_head --feedforward-modules down_proj,mlp.c_proj,dense_4h_to_h",
+    "ia3 --target-modules q_proj,c_attn,query_key_value,qkv_proj,lm_head --feedforward-modules down_proj,mlp.c_proj,dense_4h_to_h",
     "prompt-tuning",
     "p-tuning",
     "p-tuning --encoder-reparameterization-type lstm",
@@ -45,9 +45,34 @@ const METHODS: [&str; 26] = [
 /// The arguments with those layer names alone that a shape has.
 fn arguments(method: &str, shape: Shape) -> Vec<String> {
     let absent: &[&str] = match shape {
-        Shape::Gpt2 => &["embed_tokens", "embed_in", "q_proj", "query_key_value", "norm", "down_proj", "dense_4h_to_h"],
-        Shape::GptNeox => &["embed_tokens", "wte", "q_proj", "c_attn", "ln_f", "mlp.c_fc", "down_proj", "mlp.c_proj"],
-        _ => &["wte", "embed_in", "c_attn", "query_key_value", "ln_f", "mlp.c_fc", "dense_4h_to_h", "mlp.c_proj"],
+        Shape::Gpt2 => {
+            &["embed_tokens", "embed_in", "q_proj", "query_key_value", "qkv_proj", "norm", "down_proj", "dense_4h_to_h"]
+        }
+        Shape::GptNeox => {
+            &["embed_tokens", "wte", "q_proj", "c_attn", "qkv_proj", "ln_f", "mlp.c_fc", "down_proj", "mlp.c_proj"]
+        }
+        Shape::Phi3 => &[
+            "wte",
+            "embed_in",
+            "c_attn",
+            "query_key_value",
+            "ln_f",
+            "mlp.c_fc",
+            "dense_4h_to_h",
+            "mlp.c_proj",
+            "q_proj",
+        ],
+        _ => &[
+            "wte",
+            "embed_in",
+            "c_attn",
+            "query_key_value",
+            "ln_f",
+            "mlp.c_fc",
+            "dense_4h_to_h",
+            "mlp.c_proj",
+            "qkv_proj",
+        ],
     };
     let word = |word: &str| word.split(',').filter(|name| !absent.contains(name)).collect::<Vec<_>>().join(",");
     format!("--method {method} --num-virtual-tokens 5").split(' ').map(word).collect()

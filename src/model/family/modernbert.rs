@@ -68,7 +68,7 @@ pub(super) fn modernbert(config: &Config) -> Result<Architecture> {
         feed_forward: FeedForward::GatedPacked(config.activation("hidden_activation", "gelu")?),
         windows: windows(Some(window), &sliding),
         causal: false,
-        tied_output: true,
+        tied_output: config.flag("tie_word_embeddings", true)?,
         initializer_range: config.not_negative("initializer_range", 0.02)?,
         scaled_residual_initialization: true,
         default_lora_targets: &["Wqkv"],
@@ -99,7 +99,8 @@ fn names(config: &Config) -> Result<TensorNames> {
         up: LinearName { name: "mlp.Wi", bias: feed_forward_bias },
         down: LinearName { name: "mlp.Wo", bias: feed_forward_bias },
         final_norm: Some("final_norm"),
-        output: "",
+        // Of masked language modelling; nothing here reads it but as the embeddings that it is tied to.
+        output: "decoder.weight",
         output_module: "decoder",
         head: head(config)?,
         bottlenecks: super::DECODER_BOTTLENECKS,
