@@ -316,11 +316,10 @@ impl TrainingPlan<'_> {
         let counted = |number: usize| examples.counted(number);
         let evaluated = |number: usize| format!("of those to evaluate on {}", count(number));
         let sampled = examples.sampled_rows.map(|(rows, _)| format!(" of the first {} rows", count(rows)));
-        let sources: [(Truncation, &dyn Fn(usize) -> String, String); 2] = [
-            (examples.truncation, &counted, sampled.unwrap_or_default()),
-            (examples.evaluation_truncation, &evaluated, " of those to evaluate on".to_string()),
-        ];
-        for (lost, counted, of) in sources {
+        let training = (examples.truncation, sampled.unwrap_or_default());
+        let evaluation = (examples.evaluation_truncation, " of those to evaluate on".to_string());
+        for ((lost, of), is_training) in [(training, true), (evaluation, false)] {
+            let counted = |number: usize| if is_training { counted(number) } else { evaluated(number) };
             for (what, number, part) in [("prompts cut", lost.prompts, "start"), ("answers cut", lost.answers, "end")] {
                 if number > 0 {
                     plan =
