@@ -10,9 +10,9 @@ use crate::error::{Error, Result};
 use crate::limits;
 use crate::remote::objects;
 
-/// The files of rows that `pattern` names, sorted: a file; a folder (every data file below it by its name, see [`is_data_file`], hidden ones left out; of one
+/// The files of rows that `pattern` names, sorted: a file; a folder (every data file below it by its name, see `is_data_file`, hidden ones left out; of one
 /// with several splits the split that is wanted, see [`splits`]); a glob (`data/train-*.parquet`); each here or in an object store (see
-/// [`objects::files`]); or, where nothing here has this name, a data set of the Hugging Face hub (see [`HubData`]).
+/// [`objects::files`]); or, where nothing here has this name, a data set of the Hugging Face hub.
 ///
 /// # Errors
 /// Where there are no such files, or it is not known which ones are wanted.

@@ -35,7 +35,7 @@ impl Message {
     }
 
     /// A turn of these fields. ShareGPT's names are replaced (`from` by `role`, `value` by `content`, and the roles that go with them, see
-    /// [`sharegpt_role`]); a content that is a list of texts is joined.
+    /// `sharegpt_role`); a content that is a list of texts is joined.
     ///
     /// # Errors
     /// Where there is no role, no content that is text, or no content at all though the turn is not one of the assistant with other fields (as

@@ -1,6 +1,6 @@
 //! GGUF files, llama.cpp's form of a model: one file that holds configuration, tokenizer and weights.
 //!
-//! A file is presented as the folder that `transformers` would have: [`Gguf::files`] makes `config.json`, `tokenizer.json`,
+//! A file is presented as the folder that `transformers` would have: [`files`] makes `config.json`, `tokenizer.json`,
 //! `tokenizer_config.json`, `generation_config.json` and `chat_template.jinja` of its metadata, and [`Gguf::numbers`] reads its tensors as
 //! f32, dequantised by candle. So nothing above this module knows the format but the reader of weights.
 //!
