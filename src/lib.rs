@@ -1,41 +1,74 @@
 //! Aligning language models with human feedback: supervised fine-tuning, reward modelling and PPO, on one model core.
 //!
-//! # The map of the house
+//! # The map
 //!
 //! From the bottom up; a module imports only modules below it.
 //!
-//! * [`error`], [`limits`], [`numbers`], [`random`], [`files`], [`remote`], [`stop`], [`settings`]: one error type, whose messages name the file and the column or tensor; what
-//!   a hostile file may cost; extremes that do not drop NaN; every random number by the name of its stream; files that appear whole or not at all; files on other machines; signals; settings that are the command
-//!   line, the TOML file and the record.
-//! * [`data`]: from rows of files to packed batches. [`data::table`] reads files in every form (Parquet, JSON Lines, JSON, CSV, Arrow), [`data::row_index`] any rows of many, [`data::window`] orders more
-//!   rows than memory holds, [`data::schema`] makes records of them in
-//!   the layouts that people use, [`data::template`] renders conversations, [`data::tokenize`] gives trees of token ids (a prompt with the
-//!   answers that continue it), [`data::batch`] lays them end to end.
-//! * [`ops`]: the operations that carry a transformer, each with its own backward pass that skips what is frozen, and a reference in
-//!   candle's own operations beside it. candle drops the gradients of many of its fused operations without a word and computes those
-//!   of frozen weights; nothing outside this module calls one of them.
-//! * [`model`]: [`model::architecture`] says what a family is, [`model::family`] reads each one's `config.json`, [`model::transformer`] is the forward pass,
-//!   once for all, [`model::layout`] says who attends to whom, [`model::adapter`] names the sites at which a lightweight method may change
-//!   the pass, [`model::weight_files`] reads and writes safetensors.
-//!   [`model::sites`] applies what adapters declare: to all rows alike, or to each group of rows its own.
-//! * [`adapt`]: what trains: full weights, or lightweight methods in the forms of PEFT and AdapterHub. The only place that knows methods by name.
+//! * [`error`], [`limits`], [`numbers`], [`random`], [`files`], [`stop`]: one error type, whose messages name
+//!   the file and the column or tensor; what a hostile file may cost; minimum and maximum that keep NaN,
+//!   where `f32::max` drops it; every random number by the name of its stream; files that are written whole
+//!   or not at all; signals.
+//! * [`remote`]: files on other machines: object stores, web servers, models and data sets of the Hugging
+//!   Face hub.
+//! * [`settings`]: settings that are the command line, the TOML file and the record. One table a program says
+//!   in which mode each flag is read; a flag that the chosen mode does not read is refused by its name
+//!   (`settings/flags.rs`).
+//! * [`gguf`]: a GGUF file presented as the folder that `transformers` would have: `config.json` and the
+//!   tokenizer's files made of its metadata, its tensors dequantised to f32 under the names of the folder's.
+//!   Only the readers of a folder's files and weights know of it.
+//! * [`data`]: from rows of files to packed batches.
+//!     * Files: [`data::files`] says which files a pattern names, [`data::splits`] which of a folder or of a
+//!       data set of the hub belong to the split that is asked for, [`data::table`] reads their rows in every
+//!       form (Parquet, JSON Lines, JSON, CSV, Arrow, compressed or not), [`data::row_index`] any rows of
+//!       many, [`data::window`] orders more rows than memory holds.
+//!     * Records: [`data::schema`] makes records ([`data::record`]) of rows in the layouts that people use.
+//!       Messages keep all their fields. [`data::notes`] collects what has to be said once, with counts:
+//!       columns that are not used, files of other splits.
+//!     * Tokens: [`data::template`] renders conversations and finds the assistant's turns in them,
+//!       [`data::tokenize`] gives trees of token ids (a prompt with the answers that continue it),
+//!       [`data::chat_counts`] counts what a model does not learn or read of them, [`data::pairs`] says which
+//!       ranked answers make pairs, [`data::batch`] lays sequences end to end.
+//! * [`ops`]: the operations that carry a transformer, each with its own backward pass that skips what is
+//!   frozen, and a reference in candle's own operations beside it. candle drops the gradients of many of its
+//!   fused operations without a word and computes those of frozen weights; nothing outside this module calls
+//!   one of them.
+//! * [`model`]: [`model::architecture`] says what a family is, [`model::family`] reads each one's
+//!   `config.json`, of which every field is read, known to change no number, or refused by its name
+//!   (`model/config.rs`). [`model::transformer`] is the forward pass, once for all, [`model::layout`] says
+//!   who attends to whom, [`model::adapter`] names the sites at which a lightweight method may change the
+//!   pass, [`model::sites`] applies what adapters declare: to all rows alike, or to each group of rows its
+//!   own. [`model::weight_files`] finds, reads and writes weights; whether embeddings and output matrix are
+//!   tied is decided by `config.json` and these files together (`model/tying.rs`).
+//! * [`adapt`]: what trains: full weights, or lightweight methods in the forms of PEFT and AdapterHub. The
+//!   only place that knows methods by name. Fields of an adapter's configuration are known or refused, as
+//!   those of `config.json` are (`adapt/fields.rs`).
 //! * [`generate`]: sampling with a key-value cache and continuous batching.
-//! * [`train`]: what the stages share: optimizer, schedule, examples by step, in memory or streamed ([`train::examples`]), metrics, progress, the run's folder, checkpoints ([`train::checkpoint`]).
-//! * [`classifier`]: sequence classifiers of others (toxicity, inference), on the core or, for DeBERTa, beside it: texts to probabilities of labels.
-//! * [`rewards`]: what says how good an answer is: reward models of any tokenizer, several together, or a command. [`figure`]: curves as SVG.
-//! * [`sft`], [`reward`], [`ppo`]: the three stages; [`sample`], [`score`], [`evaluate`], [`export`]: what is done with a model afterwards.
-//! * [`world`]: the generator of the data that ships with the project, and the rule by which its answers are judged.
+//! * [`train`]: what the stages share: optimizer, schedule, examples by step, in memory or streamed
+//!   ([`train::examples`]), metrics, the plan that is printed before a run, progress, the run's folder,
+//!   checkpoints ([`train::checkpoint`]), and whether a run learned anything.
+//! * [`classifier`]: sequence classifiers of others (toxicity, inference), on the core or, for DeBERTa,
+//!   beside it: texts to probabilities of labels.
+//! * [`rewards`]: what says how good an answer is: reward models of any tokenizer, a command, or rules that
+//!   compare it with a column of its row; one source or several together. [`figure`]: curves as SVG.
+//! * [`sft`], [`reward`], [`ppo`]: the three stages; [`sample`], [`score`], [`evaluate`], [`export`]: what is
+//!   done with a model afterwards.
+//! * [`world`]: the generator of the data that ships with the project, and the rule by which its answers are
+//!   judged.
 //!
 //! # From a row to a gradient step
 //!
-//! [`sft::run`] opens its data ([`train::examples`]): rows of more than a window are read as they are needed ([`data::window`]), fewer are read at once. Of each row a demonstration is made
-//! ([`data::schema::DEMONSTRATIONS`]), and of this a token tree
-//! ([`data::tokenize::Tokenizer::demonstration`]); each optimizer step takes its examples ([`train::examples::Examples::step`]), packs some at a time ([`model::Model::pack`]), computes hidden states
-//! `[tokens, d_model]` ([`model::Model::hidden`]), the log-probabilities of the targets alone ([`model::Model::log_probs`]), their gradient
-//! (`backward`), and steps ([`train::optimizer::Optimizer`]). [`reward::run`] does the same with scores at each answer's last token and
-//! the k-wise loss ([`reward::loss`]). [`ppo::run`] samples answers ([`generate::generate`]), looks at them with policy, reference, reward and value model
-//! ([`ppo::rollout`]), estimates advantages ([`ppo::advantage`]), and updates
-//! ([`ppo::update`], by the losses of [`ppo::objective`]).
+//! [`sft::run`] opens its data ([`train::examples`]): the files of the split ([`data::splits`]) in whatever
+//! form they have ([`data::table`]). Rows of more than a window are read as they are needed
+//! ([`data::window`]), fewer are read at once. Of each row a demonstration is made
+//! ([`data::schema::DEMONSTRATIONS`]), whose conversation the chat template renders ([`data::template`]), and
+//! of this a token tree ([`data::tokenize::Tokenizer::demonstration`]); each optimizer step takes its
+//! examples ([`train::examples::Examples::step`]), packs some at a time ([`model::Model::pack`]), computes
+//! hidden states `[tokens, d_model]` ([`model::Model::hidden`]), the log-probabilities of the targets alone
+//! ([`model::Model::log_probs`]), their gradient (`backward`), and steps ([`train::optimizer::Optimizer`]).
+//! [`reward::run`] does the same with scores at each answer's last token and the k-wise loss
+//! ([`reward::loss`]). [`ppo::run`] samples answers ([`generate::generate`]), scores them with policy,
+//! reference, value model and the sources of rewards ([`rewards`], [`ppo::rollout`]), estimates advantages
+//! ([`ppo::advantage`]), and updates ([`ppo::update`], by the losses of [`ppo::objective`]).
 //!
 //! # Decisions
 //!
@@ -58,8 +91,12 @@
 //! random numbers depend on its number alone. So a run that was killed ends in the bytes of one that was not. Another processor (other kernels), another
 //! version, or a reward command that is not the same function twice would break that.
 //!
-//! candle-transformers is not used: none of its models can be trained (gradients stop at its fused norms and rotations), there is no GPT-2
-//! in it, and its DeBERTa panics on the convolution of DeBERTa-v2's larger models. Of candle-nn, the differentiable functions of the reference implementations and the benchmark's baseline are used.
+//! **Known, or refused.** A field of a configuration, a part of a message, a column or a flag that might change what is computed is either
+//! understood or refused by its name; what is left out is counted and printed. A number that is not finite is an error with its place, never a value.
+//!
+//! candle-transformers is used by tests alone, as an oracle: none of its models can be trained (gradients stop at its fused norms and
+//! rotations), there is no GPT-2 in it, and its DeBERTa panics on the convolution of DeBERTa-v2's larger models. Of candle-nn, the differentiable
+//! functions of the reference implementations and the benchmark's baseline are used, of candle-core the dequantisation of GGUF's blocks.
 #![warn(missing_docs)]
 #![deny(unsafe_code)]
 #![warn(clippy::undocumented_unsafe_blocks)]

@@ -2,21 +2,23 @@
 //!
 //! | read | bound |
 //! | --- | --- |
-//! | `config.json`, an adapter's configuration, an index of weights, settings, mixtures and other small files | 16 MiB; 64 times as much memory where all of it is numbers of one digit |
+//! | `config.json`, an adapter's configuration, an index of weights, settings, mixtures, a data set's `README.md` and other small files | 16 MiB; 64 times as much memory where all of it is numbers of one digit |
 //! | a chat template | 1 MiB; 2 million steps, of which each 64 bytes of text are one; 10 seconds; 1 GiB |
 //! | `tokenizer.json` and what belongs to it | 128 MiB; about 40 times as much memory for a million merges |
 //! | header of a safetensors file | 100 MB, and never more than the file holds |
 //! | tensors | what the file holds, and 4 bytes a number; what a header promises and a file does not hold is not allocated |
+//! | a GGUF file | 128 MiB before the tensors; 2^22 fields, tensors and items of a list; of tensors what the file holds, and 4 bytes a number |
 //! | a model from `config.json` alone | 2^32 parameters, 4 bytes each |
 //! | a model of the hub | 16 MiB of what the hub says of it; of each file the bound above and the size that is listed, and not a byte more |
 //! | a Parquet file | 1,024 rows of the columns that are read, or fewer whose texts, written out, have 16 MiB; one row with more is read alone, up to 1 GiB; numbers as they are when unpacked; of each column a page of at most 2 GiB (the format's limit), so a file that packs well can take that much |
 //! | a JSON Lines, JSON, CSV or TSV file | 64 MiB a row, about 40 times as much memory where all of it is numbers of one digit; 4 MiB of rows, or one, at a time; 10,000 columns |
-//! | an Arrow file | a record batch of at most 2 GiB, decompressed, and the dictionaries |
+//! | an Arrow file | a record batch of at most 2 GiB, decompressed, and 16 MiB that describe it; the dictionaries |
+//! | any file of rows | 2^20 rows and 8,192 more for each of its bytes; a file that claims more is refused |
 //! | a compressed file | 1 GiB of temporary disk space, or 256 times its size |
 //! | a remote file | 64 MiB of what was read last, for all of them together; two minutes for an answer, five for all tries of a part; a million objects of a listing |
 //! | a text | about 170 bytes a byte while a byte-level tokenizer splits it |
 //!
-//! Weights are read as safetensors and nothing else: a pickle is a program, and none is ever run.
+//! Weights are read as safetensors or GGUF and nothing else: a pickle is a program, and none is ever run.
 
 use std::cell::Cell;
 use std::fs::File;
