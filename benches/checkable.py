@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 SEEDS = [0, 1, 2]
-UPDATES = 60
+STEPS, UPDATES = 40, 60
 REFUSAL = "The passage does not say."
 LENGTHS = ["--max-length", "256"]
 SAMPLING = LENGTHS + ["--response-length", "24"]
@@ -97,7 +97,7 @@ def main():
     prepare(data, output)
     print("| seed | accuracy before, greedy / sampled | after GRPO, greedy / sampled | reward of the first and of the last 5 updates |\n| --- | --- | --- | --- |")
     for seed in SEEDS:
-        sft = run(programs, "sft", output / f"sft-{seed}", "--model", data / "base", "--data", data / "demonstrations.parquet", "--max-steps", 40,
+        sft = run(programs, "sft", output / f"sft-{seed}", "--model", data / "base", "--data", data / "demonstrations.parquet", "--max-steps", STEPS,
                   "--learning-rate", 3e-4, "--seed", seed, *LENGTHS)
         grpo = ["--model", sft, "--algorithm", "grpo", "--data", output / "questions.parquet", "--batch-size", 128, "--learning-rate", 1e-4, "--max-steps", UPDATES,
                 "--epochs", 9, "--seed", seed, *SAMPLING]

@@ -346,7 +346,7 @@ impl AnswerTrees<'_> {
             if let Some(answer) = values.iter().position(|value| !value.is_finite()) {
                 bail!(
                     "{origin}: the {what} of answer {answer} (counted from 0) by {} is {}, not a finite number; the model's weights are damaged or overflow, look for NaN in them",
-                    model.folder().path.display(),
+                    model.folder().name(),
                     values[answer]
                 );
             }

@@ -27,7 +27,9 @@
 //! impl Program for Tune {
 //!     fn flags() -> Flags<Self> {
 //!         let training = TrainingSettings::flags().never(&["pooling", "probe_hidden_size"]);
-//!         Flags::new().of(|tune| &tune.common, CommonSettings::flags()).of(|tune| &tune.training, training)
+//!         Flags::new()
+//!             .of(|tune: &Self| &tune.common, CommonSettings::flags())
+//!             .of(|tune: &Self| &tune.training, training)
 //!     }
 //! }
 //!

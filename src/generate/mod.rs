@@ -344,7 +344,7 @@ impl<'a> ContinuousBatch<'a> {
         Error::input(format!(
             "{place}: the logits of {} for token {known} of the answer, after {} tokens, are not finite ({why}), so no token can be chosen; \
              the model's weights are damaged or overflow, look for NaN in them",
-            self.model.folder().path.display(),
+            self.model.folder().name(),
             context - virtual_rows + known,
         ))
     }

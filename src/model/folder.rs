@@ -199,6 +199,16 @@ impl ModelFolder {
         self.copy_companions(folder)
     }
 
+    /// What messages call the model: its folder, and those of the adapters on top of it.
+    pub fn name(&self) -> String {
+        let adapters = self.companions.iter().rev().filter(|folder| **folder != self.path);
+        let on_top: Vec<String> = adapters.map(|folder| folder.display().to_string()).collect();
+        match on_top.is_empty() {
+            true => self.path.display().to_string(),
+            false => format!("{} with {}", self.path.display(), on_top.join(", ")),
+        }
+    }
+
     /// The padding token that `transformers` takes for this model.
     pub fn pad_token_id(&self) -> Option<u32> {
         match self.config.get("pad_token_id") {

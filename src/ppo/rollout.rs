@@ -215,7 +215,7 @@ fn check_finite(what: &str, model: &Model, groups: &[Group], found: &[Vec<f32>])
                  smaller --learning-rate, or start from weights that are finite",
                 numbers[place],
                 group.prompt.origin,
-                model.folder().path.display()
+                model.folder().name()
             )));
         }
     }
