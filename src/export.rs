@@ -127,7 +127,7 @@ fn check_weights(model: &Model) -> Result<()> {
         if count > 0 {
             bail!(
                 "{}: tensor \"{name}\" holds {count} of {} numbers that are not finite, expected none; export a healthy model; nothing was written",
-                model.folder().path.display(),
+                model.folder().name(),
                 values.len()
             );
         }

@@ -12,7 +12,7 @@ use crate::gguf::is_gguf;
 use crate::limits;
 use crate::model::architecture::Architecture;
 use crate::model::folder::{STACK_FILE, read_architecture, read_json};
-use crate::model::weight_files::{TensorFile, locate, no_weights};
+use crate::model::weight_files::{TensorFile, has_weights, no_weights};
 use crate::remote::hub;
 
 /// The folders whose tokenizer and generation settings belong to a model argument and the adapters on top of
@@ -58,10 +58,7 @@ pub fn embedding_rows(folder: &Path, adapters: &[PathBuf]) -> Result<usize> {
 /// Refuses a model argument whose base holds no weights that can be read.
 pub fn check_weights(folder: &Path) -> Result<()> {
     let base = resolve(folder, &[])?.0;
-    if is_gguf(&base) {
-        return Ok(());
-    }
-    locate(&base)?.map_or_else(|| Err(no_weights(&base)), |_| Ok(()))
+    if has_weights(&base)? { Ok(()) } else { Err(no_weights(&base)) }
 }
 
 /// What the base model of a model argument is.

@@ -17,6 +17,9 @@ pub struct Message {
     fields: Map<String, Value>,
 }
 
+/// Fields by which data say that a turn is not to be learned.
+const TRUTH_MARKS: [&str; 3] = ["train", "training", "loss"];
+
 impl Message {
     /// A turn with no fields but these two.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
@@ -58,6 +61,7 @@ impl Message {
             Some(other) => return Err(format!("has the role {other}, expected a string")),
             None => return Err("has no role".to_owned()),
         };
+        Self::check_marks(&fields)?;
         // What the assistant does instead of saying something is in other fields.
         let says_nothing = is_assistant && fields.len() > 1;
         match fields.get_mut("content") {
@@ -94,12 +98,34 @@ impl Message {
         self.role() == "assistant"
     }
 
-    /// Whether the turn is to be learned: one of the assistant, unless the data exclude it by `weight: 0` (OpenAI's format) or `train: false`
-    /// (also called `training`).
+    /// Whether the turn is to be learned: one of the assistant, unless the data exclude it by `weight: 0` (OpenAI's format), `train: false`
+    /// (also called `training`) or `loss: false` (ms-swift's).
     pub fn is_learned(&self) -> bool {
         let is_excluded = self.fields.get("weight").and_then(Value::as_f64) == Some(0.0)
-            || ["train", "training"].iter().any(|name| self.fields.get(*name) == Some(&Value::Bool(false)));
+            || TRUTH_MARKS.iter().any(|name| self.fields.get(*name) == Some(&Value::Bool(false)));
         self.is_assistant() && !is_excluded
+    }
+
+    /// The turn without what says whether it is to be learned, which has no meaning where answers are compared or scored.
+    pub fn without_marks(mut self) -> Self {
+        self.fields.retain(|name, _| name != "weight" && !TRUTH_MARKS.contains(&name.as_str()));
+        self
+    }
+
+    /// What is wrong with a mark of whether the turn is to be learned, as the end of a sentence.
+    fn check_marks(fields: &Map<String, Value>) -> Result<(), String> {
+        match fields.get("weight") {
+            None => {}
+            Some(weight) if weight.as_f64().is_some_and(|weight| weight == 0.0 || weight == 1.0) => {}
+            Some(weight) => return Err(format!("has `weight` {weight}, expected 0 (not learned) or 1")),
+        }
+        for name in TRUTH_MARKS {
+            match fields.get(name) {
+                None | Some(Value::Bool(_)) => {}
+                Some(other) => return Err(format!("has `{name}` {other}, expected true or false (not learned)")),
+            }
+        }
+        Ok(())
     }
 
     /// Whether both turns say the same, but for white space at the ends of their contents.
@@ -214,6 +240,25 @@ impl Text {
     /// Turns, and nothing else for the template.
     pub fn messages(messages: Vec<Message>) -> Self {
         Text::Messages(messages.into())
+    }
+
+    /// The same without what says whether turns are to be learned ([`Message::without_marks`]).
+    pub fn without_marks(self) -> Self {
+        match self {
+            Text::Plain(text) => Text::Plain(text),
+            Text::Messages(Conversation { messages, inputs }) => {
+                let messages = messages.into_iter().map(Message::without_marks).collect();
+                Text::Messages(Conversation { messages, inputs })
+            }
+        }
+    }
+
+    /// Whether there is something to learn: a string, or a turn of the assistant that the data do not exclude.
+    pub fn is_learned(&self) -> bool {
+        match self {
+            Text::Plain(_) => true,
+            Text::Messages(conversation) => conversation.messages.iter().any(Message::is_learned),
+        }
     }
 
     /// What is said, without roles: the string, or the content of each message.
@@ -373,6 +418,13 @@ mod tests {
         assert!(!turn("weight", json!(0)).unwrap().is_learned());
         assert!(!turn("weight", json!(0.0)).unwrap().is_learned());
         assert!(!turn("train", json!(false)).unwrap().is_learned());
+        assert!(!turn("loss", json!(false)).unwrap().is_learned());
+        assert!(turn("loss", json!(false)).unwrap().without_marks().is_learned());
+        for (name, value) in
+            [("weight", json!(0.5)), ("weight", json!("0")), ("train", json!("false")), ("loss", json!(0))]
+        {
+            assert!(turn(name, value).unwrap_err().contains(name));
+        }
         assert!(turn("weight", json!(1)).unwrap().is_learned());
         assert!(Message::assistant("a").is_learned() && !Message::user("a").is_learned());
     }

@@ -283,8 +283,10 @@ impl Tokenizer {
             true => self.cut_at_stops(&mut pieces),
             false => pieces.last().is_some_and(|last| self.stop_texts().iter().any(|stop| last.text.ends_with(stop))),
         };
-        if ending == Ending::Cut && closed && is_chat {
-            self.drop_stop(&mut pieces);
+        match ending {
+            Ending::Cut if closed && is_chat => self.drop_stop(&mut pieces),
+            Ending::Eos if closed && is_chat => self.drop_doubled_stop(&mut pieces),
+            _ => {}
         }
         let text: String = pieces.iter().map(|piece| piece.text.as_str()).collect();
         let encoded = self.encode_with_bytes(&text, is_chat)?;
@@ -303,6 +305,21 @@ impl Tokenizer {
             sequence.bytes.push((text.len(), text.len()));
         }
         Ok(sequence)
+    }
+
+    /// Takes away the stop token that an answer of the data ends with, where the template writes one behind it.
+    fn drop_doubled_stop(&self, pieces: &mut [Piece]) {
+        let Some(last) = pieces.iter_mut().rev().find(|piece| piece.learned) else { return };
+        let without =
+            |text: &str| self.stop_texts().iter().find_map(|stop| text.strip_suffix(stop.as_str())).map(str::len);
+        while let Some(once) = without(&last.text)
+            && without(last.text[..once].trim_end()).is_some()
+        {
+            let end = last.text.split_off(once);
+            let twice = without(last.text.trim_end()).unwrap_or(once);
+            last.text.truncate(twice);
+            last.text += &end;
+        }
     }
 
     /// Whether the first `given` bytes of a text are other tokens by themselves than in the whole.

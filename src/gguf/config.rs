@@ -228,6 +228,14 @@ impl Settings<'_> {
                 "attention_factor": 1.0,
             })));
         }
+        // With long factors it is the factor of attention; elsewhere llama.cpp multiplies what follows from the lengths with it.
+        if let Some(other) = attention.filter(|attention| attention.as_f64() != Some(1.0)) {
+            bail!(
+                "{}: field \"{}\" is {other}, which is known with long factors alone; use the model's Hugging Face folder",
+                self.gguf.path.display(),
+                self.name("rope.scaling.attn_factor")
+            );
+        }
         let Some(factor) = factor else { return Ok(None) };
         let kind = self.gguf.optional_text(&self.name("rope.scaling.type"))?.unwrap_or("linear");
         let mut scaling = json!({ "rope_type": kind, "factor": factor });

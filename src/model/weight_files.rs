@@ -78,6 +78,14 @@ pub fn read(folder: &Path, architecture: &mut Architecture, device: &Device) -> 
     Ok(Some((weights, StorageForm { dtype: dtype.unwrap_or(DType::F32), shards: files.shards })))
 }
 
+/// Whether a model, which is a folder or a GGUF file, has weights.
+///
+/// # Errors
+/// As [`locate`].
+pub fn has_weights(model: &Path) -> Result<bool> {
+    Ok(is_gguf(model) || locate(model)?.is_some())
+}
+
 /// The weights' files of a model's folder, of which only the headers have been read.
 pub struct TensorFiles {
     folder: PathBuf,

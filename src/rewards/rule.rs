@@ -144,6 +144,7 @@ impl RewardRule {
                 Some(number) => Ok(Reference::Number(number)),
                 None => Err(self.fault(prompt, &format!("is {text:?}, in which there is no number"))),
             },
+            RuleKind::Regex if text.is_empty() => Err(self.fault(prompt, "is empty, which matches every answer")),
             RuleKind::Regex => match Regex::new(&text) {
                 Ok(pattern) => Ok(Reference::Pattern(Box::new(pattern))),
                 Err(error) => Err(self.fault(prompt, &format!("is {text:?}, not a regular expression: {error}"))),
@@ -244,6 +245,7 @@ mod tests {
             (RuleKind::Contains, json!(" "), "every answer contains"),
             (RuleKind::Numeric, json!("seven"), "no number"),
             (RuleKind::Regex, json!("(a"), "not a regular expression"),
+            (RuleKind::Regex, json!(""), "matches every answer"),
         ] {
             let error = reward(kind, reference, "a").unwrap_err().to_string();
             assert!(error.starts_with("prompts.parquet: row 3") && error.contains("`answer`"), "{error}");

@@ -355,7 +355,9 @@ impl TrainingSettings {
 /// The default is that of the methods' table: ten times that of full weights for LoRA, and so on.
 pub fn learning_rate_help(full: f64) -> impl FnOnce(Arg) -> Arg {
     move |argument| {
-        let [lora, bitfit, prompt] = [10.0, 100.0, 300.0].map(|factor| full * factor);
+        // A product may differ from the shortest decimal in its last bit.
+        let rounded = |rate: f64| format!("{rate:.6e}").parse().unwrap_or(rate);
+        let [lora, bitfit, prompt]: [f64; 3] = [10.0, 100.0, 300.0].map(|factor| rounded(full * factor));
         argument.help(format!(
             "Peak learning rate [default: {full:e} for full, {lora:e} for lora and adapters, {bitfit:e} for bitfit, probing, p-tuning and \
              prefix-tuning, {prompt:e} for prompt-tuning, p-tuning-v2 and ia3]"

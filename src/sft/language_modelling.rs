@@ -16,6 +16,7 @@ use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::data::train_tokenizer::{SpecialTokens, train_bpe, train_bpe_on_files};
 use crate::error::Result;
+use crate::gguf;
 use crate::model::adapter::Pass;
 use crate::model::weight_files;
 use crate::model::{Model, StepPasses};
@@ -76,7 +77,8 @@ fn tokenizer(settings: &SftSettings, mixture: Option<&Mixture>) -> Result<Tokeni
     let ModelSettings { model, adapter } = &settings.model;
     let folders = adapt::companions(model, adapter)?;
     let (base, architecture) = adapt::base(model, adapter)?;
-    if folders.iter().any(|folder| folder.join("tokenizer.json").is_file()) || weight_files::locate(&base)?.is_some() {
+    let places = folders.iter().map(|folder| gguf::has_file(folder, "tokenizer.json"));
+    if places.collect::<Result<Vec<_>>>()?.contains(&true) || weight_files::has_weights(&base)? {
         return adapt::tokenizer(model, adapter);
     }
     let vocabulary = architecture.vocabulary;

@@ -233,7 +233,13 @@ def write_sentencepiece():
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
-    writer.add_tensor("token_embd.weight", np.zeros((size, 16), dtype=np.float32))
+    # Any weights: what is compared are tokens, and broken copies of this file go through the programs.
+    torch.manual_seed(0)
+    model = tr.LlamaForCausalLM(tr.LlamaConfig(**COMMON | {"vocab_size": size}, tie_word_embeddings=True))
+    names = gguf.get_tensor_name_map(ARCHITECTURES.LLAMA, model.config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if name != "lm_head.weight":
+            writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor.detach().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -253,6 +253,21 @@ pub fn safetensors(file: &mut Vec<u8>, random: &mut impl Rng) {
     }
 }
 
+/// Changes a GGUF file: mostly its metadata and the list of tensors, which are before a quarter of a small model's file.
+pub fn gguf(file: &mut Vec<u8>, random: &mut impl Rng) {
+    let header = file.len() / 4;
+    match random.random_range(0..10) {
+        0 => bytes(file, random),
+        1 if file.len() >= 24 => {
+            // The numbers of tensors and fields.
+            let numbers = [0, 1, 1 << 20, 1 << 40, u64::MAX];
+            let place = 8 + 8 * random.random_range(0..2);
+            file[place..place + 8].copy_from_slice(&numbers[random.random_range(0..numbers.len())].to_le_bytes());
+        }
+        _ => bytes_within(file, 0..header, random),
+    }
+}
+
 /// Changes a Parquet file: mostly its footer, whose length is kept right, so that the rest of it is read.
 pub fn parquet(file: &mut Vec<u8>, random: &mut impl Rng) {
     let Some(tail) = file.last_chunk::<8>() else { return bytes(file, random) };

@@ -43,7 +43,15 @@ impl Lora {
         base: &Base,
     ) -> Result<()> {
         let name = &linear.name;
-        let (Some(down), Some(up)) = (files.take(&down_key(name)), files.take(&up_key(name))) else { return Ok(()) };
+        let (down, up) = match (files.take(&down_key(name)), files.take(&up_key(name))) {
+            (None, None) => return Ok(()),
+            (Some(down), Some(up)) => (down, up),
+            (found, _) => bail!(
+                "{}: tensor \"{}\" is missing, the other half of the update is there; copy or download the adapter again",
+                files.path.display(),
+                if found.is_some() { up_key(name) } else { down_key(name) }
+            ),
+        };
         let rank = down.dims().first().copied().unwrap_or(0);
         if rank == 0 || down.dims() != [rank, linear.d_in] || up.dims() != [linear.d_out, rank] {
             bail!(

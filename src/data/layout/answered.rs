@@ -13,6 +13,7 @@ use crate::error::Result;
 pub(in crate::data) fn answered(rows: &Rows) -> Result<(AnswerLayout, Vec<Answered>)> {
     let columns = ConversationColumns::new(rows)?;
     let answered = |row, (mut prompt, answers): (Text, Vec<Text>)| {
+        let answers: Vec<Text> = answers.into_iter().map(Text::without_marks).collect();
         columns.complete(row, &mut prompt, &answers)?;
         Ok(Answered { prompt, answers, origin: rows.origin(row) })
     };
@@ -49,7 +50,7 @@ pub(in crate::data) fn answered(rows: &Rows) -> Result<(AnswerLayout, Vec<Answer
             }
             (None, text) => (Text::Plain(String::new()), text),
         };
-        Answered { prompt, answers: vec![answer], origin: record.origin }
+        Answered { prompt, answers: vec![answer.without_marks()], origin: record.origin }
     });
     Ok((AnswerLayout::One, records.collect()))
 }

@@ -32,7 +32,16 @@ pub(in crate::data) fn demonstrations(rows: &Rows) -> Result<Vec<Demonstration>>
             rows.file.display()
         );
     }
-    demonstrations_as_marked(rows)
+    let excluded = |record: &&Demonstration| !record.completion.is_learned();
+    let records = demonstrations_as_marked(rows)?;
+    match records.iter().find(excluded) {
+        Some(record) => bail!(
+            "{}: the data exclude all messages of the assistant (by `weight` 0, or `train` or `loss` false), so there is \
+             nothing to learn; leave the row out",
+            record.origin
+        ),
+        None => Ok(records),
+    }
 }
 
 /// Whether a column may hold truth values, which are also written as 0 and 1, or as texts, as in CSV.
@@ -69,14 +78,8 @@ pub(super) fn demonstrations_as_marked(rows: &Rows) -> Result<Vec<Demonstration>
         let conversations = Column::texts(rows, name)?;
         return rows.map(|row| {
             let messages = conversations.messages(row)?;
-            if !messages.iter().any(Message::is_learned) {
-                let fault = match messages.iter().any(Message::is_assistant) {
-                    true => {
-                        "excludes all messages of the assistant (by `weight` 0 or `train` false), so nothing to learn"
-                    }
-                    false => "holds no message of the assistant, so nothing to learn",
-                };
-                return Err(conversations.fault(row, fault));
+            if !messages.iter().any(Message::is_assistant) {
+                return Err(conversations.fault(row, "holds no message of the assistant, so nothing to learn"));
             }
             demonstration(row, None, Text::messages(messages))
         });

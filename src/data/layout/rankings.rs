@@ -26,6 +26,7 @@ pub(in crate::data) fn rankings(rows: &Rows) -> Result<Vec<Ranking>> {
     let (pairs, columns, remarks) = (Pairs::new(rows)?, ConversationColumns::new(rows)?, Remarks::new(rows)?);
     rows.map(|row| {
         let (mut prompt, responses) = pairs.get(row)?;
+        let responses: Vec<Text> = responses.into_iter().map(Text::without_marks).collect();
         columns.complete(row, &mut prompt, &responses)?;
         remarks.ranking(row, prompt, responses, vec![0, 1])
     })
@@ -37,6 +38,7 @@ fn listed_rankings(rows: &Rows) -> Result<Vec<Ranking>> {
     rows.map(|row| {
         let (mut prompt, responses) =
             joined(rows, row, &["responses"], prompts.get(row)?, responses.get(row)?)?.apart();
+        let responses: Vec<Text> = responses.into_iter().map(Text::without_marks).collect();
         columns.complete(row, &mut prompt, &responses)?;
         let ranks = ranks.get(row)?;
         if ranks.len() != responses.len() {

@@ -55,7 +55,8 @@ impl ChatTemplate {
     ) -> Result<Rendered> {
         let last_of =
             |is_one: fn(&Message) -> bool| messages.iter().rposition(is_one).filter(|&last| last >= from.message);
-        let Some(last) = last_of(Message::is_learned).or_else(|| last_of(Message::is_assistant)) else {
+        // A last answer that is not learned is rendered too, as templates write earlier ones by what follows them.
+        let Some(last) = last_of(Message::is_assistant) else {
             bail!("the conversation has no message of the assistant where the answer should be");
         };
         let chat = Chat { messages: &messages[..=last], inputs };

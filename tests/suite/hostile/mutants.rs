@@ -43,6 +43,9 @@ const PPO: &str = "ppo --model @sft --reward-model @reward --data @prompts.parqu
 const SAMPLE: &str =
     "sample --model @sft --data @prompts.parquet --output @out.parquet --response-length 4 --max-length 32 --quiet";
 const EVALUATE: &str = "evaluate --models a=@sft --data @prompts.parquet --output @out --response-length 4 --max-length 32 --resamples 2 --quiet";
+const SCORE_GGUF: &str =
+    "score --model @model.gguf --data @completion.parquet --output @out.parquet --quiet --max-length 64";
+const EXPORT_GGUF: &str = "export --model @model.gguf --output @out --quiet";
 const EXPORT: &str = "export --model @sft --adapter @adapter --output @out --quiet";
 
 /// The same of data in other forms than Parquet.
@@ -83,7 +86,7 @@ const fn case(line: &'static str, file: &'static str, change: Change, share: usi
     Case { line, file, change, share }
 }
 
-const CASES: [Case; 40] = [
+const CASES: [Case; 42] = [
     case(SFT, "messages.parquet", mutation::parquet, 8),
     case(REWARD, "ranks.parquet", mutation::parquet, 6),
     case(SCORE, "completion.parquet", mutation::parquet, 6),
@@ -110,6 +113,8 @@ const CASES: [Case; 40] = [
     case(EXPORT, "sft/config.json", mutation::json_text, 2),
     case(SCORE, "sft/model.safetensors", mutation::safetensors, 6),
     case(SAMPLE, "sft/model.safetensors", mutation::safetensors, 2),
+    case(SCORE_GGUF, "model.gguf", mutation::gguf, 6),
+    case(EXPORT_GGUF, "model.gguf", mutation::gguf, 3),
     case(SCORE, "sft/tokenizer.json", mutation::json_text, 6),
     case(SFT, "sft/tokenizer.json", mutation::json_text, 2),
     case(SAMPLE, "sft/tokenizer.json", mutation::json_text, 2),
@@ -191,6 +196,8 @@ fn whole_inputs() -> Workbench {
     let template = "{% for message in messages %}<{{ message.role }}>{{ message['content'] | trim }}</s>{% endfor %}\
                     {% if add_generation_prompt %}<assistant>{% endif %}";
     bench.put("sft/chat_template.jinja", template.as_bytes());
+    let gguf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf/sentencepiece.gguf");
+    bench.put("model.gguf", &std::fs::read(gguf).unwrap());
     bench.put("settings.toml", b"learning-rate = 1e-3\nseed = 3\ntokens_per_batch = 512\nresponse-length = 4\n");
     bench
 }
@@ -204,7 +211,7 @@ fn copy_inputs(from: &Path, to: &Path) {
     files.extend(of("sft", &[&tokenizer[..], &["chat_template.jinja"]].concat()));
     files.extend(of("reward", &[&tokenizer[..], &["head.json"]].concat()));
     files.extend(of("adapter", &["adapter_config.json", "adapter_model.safetensors"]));
-    files.push("settings.toml".to_string());
+    files.extend(["model.gguf", "settings.toml"].map(str::to_owned));
     for file in files {
         let target = to.join(&file);
         std::fs::create_dir_all(target.parent().expect("a file lies in a folder")).unwrap();
