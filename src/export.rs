@@ -92,7 +92,7 @@ pub fn run(settings: &ExportSettings) -> Result<f32> {
         .print(common.quiet);
     let before = Outputs::of(&model, common.seed)?;
     before.check_finite(
-        &format!("{}: the model", settings.model.model.display()),
+        &format!("{}: the model", model.folder().name()),
         "its weights are damaged; export a healthy one",
     )?;
     let merged = adapt::merged(&model)?.stored_as(dtype);
