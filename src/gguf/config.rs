@@ -13,6 +13,9 @@ use crate::error::Result;
 const KNOWN: &str =
     "known architectures are llama, qwen2, qwen3, gemma2, gemma3, phi3, olmo2, granite, smollm3, gpt2 and gptneox";
 
+/// Tensors that are a part of the configuration: factors of rotary frequencies.
+pub const OF_ROTATIONS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
+
 /// Fields below the architecture's name that every architecture here has, read by [`Settings`] or without effect on the forward pass.
 const COMMON: &[&str] = &[
     "block_count",
@@ -47,6 +50,10 @@ pub(super) fn config(gguf: &Gguf) -> Result<Value> {
     let Some(architecture) = gguf.optional_text("general.architecture")? else {
         return Err(gguf.missing("general.architecture"));
     };
+    match gguf.optional_text("general.type")? {
+        None | Some("model") => {}
+        Some(other) => bail!("{}: holds \"{other}\" (general.type), expected a model", gguf.path.display()),
+    }
     let settings = Settings { gguf, architecture };
     let (mut config, own): (Value, &[&str]) = match architecture {
         "llama" => (settings.llama()?, &["attention.sliding_window"]),
@@ -208,18 +215,19 @@ impl Settings<'_> {
         let factor = self.number("rope.scaling.factor")?;
         let original = self.optional_size("rope.scaling.original_context_length")?;
         let attention = self.number("rope.scaling.attn_factor")?;
-        if self.has("rope_factors_long.weight") {
+        let [freqs, long, short] = OF_ROTATIONS;
+        if self.has(long) {
             let mut scaling = json!({
                 "rope_type": "longrope",
-                "long_factor": self.factors("rope_factors_long.weight")?,
-                "short_factor": self.factors("rope_factors_short.weight")?,
+                "long_factor": self.factors(long)?,
+                "short_factor": self.factors(short)?,
             });
             original.inspect(|&original| scaling["original_max_position_embeddings"] = original.into());
             attention.inspect(|attention| scaling["attention_factor"] = attention.clone().into());
             return Ok(Some(scaling));
         }
-        if self.has("rope_freqs.weight") {
-            let factors = self.factors("rope_freqs.weight")?;
+        if self.has(freqs) {
+            let factors = self.factors(freqs)?;
             return Ok(Some(json!({
                 "rope_type": "longrope",
                 "long_factor": factors,

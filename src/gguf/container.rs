@@ -35,6 +35,21 @@ pub enum Value {
     Texts(Vec<String>),
 }
 
+impl Value {
+    /// As a message shows it: a long one loses its end.
+    fn shown(&self) -> String {
+        let value = match self {
+            Value::Number(number) => number.clone().into(),
+            Value::Flag(flag) => (*flag).into(),
+            Value::Text(text) => text.as_str().into(),
+            Value::Numbers(numbers) => numbers.as_slice().into(),
+            Value::Texts(texts) => texts.as_slice().into(),
+        };
+        let text = serde_json::Value::to_string(&value);
+        text.char_indices().nth(80).map_or(text.clone(), |(end, _)| format!("{}...", &text[..end]))
+    }
+}
+
 /// A tensor's place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
@@ -109,16 +124,20 @@ impl Gguf {
         match read(value) {
             Some(value) => Ok(Some(value)),
             None => {
-                let shown = format!("{value:?}").chars().take(80).collect::<String>();
-                bail!("{}: field \"{name}\" is {shown}, expected {expected}", self.path.display())
+                bail!("{}: field \"{name}\" is {}, expected {expected}", self.path.display(), value.shown())
             }
         }
     }
 
     /// A whole number of at least 0, if the field is there.
     pub fn optional_u64(&self, name: &str) -> Result<Option<u64>> {
-        self.field(name, "a whole number", |value| match value {
+        self.field(name, "a whole number, or a list of equal ones", |value| match value {
             Value::Number(number) => number.as_u64(),
+            // One number a layer.
+            Value::Numbers(numbers) => {
+                let first = numbers.first().filter(|first| numbers.iter().all(|number| number == *first))?;
+                (first.fract() == 0.0 && (0.0..=u32::MAX.into()).contains(first)).then_some(*first as u64)
+            }
             _ => None,
         })
     }

@@ -19,6 +19,7 @@ use std::time::SystemTime;
 
 use crate::error::{Error, Result};
 use crate::limits;
+pub use config::OF_ROTATIONS;
 pub use container::{Gguf, TensorInfo, Value};
 pub use tensors::GgufTensors;
 

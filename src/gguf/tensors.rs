@@ -11,7 +11,7 @@ use crate::bail;
 use crate::error::{Error, Result};
 use crate::limits;
 
-/// Names within a block, Hugging Face's and llama.cpp's. Where a norm's name differs by family, [`GgufTensors::name`] decides.
+/// Names within a block, Hugging Face's and llama.cpp's. Where a norm's name differs by family, [`GgufTensors::stored_name`] decides.
 const BLOCK_NAMES: &[(&str, &str)] = &[
     ("input_layernorm", "attn_norm"),
     ("self_attn.q_proj", "attn_q"),
@@ -97,7 +97,7 @@ impl GgufTensors {
 
     /// The shape in computation of the tensor of this name, if it is there.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        Some(&self.gguf.tensors.get(&self.name(name)?)?.shape)
+        Some(&self.gguf.tensors.get(&self.stored_name(name)?)?.shape)
     }
 
     /// The tensor of this name in computation form, if it is there.
@@ -105,7 +105,7 @@ impl GgufTensors {
     /// # Errors
     /// Where it cannot be read.
     pub fn read(&self, name: &str) -> Result<Option<Vec<f32>>> {
-        let Some(own) = self.name(name) else { return Ok(None) };
+        let Some(own) = self.stored_name(name) else { return Ok(None) };
         let Some(info) = self.gguf.tensors.get(&own) else { return Ok(None) };
         let numbers = self.gguf.numbers(&own, info)?;
         let rows = info.shape[0];
@@ -137,8 +137,8 @@ impl GgufTensors {
         }
     }
 
-    /// llama.cpp's name of a tensor.
-    fn name(&self, name: &str) -> Option<String> {
+    /// llama.cpp's name of a tensor, whether it is there or not.
+    pub fn stored_name(&self, name: &str) -> Option<String> {
         let (stem, kind) = name.rsplit_once('.')?;
         if let Some((_, own)) = OUTER_NAMES.iter().find(|(outer, _)| *outer == stem) {
             return Some(format!("{own}.{kind}"));

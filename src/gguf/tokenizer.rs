@@ -23,6 +23,9 @@ const QWEN2: &[&str] = &["qwen2", "deepseek-r1-qwen", "kormo", "stablelm2", "hun
 const GPT4O: &[&str] = &["gpt-4o", "llama4"];
 const TEKKEN: &[&str] = &["tekken"];
 
+/// Tokens that end a turn, by their texts.
+const END_OF_TURN: [&str; 6] = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<EOT>", "_<EOT>"];
+
 const CONTRACTIONS: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
 const UPPER: &str = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]";
 const LOWER: &str = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]";
@@ -91,6 +94,14 @@ impl Parts<'_> {
         let mut ends: Vec<u64> = Vec::new();
         for name in ["eos", "eot", "eom"] {
             ends.extend(self.special(name)?.map(|(id, _)| id).filter(|id| !ends.contains(id)));
+        }
+        if self.special("eot")?.is_none() {
+            // Older files do not say which token ends a turn; llama.cpp knows it by its text.
+            let by_text = END_OF_TURN.iter().filter_map(|text| self.tokens.iter().position(|token| token == text));
+            let by_text: Vec<u64> = by_text.map(|id| id as u64).collect();
+            if !by_text.iter().any(|id| ends.contains(id)) {
+                ends.extend(by_text.first());
+            }
         }
         let mut config = Map::new();
         if let Some((id, _)) = self.special("bos")? {

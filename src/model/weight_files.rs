@@ -20,7 +20,7 @@ use super::weights::{Role, Stored, TensorSpec, Weights, embedding_name, output_n
 use crate::bail;
 use crate::error::{Error, Result};
 use crate::files::warn_once;
-use crate::gguf::{Gguf, GgufTensors, is_gguf};
+use crate::gguf::{self, Gguf, GgufTensors, is_gguf};
 pub use locate::{INDEX_FILE, Located, NAMED_IN_CONFIG, SINGLE_FILE, Shards, locate, no_weights, refuse_pickles};
 
 /// How a model's tensors lie on disk, so that they can be written in the same form.
@@ -155,6 +155,7 @@ impl TensorFiles {
     /// Where it is missing or of another shape.
     pub fn read(&mut self, spec: &TensorSpec, prefix: &str, device: &Device) -> Result<(Tensor, DType)> {
         if let Some(gguf) = &self.gguf {
+            self.read.extend(gguf.stored_name(&spec.name));
             return Ok((read_gguf(gguf, spec, device)?, DType::F32));
         }
         let names = names_on_disk(&spec.name, prefix);
@@ -190,10 +191,12 @@ impl TensorFiles {
     fn warn_of_unread(&self, architecture: &Architecture) {
         let is_harmless = |name: &str| {
             NO_WEIGHTS.iter().any(|ending| name.ends_with(ending))
+                || self.gguf.is_some() && gguf::OF_ROTATIONS.contains(&name)
                 || name == architecture.names.output
                 || !architecture.causal && PRETRAINING_HEADS.iter().any(|beginning| name.starts_with(beginning))
         };
-        let names = self.files.iter().flat_map(|file| file.header.tensors().into_keys());
+        let of_gguf = self.gguf.iter().flat_map(|gguf| gguf.file().tensors.keys().cloned());
+        let names = self.files.iter().flat_map(|file| file.header.tensors().into_keys()).chain(of_gguf);
         let mut unread: Vec<String> = names.filter(|name| !self.read.contains(name) && !is_harmless(name)).collect();
         unread.sort();
         if let Some(first) = unread.first() {

@@ -141,7 +141,7 @@ def llama3_factors(config):
 
 def write_tokens(writer, size=64):
     """A byte-level vocabulary of single letters, a merge and two special tokens."""
-    tokens = ["<|end|>", "<|bos|>", "<|turn|>"] + [chr(33 + index) for index in range(size - 5)] + ["Ġ", "AB"]
+    tokens = ["<|pad|>", "<|bos|>", "<|turn|>"] + [chr(33 + index) for index in range(size - 5)] + ["Ġ", "AB"]
     assert len(tokens) == size == len(set(tokens))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")

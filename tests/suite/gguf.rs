@@ -81,7 +81,7 @@ fn a_saved_model_is_a_folder_with_the_same_logits_and_tokens() -> Result<()> {
         let batch = Batch::pack(&documents(&expected)?);
         assert_eq!(logits(&again, &batch)?, logits(&model, &batch)?, "{name}");
         let (before, after) = (Tokenizer::load(&path)?, Tokenizer::load(folder.path())?);
-        assert_eq!(ids(&before, "AB !<|end|>X")?, ids(&after, "AB !<|end|>X")?);
+        assert_eq!(ids(&before, "AB !<|pad|>X")?, ids(&after, "AB !<|pad|>X")?);
         assert_eq!(before.stop_tokens(), after.stop_tokens());
         assert_eq!(before.stop_tokens(), [2]);
     }
@@ -174,4 +174,32 @@ fn a_real_model_has_the_logits_and_tokens_of_its_folder() -> Result<()> {
     let (of_gguf, of_folder) = (load(gguf, None, Head::Language)?, load(folder, None, Head::Language)?);
     assert_close("SmolLM2", &logits(&of_gguf, &batch)?, &logits(&of_folder, &batch)?, 1e-4);
     Ok(())
+}
+
+/// A copy of a golden file in which `from` is replaced by the text `to` of the same length.
+fn changed(name: &str, from: &str, to: &str) -> tempfile::TempPath {
+    assert_eq!(from.len(), to.len());
+    let mut bytes = std::fs::read(file(name)).expect("a golden file");
+    let places = bytes.windows(from.len()).enumerate().filter(|(_, window)| *window == from.as_bytes());
+    let places: Vec<usize> = places.map(|(place, _)| place).collect();
+    assert!(!places.is_empty(), "{from} is in {name}");
+    places.into_iter().for_each(|place| bytes[place..place + to.len()].copy_from_slice(to.as_bytes()));
+    let copy = tempfile::Builder::new().suffix(".gguf").tempfile().expect("a temporary file").into_temp_path();
+    std::fs::write(&copy, bytes).expect("a temporary file");
+    copy
+}
+
+#[test]
+fn the_token_that_ends_a_turn_is_known_by_its_text() -> Result<()> {
+    assert_eq!(Tokenizer::load(file("llama.gguf"))?.stop_tokens(), [2]);
+    let turns = changed("llama.gguf", "<|pad|>", "<|end|>");
+    assert_eq!(Tokenizer::load(&turns)?.stop_tokens(), [2, 0]);
+    Ok(())
+}
+
+#[test]
+fn what_is_no_model_and_settings_that_are_not_known_are_refused_by_name() {
+    let other = changed("llama.gguf", "llama.rope.freq_base", "llama.rope.freq_none");
+    let error = load(&other, None, Head::Language).err().expect("an unknown field").to_string();
+    assert!(error.contains("llama.rope.freq_none") && error.contains("not known"), "{error}");
 }
