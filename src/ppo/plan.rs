@@ -67,9 +67,9 @@ fn cached_tokens(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> u
 /// How several rewards are combined.
 fn combination(settings: &PpoSettings) -> String {
     let rewards = &settings.rewards;
-    let how = rewards.reward_combination.name();
+    let how = name(rewards.reward_combination);
     match rewards.reward_weights.is_empty() {
-        true => how.to_string(),
+        true => how,
         false => {
             let weights: Vec<String> = rewards.reward_weights.iter().map(f64::to_string).collect();
             format!("{how}, weights {}", weights.join(", "))

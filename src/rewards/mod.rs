@@ -1,4 +1,4 @@
-//! What says how good an answer is: reward models, of any tokenizer, several of them together, a command of the user's, or rules over a column.
+//! What says how good an answer is: reward models, of any tokenizer and family, several of them together, a command of the user's, or rules over a column.
 //!
 //! A reward that fails is an error, never a number.
 

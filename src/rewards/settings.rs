@@ -72,18 +72,6 @@ pub enum Combination {
     MeanMinusDeviation,
 }
 
-impl Combination {
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Combination::Mean => "mean",
-            Combination::Sum => "sum",
-            Combination::Minimum => "minimum",
-            Combination::MeanMinusDeviation => "mean-minus-deviation",
-        }
-    }
-}
-
 /// A held-out judge of answers, which nothing is trained against.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct JudgeSettings {
