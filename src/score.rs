@@ -126,6 +126,9 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
             settings.model.model.display()
         );
     }
+    if let Some(flag) = ending_flag(settings).filter(|_| !model.architecture().causal) {
+        bail!("{flag} has no effect here: an encoder reads an answer as the second text of a pair; leave it out");
+    }
     print_plan(settings, &model, row_count);
     let mut progress = Progress::new("score", row_count, common.quiet);
     let mut report = ScoreReport::default();
@@ -182,6 +185,12 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
         eprintln!("warning: {warning}");
     }
     Ok(report)
+}
+
+/// The flag that says how answers end, where one was given.
+fn ending_flag(settings: &ScoreSettings) -> Option<&'static str> {
+    let given = [("--add-eos", settings.add_eos), ("--as-is", settings.as_is)];
+    given.into_iter().find(|(_, is_given)| *is_given).map(|(flag, _)| flag)
 }
 
 /// Whether answers that run with this stack are ended with the end-of-text token.

@@ -97,23 +97,20 @@ fn evenly(count: usize, parts: usize) -> impl Iterator<Item = Range<usize>> {
 }
 
 impl UpdateReport {
-    /// Counts an optimizer step, of which something in the gradients, which are `whose`, may not have been finite.
-    fn stepped(&mut self, not_finite: Option<String>, whose: &str) {
-        match not_finite {
-            None => self.changed += 1,
-            Some(what) => {
-                self.skipped += 1;
-                self.not_finite.get_or_insert_with(|| format!("{whose} {what}"));
-            }
+    /// Counts an optimizer step that was skipped, if something in the gradients, which are `whose`, was not finite.
+    fn skipped(&mut self, not_finite: Option<String>, whose: &str) {
+        if let Some(what) = not_finite {
+            self.skipped += 1;
+            self.not_finite.get_or_insert_with(|| format!("{whose} {what}"));
         }
     }
 
-    /// What its optimizer steps did.
+    /// What its optimizer steps did to the policy, which is what a run is for.
     pub fn learned(&self) -> Learned {
         Learned {
             changed: self.changed,
             skipped: self.skipped,
-            held_back: self.over_ratio,
+            held_back: self.over_ratio + usize::from(self.stopped_early),
             not_finite: self.not_finite.clone(),
             ..Learned::default()
         }
@@ -163,12 +160,13 @@ impl Learning<'_, '_> {
                 report.ptx_loss += mix.accumulate(&mut self.roles.policy)?;
             }
             let done = self.roles.policy.optimizer.step(self.step.learning_rate)?;
-            report.stepped(done.not_finite, "of the policy's gradients");
+            report.changed += usize::from(done.not_finite.is_none());
+            report.skipped(done.not_finite, "of the policy's gradients");
             report.policy_gradient_norm += done.gradient_norm;
         }
         if let Some(value) = &mut self.roles.value {
             let done = value.optimizer.step(self.step.value_learning_rate)?;
-            report.stepped(done.not_finite, "of the value model's gradients");
+            report.skipped(done.not_finite, "of the value model's gradients");
             report.value_gradient_norm += done.gradient_norm;
         }
         Ok(())

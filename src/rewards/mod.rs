@@ -88,11 +88,17 @@ impl Rewards {
         max_length: usize,
         seed: u64,
     ) -> Result<Self> {
+        let is_encoder = |model: &RewardModel| !model.model().architecture().causal;
         let models = settings.reward_model.iter().map(|folder| {
             let model = RewardModel::load(folder, bases, max_length, seed)?;
             Ok(model.reading_tokens_of(policy).reading_as_is(settings.reward_as_is))
         });
-        let models = models.collect::<Result<_>>()?;
+        let models = models.collect::<Result<Vec<RewardModel>>>()?;
+        if settings.reward_as_is && models.iter().all(is_encoder) {
+            bail!(
+                "--reward-as-is has no effect here: encoders read an answer as the second text of a pair; leave it out"
+            );
+        }
         let Ok(limit) = Duration::try_from_secs_f64(settings.reward_timeout) else {
             bail!("--reward-timeout {} is more seconds than can be counted; give fewer", settings.reward_timeout)
         };
@@ -137,9 +143,11 @@ impl Rewards {
         let command = self.command.iter().map(|_| "command".to_string());
         let mut names: Vec<String> = models.chain(command).chain(self.rules.iter().map(RewardRule::name)).collect();
         for index in 0..names.len() {
-            let earlier = names[..index].iter().filter(|name| **name == names[index]).count();
-            if earlier > 0 {
-                names[index] = format!("{}-{}", names[index], index + 1);
+            let (earlier, later) = names.split_at_mut(index);
+            let own = later[0].clone();
+            let numbered = (2..).map(|number| format!("{own}-{number}"));
+            if let Some(name) = std::iter::once(own.clone()).chain(numbered).find(|name| !earlier.contains(name)) {
+                later[0] = name;
             }
         }
         names

@@ -23,7 +23,10 @@ pub fn endings(form: Option<&Form>, is_causal: bool, as_is: bool) -> &'static st
         (false, ..) => "answers are the second text of a pair",
         (true, true, _) => "answers are read as they are",
         (true, false, Some(true)) => "answers that ended get the end-of-text token, as it was trained",
-        (true, false, _) => {
+        (true, false, Some(false)) => {
+            "answers that ended get the end-of-text token, without which it was trained (--reward-as-is)"
+        }
+        (true, false, None) => {
             "answers that ended get the end-of-text token; nothing says whether it was trained so, and --reward-as-is leaves them as they are"
         }
     }

@@ -88,13 +88,11 @@ impl RewardRule {
     }
 
     fn passes(&self, prompt: &Prompt, reply: &Reply, references: &[Reference]) -> Result<f32> {
-        let answer = single_spaced(&reply.text);
-        let number = last_number(&reply.text);
         for reference in references {
             let passes = match reference {
-                Reference::Text(text) if self.kind == RuleKind::Exact => answer == *text,
-                Reference::Text(text) => answer.contains(text.as_str()),
-                Reference::Number(expected) => number.is_some_and(|number| same_number(number, *expected)),
+                Reference::Text(text) if self.kind == RuleKind::Exact => single_spaced(&reply.text) == *text,
+                Reference::Text(text) => single_spaced(&reply.text).contains(text.as_str()),
+                Reference::Number(expected) => last_number(&reply.text) == Some(*expected),
                 Reference::Pattern(pattern) => {
                     pattern.is_match(&reply.text).map_err(|error| self.fault(prompt, &error.to_string()))?
                 }
@@ -163,11 +161,6 @@ fn single_spaced(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Whether two numbers are one but for rounding in their decimals.
-fn same_number(left: f64, right: f64) -> bool {
-    (left - right).abs() <= 1e-9 * left.abs().max(right.abs())
-}
-
 /// The last number in a text: decimal, with an optional exponent and with commas between groups of three digits. A minus sign counts
 /// where no letter or digit precedes it, so that 7-3 ends in 3.
 fn last_number(text: &str) -> Option<f64> {
@@ -230,6 +223,8 @@ mod tests {
             (RuleKind::Numeric, json!("1e3"), "1000", 1.0),
             (RuleKind::Numeric, json!(7), "no number", 0.0),
             (RuleKind::Numeric, json!(7), "7 or 8", 0.0),
+            (RuleKind::Numeric, json!(1000000000), "1000000001", 0.0),
+            (RuleKind::Numeric, json!(0.1), "0.10", 1.0),
         ] {
             let found = reward(kind, reference.clone(), answer).unwrap();
             assert_eq!(found, expected, "{kind:?} of {answer:?} against {reference}");

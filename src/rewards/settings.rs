@@ -102,9 +102,11 @@ impl RewardSourceSettings {
             .only("with --reward-model", &["reward_as_is"], |of: &Self| !of.reward_model.is_empty())
             .only("with --reward-command", &["reward_group"], |of: &Self| of.reward_command.is_some())
             .only("with --reward-rule", &["reward_column"], |of: &Self| !of.reward_rule.is_empty())
-            .only("with several sources of rewards, or with --reward-combination sum", &["reward_weights"], move |of| {
-                has_several(of) || is_sum(of)
-            })
+            .only(
+                "with --reward-combination mean of several sources of rewards, or with --reward-combination sum",
+                &["reward_weights"],
+                move |of| is_sum(of) || has_several(of) && of.reward_combination == Combination::Mean,
+            )
             .only("with several sources of rewards, or with --reward-weights", &["reward_combination"], move |of| {
                 has_several(of) || !of.reward_weights.is_empty()
             })
@@ -127,11 +129,6 @@ impl RewardSourceSettings {
     pub fn check(&self) -> Result<()> {
         if self.sources() == 0 {
             bail!("nothing judges the answers; give --reward-model, --reward-command or --reward-rule");
-        }
-        if self.reward_group && self.reward_command.is_none() {
-            bail!(
-                "--reward-group says how --reward-command is asked, which is not given; give a command or leave it out"
-            );
         }
         check_columns("reward", &self.reward_rule, &self.reward_column)?;
         self.check_weights()
@@ -159,9 +156,8 @@ impl RewardSourceSettings {
             Combination::Mean => bail!(
                 "--reward-weights holds a number below 0, or only zeros, of which no mean can be made; give other weights, or --reward-combination sum"
             ),
-            Combination::Minimum | Combination::MeanMinusDeviation => bail!(
-                "--reward-weights applies to --reward-combination mean and sum; leave the weights out or choose one of these"
-            ),
+            // They have no weights, and `flags` refuses those that were given.
+            Combination::Minimum | Combination::MeanMinusDeviation => Ok(()),
         }
     }
 }
@@ -192,10 +188,7 @@ impl JudgeSettings {
 
 fn check_columns(prefix: &str, rules: &[RuleKind], columns: &[String]) -> Result<()> {
     match (rules.len(), columns.len()) {
-        (0, 0) => Ok(()),
-        (0, _) => {
-            bail!("--{prefix}-column is read by --{prefix}-rule, which is not given; give a rule or leave it out")
-        }
+        (0, _) => Ok(()),
         (_, 0) => bail!("--{prefix}-rule compares an answer with a column of its row; name it with --{prefix}-column"),
         (rules, columns) if columns != 1 && columns != rules => {
             bail!("--{prefix}-column names {columns} columns for {rules} rules; name one for all, or one for each")
@@ -226,26 +219,11 @@ mod tests {
             let error = settings(change).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         };
-        refused(
-            |s| {
-                s.reward_rule.clear();
-                s.reward_command = Some("judge".into());
-            },
-            "--reward-column is read by --reward-rule",
-        );
         refused(|s| s.reward_column.clear(), "--reward-column");
         refused(|s| s.reward_column = vec!["a".into(); 3], "names 3 columns for 2 rules");
         refused(|s| s.reward_weights = vec![1.0], "1 numbers for 2 sources");
         refused(|s| s.reward_weights = vec![1.0, -1.0], "--reward-combination sum");
         refused(|s| s.reward_weights = vec![0.0, 0.0], "only zeros");
         refused(|s| s.reward_weights = vec![f64::NAN, 1.0], "finite");
-        refused(|s| s.reward_group = true, "--reward-command");
-        refused(
-            |s| {
-                s.reward_weights = vec![1.0, 1.0];
-                s.reward_combination = Combination::Minimum;
-            },
-            "--reward-combination mean and sum",
-        );
     }
 }

@@ -13,7 +13,7 @@ pub struct Learned {
     pub changed: usize,
     /// Steps that changed nothing because a gradient was not finite.
     pub skipped: usize,
-    /// Steps that changed nothing because the policy's ratio was too large.
+    /// Steps that changed nothing because the policy had gone too far.
     pub held_back: usize,
     /// Steps without an example.
     pub empty: usize,
@@ -73,8 +73,8 @@ impl Learned {
         }
         if changed == 0 && held_back > 0 {
             return Err(Error::NotFinite(format!(
-                "nothing was learned: in all {steps} minibatches of the run the mean ratio of the policy was above --ratio-threshold, so none of them \
-                 changed anything; raise it, or look at val/sampler_difference in metrics.jsonl"
+                "nothing was learned: in all {steps} minibatches of the run the policy was beyond --ratio-threshold or --early-stop-kl, so none of them \
+                 changed anything; raise these, or look at val/sampler_difference in metrics.jsonl"
             )));
         }
         if changed == 0 && empty > 0 {

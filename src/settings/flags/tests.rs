@@ -80,7 +80,7 @@ const EXAMPLES: &[Example] = &[
     ("with --reward-command", &["--reward-command=c"], &["--reward-model=r"]),
     ("with --reward-rule", &["--reward-rule=exact"], &["--reward-model=r"]),
     (
-        "with several sources of rewards, or with --reward-combination sum",
+        "with --reward-combination mean of several sources of rewards, or with --reward-combination sum",
         &["--reward-model=r", "--reward-command=c"],
         &["--reward-model=r"],
     ),
