@@ -3,6 +3,7 @@
 use super::{Bases, Role};
 use crate::bail;
 use crate::data::schema;
+use crate::data::splits::Pattern;
 use crate::error::Result;
 use crate::model::Model;
 use crate::settings::{NamedFolder, UserSettings};
@@ -21,7 +22,8 @@ impl Bases {
 }
 
 /// For each row of the data the stack that it runs with, as its column of adapters says; 0 for every row where there are no adapters.
-pub fn stacks_of_rows(users: &UserSettings, data: &str) -> Result<Vec<usize>> {
+pub fn stacks_of_rows<'p>(users: &UserSettings, data: impl Into<Pattern<'p>>) -> Result<Vec<usize>> {
+    let data = data.into();
     let mut seen = std::collections::HashSet::new();
     if let Some(twice) = users.adapters.iter().find(|user| !seen.insert(&user.name)) {
         bail!("--adapters {twice}: the name \"{}\" is given twice; give each adapter a name of its own", twice.name);

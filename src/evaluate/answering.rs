@@ -6,7 +6,9 @@ use super::divergence;
 use super::journal::Journal;
 use super::question::Question;
 use crate::adapt::users;
+use crate::bail;
 use crate::data::schema::Prompt;
+use crate::data::splits::Pattern;
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
@@ -83,9 +85,18 @@ impl<'a> Answering<'a> {
         let adapters = asking.users.map_or(&[][..], |(_, users)| &users.adapters);
         let (model, tokenizer) = sample::load(&folder, adapters, asking.common.seed)?;
         let stacks = match asking.users {
-            Some((data, users)) => users::stacks_of_rows(users, data)?,
-            None => vec![0; asking.questions.len()],
+            Some((data, users)) if !users.adapters.is_empty() => {
+                users::stacks_of_rows(users, Pattern::evaluation(data))?
+            }
+            _ => vec![0; asking.questions.len()],
         };
+        if stacks.len() != asking.questions.len() {
+            bail!(
+                "the data have {} rows with an adapter's name for {} prompts, as if they had changed meanwhile; evaluate again",
+                stacks.len(),
+                asking.questions.len()
+            );
+        }
         let prompt_length = sample::prompt_length(asking.common, asking.sampling)?;
         let mut truncation = Truncation::default();
         let tokens = asking.questions.iter().map(|question| {

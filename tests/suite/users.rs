@@ -118,10 +118,17 @@ fn evaluation_prompts_are_answered_with_their_own_users_adapter() {
     columns.extend(
         schema.fields().iter().zip(batch.columns()).map(|(field, column)| (field.name().as_str(), column.clone())),
     );
-    parquet::write(bench.path("cases.parquet"), &table(columns)).unwrap();
+    std::fs::create_dir(bench.path("cases")).unwrap();
+    parquet::write(bench.path("cases/test-00000-of-00001.parquet"), &table(columns)).unwrap();
+    // A training split beside it, with other rows and other users, is not what is evaluated.
+    let training = vec![
+        ("who", Arc::new(StringArray::from(vec![None, Some("ann"), Some("bob")])) as ArrayRef),
+        ("prompt", Arc::new(StringArray::from(vec!["a", "b", "c"])) as ArrayRef),
+    ];
+    parquet::write(bench.path("cases/train-00000-of-00001.parquet"), &table(training)).unwrap();
     let evaluate = |model: &str, output: &str, more: &str| -> Vec<String> {
         bench.succeed(&format!(
-            "evaluate --models m={model} --data cases.parquet --output {output} --response-length 16 --quiet {more}"
+            "evaluate --models m={model} --data cases --output {output} --response-length 16 --quiet {more}"
         ));
         let path = bench.path(&format!("{output}/answers.parquet")).display().to_string();
         let batches = TableRows::open(&path).unwrap().map(|rows| rows.unwrap().batch);
