@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use rlhf::data::batch::TokenTree;
+use rlhf::data::chat_counts::ChatCounts;
 use rlhf::data::inspect::inspect;
 use rlhf::data::schema::{Demonstration, Message, Origin, Prompt, Ranking, TemplateInputs, Text};
 use rlhf::data::template::ChatTemplate;
@@ -35,6 +36,11 @@ fn demonstration(prompt: &str, completion: &str) -> Demonstration {
     Demonstration { prompt: Some(plain(prompt)), completion: plain(completion), origin: origin() }
 }
 
+/// What is counted of one record of plain texts: what was cut of it, and that it has a prompt.
+fn cuts(prompts: usize, answers: usize) -> Truncation {
+    Truncation { prompts, answers, chats: ChatCounts { prompts: 1, ..Default::default() }, ..Default::default() }
+}
+
 fn asked(prompt: Text) -> Prompt {
     Prompt { prompt, origin: origin(), columns: serde_json::Map::new() }
 }
@@ -53,7 +59,7 @@ fn only_the_completion_and_eos_are_learned() {
     let answer = &tree.answers[0];
     assert_eq!(tokenizer.decode(&answer.tokens, false).unwrap(), " Vubek keeps it.</s>");
     assert!(answer.learned.iter().all(|&learned| learned));
-    assert_eq!((truncation.prompts, truncation.answers), (0, 0));
+    assert_eq!(truncation, cuts(0, 0));
 }
 
 #[test]
@@ -156,17 +162,17 @@ fn answers_share_the_tokens_that_all_prompts_have_in_common() {
 #[test]
 fn long_prompts_lose_their_start_and_long_answers_their_end() {
     let tokenizer = tokenizer(&SpecialTokens::default());
-    let record = demonstration(&"who ".repeat(200), " Vubek keeps the hen.");
+    let record = demonstration(&vec!["who"; 200].join(" "), " Vubek keeps the hen.");
     let (whole, _) = tokens(&tokenizer, &record, usize::MAX);
     let (cut, truncation) = tokens(&tokenizer, &record, 40);
-    assert_eq!((truncation.prompts, truncation.answers), (1, 0));
+    assert_eq!(truncation, cuts(1, 0));
     assert_eq!((cut.tokens(), &cut.answers), (40, &whole.answers));
     assert_eq!(cut.prompt[0], tokenizer.bos().unwrap());
     assert!(whole.prompt.ends_with(&cut.prompt[1..]));
 
     let record = demonstration("Who?", &" hen".repeat(200));
     let (cut, truncation) = tokens(&tokenizer, &record, 40);
-    assert_eq!((truncation.prompts, truncation.answers), (1, 1));
+    assert_eq!(truncation, cuts(1, 1));
     assert_eq!((cut.tokens(), cut.prompt.len()), (40, 1));
     assert_ne!(cut.answers[0].tokens.last(), Some(&tokenizer.eos().unwrap()));
     assert_eq!(cut.answers[0].learned.len(), 39);

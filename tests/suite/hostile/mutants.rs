@@ -225,8 +225,9 @@ fn fault(case: &Case, outcome: &rlhf::Result<()>) -> Option<String> {
     let sentence = error.to_string();
     let folder = case.file.split_once('/').map(|(folder, _)| format!("/{folder}"));
     let named = sentence.contains(case.file) || folder.is_some_and(|folder| sentence.contains(&folder));
-    // A base that was broken and its adapter do not fit each other, whichever of the two is named.
-    let named = named || case.line.contains("@adapter") && sentence.contains("/adapter/");
+    // A base that was broken into another sound one and an adapter do not fit each other: it is the adapter that is named.
+    let misfits = case.line.contains("@adapter") && case.file.starts_with("sft/");
+    let named = named || misfits && sentence.contains("/adapter/");
     match error {
         Error::Tensor(_) => Some(format!("not a sentence: {sentence}")),
         _ if sentence.contains('\n') => Some(format!("more than a line: {sentence}")),
