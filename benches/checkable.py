@@ -1,9 +1,9 @@
 """A task with checkable answers: GRPO with `--reward-rule` on questions whose right answer stands in a column, three seeds.
 
-    python benches/checkable.py target/release data runs/checkable
+    python benches/checkable.py target/release data runs/checkable [STEPS]
 
 Needs pyarrow. The questions are those of the embedded world's `prompts.parquet`; the right answer to each is worked out here, from its passage, and
-written as the column `answer` (it is checked against `evaluation.parquet`, which has it). The base model is fine-tuned for 40 steps on demonstrations,
+written as the column `answer` (it is checked against `evaluation.parquet`, which has it). The base model is fine-tuned for 40 (or STEPS) steps on demonstrations,
 so that it answers in the right form, often wrongly; GRPO then learns from `--reward-rule exact --reward-column answer` alone. Accuracy is the share of the
 343 held-out questions (other people, places and facts) whose answer is right, word for word, greedy and as the mean of 4 samples.
 The last run is the first again with the reward from a command that reads the same column: the model is the same, byte for byte.
@@ -93,11 +93,12 @@ def both(programs, output, model, name):
 
 def main():
     programs, data, output = (Path(argument).resolve() for argument in sys.argv[1:4])
+    steps = int(sys.argv[4]) if len(sys.argv) > 4 else STEPS
     output.mkdir(parents=True, exist_ok=True)
     prepare(data, output)
     print("| seed | accuracy before, greedy / sampled | after GRPO, greedy / sampled | reward of the first and of the last 5 updates |\n| --- | --- | --- | --- |")
     for seed in SEEDS:
-        sft = run(programs, "sft", output / f"sft-{seed}", "--model", data / "base", "--data", data / "demonstrations.parquet", "--max-steps", STEPS,
+        sft = run(programs, "sft", output / f"sft-{seed}", "--model", data / "base", "--data", data / "demonstrations.parquet", "--max-steps", steps,
                   "--learning-rate", 3e-4, "--seed", seed, *LENGTHS)
         grpo = ["--model", sft, "--algorithm", "grpo", "--data", output / "questions.parquet", "--batch-size", 128, "--learning-rate", 1e-4, "--max-steps", UPDATES,
                 "--epochs", 9, "--seed", seed, *SAMPLING]

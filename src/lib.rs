@@ -15,7 +15,7 @@
 //!   (`settings/flags.rs`).
 //! * [`gguf`]: a GGUF file presented as the folder that `transformers` would have: `config.json` and the
 //!   tokenizer's files made of its metadata, its tensors dequantised to f32 under the names of the folder's.
-//!   Only the readers of a folder's files and weights know of it.
+//!   A path of it is taken wherever that of a folder is, by what opens bases, weights and tokenizers.
 //! * [`data`]: from rows of files to packed batches.
 //!     * Files: [`data::files`] says which files a pattern names, [`data::splits`] which of a folder or of a
 //!       data set of the hub belong to the split that is asked for, [`data::table`] reads their rows in every

@@ -160,7 +160,7 @@ impl Learning<'_, '_> {
                 report.ptx_loss += mix.accumulate(&mut self.roles.policy)?;
             }
             let done = self.roles.policy.optimizer.step(self.step.learning_rate)?;
-            report.changed += usize::from(done.not_finite.is_none());
+            report.changed += usize::from(done.changed);
             report.skipped(done.not_finite, "of the policy's gradients");
             report.policy_gradient_norm += done.gradient_norm;
         }

@@ -62,6 +62,8 @@ pub struct StepReport {
     pub gradient_scale: f64,
     /// Which gradient was not finite, in words, where the step therefore changed nothing.
     pub not_finite: Option<String>,
+    /// Whether it changed the weights: not with a learning rate of 0, with which a warm-up begins.
+    pub changed: bool,
 }
 
 impl Optimizer {
@@ -218,7 +220,7 @@ impl Optimizer {
                     self.skipped_in_a_row
                 )));
             }
-            return Ok(StepReport { gradient_norm, gradient_scale: 0.0, not_finite: Some(not_finite) });
+            return Ok(StepReport { gradient_norm, gradient_scale: 0.0, not_finite: Some(not_finite), changed: false });
         }
         self.skipped_in_a_row = 0;
         for parameter in &mut self.parameters {
@@ -240,7 +242,7 @@ impl Optimizer {
             };
             adamw(&parameter.variable, &gradient.contiguous()?, &mut parameter.moments, &step)?;
         }
-        Ok(StepReport { gradient_norm, gradient_scale, not_finite: None })
+        Ok(StepReport { gradient_norm, gradient_scale, not_finite: None, changed: learning_rate != 0.0 })
     }
 
     /// Forgets the gradients since the last step.

@@ -346,11 +346,12 @@ impl Run {
                 "step {number} changed nothing: of its gradients {what} is not finite; its examples: {examples}"
             ))?;
         }
-        self.learned.count(match &stepped.not_finite {
-            Some(what) => Outcome::Skipped(what.clone()),
-            None if is_empty => Outcome::Empty,
-            None => Outcome::Changed,
-        });
+        match &stepped.not_finite {
+            Some(what) => self.learned.count(Outcome::Skipped(what.clone())),
+            None if is_empty => self.learned.count(Outcome::Empty),
+            None if stepped.changed => self.learned.count(Outcome::Changed),
+            None => (),
+        }
         Ok(stepped)
     }
 

@@ -127,6 +127,17 @@ fn a_step_whose_gradients_are_not_finite_changes_nothing_and_is_counted() {
 }
 
 #[test]
+fn a_step_at_the_start_of_a_warm_up_changed_nothing() {
+    let weight = variable(&[1.0, 2.0], &[2]);
+    let mut optimizer = optimizer(&[("weight", &weight)]);
+    for (rate, changed) in [(0.0, false), (0.1, true)] {
+        optimizer.accumulate(&gradients(&[(&weight, &[1.0, 1.0])])).unwrap();
+        assert_eq!(optimizer.step(rate).unwrap().changed, changed);
+        assert_eq!(values(&weight) != [1.0, 2.0], changed);
+    }
+}
+
+#[test]
 fn too_many_skipped_steps_in_a_row_are_an_error_that_names_the_gradient() {
     let (good, bad) = (variable(&[1.0], &[1]), variable(&[3.0], &[1]));
     let mut optimizer = optimizer(&[("good", &good), ("bad", &bad)]);
