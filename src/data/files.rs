@@ -15,14 +15,13 @@ use crate::remote::objects;
 /// [`objects::files`]); or, where nothing here has this name, a data set of the Hugging Face hub.
 ///
 /// # Errors
-/// Where there are no such files, or it is not known which ones are wanted.
+/// Where there are no such files, it is not known which ones are wanted, or a folder's `README.md`, which may tell, cannot be read.
 pub fn files<'p>(pattern: impl Into<Pattern<'p>>) -> Result<Vec<PathBuf>> {
     let Pattern { text: pattern, wanted } = pattern.into();
     if objects::is_remote(pattern) {
         let (found, readme) = objects::files(pattern, is_data_file)?;
         let mut found = if found.len() > 1 { form::of_one_form(pattern, found)? } else { found };
-        // A README that cannot be read declares nothing.
-        let readme = readme.and_then(|file| objects::read_text(&file, limits::SMALL_FILE).ok());
+        let readme = readme.map(|file| objects::read_text(&file, limits::SMALL_FILE)).transpose()?;
         of_split(pattern, &mut found, readme.as_deref(), wanted)?;
         return Ok(found);
     }
@@ -35,7 +34,7 @@ pub fn files<'p>(pattern: impl Into<Pattern<'p>>) -> Result<Vec<PathBuf>> {
             bail!("{pattern}: the folder holds no data file; {}", form::KNOWN);
         }
         let readme = Some(path.join("README.md")).filter(|readme| readme.is_file());
-        let readme = readme.and_then(|readme| limits::read_text(readme, limits::SMALL_FILE).ok());
+        let readme = readme.map(|readme| limits::read_text(readme, limits::SMALL_FILE)).transpose()?;
         of_split(pattern, &mut found, readme.as_deref(), wanted)?;
     } else if path.exists() {
         found.push(path.to_path_buf());
@@ -89,4 +88,18 @@ fn files_below(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_readme_that_cannot_be_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("train.csv"), "text\na\n").unwrap();
+        std::fs::write(folder.path().join("README.md"), b"---\nlicense: \xff\n---\n").unwrap();
+        let error = files(folder.path().to_str().unwrap()).unwrap_err().to_string();
+        assert!(error.contains("README.md"), "{error}");
+    }
 }
