@@ -16,7 +16,7 @@ use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 
 use super::data_file::DataFile;
-use super::notes;
+use super::notes::{self, files_of, listed};
 use super::table::unreadable;
 use crate::bail;
 use crate::error::{Error, Result};
@@ -88,13 +88,16 @@ fn kind(path: &Path) -> &'static str {
     }
 }
 
-/// Of the data files of a folder those that are read: all of one form. Next to files of another form, `.json` files are taken for descriptions.
+/// Of the data files of a folder those that are read: all of one form. Next to files of another form, `.json` files are taken for descriptions, which is noted.
 ///
 /// # Errors
 /// Where there are several forms, which may be copies of the same rows.
 pub(super) fn of_one_form<P: AsRef<Path>>(folder: &str, mut files: Vec<P>) -> Result<Vec<P>> {
-    let has_other = files.iter().any(|file| kind(file.as_ref()) != "JSON");
-    files.retain(|file| !has_other || kind(file.as_ref()) != "JSON");
+    let is_json = |file: &P| kind(file.as_ref()) == "JSON";
+    let mut left_out = Vec::new();
+    if !files.iter().all(is_json) {
+        left_out = files.extract_if(.., |file| is_json(file)).map(|file| file.as_ref().display().to_string()).collect();
+    }
     let mut kinds: Vec<&str> = files.iter().map(|file| kind(file.as_ref())).collect();
     kinds.sort_unstable();
     kinds.dedup();
@@ -104,6 +107,14 @@ pub(super) fn of_one_form<P: AsRef<Path>>(folder: &str, mut files: Vec<P>) -> Re
             kinds.join(", "),
             files.first().map_or(String::new(), |file| ending(file.as_ref()))
         );
+    }
+    if !left_out.is_empty() {
+        notes::add(format!(
+            "{folder}: reads the {} of the form {}, and leaves out {}, taken for descriptions of them; name them by a pattern if they are to be read",
+            files_of(files.len()),
+            kinds.join(", "),
+            listed(&left_out)
+        ));
     }
     Ok(files)
 }
@@ -270,6 +281,7 @@ mod tests {
             of_one_form("data", names.to_vec()).map(|files| files.join(" ")).map_err(|error| error.to_string())
         };
         assert_eq!(files(&["a.parquet", "b.parquet", "c.json"]).unwrap(), "a.parquet b.parquet");
+        assert!(notes::was_added("data: reads the 2 files of the form Parquet, and leaves out c.json, taken for"));
         assert_eq!(files(&["a.json", "b.json"]).unwrap(), "a.json b.json");
         assert_eq!(files(&["a.jsonl", "b.ndjson.gz"]).unwrap(), "a.jsonl b.ndjson.gz");
         let error = files(&["a.csv", "a.parquet"]).unwrap_err();

@@ -47,6 +47,12 @@ pub(super) fn count(what: &'static str, origin: &Origin) {
     }
 }
 
+/// Whether a sentence that begins so was added.
+#[cfg(test)]
+pub(super) fn was_added(start: &str) -> bool {
+    notes().known.iter().any(|sentence| sentence.starts_with(start))
+}
+
 /// What there is to say since the last time.
 pub fn take() -> Vec<String> {
     let mut notes = notes();
@@ -61,4 +67,19 @@ pub fn take() -> Vec<String> {
 /// Prints what there is to say to the standard error stream.
 pub fn print() {
     take().iter().for_each(|note| eprintln!("note: {note}"));
+}
+
+/// A number of files in words.
+pub(super) fn files_of(count: usize) -> String {
+    if count == 1 { "one file".to_owned() } else { format!("{count} files") }
+}
+
+/// The first of some files, and how many more there are.
+pub(super) fn listed(files: &[String]) -> String {
+    const SHOWN: usize = 6;
+    let shown = files.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match files.len().checked_sub(SHOWN) {
+        None | Some(0) => shown,
+        Some(more) => format!("{shown} and {more} more"),
+    }
 }

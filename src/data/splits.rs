@@ -9,7 +9,7 @@ mod readme;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::notes;
+use super::notes::{self, files_of, listed};
 use crate::bail;
 use crate::error::Result;
 pub(crate) use hub::HubData;
@@ -114,7 +114,7 @@ impl Split {
     fn of(path: &str) -> Self {
         let (folders, file) = path.rsplit_once('/').unwrap_or(("", path));
         let kind = Kind::of(file).or_else(|| folders.rsplit('/').find_map(Kind::of));
-        let name = sharded(file).filter(|name| Kind::of(name).is_some());
+        let name = Shard::of(file).map(|shard| shard.name).filter(|name| Kind::of(name).is_some());
         let name = name.or(kind.map(Kind::word)).unwrap_or_default();
         Split { kind, name: name.to_owned() }
     }
@@ -128,23 +128,59 @@ impl Split {
     }
 }
 
-/// What comes before `-00000-of-00001` in the name of a file.
-fn sharded(file: &str) -> Option<&str> {
-    let (before, after) = file.split_once("-of-")?;
-    let (name, number) = before.rsplit_once('-')?;
-    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
-    (is_number(number) && after.get(..5).is_some_and(is_number)).then_some(name)
+/// A file that is one of several of a split: `name-00000-of-00001`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shard<'a> {
+    /// What comes before the numbers.
+    name: &'a str,
+    /// Counted from 0.
+    number: usize,
+    /// How many there are of the split.
+    count: usize,
 }
 
-/// Of the files in a folder, by their paths in it with `/` between, those of the split that is wanted; the others are named in a note.
+impl<'a> Shard<'a> {
+    /// By the name or the path of a file.
+    fn of(file: &'a str) -> Option<Self> {
+        let (before, after) = file.rsplit_once("-of-")?;
+        let (name, number) = before.rsplit_once('-')?;
+        let digits = |text: &str| {
+            let is_number = text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+            is_number.then(|| text.parse().ok()).flatten()
+        };
+        Some(Shard { name, number: digits(number)?, count: digits(after.get(..5)?)? })
+    }
+}
+
+/// Notes the splits of which files are missing, by the numbers in the names of those that are there.
+fn note_missing(label: &str, files: &[String]) {
+    let mut splits: BTreeMap<(&str, usize), BTreeSet<usize>> = BTreeMap::new();
+    for Shard { name, number, count } in files.iter().filter_map(|file| Shard::of(file)) {
+        splits.entry((name, count)).or_default().insert(number);
+    }
+    for ((name, count), numbers) in splits {
+        if let Some(missing) = (0..count).find(|number| !numbers.contains(number)) {
+            let there = numbers.range(..count).count();
+            notes::add(format!(
+                "{label}: of split {name} {there} of {count} files are there, so a part of it is read; the first that is missing is {name}-{missing:05}-of-{count:05}"
+            ));
+        }
+    }
+}
+
+/// Of the files in a folder, by their paths in it with `/` between, those of the split that is wanted; the others, and those that are missing, are named in a
+/// note.
 /// Where neither `readme`, the text of the folder's `README.md`, nor the names tell splits apart, all of them.
 ///
 /// # Errors
 /// Where it cannot be known which files are wanted.
 pub(crate) fn chosen(folder: &str, files: Vec<String>, readme: Option<&str>, wanted: Wanted) -> Result<Vec<String>> {
-    if wanted == Wanted::All {
-        return Ok(files);
-    }
+    let read = if wanted == Wanted::All { files } else { of_split(folder, files, readme, wanted)? };
+    note_missing(folder, &read);
+    Ok(read)
+}
+
+fn of_split(folder: &str, files: Vec<String>, readme: Option<&str>, wanted: Wanted) -> Result<Vec<String>> {
     let mut splits: BTreeMap<Split, Vec<String>> = BTreeMap::new();
     let mut left_out = Vec::new();
     match readme.map(|text| readme::data_files(folder, text)).transpose()?.flatten() {
@@ -229,23 +265,9 @@ fn choice(folder: &str, splits: &BTreeMap<Split, Vec<String>>, wanted: Wanted) -
 /// A pattern for the files of the same split.
 fn glob_of(file: &str) -> String {
     let (folders, name) = file.rsplit_once('/').map_or((String::new(), file), |(at, name)| (format!("{at}/"), name));
-    match sharded(name) {
-        Some(split) => format!("{folders}{split}-*"),
+    match Shard::of(name) {
+        Some(shard) => format!("{folders}{}-*", shard.name),
         None => format!("{folders}{name}"),
-    }
-}
-
-fn files_of(count: usize) -> String {
-    if count == 1 { "one file".to_owned() } else { format!("{count} files") }
-}
-
-/// The first files, and how many more there are.
-fn listed(files: &[String]) -> String {
-    const SHOWN: usize = 6;
-    let shown = files.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match files.len().checked_sub(SHOWN) {
-        None | Some(0) => shown,
-        Some(more) => format!("{shown} and {more} more"),
     }
 }
 
@@ -312,6 +334,21 @@ mod tests {
         assert_eq!(read(&files, Wanted::Evaluation).unwrap(), [files[2]]);
         let error = read(&["test.parquet", "dev.parquet"], Wanted::Training).unwrap_err().to_string();
         assert!(error.contains("to learn from"), "{error}");
+    }
+
+    #[test]
+    fn files_that_are_missing_of_a_split_are_noted() {
+        let files = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+        let shards = files(&["data/train-00000-of-00003-ab.parquet", "data/train-00002-of-00003-cd.parquet"]);
+        assert_eq!(chosen("parts", shards.clone(), None, Wanted::Training).unwrap(), shards);
+        let note = "parts: of split data/train 2 of 3 files are there, so a part of it is read; the first that is missing is data/train-00001-of-00003";
+        assert!(notes::was_added(note));
+        let whole = files(&["train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test-00001-of-00002.csv"]);
+        chosen("whole", whole, None, Wanted::Training).unwrap();
+        assert!(!notes::was_added("whole: of split"));
+        let answers = files(&["a-00001-of-00002.csv", "b.csv"]);
+        chosen("all", answers, None, Wanted::All).unwrap();
+        assert!(notes::was_added("all: of split a 1 of 2 files are there"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::{Kind, Split, Wanted, readme};
+use super::{Kind, Split, Wanted, note_missing, readme};
 use crate::bail;
 use crate::data::{form, notes};
 use crate::error::{Error, Result};
@@ -90,7 +90,8 @@ impl HubData {
         let readme = dataset.text("README.md")?;
         let Choice { files, configuration, split } = self.choose(&dataset.files(), readme.as_deref(), wanted)?;
         let paths = dataset.fetch(&files)?;
-        let count = if files.len() == 1 { "one file".to_owned() } else { format!("{} files", files.len()) };
+        let count = notes::files_of(files.len());
+        note_missing(&self.to_string(), &files);
         let part = split.strip_prefix(PARTIAL);
         let shown = part.unwrap_or(&split);
         notes::add(format!(
