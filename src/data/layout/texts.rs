@@ -50,16 +50,23 @@ fn count_json(rows: &Rows, row: usize, column: &TextColumn, text: &Text) {
 }
 
 /// Counts a row whose answers are strings that begin with the prompt: they may hold what the model is given already.
-fn count_repeated_prompt(rows: &Rows, row: usize, joined: &OneForm) {
-    /// A shorter prompt may be repeated by accident.
-    const SHORTEST: usize = 20;
-    let OneForm::Apart(Text::Plain(prompt), answers) = joined else { return };
-    let prompt = prompt.trim();
-    let repeats = |answer: &Text| matches!(answer, Text::Plain(answer) if answer.trim_start().starts_with(prompt));
-    if prompt.len() >= SHORTEST && answers.iter().all(repeats) {
+fn count_repeated_prompt(rows: &Rows, row: usize, prompt: &Text, answers: &[Text]) {
+    let prompt = match prompt {
+        Text::Plain(prompt) => prompt.as_str(),
+        Text::Messages(messages) => messages.last().map_or("", Message::content),
+    };
+    if answers.iter().any(|answer| matches!(answer, Text::Plain(answer) if repeats(answer, prompt))) {
         let what = "have answers that begin with the text of the prompt, which the model is given twice then";
         notes::count(what, &rows.origin(row));
     }
+}
+
+/// Whether an answer begins with the prompt, white space around both left out, and not with a longer word than its last one.
+fn repeats(answer: &str, prompt: &str) -> bool {
+    let prompt = prompt.trim();
+    let Some(rest) = answer.trim_start().strip_prefix(prompt) else { return false };
+    let cuts_a_word = prompt.ends_with(char::is_alphanumeric) && rest.starts_with(char::is_alphanumeric);
+    !prompt.is_empty() && !cuts_a_word
 }
 
 /// A column in which every row must hold a text.
@@ -170,10 +177,26 @@ impl<'a> Instructions<'a> {
 /// The prompt and the answers of a row in one form (see [`one_form`]); the answers are of `columns`, or all of the one column.
 pub(super) fn joined(rows: &Rows, row: usize, columns: &[&str], prompt: Text, answers: Vec<Text>) -> Result<OneForm> {
     let is_list = columns.len() == 1 && answers.len() > 1;
-    let joined = one_form(prompt, answers).inspect(|joined| count_repeated_prompt(rows, row, joined));
-    joined.map_err(|(number, fault)| {
+    count_repeated_prompt(rows, row, &prompt, &answers);
+    one_form(prompt, answers).map_err(|(number, fault)| {
         let column = columns.get(number).or(columns.last()).copied().unwrap_or_default();
         let fault = if is_list { format!("item {number} (counted from 0) {fault}") } else { fault };
         rows.fault(row, column, fault)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_repeats_the_prompt_where_no_word_is_cut() {
+        for (answer, prompt) in [("2+2= 4", "2+2="), (" Hi\nthere", "Hi \n"), ("Hi", "Hi"), ("Q: 1\nA: 2", "Q: 1\nA:")]
+        {
+            assert!(repeats(answer, prompt), "{answer:?} {prompt:?}");
+        }
+        for (answer, prompt) in [("Highway", "Hi"), ("12", "1"), ("a", ""), ("a", " \n"), ("Hello", "Hi")] {
+            assert!(!repeats(answer, prompt), "{answer:?} {prompt:?}");
+        }
+    }
 }
