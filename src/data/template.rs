@@ -11,7 +11,7 @@ mod marks;
 mod python;
 mod turns;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -75,7 +75,8 @@ struct Program {
     environment: Arc<Environment<'static>>,
     /// Where it was read, for messages.
     origin: String,
-    source: Arc<str>,
+    /// The names that it reads: of variables, fields and keys.
+    names: Arc<BTreeSet<String>>,
     /// Whether it has blocks `{% generation %}`.
     has_generation: bool,
 }
@@ -91,7 +92,7 @@ impl Program {
         }
         let environment = engine::environment(source, origin)?;
         let has_generation = engine::has_generation(source);
-        Ok(Self { environment, origin: origin.to_owned(), source: source.into(), has_generation })
+        Ok(Self { environment, origin: origin.to_owned(), names: engine::identifiers(source).into(), has_generation })
     }
 }
 
@@ -192,7 +193,7 @@ impl ChatTemplate {
         let tools = inputs.tools.iter().filter(|tools| tools.as_array().is_none_or(|tools| !tools.is_empty()));
         let given = inputs.variables.keys().map(String::as_str).chain(tools.map(|_| "tools"));
         let program = self.program(chat);
-        let reads = |name: &str| program.source.contains(name);
+        let reads = |name: &str| program.names.contains(name);
         let unread = said.filter(|(_, names)| !names.iter().any(|name| reads(name))).map(|(name, _)| name);
         for name in unread.chain(given.filter(|name| !reads(name))) {
             notes::add(format!(

@@ -1,6 +1,7 @@
 //! The template engine, set up as `transformers` sets up Jinja2 for chat templates, with bounds on what a template may do.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -131,6 +132,48 @@ pub(super) fn has_generation(source: &str) -> bool {
     tags(source).any(|part| matches!(part, Part::Tag(tag) if tag_name(tag) == "generation"))
 }
 
+/// The identifiers in a template's expressions and tags, and the strings in them that are one, as keys of fields are. Comments and text have none.
+pub(super) fn identifiers(source: &str) -> BTreeSet<String> {
+    let is_part = |c: char| c == '_' || c.is_ascii_alphanumeric();
+    let (mut found, mut rest) = (BTreeSet::new(), source);
+    while let Some(start) = rest.find('{') {
+        rest = &rest[start + 1..];
+        let Some(opening) = rest.chars().next().filter(|&opening| "#{%".contains(opening)) else { continue };
+        rest = &rest[1..];
+        let end = match opening {
+            '#' => {
+                rest = rest.split_once("#}").map_or("", |(_, rest)| rest);
+                continue;
+            }
+            '{' => "}}",
+            _ => "%}",
+        };
+        while let Some(first) = rest.chars().next().filter(|_| !rest.starts_with(end)) {
+            let (word, after) = match first {
+                '"' | '\'' => quoted(&rest[1..], first),
+                _ if is_part(first) => rest.split_at(rest.find(|c| !is_part(c)).unwrap_or(rest.len())),
+                _ => ("", &rest[first.len_utf8()..]),
+            };
+            if !word.is_empty() && word.chars().all(is_part) {
+                found.insert(word.to_owned());
+            }
+            rest = after;
+        }
+    }
+    found
+}
+
+/// What a string holds up to its closing quote, and what follows it.
+fn quoted(text: &str, quote: char) -> (&str, &str) {
+    let mut is_escaped = false;
+    let end = text.find(|c| {
+        let is_end = c == quote && !is_escaped;
+        is_escaped = c == '\\' && !is_escaped;
+        is_end
+    });
+    end.map_or((text, ""), |end| (&text[..end], &text[end + 1..]))
+}
+
 enum Part<'s> {
     Text(&'s str),
     /// What stands between `{%` and `%}`.
@@ -166,6 +209,14 @@ fn tag_name(tag: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn identifiers_are_those_of_code_and_of_keys() {
+        let source = "tools {# reads thinking #}{%- if enable_thinking and 'tool_calls' in message %}{{ message['a\\'b}}'] ~ \"<documents>\" ~ x.y1 }}{ z }";
+        let expected = ["and", "enable_thinking", "if", "in", "message", "tool_calls", "x", "y1"];
+        assert_eq!(identifiers(source).iter().map(String::as_str).collect::<Vec<_>>(), expected);
+        assert!(identifiers("{# tools").is_empty() && identifiers("{{ tools").contains("tools"));
+    }
 
     #[test]
     fn generation_tags_become_a_filter_and_the_rest_stays() {
