@@ -110,7 +110,7 @@ pub(super) fn of_one_form<P: AsRef<Path>>(folder: &str, mut files: Vec<P>) -> Re
     }
     if !left_out.is_empty() {
         notes::add(format!(
-            "{folder}: reads the {} of the form {}, and leaves out {}, taken for descriptions of them; name them by a pattern if they are to be read",
+            "{folder}: reads the {} of the form {}, and leaves out {}, taken for descriptions of them",
             files_of(files.len()),
             kinds.join(", "),
             listed(&left_out)

@@ -4,6 +4,7 @@
 //! `eval` and `evaluation`. A word is a part of a path between `/`, `-`, `_`, `.`, spaces and digits, so that `contest.parquet` is of no split. The name of
 //! a file counts over those of the folders around it.
 
+mod configurations;
 mod hub;
 mod readme;
 
@@ -183,23 +184,25 @@ pub(crate) fn chosen(folder: &str, files: Vec<String>, readme: Option<&str>, wan
 fn of_split(folder: &str, files: Vec<String>, readme: Option<&str>, wanted: Wanted) -> Result<Vec<String>> {
     let mut splits: BTreeMap<Split, Vec<String>> = BTreeMap::new();
     let mut left_out = Vec::new();
-    match readme.map(|text| readme::data_files(folder, text)).transpose()?.flatten() {
-        Some(declared) => {
-            for file in files {
-                match declared
-                    .iter()
-                    .find(|(_, patterns)| patterns.iter().any(|pattern| readme::matches(pattern, &file)))
-                {
-                    Some((name, _)) => splits.entry(Split::named(name)).or_default().push(file),
-                    None => left_out.push(file),
-                }
-            }
-            // What it declares is not here.
-            if splits.is_empty() {
-                left_out.drain(..).for_each(|file| splits.entry(Split::of(&file)).or_default().push(file));
+    let declared = readme.map_or_else(Vec::new, |readme| configurations::declared(folder, &files, readme));
+    match configurations::default(&declared) {
+        Some(configuration) => {
+            let read: BTreeSet<&String> = configuration.splits.values().flatten().collect();
+            left_out.extend(files.iter().filter(|file| !read.contains(file)).cloned());
+            for (name, files) in &configuration.splits {
+                splits.entry(Split::named(name)).or_default().extend(files.iter().cloned());
             }
         }
-        None => files.into_iter().for_each(|file| splits.entry(Split::of(&file)).or_default().push(file)),
+        None if declared.is_empty() => {
+            files.into_iter().for_each(|file| splits.entry(Split::of(&file)).or_default().push(file));
+        }
+        None => {
+            let names: Vec<&str> = declared.iter().map(|configuration| configuration.name.as_str()).collect();
+            bail!(
+                "{folder}/README.md: declares the configurations {}, none of which is the default; name the files of one, as {folder}/FOLDER/train-*",
+                names.join(", ")
+            )
+        }
     }
     let name = choice(folder, &splits, wanted)?;
     let mut read = Vec::new();
@@ -366,5 +369,10 @@ mod tests {
         let read = |wanted| chosen("hub", files(), Some(readme), wanted).unwrap();
         assert_eq!(read(Wanted::Training), ["a/one.parquet"]);
         assert_eq!(read(Wanted::Evaluation), ["a/two.parquet"]);
+        let folder = "---\nconfigs:\n- config_name: x\n  data_dir: b\n---\n";
+        assert_eq!(chosen("hub", files(), Some(folder), Wanted::Training).unwrap(), ["b/train.parquet"]);
+        let several = "---\nconfigs:\n- config_name: x\n  data_dir: b\n- config_name: y\n  data_files: a/*\n---\n";
+        let error = chosen("hub", files(), Some(several), Wanted::Training).unwrap_err().to_string();
+        assert!(error.contains("the configurations x, y, none of which is the default"), "{error}");
     }
 }

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::{Kind, Split, Wanted, note_missing, readme};
+use super::configurations::{Configuration, PARTIAL, declared, default, split_of};
+use super::{Kind, Split, Wanted, note_missing};
 use crate::bail;
 use crate::data::{form, notes};
 use crate::error::{Error, Result};
@@ -17,8 +18,6 @@ use crate::remote::hub::{Dataset, HubName};
 
 /// The branch of the hub's own conversions.
 const CONVERTED: &str = "refs/convert/parquet";
-/// Before the name of a split of which only the first part was converted.
-const PARTIAL: &str = "partial-";
 
 /// A data set of the hub as the user calls it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,14 +111,11 @@ impl HubData {
         if found.is_empty() {
             bail!("{self}: the data set holds no file of rows; {}", form::KNOWN);
         }
-        let mut all = readme.map(|readme| declared(&found, readme)).transpose()?.unwrap_or_default();
+        let mut all = readme.map_or_else(Vec::new, |readme| declared(&self.to_string(), &found, readme));
         if all.is_empty() {
             all = by_names(&self.to_string(), found)?;
         }
-        let default = match &all[..] {
-            [only] => Some(only),
-            several => several.iter().find(|configuration| configuration.is_default),
-        };
+        let default = default(&all);
         let (configuration, split) = match (&self.configuration, &self.split) {
             (None, _) => (default, None),
             (Some(name), split) => match all.iter().find(|configuration| configuration.name == *name) {
@@ -164,74 +160,17 @@ struct Choice {
     split: String,
 }
 
-#[derive(Debug, Default)]
-struct Configuration {
-    name: String,
-    is_default: bool,
-    splits: BTreeMap<String, Vec<String>>,
-}
-
-impl Configuration {
-    fn find(&self, split: &str) -> Option<(&String, &Vec<String>)> {
-        self.splits.get_key_value(split).or_else(|| self.splits.get_key_value(&format!("{PARTIAL}{split}")))
-    }
-
-    /// The split of this name, or the one that is wanted.
-    fn split(&self, name: Option<&str>, wanted: Wanted) -> Option<(&String, &Vec<String>)> {
-        if let Some(name) = name {
-            return self.find(name);
-        }
-        let kinds: &[Kind] = match wanted {
-            Wanted::Evaluation => &[Kind::Validation, Kind::Test],
-            Wanted::Training | Wanted::All => &[Kind::Training],
-        };
-        let of_kind = |kind: &Kind| {
-            let mut found = self.splits.iter().filter(|(name, _)| Kind::of(name) == Some(*kind));
-            self.find(kind.word()).or(found.next().filter(|_| found.next().is_none()))
-        };
-        kinds.iter().find_map(of_kind).or_else(|| self.splits.iter().next().filter(|_| self.splits.len() == 1))
-    }
-}
-
-/// The configurations that a README declares, of which files are there.
-fn declared(files: &[String], readme: &str) -> Result<Vec<Configuration>> {
-    let mut all = Vec::new();
-    for declared in readme::configurations(readme) {
-        let mut splits: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        let within = |file: &&String| declared.folder.as_ref().is_none_or(|folder| readme::matches(folder, file));
-        for file in files.iter().filter(within) {
-            let split = match &declared.splits {
-                Some(splits) => {
-                    let inner = declared.folder.as_ref().and_then(|folder| file.strip_prefix(folder.as_str()));
-                    let inner = inner.map_or(file.as_str(), |inner| inner.trim_start_matches('/'));
-                    let is_of = |patterns: &Vec<String>| patterns.iter().any(|pattern| readme::matches(pattern, inner));
-                    splits.iter().find(|(_, patterns)| is_of(patterns)).map(|(name, _)| name.clone())
-                }
-                None if declared.folder.is_some() => Some(split_of(file)),
-                None => None,
-            };
-            if let Some(split) = split {
-                splits.entry(split).or_default().push(file.clone());
-            }
-        }
-        if !splits.is_empty() {
-            all.push(Configuration { name: declared.name, is_default: declared.is_default, splits });
-        }
-    }
-    Ok(all)
-}
-
-/// The split of a file by its name; files without one are to learn from.
-fn split_of(path: &str) -> String {
-    let split = Split::of(path);
-    if split.name.is_empty() { Kind::Training.word().to_owned() } else { split.name }
-}
-
 /// The configurations that the names of files tell: of several forms, Parquet counts.
 fn by_names(label: &str, files: Vec<String>) -> Result<Vec<Configuration>> {
     let is_parquet = |file: &String| form::has_extension(Path::new(file), "parquet");
     let files = match files.iter().any(is_parquet) {
-        true => files.into_iter().filter(is_parquet).collect(),
+        true => {
+            let (files, left_out): (Vec<String>, Vec<String>) = files.into_iter().partition(is_parquet);
+            if !left_out.is_empty() {
+                notes::add(format!("{label}: reads its Parquet files, and leaves out {}", notes::listed(&left_out)));
+            }
+            files
+        }
         false => form::of_one_form(label, files)?,
     };
     let mut all: BTreeMap<String, Configuration> = BTreeMap::new();

@@ -2,9 +2,6 @@
 //!
 //! Of YAML as much is read as such files use: mappings and lists by their indentation, lists in brackets, and quoted or plain scalars.
 
-use crate::bail;
-use crate::error::Result;
-
 /// Splits with the patterns of their files.
 pub(super) type SplitPatterns = Vec<(String, Vec<String>)>;
 
@@ -32,26 +29,6 @@ pub(super) fn configurations(readme: &str) -> Vec<Declared> {
         Declared { name, is_default, splits, folder: scalar("data_dir") }
     };
     configs.iter().map(declared).collect()
-}
-
-/// The splits of the default configuration, with the patterns of their files; `None` where nothing (or nothing of this form) is declared.
-///
-/// # Errors
-/// Where there are several configurations, and none is the default.
-pub(super) fn data_files(folder: &str, readme: &str) -> Result<Option<SplitPatterns>> {
-    let configurations = configurations(readme);
-    let config = match (&configurations[..], configurations.iter().find(|config| config.is_default)) {
-        ([config], _) | (_, Some(config)) => config,
-        ([], None) => return Ok(None),
-        (several, None) => {
-            let names: Vec<&str> = several.iter().map(|config| config.name.as_str()).collect();
-            bail!(
-                "{folder}/README.md: declares the configurations {}, none of which is the default; name the files of one, as {folder}/FOLDER/train-*",
-                names.join(", ")
-            )
-        }
-    };
-    Ok(config.splits.clone())
 }
 
 /// Whether a file, by its path in the folder, is one of a pattern: `*` stands for anything but `/`, `**` for any folders.
@@ -195,7 +172,7 @@ mod tests {
     use super::*;
 
     fn read(yaml: &str) -> Option<SplitPatterns> {
-        data_files("hub", &format!("---\n{yaml}---\ntext\n")).unwrap()
+        configurations(&format!("---\n{yaml}---\ntext\n")).into_iter().next()?.splits
     }
 
     fn split(name: &str, paths: &[&str]) -> (String, Vec<String>) {
@@ -224,14 +201,16 @@ mod tests {
     }
 
     #[test]
-    fn the_default_configuration_counts_and_without_one_the_names_are_told() {
-        let two = |second: &str| {
-            format!("configs:\n- config_name: a\n  data_files: a/*\n- config_name: {second}\n  data_files: b/*\n")
+    fn the_default_configuration_is_known_by_its_name_or_by_a_mark() {
+        let defaults = |second: &str| {
+            let yaml =
+                format!("configs:\n- config_name: a\n  data_files: a/*\n- config_name: {second}\n  data_files: b/*\n");
+            let all = configurations(&format!("---\n{yaml}---\n"));
+            all.iter().map(|one| one.is_default).collect::<Vec<_>>()
         };
-        assert_eq!(read(&two("default")), Some(vec![split("train", &["b/*"])]));
-        assert_eq!(read(&two("b\n  default: true")), Some(vec![split("train", &["b/*"])]));
-        let error = data_files("hub", &format!("---\n{}---\n", two("b"))).unwrap_err().to_string();
-        assert!(error.contains("the configurations a, b"), "{error}");
+        assert_eq!(defaults("default"), [false, true]);
+        assert_eq!(defaults("b\n  default: true"), [false, true]);
+        assert_eq!(defaults("b"), [false, false]);
     }
 
     #[test]
@@ -245,7 +224,7 @@ mod tests {
         ] {
             assert_eq!(read(text), None, "{text}");
         }
-        assert_eq!(data_files("hub", "# Title\n").unwrap(), None);
+        assert_eq!(configurations("# Title\n"), []);
     }
 
     #[test]
