@@ -15,6 +15,10 @@ pub struct ChatCounts {
     pub answers: usize,
     /// Those of them that are not learned, as they cannot be told apart in what the chat template writes.
     pub not_learned: usize,
+    /// Other answers in conversations: those that the data exclude.
+    pub excluded: usize,
+    /// Answers that are empty, or white space alone.
+    pub empty: usize,
     /// Messages of conversations.
     pub messages: usize,
     /// Messages whose content the chat template does not write as it is, by role.
@@ -57,7 +61,14 @@ impl ChatCounts {
     pub(super) fn add_rendered(&mut self, messages: &[Message], rendered: &Rendered, first: usize) {
         self.answers += rendered.answers;
         self.not_learned += rendered.not_learned;
+        self.excluded += rendered.excluded;
+        self.empty += rendered.empty;
         self.add_messages(messages, &rendered.not_written, first);
+    }
+
+    /// Counts an answer that is a string.
+    pub(super) fn add_string(&mut self, answer: &str) {
+        self.empty += usize::from(answer.trim().is_empty());
     }
 
     /// Counts messages from `first` on, of which those at the indices `not_written` are not written as they are.
@@ -71,7 +82,7 @@ impl ChatCounts {
     /// What a person should know of these counts before the model reads the data: labels and sentences. `of` is put behind numbers, where they are of a
     /// part of the data.
     pub fn remarks(&self, of: &str) -> Vec<(&'static str, String)> {
-        let Self { answers, not_learned, messages, prompts, split_prompts, spaced_prompts, .. } = self;
+        let Self { answers, not_learned, excluded, empty, messages, prompts, split_prompts, spaced_prompts, .. } = self;
         let mut remarks = Vec::new();
         if *not_learned > 0 {
             let text = format!(
@@ -79,6 +90,18 @@ impl ChatCounts {
                  writes"
             );
             remarks.push(("answers left out", text));
+        }
+        if *excluded > 0 {
+            let text = format!(
+                "{excluded} of {} answers{of} are not learned, as the data exclude them (`weight` 0, or `train` or `loss` false)",
+                answers + excluded
+            );
+            remarks.push(("answers excluded", text));
+        }
+        if *empty > 0 {
+            let count = if *empty == 1 { "one answer".to_owned() } else { format!("{empty} answers") };
+            let verb = if *empty == 1 { "is" } else { "are" };
+            remarks.push(("empty answers", format!("{count}{of} {verb} empty, or white space alone")));
         }
         if self.not_written.total() > 0 {
             let (count, roles) = (self.not_written.total(), self.not_written.describe());
@@ -109,6 +132,8 @@ impl AddAssign for ChatCounts {
     fn add_assign(&mut self, other: Self) {
         self.answers += other.answers;
         self.not_learned += other.not_learned;
+        self.excluded += other.excluded;
+        self.empty += other.empty;
         self.messages += other.messages;
         self.not_written.0.iter_mut().zip(other.not_written.0).for_each(|(count, more)| *count += more);
         self.prompts += other.prompts;
@@ -129,8 +154,18 @@ mod tests {
         counts.not_written.add("tool");
         counts.not_written.add("observation");
         counts += counts;
-        let [(_, answers), (_, contents)] = &counts.remarks(" of the first 256 rows")[..] else { panic!() };
+        (counts.excluded, counts.empty) = (3, 1);
+        counts += ChatCounts { excluded: 1, ..Default::default() };
+        let [(_, answers), (_, excluded), (_, empty), (_, contents)] = &counts.remarks(" of the first 256 rows")[..]
+        else {
+            panic!()
+        };
         assert!(answers.starts_with("4 of 6 answers of the first 256 rows are not learned"), "{answers}");
+        assert!(
+            excluded.starts_with("4 of 10 answers of the first 256 rows are not learned, as the data"),
+            "{excluded}"
+        );
+        assert_eq!(empty, "one answer of the first 256 rows is empty, or white space alone");
         assert!(contents.ends_with("4 of 12 messages of the first 256 rows (tool: 2, other roles: 2)"), "{contents}");
     }
 }

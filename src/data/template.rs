@@ -236,6 +236,20 @@ impl ChatTemplate {
     }
 }
 
+/// Whether a message has no content behind its first `given` bytes but white space, calls no function, and has no reasoning.
+fn says_nothing(message: &Message, given: usize) -> bool {
+    let is_said = |value: &serde_json::Value| match value {
+        serde_json::Value::Null => false,
+        serde_json::Value::String(text) => !text.trim().is_empty(),
+        serde_json::Value::Array(values) => !values.is_empty(),
+        _ => true,
+    };
+    let others = ["tool_calls", "function_call"].into_iter().chain(REASONING);
+    let says_more = others.filter_map(|name| message.fields().get(name)).any(is_said);
+    let rest = message.content().get(given..).unwrap_or_default();
+    rest.trim().is_empty() && !says_more
+}
+
 /// The sources of the templates in a model's folder by name, each with where it is. Those in files of their own replace those in `tokenizer_config.json`.
 fn sources(files: &TokenizerFiles) -> Result<BTreeMap<String, (String, String)>> {
     let mut found = BTreeMap::new();
@@ -280,6 +294,32 @@ fn name_of_additional(path: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn excluded_and_empty_answers_are_counted_apart() {
+        let turn = |fields: serde_json::Value| match fields {
+            serde_json::Value::Object(fields) => Message::from_fields(fields).unwrap(),
+            _ => panic!("no object"),
+        };
+        let messages = [
+            Message::user("a"),
+            turn(json!({"role": "assistant", "content": "b", "weight": 0})),
+            Message::user("c"),
+            Message::assistant(" "),
+            Message::user("d"),
+            turn(json!({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]})),
+        ];
+        let source = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% if message.tool_calls %}f{% endif %}.{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+        let template = ChatTemplate::from_source(source, "short.jinja", &BTreeMap::new()).unwrap();
+        let rendered =
+            |messages: &[Message], from| template.render(messages, &TemplateInputs::default(), from, &[]).unwrap();
+        let all = rendered(&messages, LearnFrom::default());
+        assert_eq!((all.answers, all.excluded, all.empty), (2, 1, 1));
+        // What the prompt gives of an answer is not said by it.
+        let given = rendered(&[Message::user("a"), Message::assistant("Yes")], LearnFrom { message: 1, byte: 3 });
+        assert_eq!((given.answers, given.excluded, given.empty), (1, 0, 1));
+        assert!(says_nothing(&Message::assistant("ab \n"), 2) && !says_nothing(&Message::assistant("ab"), 1));
+    }
 
     #[test]
     fn an_endless_template_is_stopped() {

@@ -355,8 +355,12 @@ impl Tokenizer {
         };
         let piece = |text: &String, learned: bool| Piece { text: text.clone(), learned };
         match (prompt, answer) {
-            (None, Text::Plain(answer)) => Ok(Read { pieces: vec![piece(answer, true)], is_chat: false }),
+            (None, Text::Plain(answer)) => {
+                truncation.chats.add_string(answer);
+                Ok(Read { pieces: vec![piece(answer, true)], is_chat: false })
+            }
             (Some(Text::Plain(prompt)), Text::Plain(answer)) => {
+                truncation.chats.add_string(answer);
                 Ok(Read { pieces: vec![piece(prompt, false), piece(answer, true)], is_chat: false })
             }
             (prompt, answer) => {

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::marks::{Place, unused_characters};
-use super::{Chat, ChatTemplate, Piece};
+use super::{Chat, ChatTemplate, Piece, says_nothing};
 use crate::bail;
 use crate::data::record::{Message, TemplateInputs};
 use crate::error::Result;
@@ -32,6 +32,10 @@ pub struct Rendered {
     pub answers: usize,
     /// Those of them that are not, as they cannot be told apart in the text.
     pub not_learned: usize,
+    /// Other turns of the assistant, which the data exclude.
+    pub excluded: usize,
+    /// Turns that are to be learned and say nothing.
+    pub empty: usize,
     /// The messages of which the content (without white space around it) or a called function is not in the text.
     pub not_written: Vec<usize>,
 }
@@ -85,7 +89,11 @@ impl ChatTemplate {
             true => vec![Piece { text: turns.whole, learned: false }],
             false => pieces(&turns.whole, ranges.into_iter().flatten().flatten()),
         };
-        Ok(Rendered { pieces, answers: learned.len(), not_learned: learned.len() - found, not_written })
+        let answers = learned.len();
+        let all = chat.messages[from.message..].iter().filter(|message| message.is_assistant()).count();
+        let given = |turn: usize| if turn == from.message { from.byte } else { 0 };
+        let empty = learned.iter().filter(|&&turn| says_nothing(&messages[turn], given(turn))).count();
+        Ok(Rendered { pieces, answers, not_learned: answers - found, excluded: all - answers, empty, not_written })
     }
 
     /// The conversation as text, and the bytes of it that the template's blocks `{% generation %}` wrote.
