@@ -148,13 +148,22 @@ pub(super) fn columns_used<T>(step: impl FnOnce() -> T) -> (T, BTreeSet<String>)
 
 impl Rows {
     /// The column of this name, if there is one.
-    pub fn column(&self, name: &str) -> Option<&ArrayRef> {
-        self.batch.column_by_name(name)
+    ///
+    /// # Errors
+    /// Where there are several, which Parquet and Arrow files may have.
+    pub fn column(&self, name: &str) -> Result<Option<&ArrayRef>> {
+        match self.batch.schema_ref().fields().iter().filter(|field| field.name() == name).count() {
+            0 | 1 => Ok(self.batch.column_by_name(name)),
+            count => bail!(
+                "{}: has {count} columns of the name `{name}`, and it is not known which one is meant; rename the others, or leave them out",
+                self.file.display()
+            ),
+        }
     }
 
     /// Whether there is a column of this name.
     pub fn has(&self, name: &str) -> bool {
-        self.column(name).is_some()
+        self.batch.column_by_name(name).is_some()
     }
 
     /// The type of the column of this name, with its metadata.
@@ -257,7 +266,7 @@ impl Rows {
     fn required(&self, name: &str) -> Result<&ArrayRef> {
         USED.with_borrow_mut(|used| used.as_mut().map(|used| used.insert(name.to_owned())));
         let field = self.batch.schema_ref().field_with_name(name).ok();
-        match (self.column(name), field.and_then(json_types::mixed)) {
+        match (self.column(name)?, field.and_then(json_types::mixed)) {
             (_, Some(mixed)) => {
                 bail!("{}: column `{name}` {mixed}, expected values of one type", self.file.display())
             }
@@ -407,4 +416,49 @@ fn message_items(field: &FieldRef, items: &ArrayRef) -> Option<JsonColumn> {
         other => is_string(other),
     };
     is_message.then(|| JsonColumn::new(field, items)).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::schema::{DEMONSTRATIONS, PROMPTS_WITH_COLUMNS};
+    use arrow::array::{RecordBatch, StringArray};
+    use arrow::datatypes::{Fields, Schema};
+    use std::path::Path;
+
+    fn rows(columns: Vec<(Field, ArrayRef)>) -> Rows {
+        let (fields, columns): (Vec<Field>, Vec<ArrayRef>) = columns.into_iter().unzip();
+        let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap();
+        Rows { file: Path::new("two.parquet").into(), first_row: 0, batch }
+    }
+
+    fn strings_of(names: &[&str]) -> Rows {
+        let column = |name: &&str| {
+            let values: ArrayRef = Arc::new(StringArray::from(vec![*name]));
+            (Field::new(*name, DataType::Utf8, true), values)
+        };
+        rows(names.iter().map(column).collect())
+    }
+
+    #[test]
+    fn two_columns_of_one_name_are_refused_where_they_are_used() {
+        let fault = |names: &[&str]| DEMONSTRATIONS.records(&strings_of(names)).unwrap_err().to_string();
+        let expected = "two.parquet: has 2 columns of the name `completion`, and it is not known which one is meant";
+        assert!(fault(&["prompt", "completion", "completion"]).starts_with(expected));
+        assert!(fault(&["prompt", "completion", "label", "label"]).contains("2 columns of the name `label`"));
+        assert!(DEMONSTRATIONS.records(&strings_of(&["prompt", "completion", "note", "note"])).is_ok());
+        let error = PROMPTS_WITH_COLUMNS.records(&strings_of(&["prompt", "note", "note"])).unwrap_err().to_string();
+        assert!(error.contains("2 columns of the name `note`"), "{error}");
+    }
+
+    #[test]
+    fn messages_with_two_fields_of_one_name_are_refused() {
+        let field = |name: &str| Arc::new(Field::new(name, DataType::Utf8, true));
+        let fields = Fields::from(["role", "content", "content"].map(field).to_vec());
+        let item = Arc::new(Field::new("item", DataType::Struct(fields), true));
+        let column = arrow::array::new_null_array(&DataType::List(item.clone()), 1);
+        let error = DEMONSTRATIONS.records(&rows(vec![(Field::new("messages", DataType::List(item), true), column)]));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("`messages` holds lists of {role, content, content}, expected"), "{error}");
+    }
 }

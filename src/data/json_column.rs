@@ -32,8 +32,11 @@ pub struct JsonColumn {
 }
 
 impl JsonColumn {
-    /// `None` where Arrow cannot convert the column.
+    /// `None` where Arrow cannot convert the column, or its objects would have two fields of one name.
     pub(super) fn new(field: &FieldRef, column: &ArrayRef) -> Option<Self> {
+        if repeats_a_name(field.data_type()) {
+            return None;
+        }
         let field = canonical(field);
         let options = CastOptions { safe: false, ..Default::default() };
         let values = cast_with_options(column, field.data_type(), &options).ok()?;
@@ -43,6 +46,25 @@ impl JsonColumn {
     /// The value of a row, which may be null. The error is a part of a sentence: "holds …".
     pub(super) fn get(&self, row: usize) -> Result<Value, String> {
         value(&self.field, &self.values, row)
+    }
+}
+
+/// Whether structs of a type, or in it, have two fields of one name.
+fn repeats_a_name(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::List(item)
+        | DataType::LargeList(item)
+        | DataType::ListView(item)
+        | DataType::LargeListView(item)
+        | DataType::FixedSizeList(item, _)
+        | DataType::Map(item, _) => repeats_a_name(item.data_type()),
+        DataType::Dictionary(_, values) => repeats_a_name(values),
+        DataType::Struct(fields) => {
+            let is_earlier =
+                |(index, field): (usize, &FieldRef)| fields[..index].iter().any(|one| one.name() == field.name());
+            fields.iter().enumerate().any(is_earlier) || fields.iter().any(|field| repeats_a_name(field.data_type()))
+        }
+        _ => false,
     }
 }
 

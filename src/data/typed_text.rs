@@ -22,11 +22,12 @@ fn all<T>(texts: &LargeStringArray, parse: impl Fn(&str) -> Option<T>) -> Option
 
 /// Whole numbers, also where they are written as `1.0`.
 pub(super) fn integers(texts: &LargeStringArray) -> Option<Int64Array> {
-    let whole = |text: &str| {
-        let of_float = || text.parse::<f64>().ok().filter(|number| number.fract() == 0.0 && number.abs() < 9e15);
-        text.parse().ok().or_else(|| of_float().map(|number| number as i64))
-    };
     Some(Int64Array::from(all(texts, whole)?))
+}
+
+fn whole(text: &str) -> Option<i64> {
+    let of_float = || text.parse::<f64>().ok().filter(|number| number.fract() == 0.0 && number.abs() < 9e15);
+    text.parse().ok().or_else(|| of_float().map(|number| number as i64))
 }
 
 /// Numbers.
@@ -36,18 +37,20 @@ pub(super) fn floats(texts: &LargeStringArray) -> Option<Float64Array> {
 
 /// `true` and `false`, in any case.
 pub(super) fn booleans(texts: &LargeStringArray) -> Option<BooleanArray> {
-    let truth = |text: &str| match text.to_ascii_lowercase().as_str() {
-        "true" => Some(true),
-        "false" => Some(false),
-        _ => None,
-    };
     Some(BooleanArray::from(all(texts, truth)?))
 }
 
-/// Whether the texts are truth values, written as words or as 0 and 1, and not all of them empty.
-pub(super) fn is_truth(texts: &LargeStringArray) -> bool {
-    let truth = |text: &str| matches!(text.to_ascii_lowercase().as_str(), "true" | "false" | "0" | "1").then_some(());
-    all(texts, truth).is_some_and(|truths| truths.iter().any(Option::is_some))
+fn truth(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" => Some(true),
+        "false" => Some(false),
+        _ => None,
+    }
+}
+
+/// Whether any of the texts is a truth value or a whole number. One is enough, so that it does not matter how many rows are looked at together.
+pub(super) fn has_mark(texts: &LargeStringArray) -> bool {
+    texts.iter().flatten().map(str::trim).any(|text| truth(text).is_some() || whole(text).is_some())
 }
 
 /// Lists and objects in JSON, all of them of one type.
@@ -96,9 +99,14 @@ mod tests {
         let found = booleans(&texts(&["True", "false", "TRUE", ""])).unwrap();
         assert_eq!(found.iter().collect::<Vec<_>>(), [Some(true), Some(false), Some(true), None]);
         assert!(booleans(&texts(&["1", "0"])).is_none());
-        assert!(
-            is_truth(&texts(&["1", "", "False"])) && !is_truth(&texts(&["", ""])) && !is_truth(&texts(&["1", "2"]))
-        );
+    }
+
+    #[test]
+    fn marks_are_found_in_the_same_columns_whatever_rows_are_read_together() {
+        for column in [&["1", "", "False"][..], &["0", "1", "2", "5"], &["good", "1"], &["a", "1.0"]] {
+            assert!(has_mark(&texts(column)) && column.iter().any(|text| has_mark(&texts(&[text]))), "{column:?}");
+        }
+        assert!(!has_mark(&texts(&["", "good", "0.5", "1st"])));
     }
 
     #[test]

@@ -22,15 +22,15 @@ const MARKS: [&str; 3] = ["label", "labels", "kto_tag"];
 /// Where no layout fits, a row is not what its column promises, or answers are marked as good or bad: the bad ones are no demonstrations.
 pub(in crate::data) fn demonstrations(rows: &Rows) -> Result<Vec<Demonstration>> {
     let is_answered = ["prompt", "instruction", "messages", "conversations"].iter().any(|name| rows.has(name));
-    let is_mark = |name: &&&str| rows.column(name).is_some_and(is_truth);
     let is_class = |name: &str| name == "label" && class_names(rows).is_some();
-    let mark = MARKS.iter().filter(|name| is_answered && !is_class(name)).find(is_mark);
-    if let Some(name) = mark {
-        bail!(
-            "{}: column `{name}` marks each answer as good or bad (unpaired preferences, as for KTO), and every answer \
-             would be learned; leave out the rows of bad answers, and the column",
-            rows.file.display()
-        );
+    for name in MARKS.iter().filter(|name| is_answered && !is_class(name)) {
+        if rows.column(name)?.is_some_and(is_mark) {
+            bail!(
+                "{}: column `{name}` marks each answer as good or bad (unpaired preferences, as for KTO), and every answer \
+                 would be learned; leave out the rows of bad answers, and the column",
+                rows.file.display()
+            );
+        }
     }
     let excluded = |record: &&Demonstration| !record.completion.is_learned();
     let records = demonstrations_as_marked(rows)?;
@@ -44,12 +44,12 @@ pub(in crate::data) fn demonstrations(rows: &Rows) -> Result<Vec<Demonstration>>
     }
 }
 
-/// Whether a column may hold truth values, which are also written as 0 and 1, or as texts, as in CSV.
-fn is_truth(column: &ArrayRef) -> bool {
+/// Whether a column may hold truth values, which are also written as whole numbers, or as texts, as in CSV.
+fn is_mark(column: &ArrayRef) -> bool {
     let data_type = column.data_type();
     *data_type == DataType::Boolean
         || data_type.is_integer()
-        || written(column).is_some_and(|texts| typed_text::is_truth(&texts))
+        || written(column).is_some_and(|texts| typed_text::has_mark(&texts))
 }
 
 /// Reads demonstrations whatever they are marked as.

@@ -57,6 +57,8 @@ fn json_rows(rows: &Rows) -> Result<Vec<Map<String, Value>>> {
         let (file, row) = (rows.file.display(), rows.first_row);
         Error::input(format!("{file}: the rows from {row} on cannot be written as JSON for the rewards: {error}"))
     };
+    // Of two values of one name an object would keep the last.
+    rows.batch.schema_ref().fields().iter().try_for_each(|field| rows.column(field.name()).map(drop))?;
     let mut writer = LineDelimitedWriter::new(Vec::new());
     writer.write(&rows.batch).and_then(|()| writer.finish()).map_err(|error| fault(&error))?;
     let lines = serde_json::Deserializer::from_slice(&writer.into_inner()).into_iter().collect::<Result<_, _>>();
