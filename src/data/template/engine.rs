@@ -148,7 +148,14 @@ pub(super) fn identifiers(source: &str) -> BTreeSet<String> {
             '{' => "}}",
             _ => "%}",
         };
-        while let Some(first) = rest.chars().next().filter(|_| !rest.starts_with(end)) {
+        // Objects may end in `}}` too.
+        let mut depth = 0_usize;
+        while let Some(first) = rest.chars().next().filter(|_| depth > 0 || !rest.starts_with(end)) {
+            match first {
+                '{' => depth += 1,
+                '}' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
             let (word, after) = match first {
                 '"' | '\'' => quoted(&rest[1..], first),
                 _ if is_part(first) => rest.split_at(rest.find(|c| !is_part(c)).unwrap_or(rest.len())),
@@ -215,6 +222,8 @@ mod tests {
         let source = "tools {# reads thinking #}{%- if enable_thinking and 'tool_calls' in message %}{{ message['a\\'b}}'] ~ \"<documents>\" ~ x.y1 }}{ z }";
         let expected = ["and", "enable_thinking", "if", "in", "message", "tool_calls", "x", "y1"];
         assert_eq!(identifiers(source).iter().map(String::as_str).collect::<Vec<_>>(), expected);
+        let of_objects = identifiers("{{ {'a': {'b': c}} ~ d }} e {{ f }}");
+        assert_eq!(of_objects.into_iter().collect::<String>(), "abcdf");
         assert!(identifiers("{# tools").is_empty() && identifiers("{{ tools").contains("tools"));
     }
 
