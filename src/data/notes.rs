@@ -7,23 +7,58 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::record::Origin;
 
 /// What was said, is to be said, and is counted.
-static NOTES: Mutex<Notes> = Mutex::new(Notes { known: BTreeSet::new(), waiting: Vec::new(), counts: BTreeMap::new() });
+static NOTES: Mutex<Notes> = Mutex::new(Notes::new());
 
 struct Notes {
     known: BTreeSet<String>,
     waiting: Vec<String>,
-    /// The rows of a kind, and the first of them.
+    /// The rows of a kind.
     counts: BTreeMap<&'static str, Counted>,
 }
 
+#[derive(Default)]
 struct Counted {
-    first: Origin,
     /// By file and number, as rows may be read more than once.
     rows: BTreeSet<(Arc<Path>, usize)>,
+    /// How many of them were not said yet, and the first of these.
+    unsaid: usize,
+    first: Option<Origin>,
 }
 
 /// Rows of a kind that are counted at most.
 const MOST_ROWS: usize = 100_000;
+
+impl Notes {
+    const fn new() -> Self {
+        Notes { known: BTreeSet::new(), waiting: Vec::new(), counts: BTreeMap::new() }
+    }
+
+    fn add(&mut self, sentence: String) {
+        if !self.known.contains(&sentence) {
+            self.known.insert(sentence.clone());
+            self.waiting.push(sentence);
+        }
+    }
+
+    fn count(&mut self, what: &'static str, origin: &Origin) {
+        let counted = self.counts.entry(what).or_default();
+        if counted.rows.len() < MOST_ROWS && counted.rows.insert((origin.file.clone(), origin.row)) {
+            counted.unsaid += 1;
+            counted.first.get_or_insert_with(|| origin.clone());
+        }
+    }
+
+    fn take(&mut self) -> Vec<String> {
+        let mut all = std::mem::take(&mut self.waiting);
+        for (what, Counted { rows, unsaid, first }) in &mut self.counts {
+            if let Some(first) = first.take() {
+                let most = if rows.len() == MOST_ROWS { "at least " } else { "" };
+                all.push(format!("{most}{} rows {what} (the first is {first})", std::mem::take(unsaid)));
+            }
+        }
+        all
+    }
+}
 
 fn notes() -> MutexGuard<'static, Notes> {
     NOTES.lock().unwrap_or_else(PoisonError::into_inner)
@@ -31,20 +66,13 @@ fn notes() -> MutexGuard<'static, Notes> {
 
 /// Adds a sentence, unless it was added before.
 pub(super) fn add(sentence: String) {
-    let mut notes = notes();
-    if notes.known.insert(sentence.clone()) {
-        notes.waiting.push(sentence);
-    }
+    notes().add(sentence);
 }
 
-/// Counts a row of which `what` holds, a sentence without its subject ("hold …").
+/// Counts a row of which `what` holds, a sentence without its subject ("hold …"). A row counts once, however
+/// often it is read.
 pub(super) fn count(what: &'static str, origin: &Origin) {
-    let mut notes = notes();
-    let new = || Counted { first: origin.clone(), rows: BTreeSet::new() };
-    let counted = notes.counts.entry(what).or_insert_with(new);
-    if counted.rows.len() < MOST_ROWS {
-        counted.rows.insert((origin.file.clone(), origin.row));
-    }
+    notes().count(what, origin);
 }
 
 /// Whether a sentence that begins so was added.
@@ -55,13 +83,7 @@ pub(super) fn was_added(start: &str) -> bool {
 
 /// What there is to say since the last time.
 pub fn take() -> Vec<String> {
-    let mut notes = notes();
-    let mut all = std::mem::take(&mut notes.waiting);
-    for (what, Counted { first, rows }) in std::mem::take(&mut notes.counts) {
-        let most = if rows.len() == MOST_ROWS { "at least " } else { "" };
-        all.push(format!("{most}{} rows {what} (the first is {first})", rows.len()));
-    }
-    all
+    notes().take()
 }
 
 /// Prints what there is to say to the standard error stream.
@@ -81,5 +103,26 @@ pub(super) fn listed(files: &[String]) -> String {
     match files.len().checked_sub(SHOWN) {
         None | Some(0) => shown,
         Some(more) => format!("{shown} and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_said_once_and_a_row_is_counted_once_however_often_it_is_read() {
+        let mut notes = Notes::new();
+        let file: Arc<Path> = Path::new("a.jsonl").into();
+        let mut read = |rows: std::ops::Range<usize>| {
+            notes.add("a.jsonl: columns that are not used: id".to_owned());
+            rows.for_each(|row| notes.count("are odd", &Origin { file: file.clone(), row }));
+            notes.take()
+        };
+        let first =
+            ["a.jsonl: columns that are not used: id", "2 rows are odd (the first is a.jsonl: row 3 (counted from 0))"];
+        assert_eq!(read(3..5), first);
+        assert!(read(3..5).is_empty());
+        assert_eq!(read(3..6), ["1 rows are odd (the first is a.jsonl: row 5 (counted from 0))"]);
     }
 }
