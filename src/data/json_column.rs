@@ -1,11 +1,11 @@
 //! Columns of any type as JSON: what a chat template is given of them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, StructArray};
 use arrow::compute::{CastOptions, cast_with_options};
-use arrow::datatypes::{DataType, Field, FieldRef, Float64Type, Int64Type, UInt64Type};
+use arrow::datatypes::{DataType, Field, FieldRef, Fields, Float64Type, Int64Type, UInt64Type};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use serde_json::{Map, Number, Value};
 
@@ -49,6 +49,12 @@ impl JsonColumn {
     }
 }
 
+/// The first name that a field shares with an earlier one.
+pub(super) fn repeated_name(fields: &Fields) -> Option<&str> {
+    let mut names = HashSet::new();
+    fields.iter().map(|field| field.name().as_str()).find(|name| !names.insert(*name))
+}
+
 /// Whether structs of a type, or in it, have two fields of one name.
 fn repeats_a_name(data_type: &DataType) -> bool {
     match data_type {
@@ -60,9 +66,7 @@ fn repeats_a_name(data_type: &DataType) -> bool {
         | DataType::Map(item, _) => repeats_a_name(item.data_type()),
         DataType::Dictionary(_, values) => repeats_a_name(values),
         DataType::Struct(fields) => {
-            let is_earlier =
-                |(index, field): (usize, &FieldRef)| fields[..index].iter().any(|one| one.name() == field.name());
-            fields.iter().enumerate().any(is_earlier) || fields.iter().any(|field| repeats_a_name(field.data_type()))
+            repeated_name(fields).is_some() || fields.iter().any(|field| repeats_a_name(field.data_type()))
         }
         _ => false,
     }

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use super::texts::{Column, Instructions};
 use crate::data::conversation::ConversationColumns;
+use crate::data::json_column::repeated_name;
 use crate::data::record::{Message, Prompt, Text};
 use crate::data::table::Rows;
 use crate::error::{Error, Result};
@@ -58,7 +59,9 @@ fn json_rows(rows: &Rows) -> Result<Vec<Map<String, Value>>> {
         Error::input(format!("{file}: the rows from {row} on cannot be written as JSON for the rewards: {error}"))
     };
     // Of two values of one name an object would keep the last.
-    rows.batch.schema_ref().fields().iter().try_for_each(|field| rows.column(field.name()).map(drop))?;
+    if let Some(name) = repeated_name(rows.batch.schema_ref().fields()) {
+        rows.column(name)?;
+    }
     let mut writer = LineDelimitedWriter::new(Vec::new());
     writer.write(&rows.batch).and_then(|()| writer.finish()).map_err(|error| fault(&error))?;
     let lines = serde_json::Deserializer::from_slice(&writer.into_inner()).into_iter().collect::<Result<_, _>>();
