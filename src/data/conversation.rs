@@ -1,4 +1,5 @@
-//! What belongs to a row's conversation apart from its texts, and how a prompt and its answers become one conversation.
+//! What belongs to a row's conversation apart from its texts, and how a prompt and its answers become one
+//! conversation.
 
 use std::sync::Arc;
 
@@ -10,7 +11,8 @@ use super::record::{Conversation, Message, TemplateInputs, Text};
 use super::table::Rows;
 use crate::error::Result;
 
-/// Names of `chat_template_kwargs` that are no variables of a template: arguments of `apply_chat_template` in transformers, and what is set here.
+/// Names of `chat_template_kwargs` that are no variables of a template: arguments of `apply_chat_template` in
+/// transformers, and what is set here.
 const RESERVED: [&str; 14] = [
     "messages",
     "conversation",
@@ -28,7 +30,8 @@ const RESERVED: [&str; 14] = [
     "tokenizer_kwargs",
 ];
 
-/// The columns `system` (the first turn, unless there is one), `tools` and `chat_template_kwargs` (what the chat template is given).
+/// The columns `system` (the first turn, unless there is one), `tools` and `chat_template_kwargs` (what the
+/// chat template is given).
 pub(super) struct ConversationColumns<'a> {
     rows: &'a Rows,
     system: Option<LargeStringArray>,
@@ -47,11 +50,12 @@ impl<'a> ConversationColumns<'a> {
         })
     }
 
-    /// Adds to a row's conversation what the columns hold. It begins with `first`, or where this is empty with each of `others`.
+    /// Adds to a row's conversation what the columns hold. It begins with `first`, or where this is empty
+    /// with each of `others`.
     ///
     /// # Errors
-    /// Where the columns hold something and `first` is a string, to which no template applies; where there is another system turn already; and where a
-    /// value is not what its column promises.
+    /// Where the columns hold something and `first` is a string, to which no template applies; where there is
+    /// another system turn already; and where a value is not what its column promises.
     pub(super) fn complete(&self, row: usize, first: &mut Text, others: &[Text]) -> Result<()> {
         let inputs = self.inputs(row)?;
         let system = self.system.as_ref().filter(|system| system.is_valid(row)).map(|system| system.value(row));
@@ -148,7 +152,8 @@ fn shown(value: &Value) -> String {
     value.to_string().chars().take(60).collect()
 }
 
-/// The column `history` of Alpaca's layout: pairs of a question and its answer, which come before the instruction.
+/// The column `history` of Alpaca's layout: pairs of a question and its answer, which come before the
+/// instruction.
 pub(super) struct History<'a> {
     rows: &'a Rows,
     pairs: Option<JsonColumn>,
@@ -205,14 +210,16 @@ impl OneForm {
     }
 }
 
-/// Makes a prompt and its answers all strings or all messages: where one is a list of messages, a string becomes a turn
-/// of the user (prompt) or of the assistant (answer).
+/// Makes a prompt and its answers all strings or all messages: where one is a list of messages, a string
+/// becomes a turn of the user (prompt) or of the assistant (answer).
 ///
-/// Answers may hold the prompt already. Beside a prompt that is a string, answers with a turn of the user before their last are whole conversations, and
-/// the string is not used. Those that begin with the messages of the prompt lose them. White space at the ends of a content does not matter there.
+/// Answers may hold the prompt already. Beside a prompt that is a string, answers with a turn of the user
+/// before their last are whole conversations, and the string is not used. Those that begin with the messages
+/// of the prompt lose them. White space at the ends of a content does not matter there.
 ///
 /// # Errors
-/// Where an answer begins with a turn of the user or the system that is not the prompt's. The error is a part of a sentence with the answer's number.
+/// Where an answer begins with a turn of the user or the system that is not the prompt's. The error is a part
+/// of a sentence with the answer's number.
 pub(super) fn one_form(prompt: Text, answers: Vec<Text>) -> Result<OneForm, (usize, String)> {
     if matches!(prompt, Text::Plain(_)) && answers.iter().all(|answer| matches!(answer, Text::Plain(_))) {
         return Ok(OneForm::Apart(prompt, answers));
@@ -300,7 +307,8 @@ fn before_last_answer(answer: &[Message]) -> &[Message] {
     &answer[..answer.iter().rposition(Message::is_assistant).unwrap_or(0)]
 }
 
-/// What conversations begin with in common, but for white space, and the rest of each, which is its last message at least.
+/// What conversations begin with in common, but for white space, and the rest of each, which is its last
+/// message at least.
 pub(super) fn common_beginning(mut conversations: Vec<Vec<Message>>) -> (Vec<Message>, Vec<Vec<Message>>) {
     let Some((first, others)) = conversations.split_first() else { return (Vec::new(), Vec::new()) };
     let mut shared = first.len().saturating_sub(1);
@@ -356,7 +364,8 @@ mod tests {
         assert_eq!(apart(messages("s u"), &whole), expected);
         // Earlier turns are a part of the conversation.
         assert_eq!(apart(plain("u2"), &[messages("u1 a u2 a3")]), (messages("u1 a u2"), vec![messages("a3")]));
-        // One that begins with a greeting is a whole conversation if it asks what the prompt asks, and goes on from the prompt if it does not.
+        // One that begins with a greeting is a whole conversation if it asks what the prompt asks, and goes
+        // on from the prompt if it does not.
         let greeting = messages("a1 u a2");
         assert_eq!(apart(plain("u"), std::slice::from_ref(&greeting)).0, messages("a1 u"));
         assert_eq!(apart(plain("u0"), std::slice::from_ref(&greeting)), (messages("u0"), vec![greeting]));

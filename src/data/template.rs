@@ -9,6 +9,7 @@ mod engine;
 mod json;
 mod marks;
 mod python;
+mod said;
 mod turns;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +20,8 @@ use minijinja::Environment;
 use minijinja::value::{Serde, Value};
 use serde_json::{Map, json};
 
-pub use self::turns::{LearnFrom, Rendered, is_open, not_written};
+pub use self::said::{is_open, not_written};
+pub use self::turns::{LearnFrom, Rendered};
 use super::notes;
 use super::record::{Message, TemplateInputs};
 use super::tokenizer_files::TokenizerFiles;
@@ -236,20 +238,6 @@ impl ChatTemplate {
     }
 }
 
-/// Whether a message has no content behind its first `given` bytes but white space, calls no function, and has no reasoning.
-fn says_nothing(message: &Message, given: usize) -> bool {
-    let is_said = |value: &serde_json::Value| match value {
-        serde_json::Value::Null => false,
-        serde_json::Value::String(text) => !text.trim().is_empty(),
-        serde_json::Value::Array(values) => !values.is_empty(),
-        _ => true,
-    };
-    let others = ["tool_calls", "function_call"].into_iter().chain(REASONING);
-    let says_more = others.filter_map(|name| message.fields().get(name)).any(is_said);
-    let rest = message.content().get(given..).unwrap_or_default();
-    rest.trim().is_empty() && !says_more
-}
-
 /// The sources of the templates in a model's folder by name, each with where it is. Those in files of their own replace those in `tokenizer_config.json`.
 fn sources(files: &TokenizerFiles) -> Result<BTreeMap<String, (String, String)>> {
     let mut found = BTreeMap::new();
@@ -318,7 +306,9 @@ mod tests {
         // What the prompt gives of an answer is not said by it.
         let given = rendered(&[Message::user("a"), Message::assistant("Yes")], LearnFrom { message: 1, byte: 3 });
         assert_eq!((given.answers, given.excluded, given.empty), (1, 0, 1));
-        assert!(says_nothing(&Message::assistant("ab \n"), 2) && !says_nothing(&Message::assistant("ab"), 1));
+        assert!(
+            said::says_nothing(&Message::assistant("ab \n"), 2) && !said::says_nothing(&Message::assistant("ab"), 1)
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! From metadata to the tokenizer's files: `tokenizer.json` as the library `tokenizers` reads it, and the settings next to it.
+//! From metadata to the tokenizer's files: `tokenizer.json` as the library `tokenizers` reads it, and the
+//! settings next to it.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -264,7 +265,8 @@ impl Parts<'_> {
         self.tokenizer(model, normalizer, Value::Null, decoder, self.flag("add_bos_token", true)?)
     }
 
-    /// Every pair of tokens that make a third, the best scores of what they make first, as `transformers` finds them.
+    /// Every pair of tokens that make a third, the best scores of what they make first, as `transformers`
+    /// finds them.
     fn merges(&self) -> Result<Vec<Value>> {
         let Some(scores) =
             self.gguf.optional_numbers("tokenizer.ggml.scores")?.filter(|scores| scores.len() == self.tokens.len())
@@ -292,7 +294,8 @@ impl Parts<'_> {
     }
 }
 
-/// Words with a character before them, numbers by `numbers`, punctuation, line breaks, white space (Llama 3, Qwen 2).
+/// Words with a character before them, numbers by `numbers`, punctuation, line breaks, white space (Llama 3,
+/// Qwen 2).
 fn words(numbers: &str) -> String {
     format!(
         r"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{numbers}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

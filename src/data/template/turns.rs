@@ -1,15 +1,18 @@
 //! Where the assistant's turns are in a rendered conversation, and so what is learned of it.
 //!
-//! The conversation is rendered once more with marks at the ends of the contents. Where the text is otherwise the same, they say where each content
-//! begins and ends in the whole, however the template writes earlier turns. A turn begins where the model would begin to write it, behind the
-//! generation prompt, and ends with the first stop token behind its content, or, where there is none, with the text that ends the last turn too.
-//! Where marks change what the template writes, the conversation up to the turn is rendered instead, and compared with the start of the whole.
+//! The conversation is rendered once more with marks at the ends of the contents. Where the text is otherwise
+//! the same, they say where each content begins and ends in the whole, however the template writes earlier
+//! turns. A turn begins where the model would begin to write it, behind the generation prompt, and ends with
+//! the first stop token behind its content, or, where there is none, with the text that ends the last turn
+//! too. Where marks change what the template writes, the conversation up to the turn is rendered instead, and
+//! compared with the start of the whole.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
 use super::marks::{Place, unused_characters};
-use super::{Chat, ChatTemplate, Piece, says_nothing};
+use super::said::{is_open, not_written, says_nothing};
+use super::{Chat, ChatTemplate, Piece};
 use crate::bail;
 use crate::data::record::{Message, TemplateInputs};
 use crate::error::Result;
@@ -36,7 +39,8 @@ pub struct Rendered {
     pub excluded: usize,
     /// Turns that are to be learned and say nothing.
     pub empty: usize,
-    /// The messages of which the content (without white space around it) or a called function is not in the text.
+    /// The messages of which the content (without white space around it) or a called function is not in the
+    /// text.
     pub not_written: Vec<usize>,
 }
 
@@ -44,7 +48,8 @@ pub struct Rendered {
 const MOST_SINGLE_RENDERINGS: usize = 64;
 
 impl ChatTemplate {
-    /// The conversation in pieces. Learned are the assistant's turns from `from` on; `stops` are the texts of the tokens that end an answer.
+    /// The conversation in pieces. Learned are the assistant's turns from `from` on; `stops` are the texts of
+    /// the tokens that end an answer.
     ///
     /// Where the template has blocks `{% generation %}`, these say what is learned of a turn.
     ///
@@ -59,7 +64,8 @@ impl ChatTemplate {
     ) -> Result<Rendered> {
         let last_of =
             |is_one: fn(&Message) -> bool| messages.iter().rposition(is_one).filter(|&last| last >= from.message);
-        // A last answer that is not learned is rendered too, as templates write earlier ones by what follows them.
+        // A last answer that is not learned is rendered too, as templates write earlier ones by what follows
+        // them.
         let Some(last) = last_of(Message::is_assistant) else {
             bail!("the conversation has no message of the assistant where the answer should be");
         };
@@ -113,7 +119,8 @@ impl ChatTemplate {
         Ok((whole, spans))
     }
 
-    /// The text of a prompt, up to where the answer begins; a last message of the assistant is continued, and not ended.
+    /// The text of a prompt, up to where the answer begins; a last message of the assistant is continued, and
+    /// not ended.
     pub fn prompt(&self, messages: &[Message], inputs: &TemplateInputs) -> Result<String> {
         match messages.last() {
             Some(last) if is_open(last) => self.opened(Chat { messages, inputs }),
@@ -121,8 +128,8 @@ impl ChatTemplate {
         }
     }
 
-    /// The conversation up to the end of its last content. As in `transformers`, white space at the end of the content is kept if the template keeps
-    /// white space there.
+    /// The conversation up to the end of its last content. As in `transformers`, white space at the end of
+    /// the content is kept if the template keeps white space there.
     fn opened(&self, chat: Chat) -> Result<String> {
         let last = chat.messages.len() - 1;
         let mut messages = chat.messages.to_vec();
@@ -144,34 +151,8 @@ impl ChatTemplate {
     }
 }
 
-/// Whether a last message of the assistant is the beginning of an answer, as it is unless it calls tools.
-pub fn is_open(message: &Message) -> bool {
-    let calls = message.fields().get("tool_calls").and_then(|calls| calls.as_array());
-    message.is_assistant() && message.fields().contains_key("content") && calls.is_none_or(|calls| calls.is_empty())
-}
-
-/// The names of the functions that a message calls.
-fn called(message: &Message) -> impl Iterator<Item = &str> {
-    let calls = message.fields().get("tool_calls").and_then(|calls| calls.as_array());
-    calls.into_iter().flatten().filter_map(move |call| call.get("function").unwrap_or(call).get("name")?.as_str())
-}
-
-/// The messages of which the content, without white space around it, or a called function is not in the text.
-pub fn not_written(messages: &[Message], text: &str) -> Vec<usize> {
-    let mut reached = 0;
-    let mut missing = Vec::new();
-    for (index, message) in messages.iter().enumerate() {
-        let content = message.content().trim();
-        // They come in their order, as a rule.
-        match text[reached..].find(content).map(|at| reached + at).or_else(|| text.find(content)) {
-            Some(at) if called(message).all(|name| text.contains(name)) => reached = reached.max(at),
-            _ => missing.push(index),
-        }
-    }
-    missing
-}
-
-/// A text in pieces that are learned or not, up to the end of the last learned one. `ranges` are what is learned, in ascending order.
+/// A text in pieces that are learned or not, up to the end of the last learned one. `ranges` are what is
+/// learned, in ascending order.
 fn pieces(whole: &str, ranges: impl Iterator<Item = Range<usize>>) -> Vec<Piece> {
     let mut pieces = Vec::new();
     let mut end_of_previous = 0;
@@ -229,8 +210,8 @@ impl<'t> Turns<'t> {
         self.template.run(self.first(count), add_generation_prompt, None).ok()
     }
 
-    /// The one learned turn of a conversation that begins with the prompt as it is rendered alone, if its content is in one place of the rest: no marks are
-    /// needed then.
+    /// The one learned turn of a conversation that begins with the prompt as it is rendered alone, if its
+    /// content is in one place of the rest: no marks are needed then.
     fn single(&self, learned: &[usize], from: LearnFrom) -> Option<Range<usize>> {
         let &[turn] = learned else { return None };
         if turn == 0 || from.byte > 0 {
@@ -249,7 +230,8 @@ impl<'t> Turns<'t> {
         Some(prompt.len()..end)
     }
 
-    /// The place before the content of a message or behind it, white space around it left out; none for a message without content.
+    /// The place before the content of a message or behind it, white space around it left out; none for a
+    /// message without content.
     fn place(&self, message: usize, is_end: bool) -> Option<Place> {
         let content = self.chat.messages[message].content();
         let byte = if is_end { content.trim_end().len() } else { content.len() - content.trim_start().len() };
@@ -263,7 +245,8 @@ impl<'t> Turns<'t> {
         let mut needed: Vec<usize> = before.chain(learned.iter().copied()).collect();
         needed.sort_unstable();
         needed.dedup();
-        // Some templates look at how a content begins or ends, mostly at that of other turns than the assistant's.
+        // Some templates look at how a content begins or ends, mostly at that of other turns than the
+        // assistant's.
         for (messages, with_starts) in
             [(&all, true), (&all, false), (&learned.to_vec(), true), (&learned.to_vec(), false)]
         {
@@ -290,7 +273,8 @@ impl<'t> Turns<'t> {
         messages.iter().all(is_known)
     }
 
-    /// Renders with marks at the contents of these messages. Nothing is learned from it where that changes the text.
+    /// Renders with marks at the contents of these messages. Nothing is learned from it where that changes
+    /// the text.
     fn mark(&mut self, messages: &[usize], with_starts: bool) {
         let ends = |&message: &usize| {
             self.place(message, false).filter(|_| with_starts).into_iter().chain(self.place(message, true))
@@ -312,7 +296,8 @@ impl<'t> Turns<'t> {
         }
     }
 
-    /// What the template's blocks `{% generation %}` wrote of each learned turn; `None` where there is no block in any of them.
+    /// What the template's blocks `{% generation %}` wrote of each learned turn; `None` where there is no
+    /// block in any of them.
     fn marked_by_template(&self, learned: &[usize], spans: &[Range<usize>]) -> Option<Vec<Learned>> {
         let mut ranges: Vec<Learned> = vec![None; learned.len()];
         for span in spans {
@@ -327,7 +312,8 @@ impl<'t> Turns<'t> {
         ranges.iter().any(Option::is_some).then_some(ranges)
     }
 
-    /// The assistant's turn that a block is a part of: the first one whose content does not end before it, or the last before such a message.
+    /// The assistant's turn that a block is a part of: the first one whose content does not end before it, or
+    /// the last before such a message.
     fn turn_of(&self, span: &Range<usize>) -> Option<usize> {
         let reached = self.ends.iter().position(|end| end.is_some_and(|end| end >= span.start));
         let reached = reached.unwrap_or(self.chat.messages.len() - 1);
@@ -366,8 +352,9 @@ impl<'t> Turns<'t> {
         Ok(ranges)
     }
 
-    /// Where the model begins to write a turn: behind what the template writes between the message before and the answer that is to follow, as far
-    /// as the whole has it. The turn that opens a conversation begins with its content.
+    /// Where the model begins to write a turn: behind what the template writes between the message before and
+    /// the answer that is to follow, as far as the whole has it. The turn that opens a conversation begins
+    /// with its content.
     fn start(&self, turn: usize, leads: &mut HashMap<String, Option<Lead>>) -> Option<usize> {
         if turn == 0 {
             return self.starts[0].or_else(|| {
@@ -389,7 +376,8 @@ impl<'t> Turns<'t> {
             return Some(prompt.len());
         }
         self.starts[turn].or_else(|| {
-            // The generation prompt may hold more than a finished turn shows (an opened <think>): its common part counts.
+            // The generation prompt may hold more than a finished turn shows (an opened <think>): its common
+            // part counts.
             let context = self.apply(turn, false)?;
             self.whole.starts_with(&context).then_some(shared_bytes(&prompt?, &self.whole).max(context.len()))
         })
@@ -482,7 +470,8 @@ impl<'t> Turns<'t> {
         candidates.into_iter().find(|text| self.whole.starts_with(text)).map(str::len)
     }
 
-    /// A text, and the same without an EOS at its end: some templates end every conversation with one, which then does not follow earlier turns.
+    /// A text, and the same without an EOS at its end: some templates end every conversation with one, which
+    /// then does not follow earlier turns.
     fn without_eos<'s>(&self, text: &'s str) -> Vec<&'s str> {
         let eos = self.template.special_tokens.get("eos_token");
         std::iter::once(text).chain(eos.and_then(|eos| text.strip_suffix(eos.as_str()))).collect()
