@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use super::batches::RowBatches;
 use super::form::Source;
-use super::table::{Chosen, GroupReader, Projection, Table, has_changed, projection};
+use super::table::{Chosen, GroupReader, Projection, Table};
 use super::text_parts::{Fault, Found, Record, Split, TextParts};
 use crate::error::Result;
 use crate::limits;
@@ -82,10 +82,7 @@ impl Table for CsvTable {
     }
 
     fn open(self: Arc<Self>, columns: Projection) -> Result<Box<dyn GroupReader>> {
-        if !self.parts.is_same() {
-            return Err(has_changed(&self.parts.path));
-        }
-        let columns = projection(&self.schema, columns);
+        let columns = self.parts.open(&self.schema, columns)?;
         Ok(Box::new(CsvReader { table: self, columns }))
     }
 }

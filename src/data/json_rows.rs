@@ -15,7 +15,7 @@ use super::batches::RowBatches;
 use super::form::{Form, Source};
 use super::json_split::{Elements, Lines};
 use super::json_types::{Types, is_kept_as_text};
-use super::table::{Chosen, GroupReader, Projection, Table, has_changed, projection};
+use super::table::{Chosen, GroupReader, Projection, Table};
 use super::text_parts::{Fault, Record, TextParts};
 use crate::error::Result;
 
@@ -87,10 +87,7 @@ impl Table for JsonTable {
     }
 
     fn open(self: Arc<Self>, columns: Projection) -> Result<Box<dyn GroupReader>> {
-        if !self.parts.is_same() {
-            return Err(has_changed(&self.parts.path));
-        }
-        let schema = self.schema.project(&projection(&self.schema, columns)).map(Arc::new);
+        let schema = self.schema.project(&self.parts.open(&self.schema, columns)?).map(Arc::new);
         let schema = schema.map_err(|error| super::table::unreadable(&self.parts.path, error))?;
         Ok(Box::new(JsonReader { table: self, schema }))
     }

@@ -7,10 +7,12 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
+use arrow::datatypes::SchemaRef;
+
 use super::batches::ROWS_PER_BATCH;
 use super::data_file::{DataFile, Version};
 use super::form::Source;
-use super::table::{Chosen, unreadable};
+use super::table::{Chosen, Projection, has_changed, projection, unreadable};
 use crate::error::{Error, Result};
 use crate::limits;
 
@@ -206,8 +208,18 @@ impl TextParts {
         &self.rows
     }
 
-    /// Whether this is still the file that was read through.
-    pub(super) fn is_same(&self) -> bool {
+    /// The places of the columns that are read, in ascending order.
+    ///
+    /// # Errors
+    /// Where this is no longer the file that was read through.
+    pub(super) fn open(&self, schema: &SchemaRef, columns: Projection) -> Result<Vec<usize>> {
+        if !self.is_same() {
+            return Err(has_changed(&self.path));
+        }
+        Ok(projection(schema, columns))
+    }
+
+    fn is_same(&self) -> bool {
         self.file.version().is_ok_and(|version| version == self.version)
     }
 
