@@ -9,6 +9,7 @@ use plotters::style::ShapeStyle;
 
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
+use crate::numbers::{largest, smallest};
 
 /// One or more panels under a title.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -210,10 +211,7 @@ impl Panel {
     /// From the least to the greatest number, with a little room around.
     fn range(&self, of: fn(&(f64, f64)) -> f64) -> Range<f64> {
         let numbers = || self.series.iter().flat_map(|series| &series.points).map(of).filter(|x| x.is_finite());
-        let (least, greatest) = (numbers().fold(f64::INFINITY, f64::min), numbers().fold(f64::NEG_INFINITY, f64::max));
-        if least > greatest {
-            return 0.0..1.0;
-        }
+        let (Some(least), Some(greatest)) = (smallest(numbers()), largest(numbers())) else { return 0.0..1.0 };
         let room = if greatest > least { 0.05 * (greatest - least) } else { 0.5 * greatest.abs().max(1.0) };
         least - room..greatest + room
     }

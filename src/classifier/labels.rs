@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::bail;
 use crate::error::Result;
 use crate::model::architecture::Config;
+use crate::numbers::largest;
 
 /// How the scores of labels become probabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +24,7 @@ impl Outputs {
         match self {
             Outputs::Sigmoid => scores.map(|score| (1.0 / (1.0 + (-score).exp())) as f32).collect(),
             Outputs::Softmax => {
-                let largest = scores.clone().fold(f64::NEG_INFINITY, f64::max);
+                let largest = largest(scores.clone()).unwrap_or(0.0);
                 let powers: Vec<f64> = scores.map(|score| (score - largest).exp()).collect();
                 let sum: f64 = powers.iter().sum();
                 powers.iter().map(|power| (power / sum) as f32).collect()

@@ -9,6 +9,7 @@ use super::metrics::summac::{Inference, judged_sentences, summac_zs};
 use super::scorer::{Concern, Identity, Scorer, Subject, Verdict};
 use crate::classifier::{Classifier, ClassifierInput, Windows};
 use crate::error::Result;
+use crate::numbers::{largest, smallest};
 
 /// Tokens that go through a classifier at a time.
 const TOKENS_PER_BATCH: usize = 4096;
@@ -111,14 +112,14 @@ fn read(classifier: &Classifier, inputs: &[ClassifierInput]) -> Result<Vec<ReadI
     Ok(windows.iter().map(of).collect())
 }
 
-/// The greatest of probabilities, which are finite; 0 of none.
+/// The greatest of probabilities; 0 of none.
 fn greatest(probabilities: impl Iterator<Item = f64>) -> f64 {
-    probabilities.fold(0.0, f64::max)
+    largest(probabilities).unwrap_or(0.0)
 }
 
 /// The least of probabilities; 1 of none.
 fn least(probabilities: impl Iterator<Item = f64>) -> f64 {
-    probabilities.fold(1.0, f64::min)
+    smallest(probabilities).unwrap_or(1.0)
 }
 
 /// SummaC-ZS (Laban et al. 2022, section 3.1) with a classifier of natural-language inference, as `(1 - consistency) / 2`: 0 where every sentence of the text follows from
@@ -215,7 +216,7 @@ mod tests {
             f64::from(found.probabilities[0][scorer.label])
         };
         assert!(windows.last().unwrap().text.ends_with("idiot."));
-        let most = windows.iter().map(alone).fold(0.0, f64::max);
+        let most = greatest(windows.iter().map(alone));
         assert!((found.score.unwrap() - most).abs() < 1e-6 && most > of_calm.score.unwrap(), "{found:?}, {most}");
         let short = verdict(CALM);
         assert_eq!((short.windows, short.was_cut), (1, false));
@@ -234,7 +235,7 @@ mod tests {
             assert_eq!(found.truncated, 0);
             f64::from(found.probabilities[0][scorer.label])
         };
-        let most = windows.inputs[0].iter().map(alone).fold(0.0, f64::max);
+        let most = greatest(windows.inputs[0].iter().map(alone));
         let found = verdicts(&scorer, &[Subject { text: claim, source: &source }]).unwrap()[0];
         assert!((found.score.unwrap() - (1.0 - most)).abs() < 1e-6 && found.windows == windows.len());
         // A claim that fills the classifier by itself is divided too, and the part with the least support counts.

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::judging::JudgedAnswer;
 use super::rates::Evaluation;
 use super::scorer::Concern;
+use crate::numbers::{largest, smallest};
 use crate::random;
 use crate::world::talk::is_rude;
 
@@ -63,8 +64,7 @@ impl Evaluation {
         let first = |of: &dyn Fn(&JudgedAnswer) -> Option<f64>| -> Option<f64> {
             let firsts = self.models.iter().filter_map(|model| model.answers[question].first());
             let numbers: Vec<f64> = firsts.map(of).collect::<Option<_>>()?;
-            let least = numbers.iter().copied().reduce(f64::min)?;
-            Some(numbers.iter().copied().reduce(f64::max)? - least)
+            Some(largest(numbers.iter().copied())? - smallest(numbers.iter().copied())?)
         };
         (first(&|answer| answer.judgement.map(|found| f64::from(found.utility))))
             .or_else(|| first(&|answer| answer.reward))

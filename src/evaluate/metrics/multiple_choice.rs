@@ -4,6 +4,8 @@
 //! A choice's log-probability is the sum of those of its tokens after the question, not divided by their number. Every function is
 //! `None` where a log-probability is not a number or there is nothing to compare.
 
+use crate::numbers::largest;
+
 /// MC1: 1 where the single correct choice is more probable than every other, else 0.
 ///
 /// The authors' code asks for strictly more; a tie counts against the model. lm-evaluation-harness takes [`accuracy`] instead, with
@@ -37,14 +39,8 @@ pub fn mc2(true_choices: &[f64], false_choices: &[f64]) -> Option<f64> {
     if true_choices.is_empty() || false_choices.is_empty() {
         return None;
     }
-    let all = || true_choices.iter().chain(false_choices);
-    if all().any(|choice| choice.is_nan()) {
-        return None;
-    }
-    let highest = all().copied().fold(f64::NEG_INFINITY, f64::max);
-    if highest.is_infinite() {
-        return None;
-    }
+    let all = true_choices.iter().chain(false_choices);
+    let highest = largest(all.copied()).filter(|highest| highest.is_finite())?;
     let total = |choices: &[f64]| choices.iter().map(|choice| (choice - highest).exp()).sum::<f64>();
     let (of_true, of_false) = (total(true_choices), total(false_choices));
     Some(of_true / (of_true + of_false))

@@ -3,6 +3,8 @@
 
 use std::collections::HashMap;
 
+use crate::numbers::largest;
+
 /// How well an answer agrees with its references, each of the two with the reference that suits it best.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Agreement {
@@ -77,7 +79,7 @@ pub fn best<R: AsRef<str>>(answer: &str, references: &[R]) -> Agreement {
         references.push("");
     }
     let exact = references.iter().any(|reference| exact_match(answer, reference));
-    let highest = references.iter().map(|reference| f1(answer, reference)).fold(0.0, f64::max);
+    let highest = largest(references.iter().map(|reference| f1(answer, reference))).unwrap_or(0.0);
     Agreement { exact_match: f64::from(exact), f1: highest }
 }
 

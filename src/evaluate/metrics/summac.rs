@@ -4,6 +4,7 @@
 //! contradicted) and 1 (all is entailed); where to cut it is chosen on other data ([`super::agreement::best_threshold`]).
 
 use super::sentences::sentences;
+use crate::numbers::largest;
 
 /// What the model of inference says of one premise and one hypothesis.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -32,7 +33,7 @@ pub fn judged_sentences(text: &str) -> Vec<&str> {
 /// where the summary or the source has no sentences.
 pub fn summac_zs(pairs: &[Vec<Inference>]) -> f64 {
     let highest = |sources: &[Inference], probability: fn(&Inference) -> f64| {
-        sources.iter().map(probability).reduce(f64::max).unwrap_or(0.0)
+        largest(sources.iter().map(probability)).unwrap_or(0.0)
     };
     let consistency = |sources: &Vec<Inference>| {
         highest(sources, |pair| pair.entailment) - highest(sources, |pair| pair.contradiction)
