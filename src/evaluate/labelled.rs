@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::agreement::ScoredTexts;
 use super::kept::verdict_columns;
+use super::question::check_finite;
 use super::scorer::{Subject, Verdict};
 use crate::bail;
 use crate::data::column::Lists;
@@ -198,14 +199,8 @@ fn texts_of(rows: &Rows, settings: &LabelledSettings) -> Result<Vec<LabelledText
     for row in 0..rows.batch.num_rows() {
         for index in 0..texts.count(row) {
             if let (Some(Label::Name(found)), Some(label)) = (texts.get(row, index), labels.get(row, index)) {
-                if let Label::Number(number) = label
-                    && !number.is_finite()
-                {
-                    bail!(
-                        "{}, column `{}`: is {number}; expected a finite number, or null where there is none",
-                        rows.origin(row),
-                        settings.label_column
-                    );
+                if let Label::Number(number) = label {
+                    check_finite(rows, row, &settings.label_column, Some(number))?;
                 }
                 all.push(text(row, index, &found, label));
             }

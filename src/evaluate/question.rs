@@ -78,7 +78,7 @@ pub fn questions(pattern: &str) -> Result<Vec<Question>> {
 }
 
 /// Refuses a number that is none, from which means and comparisons would be none either.
-fn check_finite(rows: &Rows, row: usize, column: &str, number: Option<f64>) -> Result<()> {
+pub(super) fn check_finite(rows: &Rows, row: usize, column: &str, number: Option<f64>) -> Result<()> {
     match number {
         Some(number) if !number.is_finite() => bail!(
             "{}, column `{column}`: is {number}; expected a finite number, or null where there is none",
