@@ -36,7 +36,7 @@ use crate::rewards::RewardRule;
 use crate::say;
 use crate::train::examples::{Examples, values};
 use crate::train::plan::{self as training_plan, check_length};
-use crate::train::rounding::warn_of_lost_changes;
+use crate::train::rounding::check_trained;
 use crate::train::run::{Run, rows_named};
 use crate::train::schedule::Schedule;
 use course::Course;
@@ -91,8 +91,7 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
     if let Some(value) = &roles.value {
         replace_folder_atomically(run.folder().join("value-model"), |folder| value.model.save(folder))?;
     }
-    run.check_learned()?;
-    roles.with_saved_policy(|policy| warn_of_lost_changes(&policy.model, &mut run))?;
+    roles.with_saved_policy(|policy| check_trained(&policy.model, &mut run))?;
     run.finish()
 }
 

@@ -24,7 +24,7 @@ use crate::train::inputs::Inputs;
 use crate::train::memory;
 use crate::train::optimizer::Optimizer;
 use crate::train::plan::{Plan, TrainingPlan, Workload, check_lengths};
-use crate::train::rounding::warn_of_lost_changes;
+use crate::train::rounding::check_trained;
 use crate::train::run::Run;
 use crate::train::schedule::Schedule;
 pub use evaluation::{RewardEvaluation, evaluate};
@@ -162,8 +162,7 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     trainer.train(&mut examples, &mut run)?;
     let Trainer { model, optimizer, .. } = trainer;
     drop(optimizer);
-    run.check_learned()?;
-    warn_of_lost_changes(&model, &mut run)?;
+    check_trained(&model, &mut run)?;
     let report = report(settings, &mut bases, &mut examples, &run)?;
     run.finish()?;
     Ok(report)

@@ -21,7 +21,7 @@ use crate::train::inputs::Inputs;
 use crate::train::memory::Footprint;
 use crate::train::optimizer::Optimizer;
 use crate::train::plan::{Plan, TrainingPlan, Workload};
-use crate::train::rounding::{as_saved, warn_of_lost_changes};
+use crate::train::rounding::{as_saved, check_trained};
 use crate::train::run::Run;
 use crate::train::schedule::Schedule;
 use crate::train::state::StateWriter;
@@ -260,8 +260,7 @@ fn train<T: Task>(
         run.checkpoint(step + 1, |state| add_to_state(state, &optimizer, &report))?;
     }
     drop(optimizer);
-    run.check_learned()?;
-    warn_of_lost_changes(model, run)?;
+    check_trained(model, run)?;
     Ok(report)
 }
 

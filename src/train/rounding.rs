@@ -44,8 +44,14 @@ pub fn as_saved<T>(model: &Model, with: impl FnOnce() -> Result<T>) -> Result<T>
     result
 }
 
-/// Warns where most of what a model learned is lost by saving it in 16 bits: where its weights round back to those of its base.
-pub fn warn_of_lost_changes(model: &Model, run: &mut Run) -> Result<()> {
+/// What a run checks once its last step is done: that it learned something, and whether saving keeps it. Warns
+/// where most of what a model learned is lost by saving it in 16 bits: where its weights round back to those of
+/// its base.
+///
+/// # Errors
+/// Where the run learned nothing ([`Run::check_learned`]).
+pub fn check_trained(model: &Model, run: &mut Run) -> Result<()> {
+    run.check_learned()?;
     let Some(share) = share_rounded_back(model)? else { return Ok(()) };
     if share < LARGE_SHARE {
         return Ok(());

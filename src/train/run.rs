@@ -365,11 +365,7 @@ impl Run {
     }
 
     /// Makes the run's folder itself the best model, and says where it is.
-    ///
-    /// # Errors
-    /// Where the run learned nothing ([`check_learned`](Self::check_learned)).
     pub fn finish(self) -> Result<()> {
-        self.check_learned()?;
         let best = self.kept.publish_best()?;
         self.write(
             FINISHED,
