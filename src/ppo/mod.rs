@@ -32,7 +32,7 @@ use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::error::{Error, Result};
 use crate::files::replace_folder_atomically;
-use crate::rewards::RewardRule;
+use crate::rewards::REWARD_RULE;
 use crate::say;
 use crate::train::examples::{Examples, values};
 use crate::train::plan::{self as training_plan, check_length};
@@ -54,8 +54,7 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
     settings.check()?;
     let tokenizer = adapt::tokenizer(&settings.model.model, &settings.model.adapter)?;
     let stop = stop_tokens(settings, &tokenizer)?;
-    let (kinds, columns) = (&settings.rewards.reward_rule, &settings.rewards.reward_column);
-    let rules = RewardRule::all("--reward-rule", kinds, columns);
+    let rules = settings.rewards.rules(REWARD_RULE);
     let prompts = Examples::open(&settings.source(), settings.prompt_layouts(), |record, truncation| {
         rules.iter().try_for_each(|rule| rule.check(&record))?;
         prompt_example(record, settings, &tokenizer, truncation).map(Some)

@@ -201,8 +201,7 @@ impl PpoSettings {
 
     /// The layouts of the prompts: with the rows' other columns where a source of rewards or the judge reads them.
     pub fn prompt_layouts(&self) -> Layouts<Prompt> {
-        let judge = &self.observation.judge;
-        let reads = self.rewards.reads_columns() || judge.judge_command.is_some() || !judge.judge_rule.is_empty();
+        let reads = self.rewards.reads_columns() || self.observation.judge.reads_columns();
         if reads { PROMPTS_WITH_COLUMNS } else { PROMPTS }
     }
 

@@ -22,6 +22,9 @@ pub use model::{RewardModel, endings};
 pub use rule::{RewardRule, RuleKind};
 pub use settings::{Combination, JudgeSettings, RewardSourceSettings};
 
+/// The flag that asks for rules, as errors name it.
+pub const REWARD_RULE: &str = "--reward-rule";
+
 /// An answer as the sources of rewards see it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reply {
@@ -76,7 +79,7 @@ impl Rewards {
         max_length: usize,
         seed: u64,
     ) -> Result<Self> {
-        let flags = Flags { command: "--reward-command", rule: "--reward-rule" };
+        let flags = Flags { command: "--reward-command", rule: REWARD_RULE };
         Self::named(flags, settings, bases, policy, max_length, seed)
     }
 
@@ -111,7 +114,7 @@ impl Rewards {
         Ok(Rewards {
             models,
             command,
-            rules: RewardRule::all(flags.rule, &settings.reward_rule, &settings.reward_column),
+            rules: settings.rules(flags.rule),
             weights,
             combination: settings.reward_combination,
             deviations: settings.reward_deviations,

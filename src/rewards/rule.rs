@@ -57,7 +57,7 @@ enum Reference {
 
 impl RewardRule {
     /// One rule for each kind; a single column serves all of them.
-    pub fn all(flag: &'static str, kinds: &[RuleKind], columns: &[String]) -> Vec<Self> {
+    pub(super) fn all(flag: &'static str, kinds: &[RuleKind], columns: &[String]) -> Vec<Self> {
         let column = |index: usize| columns.get(index).or(columns.first()).cloned().unwrap_or_default();
         kinds.iter().enumerate().map(|(index, &kind)| RewardRule { flag, kind, column: column(index) }).collect()
     }

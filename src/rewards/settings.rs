@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use super::rule::RuleKind;
+use super::rule::{RewardRule, RuleKind};
 use crate::bail;
 use crate::error::Result;
 use crate::settings::{Flags, not_negative};
@@ -125,6 +125,11 @@ impl RewardSourceSettings {
         self.reward_command.is_some() || !self.reward_rule.is_empty()
     }
 
+    /// The rules; errors name the `flag` that asked for them.
+    pub fn rules(&self, flag: &'static str) -> Vec<RewardRule> {
+        RewardRule::all(flag, &self.reward_rule, &self.reward_column)
+    }
+
     /// Refuses to go on without anything that judges, and settings that do not fit each other.
     pub fn check(&self) -> Result<()> {
         if self.sources() == 0 {
@@ -166,6 +171,11 @@ impl JudgeSettings {
     /// Whether anything judges.
     pub fn is_given(&self) -> bool {
         !self.judge_model.is_empty() || self.judge_command.is_some() || !self.judge_rule.is_empty()
+    }
+
+    /// Whether something that judges reads other columns of a row than the prompt's.
+    pub fn reads_columns(&self) -> bool {
+        self.judge_command.is_some() || !self.judge_rule.is_empty()
     }
 
     /// Refuses settings that do not fit each other.
