@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapt::{self, Bases, Head, Role, Training, users};
 use crate::bail;
-use crate::data::chat_counts::ChatCounts;
 use crate::data::parquet::ParquetWriter;
 use crate::data::schema::{self, Prompt, Text};
 use crate::data::table::TableRows;
@@ -86,10 +85,9 @@ pub struct SampleReport {
     pub ended: usize,
     /// Tokens of all answers.
     pub tokens: usize,
-    /// Prompts that lost their start to `--max-length`.
-    pub cut_prompts: usize,
-    /// How prompts end, and what of them the chat template does not write.
-    pub chats: ChatCounts,
+    /// Prompts that lost their start to `--max-length`, how prompts end, and what of them the chat template
+    /// does not write.
+    pub truncation: Truncation,
 }
 
 /// Runs the program: reads prompts, samples, writes.
@@ -111,7 +109,6 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
     let sampler = Sampler::new(&model, &tokenizer, settings.sampling, settings.answers, common);
     let mut progress = Progress::new("sample", rows, common.quiet);
     let mut report = SampleReport::default();
-    let mut truncation = Truncation::default();
     let mut lengths = BeyondContext::of(model.architecture());
     let mut output = Output { settings, form: form(&settings.data)?, writer: None };
     let mut prompts = schema::prompts(&settings.data)?;
@@ -122,7 +119,7 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
         }
         let tokens: Vec<PromptTokens> = (chunk.iter().zip(&stacks[report.prompts..]))
             .map(|(prompt, &stack)| {
-                let tokens = tokenizer.prompt(prompt, prompt_length, &mut truncation)?;
+                let tokens = tokenizer.prompt(prompt, prompt_length, &mut report.truncation)?;
                 Ok(PromptTokens { tokens, stack, origin: Some(prompt.origin.clone()) })
             })
             .collect::<Result<_>>()?;
@@ -139,7 +136,6 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
         output.write(&chunk, &answers)?;
     }
     output.finish()?;
-    (report.cut_prompts, report.chats) = (truncation.prompts, truncation.chats);
     progress.finish();
     if !common.quiet {
         say(&report, settings);
@@ -160,10 +156,10 @@ fn say(report: &SampleReport, settings: &SampleSettings) {
         report.ended,
         report.tokens as f64 / report.answers.max(1) as f64
     );
-    if report.cut_prompts > 0 {
-        eprintln!("{} prompts lost their start to --max-length {}", report.cut_prompts, settings.common.max_length);
+    if let Some(cuts) = report.truncation.cuts(settings.common.max_length) {
+        eprintln!("{cuts}");
     }
-    report.chats.remarks("").iter().for_each(|(_, text)| eprintln!("{text}"));
+    report.truncation.chats.remarks("").iter().for_each(|(_, text)| eprintln!("{text}"));
 }
 
 /// Says in which format conversations were written, where the model has no chat template.

@@ -9,11 +9,12 @@
 
 mod best;
 mod carried;
+mod ending;
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, Float64Array, Float64Builder, Int64Array, Int64Builder, ListBuilder, RecordBatch};
+use arrow::array::{ArrayRef, Float64Array, Float64Builder, Int64Array, Int64Builder, ListBuilder, RecordBatch};
 use arrow::datatypes::{Schema, SchemaRef};
 use candle_core::{Device, Tensor};
 use clap::Parser;
@@ -21,12 +22,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapt::{self, Bases, Head, Role, Training, users};
 use crate::bail;
+use crate::data::answer_reader::AnswerReader;
 use crate::data::batch::{Batch, TokenTree, split_by_budget};
 use crate::data::parquet::ParquetWriter;
-use crate::data::schema::{self, AnswerLayout, Answered, AnsweredRows, Origin};
+use crate::data::schema::{self, AnswerLayout, AnsweredRows, Origin};
 use crate::data::table::TableRows;
 use crate::data::text_column::named;
-use crate::data::tokenize_records::{Ending, Truncation};
+use crate::data::tokenize::Tokenizer;
+use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::adapter::Pass;
@@ -126,7 +129,7 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
             settings.model.model.display()
         );
     }
-    if let Some(flag) = ending_flag(settings).filter(|_| !model.architecture().causal) {
+    if let Some(flag) = ending::given_flag(settings).filter(|_| !model.architecture().causal) {
         bail!("{flag} has no effect here: an encoder reads an answer as the second text of a pair; leave it out");
     }
     print_plan(settings, &model, row_count);
@@ -134,22 +137,18 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
     let mut report = ScoreReport::default();
     let mut writer = None;
     let mut lengths = BeyondContext::of(model.architecture());
+    let reader = answer_reader(&model, &tokenizer, common.max_length);
     let form = settings.best.then(|| best::form(&settings.data)).transpose()?;
     for answered in schema::answered(&settings.data)? {
         let answered = answered?;
         let stacks = &stacks[report.rows..][..answered.records.len()];
-        let endings = endings(settings, &model, &answered, stacks)?;
+        let endings = ending::of_rows(settings, &model, &answered, stacks)?;
         let trees: Vec<TokenTree> = (answered.records.iter().zip(endings))
             .map(|(record, endings)| {
-                let Answered { prompt, answers, origin } = record;
-                let (truncation, architecture) = (&mut report.truncation, model.architecture());
-                if architecture.causal {
-                    return tokenizer.answered(record, |answer| endings[answer], common.max_length, truncation);
+                let mut tree = reader.answered(record, |answer| endings[answer], &mut report.truncation)?;
+                if reader.is_encoder {
+                    tree.answers.iter_mut().for_each(|answer| answer.learned.fill(true));
                 }
-                // An encoder reads prompt and answer as `reward` trains it: as a pair of texts.
-                let max_length = common.max_length.min(architecture.longest().unwrap_or(usize::MAX));
-                let mut tree = tokenizer.answer_pairs(Some(prompt), answers, origin, max_length, truncation)?;
-                tree.answers.iter_mut().for_each(|answer| answer.learned.fill(true));
                 Ok(tree)
             })
             .collect::<Result<_>>()?;
@@ -187,62 +186,12 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
     Ok(report)
 }
 
-/// The flag that says how answers end, where one was given.
-fn ending_flag(settings: &ScoreSettings) -> Option<&'static str> {
-    let given = [("--add-eos", settings.add_eos), ("--as-is", settings.as_is)];
-    given.into_iter().find(|(_, is_given)| *is_given).map(|(flag, _)| flag)
-}
-
-/// Whether answers that run with this stack are ended with the end-of-text token.
-fn ends_answers(settings: &ScoreSettings, model: &Model, stack: usize) -> bool {
-    let was_trained_so = || model.head_of(stack).is_some_and(|head| head.form.answers_end_with_eos == Some(true));
-    settings.add_eos || !settings.as_is && was_trained_so()
-}
-
-/// How the answers of each row end.
-fn endings(
-    settings: &ScoreSettings,
-    model: &Model,
-    answered: &AnsweredRows,
-    stacks: &[usize],
-) -> Result<Vec<Vec<Ending>>> {
-    if !stacks.iter().any(|&stack| ends_answers(settings, model, stack)) {
-        return Ok(answered.records.iter().map(|record| vec![Ending::AsIs; record.answers.len()]).collect());
-    }
-    let has_ended = answered.rows.has("ended");
-    // A list as `sample` writes it, or a truth value an answer.
-    let lists = (has_ended && answered.layout == AnswerLayout::List).then(|| answered.rows.boolean_lists("ended"));
-    let single = (has_ended && answered.layout == AnswerLayout::One).then(|| answered.rows.booleans("ended"));
-    let (lists, single) = (lists.transpose()?, single.transpose()?);
-    let of_row = |(row, record): (usize, &Answered)| {
-        let count = record.answers.len();
-        match (&lists, &single) {
-            _ if !ends_answers(settings, model, stacks[row]) => Ok(vec![Ending::AsIs; count]),
-            (Some(ended), _) => endings_of_row(record, ended.range(row), |answer| ended.values.value(answer)),
-            (_, Some(ended)) if ended.is_valid(row) && !ended.value(row) => Ok(vec![Ending::Cut; count]),
-            _ => Ok(vec![Ending::Eos; count]),
-        }
-    };
-    answered.records.iter().enumerate().map(of_row).collect()
-}
-
-/// Of answers of which the data say whether each ended by itself.
-fn endings_of_row(
-    record: &Answered,
-    range: Option<Range<usize>>,
-    has_ended: impl Fn(usize) -> bool,
-) -> Result<Vec<Ending>> {
-    let count = record.answers.len();
-    match range {
-        Some(range) if range.len() == count => {
-            Ok(range.map(|answer| if has_ended(answer) { Ending::Eos } else { Ending::Cut }).collect())
-        }
-        range => bail!(
-            "{}: column `ended` has {} values for {count} answers; expected one for each",
-            record.origin,
-            range.map_or(0, |range| range.len())
-        ),
-    }
+/// An encoder reads prompt and answer as `reward` trains it, and no more than it has positions.
+fn answer_reader<'t>(model: &Model, tokenizer: &'t Tokenizer, max_length: usize) -> AnswerReader<'t> {
+    let architecture = model.architecture();
+    let is_encoder = !architecture.causal;
+    let longest = architecture.longest().filter(|_| is_encoder).unwrap_or(usize::MAX);
+    AnswerReader { tokenizer, is_encoder, max_length: max_length.min(longest) }
 }
 
 fn print_plan(settings: &ScoreSettings, model: &Model, rows: usize) {
@@ -255,29 +204,12 @@ fn print_plan(settings: &ScoreSettings, model: &Model, rows: usize) {
         .line("model", settings.model.model.display())
         .line("rows", rows)
         .line("scores", gives)
-        .line("answers end", how_answers_end(settings, model))
+        .line("answers end", ending::described(settings, model))
         .line("at most", format!("{} tokens a text (--max-length)", settings.common.max_length))
         .print(settings.common.quiet);
 }
 
-fn how_answers_end(settings: &ScoreSettings, model: &Model) -> &'static str {
-    let note = model.head().map(|head| head.form.answers_end_with_eos);
-    match note {
-        _ if !model.architecture().causal => "as the second text of a pair, which an encoder reads",
-        _ if settings.add_eos => "with the end-of-text token (--add-eos)",
-        _ if settings.as_is => "as they are (--as-is)",
-        Some(Some(true)) => {
-            "with the end-of-text token, as the reward head was trained (--as-is leaves them as they are)"
-        }
-        Some(None) => {
-            "as they are; nothing says whether the reward head was trained with the end-of-text token, which --add-eos adds"
-        }
-        Some(Some(false)) | None => "as they are",
-    }
-}
-
 fn say(report: &ScoreReport, settings: &ScoreSettings) {
-    let Truncation { prompts, answers, chats, .. } = report.truncation;
     eprintln!(
         "{} answers of {} tokens in {} rows scored: {}",
         report.answers,
@@ -285,13 +217,10 @@ fn say(report: &ScoreReport, settings: &ScoreSettings) {
         report.rows,
         settings.common.output.display()
     );
-    if prompts + answers > 0 {
-        eprintln!(
-            "{prompts} prompts lost their start and {answers} answers their end to --max-length {}",
-            settings.common.max_length
-        );
+    if let Some(cuts) = report.truncation.cuts(settings.common.max_length) {
+        eprintln!("{cuts}");
     }
-    chats.remarks("").iter().for_each(|(_, text)| eprintln!("{text}"));
+    report.truncation.chats.remarks("").iter().for_each(|(_, text)| eprintln!("{text}"));
 }
 
 /// A frozen model, with its scalar head where it has one, and the adapters of users on top of it.
@@ -402,18 +331,13 @@ pub(crate) fn answer_log_probs(
     answers: &AnswerTrees,
     temperature: f64,
     tokens_per_batch: usize,
+    done: impl FnMut(&TokenTree),
 ) -> Result<Vec<Vec<f64>>> {
-    let found = over_batches(
-        model,
-        answers,
-        tokens_per_batch,
-        |_| (),
-        |batch| {
-            let hidden = model.hidden(batch, &Pass::default())?; // [tokens, d_model]
-            let all = log_probs(model, &hidden, batch, temperature)?.unwrap_or_default();
-            Ok(batch.answer_targets.iter().map(|targets| sum(&all[targets.clone()])).collect())
-        },
-    )?;
+    let found = over_batches(model, answers, tokens_per_batch, done, |batch| {
+        let hidden = model.hidden(batch, &Pass::default())?; // [tokens, d_model]
+        let all = log_probs(model, &hidden, batch, temperature)?.unwrap_or_default();
+        Ok(batch.answer_targets.iter().map(|targets| sum(&all[targets.clone()])).collect())
+    })?;
     answers.check(model, "log-probability", &found)?;
     Ok(found)
 }

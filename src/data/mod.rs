@@ -1,5 +1,6 @@
 //! From rows of files to packed batches of tokens.
 
+pub mod answer_reader;
 mod arrow_ipc;
 pub mod batch;
 mod batches;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::batch::{Continuation, TokenTree};
 use super::chat_counts::ChatCounts;
-use super::schema::{Answered, Demonstration, Labelled, Message, Origin, Prompt, Ranking, Text};
+use super::schema::{Demonstration, Labelled, Message, Origin, Prompt, Ranking, Text};
 use super::template::{LearnFrom, Piece, is_open, not_written};
 use super::tokenize::{Encoded, EncodedTexts, Tokenizer};
 use crate::bail;
@@ -37,6 +37,19 @@ pub struct Truncation {
     pub same_when_cut: usize,
     /// Rankings all of whose pairs are the same.
     pub without_pairs: usize,
+}
+
+impl Truncation {
+    /// What was cut to `max_length` tokens, in words; `None` where nothing was.
+    pub fn cuts(&self, max_length: usize) -> Option<String> {
+        let lost = match (self.prompts, self.answers) {
+            (0, 0) => return None,
+            (prompts, 0) => format!("{prompts} prompts lost their start"),
+            (0, answers) => format!("{answers} answers lost their end"),
+            (prompts, answers) => format!("{prompts} prompts lost their start and {answers} answers lost their end"),
+        };
+        Some(format!("{lost} to --max-length {max_length}"))
+    }
 }
 
 impl AddAssign for Truncation {
@@ -87,8 +100,8 @@ pub struct HeldOut {
 }
 
 /// The text of a prompt with one answer.
-struct Read {
-    pieces: Vec<Piece>,
+pub(super) struct Read {
+    pub(super) pieces: Vec<Piece>,
     /// Whether a chat template wrote it.
     is_chat: bool,
 }
@@ -160,49 +173,6 @@ impl Tokenizer {
             return Err(at(&record.origin, Error::input("the text has no token")));
         }
         Ok(encoded)
-    }
-
-    /// A prompt with its answers for an encoder, to which each answer is the second text of a pair; no token is learned. The prompt is cut for the longest of
-    /// the answers.
-    pub fn answer_pairs(
-        &self,
-        prompt: Option<&Text>,
-        answers: &[Text],
-        origin: &Origin,
-        max_length: usize,
-        truncation: &mut Truncation,
-    ) -> Result<TokenTree> {
-        let mut tree = TokenTree::default();
-        let mut was_cut = false;
-        for (index, answer) in answers.iter().enumerate() {
-            let read = self.pieces(prompt, answer, index == 0, truncation).map_err(|error| at(origin, error))?;
-            let text = |learned: bool| -> String {
-                read.pieces.iter().filter(|piece| piece.learned == learned).map(|piece| piece.text.as_str()).collect()
-            };
-            let encoded = self.encode_texts(&text(false), Some(&text(true)), max_length);
-            let EncodedTexts { tokens: mut first, second, was_cut: cut, .. } =
-                encoded.map_err(|error| at(origin, error))?;
-            let tokens = first.split_off(second);
-            if tree.prompt.is_empty() || first.len() < tree.prompt.len() {
-                tree.prompt = first;
-            }
-            was_cut |= cut;
-            tree.answers.push(Continuation { learned: vec![false; tokens.len()], tokens });
-        }
-        truncation.answers += usize::from(was_cut);
-        Ok(tree)
-    }
-
-    /// A prompt with the answers to be scored, as a tree; EOS is added only if `ending` says so.
-    pub fn answered(
-        &self,
-        record: &Answered,
-        ending: impl Fn(usize) -> Ending,
-        max_length: usize,
-        truncation: &mut Truncation,
-    ) -> Result<TokenTree> {
-        let tree = self.tree(Some(&record.prompt), &record.answers, ending, max_length, truncation);
-        tree.map_err(|error| at(&record.origin, error))
     }
 
     /// The tokens of a prompt, up to where the answer begins; of a longer one the last `max_length` (and BOS).
@@ -341,7 +311,7 @@ impl Tokenizer {
     }
 
     /// The text of prompt and answer, in pieces that are learned or not.
-    fn pieces(
+    pub(super) fn pieces(
         &self,
         prompt: Option<&Text>,
         answer: &Text,
@@ -485,9 +455,24 @@ fn learned_tokens(pieces: &[Piece], bytes: &[(usize, usize)]) -> Vec<bool> {
     bytes.iter().map(covers_learned).collect()
 }
 
-fn at(origin: &Origin, error: Error) -> Error {
+pub(super) fn at(origin: &Origin, error: Error) -> Error {
     match error {
         Error::Input(sentence) => Error::Input(format!("{origin}: {sentence}")),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_cut_is_said_of_prompts_and_answers_alike() {
+        let cuts = |prompts, answers| Truncation { prompts, answers, ..Default::default() }.cuts(8);
+        assert_eq!(cuts(0, 0), None);
+        assert_eq!(cuts(2, 0).unwrap(), "2 prompts lost their start to --max-length 8");
+        assert_eq!(cuts(0, 3).unwrap(), "3 answers lost their end to --max-length 8");
+        let both = cuts(2, 3).unwrap();
+        assert_eq!(both, "2 prompts lost their start and 3 answers lost their end to --max-length 8");
     }
 }

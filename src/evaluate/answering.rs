@@ -107,11 +107,8 @@ impl<'a> Answering<'a> {
         let prompts = (tokens.zip(stacks).zip(origins))
             .map(|((tokens, stack), origin)| Ok(PromptTokens { tokens: tokens?, stack, origin }));
         let prompts: Vec<PromptTokens> = prompts.collect::<Result<_>>()?;
-        if truncation.prompts > 0 {
-            progress.note(&format!(
-                "{} prompts lost their start to --max-length {}",
-                truncation.prompts, asking.common.max_length
-            ));
+        if let Some(cuts) = truncation.cuts(asking.common.max_length) {
+            progress.note(&cuts);
         }
         note_chats(&truncation, &tokenizer, progress);
         Ok(Answering { asking, number, name, model, tokenizer, prompts, truncation })

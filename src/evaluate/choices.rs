@@ -3,12 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 use super::answering::{note_chats, warn_of_lengths};
-use crate::bail;
-use crate::data::schema::{Answered, Origin};
+use crate::data::answer_reader::AnswerReader;
+use crate::data::batch::TokenTree;
+use crate::data::schema::Answered;
 use crate::data::tokenize_records::{Ending, Truncation};
 use crate::error::Result;
 use crate::sample;
-use crate::score::{self, AnswerTrees, Score};
+use crate::score::{self, AnswerTrees};
 use crate::settings::{CommonSettings, ModelSettings, NamedFolder};
 use crate::train::progress::Progress;
 
@@ -34,29 +35,18 @@ pub fn log_probs(
     let folder = ModelSettings { model: model.folder.clone(), adapter: Vec::new() };
     let (name, (model, tokenizer)) = (&model.name, sample::load(&folder, &[], common.seed)?);
     let mut truncation = Truncation::default();
-    let tree = |question| tokenizer.answered(question, |_| Ending::AsIs, common.max_length, &mut truncation);
+    let reader = AnswerReader { tokenizer: &tokenizer, is_encoder: false, max_length: common.max_length };
+    let tree = |question| reader.answered(question, |_| Ending::AsIs, &mut truncation);
     let trees = questions.iter().map(tree).collect::<Result<Vec<_>>>()?;
-    if truncation.prompts + truncation.answers > 0 {
-        progress.note(&format!(
-            "{} questions lost their start and {} answers their end to --max-length {}",
-            truncation.prompts, truncation.answers, common.max_length
-        ));
+    if let Some(cuts) = truncation.cuts(common.max_length) {
+        progress.note(&cuts);
     }
     warn_of_lengths(name, &model, trees.iter().map(|tree| tree.longest()));
     note_chats(&truncation, &tokenizer, progress);
     let stacks = vec![0; trees.len()];
     let origins = questions.iter().map(|question| &question.origin).collect();
     let answers = AnswerTrees { trees: &trees, stacks: &stacks, origins };
-    let scores = score::scores(&model.frozen()?, &answers, common.tokens_per_batch, |tree| {
-        progress.advance(None, tree.tokens())
-    })?;
-    let log_prob = |(origin, score): (&Origin, &Score)| match score.log_prob {
-        Some(log_prob) => Ok(log_prob),
-        None => bail!("{origin}: the model gives no log-probability; give a language model"),
-    };
-    let of_question = |(origin, scores): (&&Origin, &Vec<Score>)| {
-        scores.iter().map(|score| log_prob((origin, score))).collect::<Result<_>>()
-    };
-    let log_probs = answers.origins.iter().zip(&scores).map(of_question).collect::<Result<_>>()?;
+    let done = |tree: &TokenTree| progress.advance(None, tree.tokens());
+    let log_probs = score::answer_log_probs(&model.frozen()?, &answers, 1.0, common.tokens_per_batch, done)?;
     Ok(Found { log_probs, truncation })
 }

@@ -9,22 +9,15 @@ pub struct Cuts(Vec<String>);
 impl Cuts {
     /// Prompts that a model answers.
     pub fn note_prompts(&mut self, model: &str, truncation: Truncation, max_length: usize) {
-        if truncation.prompts > 0 {
-            self.note(format!(
-                "{model}: {} prompts lost their start to --max-length {max_length}.",
-                truncation.prompts
-            ));
+        if let Some(cuts) = truncation.cuts(max_length) {
+            self.note(format!("{model}: {cuts}."));
         }
     }
 
     /// Prompts with answers that a model reads; `what` they are.
     pub fn note_texts(&mut self, model: &str, what: &str, truncation: Truncation, max_length: usize) {
-        let Truncation { prompts, answers, .. } = truncation;
-        if prompts + answers > 0 {
-            self.note(format!(
-                "{model}: of the {what}, {prompts} prompts lost their start and {answers} answers their end to --max-length {max_length}, or to \
-                 as many positions as the model has."
-            ));
+        if let Some(cuts) = truncation.cuts(max_length) {
+            self.note(format!("{model}: of the {what}, {cuts}, or to as many positions as the model has."));
         }
     }
 

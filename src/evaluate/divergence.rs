@@ -27,5 +27,5 @@ pub(super) fn log_probs(
     let stacks: Vec<usize> = prompts.iter().map(|prompt| prompt.stack).collect();
     let origins = questions.iter().map(|question| &question.origin).collect();
     let answers = AnswerTrees { trees: &trees, stacks: &stacks, origins };
-    score::answer_log_probs(&model.frozen()?, &answers, temperature, tokens_per_batch)
+    score::answer_log_probs(&model.frozen()?, &answers, temperature, tokens_per_batch, |_| ())
 }

@@ -167,9 +167,8 @@ pub fn measure(
         let mut answers = Vec::new();
         for (number, model) in models.iter().enumerate() {
             let answering = Answering::open(asking, number, model, &mut progress)?;
-            let answering_truncation = answering.truncation();
+            cuts.note_prompts(&model.name, answering.truncation(), common.max_length);
             let sampled = answering.answer(journal, &mut progress)?.sampled;
-            cuts.note_prompts(&model.name, answering_truncation, common.max_length);
             let judged = journal.piece(&format!("{part}-{number}-verdicts"), &sampled, || judge(&sampled, &scorers))?;
             let answer = |(sampled, verdicts): (Sampled, Vec<Verdict>)| JudgedAnswer {
                 answer: sampled.into(),

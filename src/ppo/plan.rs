@@ -87,12 +87,12 @@ fn updates(settings: &PpoSettings, total_updates: usize, prompts: usize) -> Stri
     )
 }
 
-/// What texts lost, in words; nothing where they are whole.
-fn lost(truncation: &Truncation) -> String {
-    let Truncation { prompts, answers, left_out, .. } = *truncation;
-    let parts = [(prompts, "lost their start"), (answers, "lost their end"), (left_out, "more have no token to learn")];
-    let parts = parts.into_iter().filter(|(number, _)| *number > 0);
-    parts.map(|(number, what)| format!(", {number} {what}")).collect()
+/// The texts of the pretraining mix, and what they lost, in words.
+fn pretraining_mix(count: usize, truncation: &Truncation, max_length: usize) -> String {
+    let left_out = truncation.left_out;
+    let left_out = (left_out > 0).then(|| format!("{left_out} more have no token to learn"));
+    let parts = [Some(format!("{count} texts")), truncation.cuts(max_length), left_out];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// The plan with what becomes of the scores of answers.
@@ -173,7 +173,8 @@ pub fn plan(settings: &PpoSettings, roles: &Roles, material: &Material, schedule
     }
     plan = scores(settings, plan);
     if let Some(mix) = &material.mix {
-        plan = plan.line("pretraining mix", format!("{} texts{}", mix.len(), lost(&mix.truncation())));
+        let max_length = settings.common.max_length;
+        plan = plan.line("pretraining mix", pretraining_mix(mix.len(), &mix.truncation(), max_length));
     }
     let set = presets::lines(settings);
     if !set.is_empty() {

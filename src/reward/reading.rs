@@ -3,11 +3,12 @@
 use super::{Normalization, RewardSettings};
 use crate::adapt;
 use crate::bail;
+use crate::data::answer_reader::AnswerReader;
 use crate::data::batch::TokenTree;
 use crate::data::pairs::{Pair, RankedTokens, by_tokens, ranked_tokens};
 use crate::data::schema::{DEMONSTRATIONS, Demonstration, RANKINGS, Ranking};
 use crate::data::tokenize::Tokenizer;
-use crate::data::tokenize_records::Truncation;
+use crate::data::tokenize_records::{Ending, Truncation};
 use crate::error::Result;
 use crate::train::examples::{Examples, Source, values};
 
@@ -50,21 +51,19 @@ impl Reader {
         Ok(Reader { tokenizer, is_encoder, max_length: settings.common.max_length })
     }
 
+    fn reader(&self, max_length: usize) -> AnswerReader<'_> {
+        AnswerReader { tokenizer: &self.tokenizer, is_encoder: self.is_encoder, max_length }
+    }
+
     fn ranking(&self, ranking: &Ranking, max_length: usize, truncation: &mut Truncation) -> Result<TokenTree> {
-        if !self.is_encoder {
-            return self.tokenizer.ranking(ranking, max_length, truncation);
-        }
         let Ranking { prompt, responses, origin, .. } = ranking;
-        self.tokenizer.answer_pairs(Some(prompt), responses, origin, max_length, truncation)
+        self.reader(max_length).tree(Some(prompt), responses, origin, |_| Ending::Eos, truncation)
     }
 
     fn demonstration(&self, demonstration: &Demonstration, truncation: &mut Truncation) -> Result<TokenTree> {
-        if !self.is_encoder {
-            return self.tokenizer.demonstration(demonstration, self.max_length, truncation);
-        }
         let Demonstration { prompt, completion, origin } = demonstration;
         let answers = std::slice::from_ref(completion);
-        self.tokenizer.answer_pairs(prompt.as_ref(), answers, origin, self.max_length, truncation)
+        self.reader(self.max_length).tree(prompt.as_ref(), answers, origin, |_| Ending::Eos, truncation)
     }
 
     /// The rankings of a run; those in which no answer is better than another that differs are left out.

