@@ -71,9 +71,9 @@ pub(super) fn warn_of_lengths(name: &str, model: &Model, lengths: impl IntoItera
 
 /// Notes what a model does not read of conversations as the data have them, and in which format it reads them where it has no chat template.
 pub(super) fn note_chats(truncation: &Truncation, tokenizer: &Tokenizer, progress: &Progress) {
-    truncation.chats.remarks("").iter().for_each(|(_, text)| progress.note(text));
+    truncation.chats.remarks("").iter().for_each(|(_, text)| progress.note_once(text));
     if tokenizer.transcript().is_some() {
-        progress.note(&format!("conversations are written as {TRANSCRIPT}"));
+        progress.note_once(&format!("conversations are written as {TRANSCRIPT}"));
     }
 }
 
@@ -108,7 +108,7 @@ impl<'a> Answering<'a> {
             .map(|((tokens, stack), origin)| Ok(PromptTokens { tokens: tokens?, stack, origin }));
         let prompts: Vec<PromptTokens> = prompts.collect::<Result<_>>()?;
         if let Some(cuts) = truncation.cuts(asking.common.max_length) {
-            progress.note(&cuts);
+            progress.note_once(&cuts);
         }
         note_chats(&truncation, &tokenizer, progress);
         Ok(Answering { asking, number, name, model, tokenizer, prompts, truncation })

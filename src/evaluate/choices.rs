@@ -39,7 +39,7 @@ pub fn log_probs(
     let tree = |question| reader.answered(question, |_| Ending::AsIs, &mut truncation);
     let trees = questions.iter().map(tree).collect::<Result<Vec<_>>>()?;
     if let Some(cuts) = truncation.cuts(common.max_length) {
-        progress.note(&cuts);
+        progress.note_once(&cuts);
     }
     warn_of_lengths(name, &model, trees.iter().map(|tree| tree.longest()));
     note_chats(&truncation, &tokenizer, progress);

@@ -1,5 +1,7 @@
 //! How far a run is: a bar with loss, tokens a second and time left, or a line now and then where there is no terminal.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,8 @@ pub struct Progress {
     status: Option<String>,
     started: Instant,
     display: Display,
+    /// What [`note_once`](Self::note_once) has said.
+    noted: RefCell<HashSet<String>>,
 }
 
 #[derive(Debug)]
@@ -42,7 +46,8 @@ impl Progress {
         } else {
             Display::Lines { last: started }
         };
-        Progress { label, total, done: 0, before: 0, tokens: 0, loss: None, status: None, started, display }
+        let (loss, status, noted) = (None, None, RefCell::default());
+        Progress { label, total, done: 0, before: 0, tokens: 0, loss, status, started, display, noted }
     }
 
     /// So many steps were done before.
@@ -84,6 +89,13 @@ impl Progress {
             Display::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
             Display::Lines { .. } => eprintln!("{text}"),
             Display::Hidden => {}
+        }
+    }
+
+    /// The same of what several models may have to say of the same data, once.
+    pub fn note_once(&self, text: &str) {
+        if self.noted.borrow_mut().insert(text.to_owned()) {
+            self.note(text);
         }
     }
 
