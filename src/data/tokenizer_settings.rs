@@ -3,15 +3,15 @@
 //!
 //! There, `tokenizer.json` decides nearly everything: `add_bos_token` and `add_eos_token` are ignored next to
 //! it, as its post-processor says what is put around a text. What still counts is listed in [`KNOWN`]; a
-//! field that is not known there is named in a warning.
+//! field that is not known there is named in a note.
 
 use serde_json::{Map, Value};
 use tokenizers::{ModelWrapper, NormalizerWrapper, PreTokenizerWrapper};
 
+use super::notes;
 use super::tokenizer_files::TokenizerFiles;
 use crate::bail;
 use crate::error::{Error, Result};
-use crate::files::warn_once;
 
 const CONFIG: &str = "tokenizer_config.json";
 
@@ -162,10 +162,7 @@ pub(super) fn apply(tokenizer: &mut tokenizers::Tokenizer, files: &TokenizerFile
     };
     let unknown: Vec<&str> = fields.iter().filter(unknown).map(|(name, _)| name.as_str()).take(8).collect();
     if !unknown.is_empty() {
-        warn_once(&format!(
-            "warning: {}: the settings {unknown:?} are not known and have no effect",
-            files.path(CONFIG)
-        ));
+        notes::add(format!("{}: the settings {unknown:?} are not known and have no effect", files.path(CONFIG)));
     }
     let is_bpe = matches!(tokenizer.get_model(), ModelWrapper::BPE(_));
     let for_bpe = flag("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")? == Some(true);
