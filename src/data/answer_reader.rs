@@ -18,8 +18,9 @@ pub struct AnswerReader<'t> {
 }
 
 impl AnswerReader<'_> {
-    /// A prompt with its answers as a tree: the prompt once, cut for the longest of the answers. `ending` says how
-    /// each answer ends; an encoder's tokenizer ends them by itself, and no token of them is learned.
+    /// A prompt with its answers as a tree: the prompt once, cut for the longest of the answers. `ending`
+    /// says how each answer ends; an encoder's tokenizer ends them by itself, and no token of them is
+    /// learned.
     pub fn tree(
         &self,
         prompt: Option<&Text>,

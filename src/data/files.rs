@@ -10,12 +10,14 @@ use crate::error::{Error, Result};
 use crate::limits;
 use crate::remote::objects;
 
-/// The files of rows that `pattern` names, sorted: a file; a folder (every data file below it by its name, see `is_data_file`, hidden ones left out; of one
-/// with several splits the split that is wanted, see [`splits`]); a glob (`data/train-*.parquet`); each here or in an object store (see
-/// [`objects::files`]); or, where nothing here has this name, a data set of the Hugging Face hub.
+/// The files of rows that `pattern` names, sorted: a file; a folder (every data file below it by its name,
+/// see `is_data_file`, hidden ones left out; of one with several splits the split that is wanted, see
+/// [`splits`]); a glob (`data/train-*.parquet`); each here or in an object store (see [`objects::files`]);
+/// or, where nothing here has this name, a data set of the Hugging Face hub.
 ///
 /// # Errors
-/// Where there are no such files, it is not known which ones are wanted, or a folder's `README.md`, which may tell, cannot be read.
+/// Where there are no such files, it is not known which ones are wanted, or a folder's `README.md`, which may
+/// tell, cannot be read.
 pub fn files<'p>(pattern: impl Into<Pattern<'p>>) -> Result<Vec<PathBuf>> {
     let Pattern { text: pattern, wanted } = pattern.into();
     if objects::is_remote(pattern) {
@@ -62,7 +64,8 @@ pub fn files<'p>(pattern: impl Into<Pattern<'p>>) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Leaves of the files below a folder those of the split that is wanted; other patterns name their files one by one.
+/// Leaves of the files below a folder those of the split that is wanted; other patterns name their files one
+/// by one.
 fn of_split(folder: &str, found: &mut Vec<PathBuf>, readme: Option<&str>, wanted: Wanted) -> Result<()> {
     let folder = folder.trim_end_matches('/');
     let within = |file: &PathBuf| {

@@ -9,7 +9,8 @@
 //! | CSV, TSV, with a header | the endings `.csv` and `.tsv` | every 1,024 rows or 4 MiB |
 //! | each of these, compressed by gzip or zstd | `1f 8b`, or `28 b5 2f fd` | those of what is in it |
 //!
-//! A compressed file cannot be read from the middle: it is decompressed once, into a temporary file that has no name and goes with the process.
+//! A compressed file cannot be read from the middle: it is decompressed once, into a temporary file that has
+//! no name and goes with the process.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -25,7 +26,8 @@ use crate::limits;
 /// The forms, for messages.
 pub(super) const KNOWN: &str = "the forms that are read are Parquet, JSON Lines and JSON arrays of objects (.jsonl, .json), CSV and TSV with a header (.csv, .tsv) and Arrow IPC (.arrow), the last four also compressed by gzip or zstd (.gz, .zst)";
 
-/// The endings by which files of a folder are known to hold rows; text and Arrow files may have one of compression after it.
+/// The endings by which files of a folder are known to hold rows; text and Arrow files may have one of
+/// compression after it.
 const ENDINGS: [&str; 9] = ["parquet", "jsonl", "ndjson", "json", "csv", "tsv", "arrow", "feather", "ipc"];
 const COMPRESSED: [&str; 3] = ["gz", "zst", "zstd"];
 /// Files of JSON that data sets have and that hold no rows.
@@ -88,7 +90,8 @@ fn kind(path: &Path) -> &'static str {
     }
 }
 
-/// Of the data files of a folder those that are read: all of one form. Next to files of another form, `.json` files are taken for descriptions, which is noted.
+/// Of the data files of a folder those that are read: all of one form. Next to files of another form, `.json`
+/// files are taken for descriptions, which is noted.
 ///
 /// # Errors
 /// Where there are several forms, which may be copies of the same rows.

@@ -1,8 +1,9 @@
 //! Which files of a folder are read where their names, or the folder's `README.md`, tell splits apart.
 //!
-//! The words that name a split are those of Hugging Face `datasets`: `train` and `training`; `validation`, `valid`, `val` and `dev`; `test`, `testing`,
-//! `eval` and `evaluation`. A word is a part of a path between `/`, `-`, `_`, `.`, spaces and digits, so that `contest.parquet` is of no split. The name of
-//! a file counts over those of the folders around it.
+//! The words that name a split are those of Hugging Face `datasets`: `train` and `training`; `validation`,
+//! `valid`, `val` and `dev`; `test`, `testing`, `eval` and `evaluation`. A word is a part of a path between
+//! `/`, `-`, `_`, `.`, spaces and digits, so that `contest.parquet` is of no split. The name of a file counts
+//! over those of the folders around it.
 
 mod configurations;
 mod hub;
@@ -169,9 +170,9 @@ fn note_missing(label: &str, files: &[String]) {
     }
 }
 
-/// Of the files in a folder, by their paths in it with `/` between, those of the split that is wanted; the others, and those that are missing, are named in a
-/// note.
-/// Where neither `readme`, the text of the folder's `README.md`, nor the names tell splits apart, all of them.
+/// Of the files in a folder, by their paths in it with `/` between, those of the split that is wanted; the
+/// others, and those that are missing, are named in a note. Where neither `readme`, the text of the folder's
+/// `README.md`, nor the names tell splits apart, all of them.
 ///
 /// # Errors
 /// Where it cannot be known which files are wanted.

@@ -1,7 +1,8 @@
-//! Numbers, truth values, lists and objects that are written as texts, as in CSV, where all columns are texts.
+//! Numbers, truth values, lists and objects that are written as texts, as in CSV, where all columns are
+//! texts.
 //!
-//! A layout that wants numbers of a column of texts reads them by their usual spelling, and lists and objects as JSON. Where one text cannot be read so,
-//! none of the column is. An empty text is null.
+//! A layout that wants numbers of a column of texts reads them by their usual spelling, and lists and objects
+//! as JSON. Where one text cannot be read so, none of the column is. An empty text is null.
 
 use std::sync::Arc;
 
@@ -48,7 +49,8 @@ fn truth(text: &str) -> Option<bool> {
     }
 }
 
-/// Whether any of the texts is a truth value or a whole number. One is enough, so that it does not matter how many rows are looked at together.
+/// Whether any of the texts is a truth value or a whole number. One is enough, so that it does not matter how
+/// many rows are looked at together.
 pub(super) fn has_mark(texts: &LargeStringArray) -> bool {
     texts.iter().flatten().map(str::trim).any(|text| truth(text).is_some() || whole(text).is_some())
 }
@@ -73,7 +75,8 @@ pub(super) fn nested(texts: &LargeStringArray) -> Option<ArrayRef> {
     }
 }
 
-/// A text that is neither empty nor JSON, as numbers, truth values, lists and objects are, or the first one: what is shown where a column cannot be read.
+/// A text that is neither empty nor JSON, as numbers, truth values, lists and objects are, or the first one:
+/// what is shown where a column cannot be read.
 pub(super) fn odd_one(texts: &LargeStringArray) -> Option<(usize, &str)> {
     let filled =
         || texts.iter().enumerate().filter_map(|(row, text)| Some((row, text.filter(|text| !text.trim().is_empty())?)));

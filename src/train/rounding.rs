@@ -1,6 +1,7 @@
 //! Trained weights as they will read back from what is saved: those that are saved in 16 bits are rounded.
 //!
-//! Training goes on in f32. What is measured of a model that is saved, and so which is the best, is measured of the rounded weights.
+//! Training goes on in f32. What is measured of a model that is saved, and so which is the best, is measured
+//! of the rounded weights.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +18,8 @@ use crate::model::weights::{Stored, tensor_specs};
 /// The share of the changed weights that round back to what they were, from which on the run warns.
 const LARGE_SHARE: f64 = 0.5;
 
-/// Runs `with` while the weights that train are what will be read back after saving; after it they are as they were.
+/// Runs `with` while the weights that train are what will be read back after saving; after it they are as
+/// they were.
 ///
 /// # Errors
 /// Those of `with`, and where a weight is beyond the range of the element type.
@@ -44,9 +46,9 @@ pub fn as_saved<T>(model: &Model, with: impl FnOnce() -> Result<T>) -> Result<T>
     result
 }
 
-/// What a run checks once its last step is done: that it learned something, and whether saving keeps it. Warns
-/// where most of what a model learned is lost by saving it in 16 bits: where its weights round back to those of
-/// its base.
+/// What a run checks once its last step is done: that it learned something, and whether saving keeps it.
+/// Warns where most of what a model learned is lost by saving it in 16 bits: where its weights round back to
+/// those of its base.
 ///
 /// # Errors
 /// Where the run learned nothing ([`Run::check_learned`]).
@@ -64,7 +66,8 @@ pub fn check_trained(model: &Model, run: &mut Run) -> Result<()> {
     ))
 }
 
-/// Of the weights of a model that differ from those of its base, the share that does not when rounded; `None` where nothing is rounded or changed.
+/// Of the weights of a model that differ from those of its base, the share that does not when rounded; `None`
+/// where nothing is rounded or changed.
 fn share_rounded_back(model: &Model) -> Result<Option<f64>> {
     let dtype = model.saved_dtype();
     let folder = model.folder();

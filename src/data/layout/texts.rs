@@ -49,7 +49,8 @@ fn count_json(rows: &Rows, row: usize, column: &TextColumn, text: &Text) {
     }
 }
 
-/// Counts a row whose answers are strings that begin with the prompt: they may hold what the model is given already.
+/// Counts a row whose answers are strings that begin with the prompt: they may hold what the model is given
+/// already.
 fn count_repeated_prompt(rows: &Rows, row: usize, prompt: &Text, answers: &[Text]) {
     let prompt = match prompt {
         Text::Plain(prompt) => prompt.as_str(),
@@ -61,7 +62,8 @@ fn count_repeated_prompt(rows: &Rows, row: usize, prompt: &Text, answers: &[Text
     }
 }
 
-/// Whether an answer begins with the prompt, white space around both left out, and not with a longer word than its last one.
+/// Whether an answer begins with the prompt, white space around both left out, and not with a longer word
+/// than its last one.
 fn repeats(answer: &str, prompt: &str) -> bool {
     let prompt = prompt.trim();
     let Some(rest) = answer.trim_start().strip_prefix(prompt) else { return false };
@@ -140,7 +142,8 @@ impl<'a> ListColumn<'a> {
     }
 }
 
-/// The columns `history`, `instruction` and `input` of Alpaca (`context` of Dolly): turns, the last one of the user.
+/// The columns `history`, `instruction` and `input` of Alpaca (`context` of Dolly): turns, the last one of
+/// the user.
 pub(super) struct Instructions<'a> {
     instructions: Column<'a>,
     inputs: Option<(&'a str, LargeStringArray)>,
@@ -174,7 +177,8 @@ impl<'a> Instructions<'a> {
     }
 }
 
-/// The prompt and the answers of a row in one form (see [`one_form`]); the answers are of `columns`, or all of the one column.
+/// The prompt and the answers of a row in one form (see [`one_form`]); the answers are of `columns`, or all
+/// of the one column.
 pub(super) fn joined(rows: &Rows, row: usize, columns: &[&str], prompt: Text, answers: Vec<Text>) -> Result<OneForm> {
     let is_list = columns.len() == 1 && answers.len() > 1;
     count_repeated_prompt(rows, row, &prompt, &answers);

@@ -40,7 +40,8 @@ impl Configuration {
     }
 }
 
-/// The configurations that a README declares, of which files are there. `label` names the data in a note where it declares files and none of them is there.
+/// The configurations that a README declares, of which files are there. `label` names the data in a note
+/// where it declares files and none of them is there.
 pub(super) fn declared(label: &str, files: &[String], readme: &str) -> Vec<Configuration> {
     let all = readme::configurations(readme);
     let names_files = all.iter().any(|declared| declared.splits.is_some() || declared.folder.is_some());

@@ -1,4 +1,5 @@
-//! The template engine, set up as `transformers` sets up Jinja2 for chat templates, with bounds on what a template may do.
+//! The template engine, set up as `transformers` sets up Jinja2 for chat templates, with bounds on what a
+//! template may do.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -14,22 +15,27 @@ use super::{dates, json, python};
 use crate::error::{Error, Result};
 use crate::limits;
 
-/// Steps after which a template is stopped; one step is an instruction or 64 bytes of text, so that it holds 128 MB at most.
+/// Steps after which a template is stopped; one step is an instruction or 64 bytes of text, so that it holds
+/// 128 MB at most.
 const STEP_LIMIT: u64 = 2_000_000;
-/// The stack of a template, of which only what it uses takes memory: values in values as deep as its steps allow can be written and dropped.
+/// The stack of a template, of which only what it uses takes memory: values in values as deep as its steps
+/// allow can be written and dropped.
 const STACK: usize = 1 << 30;
-/// How long a template may take, and by how many bytes memory may grow meanwhile: not every operation on lists is counted as the steps that it takes.
+/// How long a template may take, and by how many bytes memory may grow meanwhile: not every operation on
+/// lists is counted as the steps that it takes.
 const TIME: Duration = Duration::from_secs(10);
 const MEMORY: usize = 1 << 30;
 /// The name of the one template of an environment.
 const NAME: &str = "chat";
 
 thread_local! {
-    /// The characters that are put around what stands in `{% generation %}`, on the thread of a rendering that wants them.
+    /// The characters that are put around what stands in `{% generation %}`, on the thread of a rendering
+    /// that wants them.
     static GENERATION_MARKS: Cell<Option<[char; 2]>> = const { Cell::new(None) };
 }
 
-/// Runs a step of the template engine on a stack of its own; the error is a reason. Where a bound is reached the step goes on by itself until the program ends.
+/// Runs a step of the template engine on a stack of its own; the error is a reason. Where a bound is reached
+/// the step goes on by itself until the program ends.
 fn within_bounds<T: Send + 'static>(step: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
     let (sender, receiver) = channel();
     let guarded = || limits::without_panic(step).unwrap_or_else(|| Err("it does what cannot be".to_owned()));
@@ -62,7 +68,8 @@ pub(super) fn environment(source: &str, origin: &str) -> Result<Arc<Environment<
     environment.set_formatter(python::write_value);
     environment.set_unknown_method_callback(python::method);
     environment.set_fuel(Some(STEP_LIMIT));
-    // They indent a deep value in time that grows with the square of its depth, and jinja2's own do something else.
+    // They indent a deep value in time that grows with the square of its depth, and jinja2's own do something
+    // else.
     environment.remove_filter("pprint");
     environment.remove_global("debug");
     environment.add_filter("tojson", json::to_json);
@@ -86,7 +93,8 @@ pub(super) fn environment(source: &str, origin: &str) -> Result<Arc<Environment<
     within_bounds(read).map_err(|reason| Error::input(format!("{origin}: the chat template cannot be read: {reason}")))
 }
 
-/// What the template gives for `context`, with `marks` around what stands in `{% generation %}`. The error is a reason.
+/// What the template gives for `context`, with `marks` around what stands in `{% generation %}`. The error is
+/// a reason.
 pub(super) fn render(
     environment: &Arc<Environment<'static>>,
     context: Value,
@@ -110,8 +118,8 @@ fn generation(text: &str) -> String {
     }
 }
 
-/// `{% generation %}` marks the assistant's text for training in `transformers`; it writes nothing. Here it is a block with a filter, which
-/// trims white space just as its own tags do.
+/// `{% generation %}` marks the assistant's text for training in `transformers`; it writes nothing. Here it
+/// is a block with a filter, which trims white space just as its own tags do.
 fn with_generation_filter(source: &str) -> String {
     let mut result = String::with_capacity(source.len());
     for part in tags(source) {
@@ -132,7 +140,8 @@ pub(super) fn has_generation(source: &str) -> bool {
     tags(source).any(|part| matches!(part, Part::Tag(tag) if tag_name(tag) == "generation"))
 }
 
-/// The identifiers in a template's expressions and tags, and the strings in them that are one, as keys of fields are. Comments and text have none.
+/// The identifiers in a template's expressions and tags, and the strings in them that are one, as keys of
+/// fields are. Comments and text have none.
 pub(super) fn identifiers(source: &str) -> BTreeSet<String> {
     let is_part = |c: char| c == '_' || c.is_ascii_alphanumeric();
     let (mut found, mut rest) = (BTreeSet::new(), source);
