@@ -70,7 +70,11 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
     check_minibatches(settings, prompts.len())?;
     let total_updates = prompts.total_steps(settings.epochs as f64, settings.training.max_steps);
     check_critic_warmup(settings, total_updates)?;
-    plan::memory(settings, &prompts)?.print(settings.common.quiet);
+    let memory = plan::memory(settings, &prompts)?;
+    if !settings.common.quiet {
+        // Notes wait for the run, which keeps them in `warnings.txt`.
+        eprintln!("{memory}");
+    }
     let mut bases = Bases::new(Device::Cpu);
     let held_out = HeldOut::read(settings, &mut bases, &tokenizer)?;
     let mix = PretrainingMix::read(settings, &tokenizer)?;
