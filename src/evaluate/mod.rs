@@ -54,7 +54,7 @@ use crate::files::FolderLock;
 use crate::generate::SamplingSettings;
 use crate::model::head::Form;
 use crate::remote::hub;
-use crate::rewards::endings;
+use crate::rewards::ending;
 use crate::settings::NamedFolder;
 use crate::train::plan::Plan;
 use crate::train::progress::Progress;
@@ -176,7 +176,7 @@ fn print_plan(settings: &EvaluateSettings, models: &[NamedFolder], judges: &[Ide
         plan = plan.line("reward model", folder.display());
         let base = adapt::architecture(folder)?;
         let form = Form::read(&hub::folder(folder)?)?;
-        plan = plan.line("  its answers", endings(form.as_ref(), base.causal, settings.reward_as_is));
+        plan = plan.line("  its answers", ending::of_reward_model(form.as_ref(), base.causal, settings.reward_as_is));
     }
     let judge = |judge: &Identity| {
         let most = judge.max_tokens.map_or(String::new(), |most| format!(", in windows of {most} tokens"));

@@ -3,6 +3,7 @@
 //! A reward that fails is an error, never a number.
 
 mod command;
+pub mod ending;
 mod model;
 mod rule;
 mod settings;
@@ -18,7 +19,7 @@ use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::numbers::smallest;
 pub use command::RewardCommand;
-pub use model::{RewardModel, endings};
+pub use model::RewardModel;
 pub use rule::{RewardRule, RuleKind};
 pub use settings::{Combination, JudgeSettings, RewardSourceSettings};
 

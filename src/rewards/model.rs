@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Asked, Reply};
+use super::{Asked, Reply, ending};
 use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
 use crate::data::answer_reader::AnswerReader;
@@ -15,23 +15,6 @@ use crate::files::warn_once;
 use crate::model::Model;
 use crate::model::adapter::Pass;
 use crate::model::architecture::BeyondContext;
-use crate::model::head::Form;
-
-/// How answers end as a reward model with such a head reads them, in words.
-pub fn endings(form: Option<&Form>, is_causal: bool, as_is: bool) -> &'static str {
-    let trained_so = form.and_then(|form| form.answers_end_with_eos);
-    match (is_causal, as_is, trained_so) {
-        (false, ..) => "answers are the second text of a pair",
-        (true, true, _) => "answers are read as they are",
-        (true, false, Some(true)) => "answers that ended get the end-of-text token, as it was trained",
-        (true, false, Some(false)) => {
-            "answers that ended get the end-of-text token, without which it was trained (--reward-as-is)"
-        }
-        (true, false, None) => {
-            "answers that ended get the end-of-text token; nothing says whether it was trained so, and --reward-as-is leaves them as they are"
-        }
-    }
-}
 
 /// A frozen model with a head of one label, and how it reads answers.
 pub struct RewardModel {
@@ -70,8 +53,8 @@ impl RewardModel {
     }
 
     /// How answers end as it reads them, in words.
-    pub fn endings(&self) -> &'static str {
-        endings(self.model.head().map(|head| &head.form), self.model.architecture().causal, self.as_is)
+    pub fn endings(&self) -> String {
+        ending::of_reward_model(self.model.head().map(|head| &head.form), self.model.architecture().causal, self.as_is)
     }
 
     /// The same model, reading the policy's tokens without making text of them where their vocabularies are one.

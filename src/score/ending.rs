@@ -10,6 +10,7 @@ use crate::data::schema::{AnswerLayout, Answered, AnsweredRows};
 use crate::data::tokenize_records::Ending;
 use crate::error::Result;
 use crate::model::Model;
+use crate::rewards::ending::{AS_PAIR, how_read, how_read_and_trained};
 
 /// The flag that says how answers end, where one was given.
 pub(super) fn given_flag(settings: &ScoreSettings) -> Option<&'static str> {
@@ -66,18 +67,18 @@ fn of_row(record: &Answered, range: Option<Range<usize>>, has_ended: impl Fn(usi
 }
 
 /// The same in words, for the plan.
-pub(super) fn described(settings: &ScoreSettings, model: &Model) -> &'static str {
-    let note = model.head().map(|head| head.form.answers_end_with_eos);
-    match note {
-        _ if !model.architecture().causal => "as the second text of a pair, which an encoder reads",
-        _ if settings.add_eos => "with the end-of-text token (--add-eos)",
-        _ if settings.as_is => "as they are (--as-is)",
-        Some(Some(true)) => {
-            "with the end-of-text token, as the reward head was trained (--as-is leaves them as they are)"
-        }
-        Some(None) => {
-            "as they are; nothing says whether the reward head was trained with the end-of-text token, which --add-eos adds"
-        }
-        Some(Some(false)) | None => "as they are",
+pub(super) fn described(settings: &ScoreSettings, model: &Model) -> String {
+    if !model.architecture().causal {
+        return AS_PAIR.to_owned();
     }
+    let with_eos = ends_answers(settings, model, 0);
+    let Some(head) = model.head() else { return how_read(with_eos).to_owned() };
+    let trained_so = head.form.answers_end_with_eos;
+    let advice = match trained_so {
+        _ if given_flag(settings).is_some() => "",
+        Some(true) => " (--as-is leaves them as they are)",
+        Some(false) => "",
+        None => " (--add-eos adds the end-of-text token)",
+    };
+    how_read_and_trained(with_eos, trained_so) + advice
 }
