@@ -164,14 +164,16 @@ impl ChatTemplate {
     fn run(&self, chat: Chat, add_generation_prompt: bool, marks: Option<[char; 2]>) -> Result<String> {
         let Program { environment, origin, .. } = self.program(chat);
         let context = self.context(chat, add_generation_prompt);
-        engine::render(environment, Value::from_pairs(context), marks)
-            .map_err(|reason| Error::input(format!("{origin}: the chat template rejects the conversation: {reason}")))
+        let text = engine::render(environment, Value::from_pairs(context), marks).map_err(|reason| {
+            Error::input(format!("{origin}: the chat template rejects the conversation: {reason}"))
+        })?;
+        self.note_unread(chat, &text);
+        Ok(text)
     }
 
     /// What the template sees: the special tokens, the row's variables, which count over these, and messages with all their fields.
     fn context(&self, chat: Chat, add_generation_prompt: bool) -> BTreeMap<String, Value> {
         let Chat { messages, inputs } = chat;
-        self.note_unread(chat);
         let mut context: BTreeMap<String, Value> =
             self.special_tokens.iter().map(|(name, token)| (name.clone(), Value::from(token))).collect();
         context.insert("documents".into(), ().into());
@@ -184,10 +186,10 @@ impl ChatTemplate {
         context
     }
 
-    /// Notes what a conversation says that the template never reads: it is not a part of the text.
-    fn note_unread(&self, chat: Chat) {
+    /// Notes what a conversation says that the template never reads: it is not a part of `text`.
+    fn note_unread(&self, chat: Chat, text: &str) {
         let Chat { messages, inputs } = chat;
-        let has = |name: &str| messages.iter().any(|message| message.fields().contains_key(name));
+        let has = |name: &str| messages.iter().any(|message| said::says(message, name));
         // Reasoning is given under each of its names.
         let said: [(&str, &[&str]); 3] =
             [("tool_calls", &["tool_calls"]), ("function_call", &["function_call"]), ("reasoning_content", &REASONING)];
@@ -196,7 +198,10 @@ impl ChatTemplate {
         let given = inputs.variables.keys().map(String::as_str).chain(tools.map(|_| "tools"));
         let program = self.program(chat);
         let reads = |name: &str| program.names.contains(name);
-        let unread = said.filter(|(_, names)| !names.iter().any(|name| reads(name))).map(|(name, _)| name);
+        // A template may write whole messages as JSON, with the names of their fields.
+        let is_written = |name: &str| text.contains(&format!("\"{name}\""));
+        let unread = said.filter(|(_, names)| !names.iter().any(|name| reads(name) || is_written(name)));
+        let unread = unread.map(|(name, _)| name);
         for name in unread.chain(given.filter(|name| !reads(name))) {
             notes::add(format!(
                 "{}: the chat template does not read `{name}`, which conversations of the data have: what it says is not in the text",
@@ -309,6 +314,24 @@ mod tests {
         assert!(
             said::says_nothing(&Message::assistant("ab \n"), 2) && !said::says_nothing(&Message::assistant("ab"), 1)
         );
+    }
+
+    #[test]
+    fn calls_that_a_template_does_not_write_are_noted_unless_it_writes_whole_messages() {
+        let calls = json!({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]});
+        let serde_json::Value::Object(fields) = calls else { panic!("no object") };
+        let messages = [Message::user("a"), Message::from_fields(fields).unwrap()];
+        let notes = |messages: &[Message], source: &str, name: &str| {
+            let source = format!("{{% for message in messages %}}{{{{ {source} }}}}{{% endfor %}}");
+            let template = ChatTemplate::from_source(&source, name, &BTreeMap::new()).unwrap();
+            template.apply(messages, &TemplateInputs::default(), false).unwrap();
+            notes::was_added(&format!("{name}: the chat template does not read `tool_calls`"))
+        };
+        assert!(notes(&messages, "message.content", "contents.jinja"));
+        assert!(!notes(&messages, "message | tojson", "messages.jinja"));
+        let mut fields = messages[1].fields().clone();
+        fields.insert("tool_calls".to_owned(), json!([]));
+        assert!(!notes(&[Message::from_fields(fields).unwrap()], "message.content", "none.jinja"));
     }
 
     #[test]

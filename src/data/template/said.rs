@@ -1,5 +1,7 @@
 //! What messages say, and whether it is in the text that a template wrote.
 
+use serde_json::Value;
+
 use super::REASONING;
 use crate::data::record::Message;
 
@@ -30,17 +32,20 @@ pub fn not_written(messages: &[Message], text: &str) -> Vec<usize> {
     missing
 }
 
+/// Whether a message has a field of this name that says something: no null, empty list or white space alone.
+pub(super) fn says(message: &Message, name: &str) -> bool {
+    match message.fields().get(name) {
+        None | Some(Value::Null) => false,
+        Some(Value::String(text)) => !text.trim().is_empty(),
+        Some(Value::Array(values)) => !values.is_empty(),
+        Some(_) => true,
+    }
+}
+
 /// Whether a message has no content behind its first `given` bytes but white space, calls no function, and
 /// has no reasoning.
 pub(super) fn says_nothing(message: &Message, given: usize) -> bool {
-    let is_said = |value: &serde_json::Value| match value {
-        serde_json::Value::Null => false,
-        serde_json::Value::String(text) => !text.trim().is_empty(),
-        serde_json::Value::Array(values) => !values.is_empty(),
-        _ => true,
-    };
-    let others = ["tool_calls", "function_call"].into_iter().chain(REASONING);
-    let says_more = others.filter_map(|name| message.fields().get(name)).any(is_said);
+    let mut others = ["tool_calls", "function_call"].into_iter().chain(REASONING);
     let rest = message.content().get(given..).unwrap_or_default();
-    rest.trim().is_empty() && !says_more
+    rest.trim().is_empty() && !others.any(|name| says(message, name))
 }
