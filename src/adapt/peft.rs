@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
 use super::fields;
-use super::targets::{Output, Selection, Targets, embedding, linears};
+use super::targets::{Output, Selection, Targets, embedding, is_saved, linears};
 use crate::bail;
 use crate::error::{Error, Result};
 use crate::gguf::is_gguf;
@@ -20,7 +20,7 @@ use crate::model::architecture::{Architecture, Config};
 use crate::model::folder::read_json;
 use crate::model::tying::are_equal;
 use crate::model::weight_files;
-use crate::model::weights::{Stored, Weights, tensor_specs};
+use crate::model::weights::{Stored, Weights, output_name, tensor_specs};
 use crate::remote::hub::{self, HubName};
 
 pub(super) const CONFIG: &str = "adapter_config.json";
@@ -34,6 +34,8 @@ const PROMPT_PREFIX: &str = "base_model.";
 /// What comes before the names of a transformer, and of the transformer of text in a model of text and images.
 const WHOLE: &str = "model.";
 const TEXT_PART: &str = "model.language_model.";
+/// `task_type` of a language model, which an adapter without one is taken for.
+const LANGUAGE_MODEL: &str = "CAUSAL_LM";
 
 /// The key of a tensor that has this name in the model.
 pub fn key(name: &str) -> String {
@@ -85,7 +87,34 @@ impl AdapterFiles {
         let mut files =
             AdapterFiles { folder: folder.to_path_buf(), config_path, json, path, tensors, ties_output: false };
         files.ties_output = files.ties_output(architecture)?;
+        files.check_saved_modules(architecture)?;
         Ok(files)
+    }
+
+    /// Refuses an adapter without a tensor of a module that `modules_to_save` names, as PEFT does: the file was cut short, and the base's
+    /// numbers would take the place of trained ones. Heads are not the base's, and only a language model has an output matrix.
+    fn check_saved_modules(&self, architecture: &Architecture) -> Result<()> {
+        let config = self.config();
+        let saved = names(&config, "modules_to_save");
+        let output = Output::of(architecture);
+        let has_output = architecture.causal && config.text("task_type", LANGUAGE_MODEL)? == LANGUAGE_MODEL;
+        let of_base = tensor_specs(architecture).into_iter().map(|spec| spec.name);
+        let of_base = of_base.filter(|name| Some(name.as_str()) != output_name(architecture));
+        let is_stored = |name: &String| {
+            // A linear with an update keeps its own tensors under `base_layer`.
+            let updated = name.rsplit_once('.').map(|(module, part)| format!("{module}.base_layer.{part}"));
+            std::iter::once(name).chain(&updated).any(|name| self.tensors.contains_key(name))
+        };
+        let missing = of_base
+            .chain(has_output.then_some(output.module_weight))
+            .find(|name| saved.iter().any(|saved| is_saved(architecture, name, saved)) && !is_stored(name));
+        match missing {
+            Some(name) => bail!(
+                "{}: tensor \"{name}\" is missing, which modules_to_save in adapter_config.json says is stored; copy or download the adapter again",
+                self.path.display()
+            ),
+            None => Ok(()),
+        }
     }
 
     /// `ensure_weight_tying` has an effect where the base ties its tables, and not for every name of them: what is stored a second time was tied.
@@ -390,7 +419,7 @@ pub fn modules_to_save(own: impl Iterator<Item = String>, saving: &Saving) -> Va
 /// Writes an adapter's folder: its configuration `config`, its tensors by PEFT's keys, and the head.
 pub fn write(folder: &Path, mut config: Value, tensors: BTreeMap<String, Tensor>, saving: &Saving) -> Result<()> {
     let prefix = if has_virtual_tokens(&config) { PROMPT_PREFIX } else { PREFIX };
-    config["task_type"] = json!(if saving.head.is_some() { "SEQ_CLS" } else { "CAUSAL_LM" });
+    config["task_type"] = json!(if saving.head.is_some() { "SEQ_CLS" } else { LANGUAGE_MODEL });
     config["base_model_name_or_path"] = json!(saving.base);
     if let Some(revision) = saving.revision {
         config["revision"] = json!(revision);
