@@ -14,6 +14,7 @@ mod prefix_tuning;
 mod probing;
 mod prompt_tuning;
 mod resolve;
+mod stack;
 mod tables;
 mod targets;
 mod tokens;
@@ -129,16 +130,21 @@ impl Bases {
         let head = self.head(role, &bare, &adapter_folders, &read)?;
         let stack: Stack = read.into_iter().map(|read| read.adapter).collect();
         let settings = match role.training {
-            Training::Frozen => return Ok(bare.with(stack, head)),
+            Training::Frozen => {
+                stack::check(&stack, &adapter_folders, bare.architecture())?;
+                return Ok(bare.with(stack, head));
+            }
             Training::With(settings) => settings,
         };
         let head = head.map(|head| head.trainable()).transpose()?;
         if settings.method.is_full() {
+            stack::check(&stack, &adapter_folders, bare.architecture())?;
             let (architecture, weights) = merged_weights(&bare, &stack, head.is_some())?;
             let model = bare.with(Vec::new(), head).merged_into(architecture, weights.trainable()?)?;
             return Ok(saved_as(model, settings));
         }
         let stack = trained_stack(stack, settings, head.is_some(), &base)?;
+        stack::check(&stack, &adapter_folders, bare.architecture())?;
         let scales: BTreeMap<&'static str, f64> = (settings.method.list().iter())
             .map(|&method| (method.adapter(), settings.method.learning_rate_scale(method)))
             .collect();

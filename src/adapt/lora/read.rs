@@ -19,6 +19,12 @@ impl Lora {
         lora.tied = files.ties_output;
         lora.tokens = TokenRows::of_lora(&files.config(), architecture)?;
         let starts_from_base = is_pissa(&files.config())?;
+        if starts_from_base && lora.settings.use_dora {
+            bail!(
+                "{}: use_dora and init_lora_weights \"pissa\" are not supported together; let PEFT convert the adapter (save_pretrained with path_initial_model_for_weight_conversion), or train it with one of them",
+                files.config().file
+            );
+        }
         for linear in targets::linears(architecture) {
             lora.read_update(files, &linear, starts_from_base, base)?;
         }

@@ -96,6 +96,23 @@ fn an_adapter_that_lacks_a_module_that_it_says_it_saved_is_refused() {
     }
 }
 
+#[test]
+fn a_magnitude_is_not_combined_with_other_updates_of_its_linear() {
+    let load = |names: &[&str]| {
+        let (base, adapters) = (golden("llama"), names.iter().map(|name| golden(name)).collect::<Vec<_>>());
+        let role =
+            Role { folder: &base, adapters: &adapters, training: Training::Frozen, head: Head::AsFound, seed: 0 };
+        Bases::new(Device::Cpu).load(&role).map(drop)
+    };
+    for names in [["lora-llama", "lora-dora"], ["lora-dora", "lora-llama"], ["lora-dora", "lora-dora"]] {
+        let sentence = sentence(load(&names), &names.join(" and "));
+        expect(&sentence, &["lora-dora: ", "q_proj", "use_dora", "export"]);
+    }
+    load(&["ia3-llama", "lora-dora"]).unwrap();
+    let adapter = changed("lora-dora", &json!({ "init_lora_weights": "pissa" }), "");
+    expect(&sentence(load_adapter(adapter.path()), "PiSSA with magnitudes"), &["use_dora", "pissa"]);
+}
+
 /// Names of tensors with their shapes.
 type Shapes<'a> = Vec<(&'a str, Vec<usize>)>;
 
