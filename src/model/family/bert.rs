@@ -65,7 +65,7 @@ fn encoder(
     config.refuse_flag("add_cross_attention", "this family is an encoder here")?;
     // Of BERT's first files, and of the output matrix, which is not read.
     config.ignore(&["directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers"]);
-    config.ignore(&["pooler_size_per_head", "pooler_type", "tie_word_embeddings"]);
+    config.ignore(&["pooler_size_per_head", "pooler_type"]);
     Ok(Architecture {
         language_model_class: classes.0,
         classifier_class: classes.1,
@@ -93,7 +93,7 @@ fn encoder(
         feed_forward: FeedForward::Plain(config.activation("hidden_act", "gelu")?),
         windows: vec![None; layers],
         causal: false,
-        tied_output: config.flag("tie_word_embeddings", true)?,
+        tied_output: config.tied_output(true)?,
         initializer_range: config.not_negative("initializer_range", 0.02)?,
         scaled_residual_initialization: false,
         default_lora_targets: &["query", "value"],

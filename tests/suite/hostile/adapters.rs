@@ -113,6 +113,14 @@ fn a_magnitude_is_not_combined_with_other_updates_of_its_linear() {
     expect(&sentence(load_adapter(adapter.path()), "PiSSA with magnitudes"), &["use_dora", "pissa"]);
 }
 
+#[test]
+fn a_number_that_peft_cannot_load_as_null_is_refused() {
+    for field in ["lora_alpha", "lora_dropout", "bias", "rank_pattern", "alpha_pattern", "r"] {
+        let adapter = changed("lora-llama", &json!({ field: null }), "");
+        expect(&sentence(load_adapter(adapter.path()), field), &["adapter_config.json", &format!("\"{field}\"")]);
+    }
+}
+
 /// Names of tensors with their shapes.
 type Shapes<'a> = Vec<(&'a str, Vec<usize>)>;
 
