@@ -30,7 +30,11 @@ impl Lora {
         }
         lora.read_embedding(files, base)?;
         lora.read_output(files, starts_from_base, base)?;
-        peft::check_selected(&files.config(), lora.scales.keys(), &lora.output)?;
+        let (embedding, output) = (lora.embedding.clone(), lora.output.module.clone());
+        // The update of a tied output matrix is the embeddings'.
+        let has_output = architecture.causal && !lora.tied && files.is_of_language_model()?;
+        let others = [embedding].into_iter().chain(has_output.then_some(output));
+        peft::check_selected(files, &lora.scales.keys().collect(), others, base.architecture())?;
         lora.tokens.take(files, &mut lora.tensors, base)?;
         for (name, tensor) in whole::take(files, base)?.iter() {
             lora.tensors.set(name, tensor.clone());
