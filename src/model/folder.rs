@@ -188,7 +188,10 @@ impl ModelFolder {
                 let names = labels.iter().enumerate().map(|(id, label)| (id.to_string(), json!(label)));
                 fields.insert("id2label".into(), Value::Object(names.collect()));
                 fields.insert("label2id".into(), Value::Object(ids.collect()));
-                let pad = self.padding_of(head, self.tokenizer()?.as_ref(), architecture.vocabulary);
+                let pad = match architecture.positions_follow_padding() {
+                    true => self.pad_token_id(),
+                    false => self.padding_of(head, self.tokenizer()?.as_ref(), architecture.vocabulary),
+                };
                 // As null it counts over what transformers has by default.
                 fields.insert("pad_token_id".into(), pad.map_or(Value::Null, Value::from));
             }

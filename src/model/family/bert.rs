@@ -1,5 +1,7 @@
 //! BERT (Devlin et al. 2019), RoBERTa (Liu et al. 2019) and XLM-RoBERTa (Conneau et al. 2020): encoders with learned positions and norms after the sub-layers.
 
+use serde_json::Value;
+
 use crate::bail;
 use crate::error::Result;
 use crate::model::architecture::{
@@ -36,11 +38,20 @@ pub(super) fn xlm_roberta(config: &Config) -> Result<Architecture> {
     like_roberta(config, ("XLMRobertaModel", "XLMRobertaForSequenceClassification"))
 }
 
+/// `pad_token_id` of RoBERTa where the file has none.
+pub(super) const ROBERTA_PADDING: u32 = 1;
+
 /// Positions are counted from the one after padding's.
 fn like_roberta(config: &Config, classes: (&'static str, &'static str)) -> Result<Architecture> {
-    let padding = match config.get("pad_token_id") {
+    let padding = match config.raw("pad_token_id") {
+        None => ROBERTA_PADDING as usize,
         Some(padding) if padding.as_u64() == Some(0) => 0,
-        _ => config.optional_size("pad_token_id")?.unwrap_or(1),
+        Some(Value::Null) => bail!(
+            "{}: field \"pad_token_id\" is null, after which positions cannot be counted; give the one that the model was trained with ({ROBERTA_PADDING} \
+             if nothing else is known)",
+            config.file
+        ),
+        Some(_) => config.size("pad_token_id")?,
     };
     encoder(config, classes, names("roberta.", ROBERTA_OUTPUT, ROBERTA_HEAD), padding + 1)
 }
