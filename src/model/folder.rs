@@ -107,6 +107,7 @@ pub fn open(
         (Some((weights, form)), _) => (weights, form, None),
         (None, WithoutWeights::Refuse) => return Err(weight_files::no_weights(path)),
         (None, WithoutWeights::NewFromSeed(seed)) => {
+            weight_files::warn_of_weights_below(path);
             // New weights are f32, whatever the configuration was copied from.
             if let Some(fields) = config.as_object_mut() {
                 fields.remove("dtype");

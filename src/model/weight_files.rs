@@ -21,7 +21,10 @@ use crate::bail;
 use crate::error::{Error, Result};
 use crate::files::warn_once;
 use crate::gguf::{self, Gguf, GgufTensors, is_gguf};
-pub use locate::{INDEX_FILE, Located, NAMED_IN_CONFIG, SINGLE_FILE, Shards, locate, no_weights, refuse_pickles};
+pub use locate::{
+    INDEX_FILE, Located, NAMED_IN_CONFIG, SINGLE_FILE, Shards, locate, no_weights, refuse_pickles,
+    warn_of_weights_below,
+};
 
 /// How a model's tensors lie on disk, so that they can be written in the same form.
 #[derive(Debug, Clone, PartialEq)]
