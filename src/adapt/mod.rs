@@ -237,10 +237,8 @@ impl Bases {
             }
             return Ok(Some(head));
         }
-        if role.head != Head::AsFound {
-            check_no_head_is_missing(base, source)?;
-            adapter_folders.iter().try_for_each(|folder| check_no_head_is_missing_beside(folder, base))?;
-        }
+        check_no_head_is_missing(base, source)?;
+        adapter_folders.iter().try_for_each(|folder| check_no_head_is_missing_beside(folder, base))?;
         let names = match role.head {
             Head::ScalarOrNew => Vec::new(),
             Head::Classes(labels) => labels.to_vec(),
@@ -286,7 +284,8 @@ fn check_language_model(base: &Model, source: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a folder that says that it is a classifier and holds no head: a new one in its place would say nothing of what was learned.
+/// Refuses a folder that says that it is a classifier and holds no head: a new one would know nothing of what was learned, and without one it
+/// would be read as a language model.
 fn check_no_head_is_missing(base: &Model, source: &Path) -> Result<()> {
     let names = base.folder().config.get("architectures").and_then(|names| names.as_array());
     let is_classifier =

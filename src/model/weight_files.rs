@@ -64,6 +64,13 @@ pub fn read(folder: &Path, architecture: &mut Architecture, device: &Device) -> 
         // A classifier's folder holds no output matrix of its own.
         specs.retain(|spec| Some(spec.name.as_str()) != output_name(architecture) || stored_output.is_some());
         specs.extend(head);
+    } else if let (Some(name), None, None) = (output_name(architecture), &stored_output, &files.gguf) {
+        bail!(
+            "{}: tensor \"{name}\" is missing, which config.json asks for, and so is that of a classifier's head, \"{}.weight\"; check that config.json \
+             belongs to these weights",
+            folder.display(),
+            architecture.names.head.out
+        );
     }
     let embedding = embedding_name(architecture);
     for mut spec in specs {

@@ -121,6 +121,26 @@ fn a_number_that_peft_cannot_load_as_null_is_refused() {
     }
 }
 
+#[test]
+fn a_classifier_without_its_head_is_no_language_model() {
+    let adapter = changed("lora-reward", &json!({}), "score");
+    expect(
+        &sentence(load_adapter(adapter.path()), "an adapter"),
+        &["adapter_config.json", "\"score.weight\" is missing"],
+    );
+    for (name, tensor) in [("llama-reward", "score.weight"), ("roberta", "classifier.out_proj.weight")] {
+        let model = copy(name);
+        let file = model.path().join("model.safetensors");
+        let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+        tensors.remove(tensor).unwrap();
+        candle_core::safetensors::save(&tensors, &file).unwrap();
+        let role =
+            Role { folder: model.path(), adapters: &[], training: Training::Frozen, head: Head::AsFound, seed: 0 };
+        let loaded = Bases::new(Device::Cpu).load(&role).map(drop);
+        expect(&sentence(loaded, name), &["config.json", &format!("\"{tensor}\""), "is missing"]);
+    }
+}
+
 /// Names of tensors with their shapes.
 type Shapes<'a> = Vec<(&'a str, Vec<usize>)>;
 
