@@ -192,12 +192,14 @@ impl TensorFiles {
 /// stored.
 const NO_WEIGHTS: [&str; 6] =
     [".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq", ".position_ids"];
-/// Beginnings of the heads with which BERT and its like were pretrained.
-const PRETRAINING_HEADS: [&str; 4] = ["cls.", "lm_head.", "pooler.", "bert.pooler."];
+/// Beginnings of the heads with which BERT, RoBERTa and ModernBERT were pretrained; a pooler is read where the family's classifier has it.
+const PRETRAINING_HEADS: [&str; 6] = ["cls.", "lm_head.", "pooler.", "bert.pooler.", "roberta.pooler.", "decoder."];
+/// What the names of a model's part of images hold.
+const OF_IMAGES: [&str; 2] = ["vision_tower.", "multi_modal_projector."];
 
 impl TensorFiles {
     /// Warns of tensors that have no place in the model that `config.json` describes: more layers than it
-    /// has, or biases that it does not mention.
+    /// has, or biases that it does not mention. Says how many are of images, which are not read.
     fn warn_of_unread(&self, architecture: &Architecture) {
         let is_harmless = |name: &str| {
             NO_WEIGHTS.iter().any(|ending| name.ends_with(ending))
@@ -207,7 +209,16 @@ impl TensorFiles {
         };
         let of_gguf = self.gguf.iter().flat_map(|gguf| gguf.file().tensors.keys().cloned());
         let names = self.files.iter().flat_map(|file| file.header.tensors().into_keys()).chain(of_gguf);
-        let mut unread: Vec<String> = names.filter(|name| !self.read.contains(name) && !is_harmless(name)).collect();
+        let unread = names.filter(|name| !self.read.contains(name) && !is_harmless(name));
+        let is_of_images = |name: &String| OF_IMAGES.iter().any(|part| name.contains(part));
+        let (of_images, mut unread): (Vec<String>, Vec<String>) = unread.partition(is_of_images);
+        if !of_images.is_empty() {
+            warn_once(&format!(
+                "warning: {}: only the text part of this model is read, and not the {} tensors of its part of images",
+                self.folder.display(),
+                of_images.len()
+            ));
+        }
         unread.sort();
         if let Some(first) = unread.first() {
             warn_once(&format!(
