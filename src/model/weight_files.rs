@@ -39,6 +39,8 @@ impl Default for StorageForm {
     }
 }
 
+/// How many numbers of two tensors are compared at a time.
+const PIECE: usize = 1 << 20;
 /// What comes before the names of the bare transformer's tensors in models of text and images.
 const TEXT_PARTS: [&str; 3] = ["model.language_model.", "language_model.model.", "language_model."];
 
@@ -47,7 +49,7 @@ const TEXT_PARTS: [&str; 3] = ["model.language_model.", "language_model.model.",
 /// stored ([`tying::decide`]).
 pub fn read(folder: &Path, architecture: &mut Architecture, device: &Device) -> Result<Option<(Weights, StorageForm)>> {
     let Some(mut files) = TensorFiles::find(folder)? else { return Ok(None) };
-    let stored_embedding = tying::decide(&mut files, architecture, device)?;
+    let stored_embedding = tying::decide(&mut files, architecture)?;
     let architecture = &*architecture;
     let stored_output = tying::stored_output(&files, architecture);
     let mut weights = Weights::default();
@@ -182,6 +184,30 @@ impl TensorFiles {
         let names = names_on_disk(name, prefix);
         let stored = |file: &TensorFile| names.iter().find(|name| file.shape(name).is_some()).cloned();
         self.files.iter().enumerate().find_map(|(index, file)| Some((index, stored(file)?)))
+    }
+
+    /// Whether two tensors that are stored have the same shape and numbers. They are compared in pieces, and count as read.
+    pub fn are_equal(&mut self, one: &str, other: &str, prefix: &str) -> Result<bool> {
+        if let Some(gguf) = &self.gguf {
+            self.read.extend([one, other].into_iter().filter_map(|name| gguf.stored_name(name)));
+            return Ok(gguf.shape(one) == gguf.shape(other) && gguf.read(one)? == gguf.read(other)?);
+        }
+        let found = [one, other].map(|name| self.find_stored(name, prefix));
+        let [Some((file, name)), Some((other_file, other_name))] = found else { return Ok(false) };
+        self.read.extend([name.clone(), other_name.clone()]);
+        let shape = self.files[file].shape(&name).unwrap_or_default();
+        if Some(shape) != self.files[other_file].shape(&other_name) {
+            return Ok(false);
+        }
+        let count: usize = shape.iter().product();
+        for start in (0..count).step_by(PIECE) {
+            let places = start..count.min(start + PIECE);
+            let piece = self.files[file].piece(&name, places.clone())?;
+            if piece != self.files[other_file].piece(&other_name, places)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 
