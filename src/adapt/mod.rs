@@ -343,9 +343,11 @@ fn merged_weights(model: &Model, stack: &[Arc<dyn Adapter>], has_head: bool) -> 
         architecture.tied_output = false;
         weights.set(architecture.names.output, model.transformer().output().detach());
     }
+    let unfolded = weights.clone();
     for adapter in stack {
         weights = adapter.merge(&weights)?;
     }
+    stack::fold_together(&mut weights, &unfolded, stack, &architecture)?;
     let (embedding, output) = (embedding_name(&architecture), architecture.names.output);
     if unties && (has_head || are_equal(&weights.get(&embedding)?, &weights.get(output)?)?) {
         architecture.tied_output = true;

@@ -88,6 +88,18 @@ pub(super) fn changed_weight(linear: &Linear, changes: &[LinearChange]) -> Resul
     Ok(weight)
 }
 
+/// The linear, of one weight and bias, that computes what the changes make of this one, dropout apart: scales count for all updates, whichever of
+/// them comes first, as in [`changed_linear`].
+pub fn folded(linear: &Linear, changes: &[LinearChange]) -> Result<Linear> {
+    let weight = changed_weight(linear, changes)?;
+    let (linear, changes) = &start(linear, changes);
+    let mut bias = changes.iter().rev().find_map(|change| change.bias.clone()).or(linear.bias.clone());
+    for scale in changes.iter().filter_map(|change| change.output_scale.as_ref()) {
+        bias = bias.map(|bias| bias.mul(scale)).transpose()?;
+    }
+    Ok(Linear { name: linear.name.clone(), weight: weight.detach(), bias: bias.map(|bias| bias.detach()) })
+}
+
 /// `W' x + b + Σ s B A x`, single rows of `W` replaced in `W'` where their change comes.
 fn with_rows(
     linear: &Linear,
