@@ -284,8 +284,8 @@ fn check_language_model(base: &Model, source: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a folder that says that it is a classifier and holds no head: a new one would know nothing of what was learned, and without one it
-/// would be read as a language model.
+/// Refuses a folder that says that it is a classifier and holds no head: a new one would know nothing of what
+/// was learned, and without one it would be read as a language model.
 fn check_no_head_is_missing(base: &Model, source: &Path) -> Result<()> {
     let names = base.folder().config.get("architectures").and_then(|names| names.as_array());
     let is_classifier =

@@ -92,8 +92,9 @@ impl AdapterFiles {
         Ok(files)
     }
 
-    /// Refuses an adapter without a tensor of a module that `modules_to_save` names, as PEFT does: the file was cut short, and the base's
-    /// numbers would take the place of trained ones. Heads are not the base's, and only a language model has an output matrix.
+    /// Refuses an adapter without a tensor of a module that `modules_to_save` names, as PEFT does: the file
+    /// was cut short, and the base's numbers would take the place of trained ones. Heads are not the base's,
+    /// and only a language model has an output matrix.
     fn check_saved_modules(&self, architecture: &Architecture) -> Result<()> {
         let config = self.config();
         let saved = names(&config, "modules_to_save");
@@ -270,9 +271,9 @@ pub fn targets(config: &Config, field: &str) -> Targets {
     }
 }
 
-/// Refuses an update of a layer that the configuration does not select: PEFT would leave it out without a word. Warns, as PEFT does, of layers
-/// that it selects and that have no update, of the blocks' linears and of `others` (tables that may be updated): the file was cut short, or
-/// belongs to a smaller model.
+/// Refuses an update of a layer that the configuration does not select: PEFT would leave it out without a
+/// word. Warns, as PEFT does, of layers that it selects and that have no update, of the blocks' linears and
+/// of `others` (tables that may be updated): the file was cut short, or belongs to a smaller model.
 pub fn check_selected(
     files: &AdapterFiles,
     updated: &BTreeSet<&String>,

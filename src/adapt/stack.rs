@@ -12,8 +12,9 @@ use crate::model::linear_change::{folded, magnitude_beside_updates};
 use crate::model::sites::Stack;
 use crate::model::weights::Weights;
 
-/// Refuses a stack in which one linear has a magnitude (DoRA) and updates beside the one that the magnitude belongs to: its norm would be that
-/// of another weight. `folders` are those of the stack's first adapters; what comes after them is new.
+/// Refuses a stack in which one linear has a magnitude (DoRA) and updates beside the one that the magnitude
+/// belongs to: its norm would be that of another weight. `folders` are those of the stack's first adapters;
+/// what comes after them is new.
 ///
 /// # Errors
 /// Names the linear, and the adapter that has the magnitude.
@@ -35,8 +36,9 @@ pub fn check(stack: &Stack, folders: &[PathBuf], architecture: &Architecture) ->
     Ok(())
 }
 
-/// Folds linears that several adapters of the stack change. Folded one after the other, an update would miss the scales of an adapter before it,
-/// which count for it in a forward pass. `unfolded` are the weights without the adapters, `weights` those with each folded in by itself.
+/// Folds linears that several adapters of the stack change. Folded one after the other, an update would miss
+/// the scales of an adapter before it, which count for it in a forward pass. `unfolded` are the weights
+/// without the adapters, `weights` those with each folded in by itself.
 pub fn fold_together(
     weights: &mut Weights,
     unfolded: &Weights,

@@ -303,7 +303,8 @@ impl Architecture {
         self.max_positions.saturating_sub(self.position_offset)
     }
 
-    /// Whether positions are counted from the padding token's number on (RoBERTa), which therefore belongs to the weights.
+    /// Whether positions are counted from the padding token's number on (RoBERTa), which therefore belongs to
+    /// the weights.
     pub fn positions_follow_padding(&self) -> bool {
         self.position_offset > 0
     }

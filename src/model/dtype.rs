@@ -1,4 +1,5 @@
-//! The element types that weights are stored in, f32, bf16 and f16, and how numbers are converted to them and back. All computation is in f32.
+//! The element types that weights are stored in, f32, bf16 and f16, and how numbers are converted to them and
+//! back. All computation is in f32.
 
 use candle_core::DType;
 use half::{bf16, f16};
@@ -41,7 +42,8 @@ pub fn stored(dtype: DType) -> Dtype {
     }
 }
 
-/// A number as it reads back from this type: the nearest that the type holds, of two equally near the even one.
+/// A number as it reads back from this type: the nearest that the type holds, of two equally near the even
+/// one.
 pub fn rounded(value: f32, dtype: DType) -> f32 {
     match dtype {
         DType::BF16 => bf16::from_f32(value).to_f32(),

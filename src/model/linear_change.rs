@@ -30,8 +30,9 @@ fn start<'a>(linear: &Linear, changes: &'a [LinearChange]) -> (Linear, &'a [Line
     (Linear { name: linear.name.clone(), weight, bias }, &changes[first..])
 }
 
-/// Which of the changes of one linear has a magnitude (DoRA), where others of them update the weight that its norm is taken of: such changes
-/// do not add up, and neither [`changed_linear`] nor [`changed_weight`] is given them.
+/// Which of the changes of one linear has a magnitude (DoRA), where others of them update the weight that its
+/// norm is taken of: such changes do not add up, and neither `changed_linear` nor `changed_weight` is
+/// given them.
 pub fn magnitude_beside_updates(changes: &[LinearChange]) -> Option<usize> {
     // A whole weight takes the place of everything before it.
     let first = changes.iter().rposition(|change| change.weight.is_some()).unwrap_or(0);
@@ -88,8 +89,8 @@ pub(super) fn changed_weight(linear: &Linear, changes: &[LinearChange]) -> Resul
     Ok(weight)
 }
 
-/// The linear, of one weight and bias, that computes what the changes make of this one, dropout apart: scales count for all updates, whichever of
-/// them comes first, as in [`changed_linear`].
+/// The linear, of one weight and bias, that computes what the changes make of this one, dropout apart: scales
+/// count for all updates, whichever of them comes first, as in `changed_linear`.
 pub fn folded(linear: &Linear, changes: &[LinearChange]) -> Result<Linear> {
     let weight = changed_weight(linear, changes)?;
     let (linear, changes) = &start(linear, changes);

@@ -186,7 +186,8 @@ impl TensorFiles {
         self.files.iter().enumerate().find_map(|(index, file)| Some((index, stored(file)?)))
     }
 
-    /// Whether two tensors that are stored have the same shape and numbers. They are compared in pieces, and count as read.
+    /// Whether two tensors that are stored have the same shape and numbers. They are compared in pieces, and
+    /// count as read.
     pub fn are_equal(&mut self, one: &str, other: &str, prefix: &str) -> Result<bool> {
         if let Some(gguf) = &self.gguf {
             self.read.extend([one, other].into_iter().filter_map(|name| gguf.stored_name(name)));
@@ -215,14 +216,15 @@ impl TensorFiles {
 /// stored.
 const NO_WEIGHTS: [&str; 6] =
     [".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq", ".position_ids"];
-/// Beginnings of the heads with which BERT, RoBERTa and ModernBERT were pretrained; a pooler is read where the family's classifier has it.
+/// Beginnings of the heads with which BERT, RoBERTa and ModernBERT were pretrained; a pooler is read where
+/// the family's classifier has it.
 const PRETRAINING_HEADS: [&str; 6] = ["cls.", "lm_head.", "pooler.", "bert.pooler.", "roberta.pooler.", "decoder."];
 /// What the names of a model's part of images hold.
 const OF_IMAGES: [&str; 2] = ["vision_tower.", "multi_modal_projector."];
 
 impl TensorFiles {
-    /// Warnings of tensors that have no place in the model that `config.json` describes, such as more layers than it has, or biases that it does
-    /// not mention; and how many are of images, which are not read.
+    /// Warnings of tensors that have no place in the model that `config.json` describes, such as more layers
+    /// than it has, or biases that it does not mention; and how many are of images, which are not read.
     fn unread(&self, architecture: &Architecture) -> Vec<String> {
         let is_harmless = |name: &str| {
             NO_WEIGHTS.iter().any(|ending| name.ends_with(ending))

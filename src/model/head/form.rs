@@ -29,7 +29,8 @@ pub struct Form {
     /// whatever it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pad_token_id: Option<u32>,
-    /// Whether the answers that it was trained on ended with the end-of-text token, so that it is to be read there; none where nothing says so.
+    /// Whether the answers that it was trained on ended with the end-of-text token, so that it is to be read
+    /// there; none where nothing says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answers_end_with_eos: Option<bool>,
 }

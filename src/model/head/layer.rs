@@ -18,7 +18,8 @@ pub(super) struct Layer {
     pub(super) variables: Vec<Parameter>,
 }
 
-/// Layer normalisation of what the last layer reads: the weight and, where there is one, the bias, `[d_model]` each.
+/// Layer normalisation of what the last layer reads: the weight and, where there is one, the bias,
+/// `[d_model]` each.
 #[derive(Debug, Clone)]
 pub(super) struct HeadNorm {
     pub(super) layer: Layer,

@@ -97,7 +97,8 @@ pub fn locate(folder: &Path) -> Result<Option<Located>> {
     }
 }
 
-/// The folders within a folder without weights, and those within them, that hold files of weights, by their paths from it.
+/// The folders within a folder without weights, and those within them, that hold files of weights, by their
+/// paths from it.
 pub fn weights_below(folder: &Path) -> Vec<String> {
     let below = |folder: &Path, prefix: &str| -> Vec<(PathBuf, String)> {
         let entries = folder.read_dir().into_iter().flatten().flatten();

@@ -121,7 +121,8 @@ impl View for Numbers<'_> {
     }
 }
 
-/// A tensor as it will lie on disk; its bytes are made when their turn comes, so that one tensor's are held at a time.
+/// A tensor as it will lie on disk; its bytes are made when their turn comes, so that one tensor's are held
+/// at a time.
 struct Rendered<'a> {
     tensor: &'a Tensor,
     dtype: DType,

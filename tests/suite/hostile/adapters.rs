@@ -52,7 +52,8 @@ fn an_adapter_of_impossible_numbers_is_refused() {
     }
 }
 
-/// A copy of an adapter whose configuration says this too, without the tensors that have `dropped` in their names.
+/// A copy of an adapter whose configuration says this too, without the tensors that have `dropped` in their
+/// names.
 fn changed(name: &str, fields: &Value, dropped: &str) -> tempfile::TempDir {
     let adapter = copy(name);
     let path = adapter.path().join("adapter_config.json");
