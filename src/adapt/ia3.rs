@@ -110,7 +110,8 @@ impl Ia3 {
             }
         }
         let scaled: Vec<String> = ia3.linears().map(|(name, _)| name.to_string()).collect();
-        peft::check_selected(&files.config(), scaled.iter(), &ia3.output)?;
+        let output = (architecture.causal && files.is_of_language_model()?).then(|| ia3.output.module.clone());
+        peft::check_selected(files, &scaled.iter().collect(), output.into_iter(), architecture)?;
         for (name, tensor) in whole::take(files, base)?.iter() {
             ia3.tensors.set(name, tensor.clone());
         }

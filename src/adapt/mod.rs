@@ -14,6 +14,7 @@ mod prefix_tuning;
 mod probing;
 mod prompt_tuning;
 mod resolve;
+mod stack;
 mod tables;
 mod targets;
 mod tokens;
@@ -129,16 +130,21 @@ impl Bases {
         let head = self.head(role, &bare, &adapter_folders, &read)?;
         let stack: Stack = read.into_iter().map(|read| read.adapter).collect();
         let settings = match role.training {
-            Training::Frozen => return Ok(bare.with(stack, head)),
+            Training::Frozen => {
+                stack::check(&stack, &adapter_folders, bare.architecture())?;
+                return Ok(bare.with(stack, head));
+            }
             Training::With(settings) => settings,
         };
         let head = head.map(|head| head.trainable()).transpose()?;
         if settings.method.is_full() {
+            stack::check(&stack, &adapter_folders, bare.architecture())?;
             let (architecture, weights) = merged_weights(&bare, &stack, head.is_some())?;
             let model = bare.with(Vec::new(), head).merged_into(architecture, weights.trainable()?)?;
             return Ok(saved_as(model, settings));
         }
         let stack = trained_stack(stack, settings, head.is_some(), &base)?;
+        stack::check(&stack, &adapter_folders, bare.architecture())?;
         let scales: BTreeMap<&'static str, f64> = (settings.method.list().iter())
             .map(|&method| (method.adapter(), settings.method.learning_rate_scale(method)))
             .collect();
@@ -231,10 +237,8 @@ impl Bases {
             }
             return Ok(Some(head));
         }
-        if role.head != Head::AsFound {
-            check_no_head_is_missing(base, source)?;
-            adapter_folders.iter().try_for_each(|folder| check_no_head_is_missing_beside(folder, base))?;
-        }
+        check_no_head_is_missing(base, source)?;
+        adapter_folders.iter().try_for_each(|folder| check_no_head_is_missing_beside(folder, base))?;
         let names = match role.head {
             Head::ScalarOrNew => Vec::new(),
             Head::Classes(labels) => labels.to_vec(),
@@ -280,7 +284,8 @@ fn check_language_model(base: &Model, source: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a folder that says that it is a classifier and holds no head: a new one in its place would say nothing of what was learned.
+/// Refuses a folder that says that it is a classifier and holds no head: a new one would know nothing of what
+/// was learned, and without one it would be read as a language model.
 fn check_no_head_is_missing(base: &Model, source: &Path) -> Result<()> {
     let names = base.folder().config.get("architectures").and_then(|names| names.as_array());
     let is_classifier =
@@ -338,9 +343,11 @@ fn merged_weights(model: &Model, stack: &[Arc<dyn Adapter>], has_head: bool) -> 
         architecture.tied_output = false;
         weights.set(architecture.names.output, model.transformer().output().detach());
     }
+    let unfolded = weights.clone();
     for adapter in stack {
         weights = adapter.merge(&weights)?;
     }
+    stack::fold_together(&mut weights, &unfolded, stack, &architecture)?;
     let (embedding, output) = (embedding_name(&architecture), architecture.names.output);
     if unties && (has_head || are_equal(&weights.get(&embedding)?, &weights.get(output)?)?) {
         architecture.tied_output = true;

@@ -3,16 +3,17 @@
 //! What PEFT does not keep and training on needs lies beside them: the encoder of virtual tokens (`encoder.safetensors`) and the hash of the base's weights
 //! (`base_model.json`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
 use super::fields;
-use super::targets::{Output, Selection, Targets, embedding, linears};
+use super::targets::{ALL_LINEAR, Output, Selection, Targets, embedding, is_saved, is_whole, linears};
 use crate::bail;
 use crate::error::{Error, Result};
+use crate::files::warn_once;
 use crate::gguf::is_gguf;
 use crate::model::Model;
 use crate::model::adapter::Saving;
@@ -20,7 +21,7 @@ use crate::model::architecture::{Architecture, Config};
 use crate::model::folder::read_json;
 use crate::model::tying::are_equal;
 use crate::model::weight_files;
-use crate::model::weights::{Stored, Weights, tensor_specs};
+use crate::model::weights::{Stored, Weights, output_name, tensor_specs};
 use crate::remote::hub::{self, HubName};
 
 pub(super) const CONFIG: &str = "adapter_config.json";
@@ -34,6 +35,8 @@ const PROMPT_PREFIX: &str = "base_model.";
 /// What comes before the names of a transformer, and of the transformer of text in a model of text and images.
 const WHOLE: &str = "model.";
 const TEXT_PART: &str = "model.language_model.";
+/// `task_type` of a language model, which an adapter without one is taken for.
+const LANGUAGE_MODEL: &str = "CAUSAL_LM";
 
 /// The key of a tensor that has this name in the model.
 pub fn key(name: &str) -> String {
@@ -85,7 +88,35 @@ impl AdapterFiles {
         let mut files =
             AdapterFiles { folder: folder.to_path_buf(), config_path, json, path, tensors, ties_output: false };
         files.ties_output = files.ties_output(architecture)?;
+        files.check_saved_modules(architecture)?;
         Ok(files)
+    }
+
+    /// Refuses an adapter without a tensor of a module that `modules_to_save` names, as PEFT does: the file
+    /// was cut short, and the base's numbers would take the place of trained ones. Heads are not the base's,
+    /// and only a language model has an output matrix.
+    fn check_saved_modules(&self, architecture: &Architecture) -> Result<()> {
+        let config = self.config();
+        let saved = names(&config, "modules_to_save");
+        let output = Output::of(architecture);
+        let has_output = architecture.causal && self.is_of_language_model()?;
+        let of_base = tensor_specs(architecture).into_iter().map(|spec| spec.name);
+        let of_base = of_base.filter(|name| Some(name.as_str()) != output_name(architecture));
+        let is_stored = |name: &String| {
+            // A linear with an update keeps its own tensors under `base_layer`.
+            let updated = name.rsplit_once('.').map(|(module, part)| format!("{module}.base_layer.{part}"));
+            std::iter::once(name).chain(&updated).any(|name| self.tensors.contains_key(name))
+        };
+        let missing = of_base
+            .chain(has_output.then_some(output.module_weight))
+            .find(|name| saved.iter().any(|saved| is_saved(architecture, name, saved)) && !is_stored(name));
+        match missing {
+            Some(name) => bail!(
+                "{}: tensor \"{name}\" is missing, which modules_to_save in adapter_config.json says is stored; copy or download the adapter again",
+                self.path.display()
+            ),
+            None => Ok(()),
+        }
     }
 
     /// `ensure_weight_tying` has an effect where the base ties its tables, and not for every name of them: what is stored a second time was tied.
@@ -116,6 +147,11 @@ impl AdapterFiles {
     /// `adapter_config.json`.
     pub fn config(&self) -> Config<'_> {
         Config::new(&self.json, self.config_path.as_str())
+    }
+
+    /// Whether the adapted model has an output matrix.
+    pub fn is_of_language_model(&self) -> Result<bool> {
+        Ok(self.config().text("task_type", LANGUAGE_MODEL)? == LANGUAGE_MODEL)
     }
 
     /// A tensor, if it is there.
@@ -235,42 +271,55 @@ pub fn targets(config: &Config, field: &str) -> Targets {
     }
 }
 
-/// Refuses an update of a layer that the configuration does not select: PEFT would leave it out without a word.
-pub fn check_selected<'a>(config: &Config, layers: impl Iterator<Item = &'a String>, output: &Output) -> Result<()> {
-    let some = |field: &str| config.get(field).map(|_| targets(config, field));
-    let numbers = |value: &Value| match value {
-        Value::Array(values) => values.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>(),
-        value => value.as_u64().map(|number| vec![number]),
-    };
-    let layers_to_transform = match config.get("layers_to_transform") {
-        None => None,
-        Some(value) => match numbers(value) {
-            // As in PEFT, an empty list is none.
-            Some(numbers) => Some(numbers).filter(|numbers| !numbers.is_empty()),
-            None => bail!("{}: field \"layers_to_transform\" is {value}, expected numbers of blocks", config.file),
-        },
-    };
-    let selection = Selection {
-        targets: some("target_modules"),
-        excluded: some("exclude_modules"),
-        layers: layers_to_transform,
-        layers_pattern: names(config, "layers_pattern"),
-    };
-    for layer in layers {
+/// Refuses an update of a layer that the configuration does not select: PEFT would leave it out without a
+/// word. Warns, as PEFT does, of layers that it selects and that have no update, of the blocks' linears and
+/// of `others` (tables that may be updated): the file was cut short, or belongs to a smaller model.
+pub fn check_selected(
+    files: &AdapterFiles,
+    updated: &BTreeSet<&String>,
+    others: impl Iterator<Item = String>,
+    architecture: &Architecture,
+) -> Result<()> {
+    let config = files.config();
+    let selection = Selection::read(&config)?;
+    let output = Output::of(architecture);
+    let is_selected = |layer: &str| -> Result<bool> {
         // It may be named by its module or by its tensor.
-        if *layer == output.module && names(config, "target_modules").iter().any(|name| output.is_target(name)) {
-            continue;
+        if layer == output.module && names(&config, "target_modules").iter().any(|name| output.is_target(name)) {
+            return Ok(true);
         }
-        // In a model of text and images the layer has a longer name. An expression of Python's that is none here
-        // says nothing against what the file holds.
+        // In a model of text and images the layer has a longer name.
         let in_whole = layer.strip_prefix(WHOLE).map(|name| format!("{TEXT_PART}{name}"));
-        let mut names = std::iter::once(layer).chain(&in_whole);
-        if !names.any(|name| selection.selects(name).unwrap_or(true)) {
+        let names = std::iter::once(layer).chain(in_whole.as_deref());
+        names.map(|name| selection.selects(name)).try_fold(false, |any, selected| Ok(any || selected?))
+    };
+    for layer in updated {
+        // An expression of Python's that is none here says nothing against what the file holds.
+        if !is_selected(layer).unwrap_or(true) {
             bail!(
                 "{}: there is an update of \"{layer}\" beside it, which target_modules, exclude_modules and layers_to_transform do not select; correct them, or take the update out of the file",
                 config.file
             );
         }
+    }
+    if selection.targets.is_none() {
+        return Ok(());
+    }
+    let saved = names(&config, "modules_to_save");
+    let is_absent = |layer: &String| {
+        !updated.contains(layer) && !is_whole(architecture, layer, &saved) && is_selected(layer).unwrap_or(false)
+    };
+    let of_blocks = linears(architecture).into_iter().map(|linear| linear.name);
+    let is_all = matches!(&selection.targets, Some(Targets::Expression(name)) if name == ALL_LINEAR);
+    let others = others.filter(|_| !is_all);
+    let absent: Vec<String> = of_blocks.chain(others).filter(is_absent).collect();
+    if let Some(first) = absent.first() {
+        warn_once(&format!(
+            "warning: {}: {} of the layers that target_modules in adapter_config.json selects have no update in it and stay as the base's, the first is \"{first}\"; \
+             copy or download the adapter again if it was cut short",
+            files.path.display(),
+            absent.len()
+        ));
     }
     Ok(())
 }
@@ -390,7 +439,7 @@ pub fn modules_to_save(own: impl Iterator<Item = String>, saving: &Saving) -> Va
 /// Writes an adapter's folder: its configuration `config`, its tensors by PEFT's keys, and the head.
 pub fn write(folder: &Path, mut config: Value, tensors: BTreeMap<String, Tensor>, saving: &Saving) -> Result<()> {
     let prefix = if has_virtual_tokens(&config) { PROMPT_PREFIX } else { PREFIX };
-    config["task_type"] = json!(if saving.head.is_some() { "SEQ_CLS" } else { "CAUSAL_LM" });
+    config["task_type"] = json!(if saving.head.is_some() { "SEQ_CLS" } else { LANGUAGE_MODEL });
     config["base_model_name_or_path"] = json!(saving.base);
     if let Some(revision) = saving.revision {
         config["revision"] = json!(revision);

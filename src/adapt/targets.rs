@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 
 use fancy_regex::Regex;
+use serde_json::Value;
 
+use super::peft;
 use crate::bail;
 use crate::error::{Error, Result};
-use crate::model::architecture::Architecture;
+use crate::model::architecture::{Architecture, Config};
 use crate::model::weights::{Role, tensor_specs};
 
 /// Every linear of every block; the output matrix and heads are none of them.
@@ -112,6 +114,29 @@ pub struct Selection {
 }
 
 impl Selection {
+    /// That of an adapter's configuration.
+    pub fn read(config: &Config) -> Result<Self> {
+        let some = |field: &str| config.get(field).map(|_| peft::targets(config, field));
+        let numbers = |value: &Value| match value {
+            Value::Array(values) => values.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>(),
+            value => value.as_u64().map(|number| vec![number]),
+        };
+        let layers = match config.get("layers_to_transform") {
+            None => None,
+            Some(value) => match numbers(value) {
+                // As in PEFT, an empty list is none.
+                Some(numbers) => Some(numbers).filter(|numbers| !numbers.is_empty()),
+                None => bail!("{}: field \"layers_to_transform\" is {value}, expected numbers of blocks", config.file),
+            },
+        };
+        Ok(Selection {
+            targets: some("target_modules"),
+            excluded: some("exclude_modules"),
+            layers,
+            layers_pattern: peft::names(config, "layers_pattern"),
+        })
+    }
+
     /// Whether a layer of this name gets an update (PEFT's `check_target_module_exists`).
     pub fn selects(&self, name: &str) -> Result<bool> {
         if self.excluded.as_ref().map_or(Ok(false), |excluded| excluded.matches(name))? {

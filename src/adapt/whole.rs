@@ -3,7 +3,7 @@
 //! They are kept by their names in `transformers`, in the form that computation needs ([`crate::model::weights::Stored`] is how they are on disk).
 
 use super::base::Base;
-use super::peft::{self, AdapterFiles};
+use super::peft::AdapterFiles;
 use super::targets;
 use crate::bail;
 use crate::error::Result;
@@ -51,29 +51,7 @@ pub fn take(files: &mut AdapterFiles, base: &Base) -> Result<Weights> {
             tensors.set(&spec.name, tensor);
         }
     }
-    check_complete(files, &tensors, base.architecture())?;
     Ok(tensors)
-}
-
-/// Refuses an adapter of which the configuration says that it has a linear or a norm whole whose tensors are not there, as PEFT does: the file
-/// was cut short. Tables may have been taken before (see [`super::tables`]).
-fn check_complete(files: &AdapterFiles, found: &Weights, architecture: &Architecture) -> Result<()> {
-    let saved = peft::names(&files.config(), "modules_to_save");
-    let embedding = embedding_name(architecture);
-    let output = format!("{}.weight", architecture.names.output_module);
-    let is_table = |spec: &TensorSpec| spec.name == embedding || spec.name == output;
-    let is_saved = |spec: &TensorSpec| saved.iter().any(|saved| targets::is_saved(architecture, &spec.name, saved));
-    let missing = specs(architecture)
-        .into_iter()
-        .find(|spec| !is_table(spec) && is_saved(spec) && found.find(&spec.name).is_none());
-    match missing {
-        Some(spec) => bail!(
-            "{}: tensor \"{}\" is missing, which modules_to_save in adapter_config.json says is stored; copy or download the adapter again",
-            files.path.display(),
-            spec.name
-        ),
-        None => Ok(()),
-    }
 }
 
 /// Copies of the base's tensors of these modules, by PEFT's rule: a module whose name ends in one of `modules`, with all that is in it.

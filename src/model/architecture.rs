@@ -303,6 +303,12 @@ impl Architecture {
         self.max_positions.saturating_sub(self.position_offset)
     }
 
+    /// Whether positions are counted from the padding token's number on (RoBERTa), which therefore belongs to
+    /// the weights.
+    pub fn positions_follow_padding(&self) -> bool {
+        self.position_offset > 0
+    }
+
     /// The longest sequence, where positions are learned; rotary positions have no end.
     pub fn longest(&self) -> Option<usize> {
         (self.positions == Positions::Learned).then(|| self.context())

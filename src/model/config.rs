@@ -333,6 +333,18 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// `tie_word_embeddings`, which as null is an error for `transformers` too.
+    pub fn tied_output(&self, default: bool) -> Result<bool> {
+        let field = "tie_word_embeddings";
+        if self.raw(field).is_some_and(Value::is_null) {
+            bail!(
+                "{}: field \"{field}\" is null, expected true or false; remove it for the default of the family",
+                self.file
+            );
+        }
+        self.flag(field, default)
+    }
+
     /// A text, or `default` where it is absent.
     pub fn text<'b>(&'b self, field: &str, default: &'b str) -> Result<&'b str> {
         match self.get(field) {

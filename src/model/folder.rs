@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::adapter::{Adapter, Saving};
 use super::architecture::{Architecture, Config, Pooling};
+use super::dtype;
 use super::family;
 use super::head::Head;
 use super::weight_files::{self, NAMED_IN_CONFIG, StorageForm};
@@ -107,10 +108,11 @@ pub fn open(
         (Some((weights, form)), _) => (weights, form, None),
         (None, WithoutWeights::Refuse) => return Err(weight_files::no_weights(path)),
         (None, WithoutWeights::NewFromSeed(seed)) => {
+            weight_files::warn_of_weights_below(path);
             // New weights are f32, whatever the configuration was copied from.
             if let Some(fields) = config.as_object_mut() {
                 fields.remove("dtype");
-                fields.insert("torch_dtype".into(), "float32".into());
+                fields.insert("torch_dtype".into(), dtype::name_in_config(DType::F32).into());
             }
             let weights = Weights::random(&architecture, seed, device);
             let weights = weights.map_err(|error| match error {
@@ -156,15 +158,10 @@ impl ModelFolder {
     /// From now on writes weights of this element type.
     pub fn store_as(&mut self, dtype: DType) {
         self.form.dtype = dtype;
-        let name = match dtype {
-            DType::BF16 => "bfloat16",
-            DType::F16 => "float16",
-            _ => "float32",
-        };
         if let Some(fields) = self.config.as_object_mut() {
             // Current files say `dtype`, older ones `torch_dtype`.
             let field = if fields.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
-            fields.insert(field.into(), name.into());
+            fields.insert(field.into(), dtype::name_in_config(dtype).into());
         }
     }
 
@@ -188,7 +185,10 @@ impl ModelFolder {
                 let names = labels.iter().enumerate().map(|(id, label)| (id.to_string(), json!(label)));
                 fields.insert("id2label".into(), Value::Object(names.collect()));
                 fields.insert("label2id".into(), Value::Object(ids.collect()));
-                let pad = self.padding_of(head, self.tokenizer()?.as_ref(), architecture.vocabulary);
+                let pad = match architecture.positions_follow_padding() {
+                    true => self.pad_token_id(),
+                    false => self.padding_of(head, self.tokenizer()?.as_ref(), architecture.vocabulary),
+                };
                 // As null it counts over what transformers has by default.
                 fields.insert("pad_token_id".into(), pad.map_or(Value::Null, Value::from));
             }

@@ -1,21 +1,24 @@
 //! What stands on top of a transformer: the head of reward and value models and of classifiers.
 
+mod form;
+mod layer;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor, Var};
-use serde::{Deserialize, Serialize};
+use candle_core::{Device, Tensor};
 use serde_json::Value;
 
 use super::adapter::Parameter;
-use super::architecture::{Architecture, HeadForm, NormKind, Pooling};
+use super::architecture::{Architecture, HeadForm, Pooling};
 use super::weights::{Role, Stored, TensorSpec};
 use crate::bail;
-use crate::error::{Error, Result};
-use crate::limits;
+use crate::error::Result;
+use crate::ops;
 use crate::ops::Activation;
-use crate::{ops, random};
+pub use form::Form;
+use layer::{HeadNorm, Layer};
 
 /// `y = (W h + b - shift) / divisor`, or the same of `norm(activation(V h + a))` in place of `h`: one number a label for the hidden state `h` that
 /// stands for a sequence. A reward or value model has one label.
@@ -33,59 +36,6 @@ pub struct Head {
     out: Layer,
 }
 
-/// What a head reads and what it says; saved as `head.json` beside the weights.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Form {
-    /// Which hidden state stands for a sequence.
-    pub pooling: Pooling,
-    /// What the labels are called; empty for a reward.
-    #[serde(default)]
-    pub labels: Vec<String>,
-    /// Subtracted from every score, so that demonstrations have mean 0.
-    #[serde(default)]
-    pub shift: f32,
-    /// Every score is divided by it after that, so that demonstrations have variance 1.
-    #[serde(default = "one")]
-    pub divisor: f32,
-    /// A head at the last token is read at the last one that is not this: the rule of `transformers` for
-    /// classifiers that it saved, whose padding this is. Heads of our own are read at the last token,
-    /// whatever it is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pad_token_id: Option<u32>,
-    /// Whether the answers that it was trained on ended with the end-of-text token, so that it is to be read there; none where nothing says so.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub answers_end_with_eos: Option<bool>,
-}
-
-impl Form {
-    /// That of a head of which nothing more is known.
-    fn new(pooling: Pooling, labels: Vec<String>) -> Self {
-        Form { pooling, labels, shift: 0.0, divisor: 1.0, pad_token_id: None, answers_end_with_eos: None }
-    }
-}
-
-fn one() -> f32 {
-    1.0
-}
-
-/// One linear of a head.
-#[derive(Debug, Clone)]
-struct Layer {
-    name: String,
-    /// `[d_out, d_in]`.
-    weight: Tensor,
-    /// `[d_out]`.
-    bias: Option<Tensor>,
-    variables: Vec<Parameter>,
-}
-
-/// Layer normalisation of what the last layer reads: the weight and, where there is one, the bias, `[d_model]` each.
-#[derive(Debug, Clone)]
-struct HeadNorm {
-    layer: Layer,
-    epsilon: f64,
-}
-
 /// A head that is to be made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewHead {
@@ -99,7 +49,6 @@ pub struct NewHead {
     pub seed: u64,
 }
 
-const FILE: &str = "head.json";
 /// Layers of a head that is not the family's own in `transformers`, which therefore is not to take it for its own.
 const OWN_DENSE: &str = "probe.dense";
 const OWN_OUT: &str = "probe.out_proj";
@@ -435,100 +384,6 @@ fn up_to_padding(tokens: &[u32], pad: u32, rows: &[Range<usize>; 2]) -> [Range<u
             let start = if first.is_empty() { second.start } else { first.start };
             [start..start + 1, 0..0]
         }
-    }
-}
-
-impl Form {
-    /// What a model's folder says of its head; `None` in folders made by other tools.
-    pub fn read(folder: &Path) -> Result<Option<Self>> {
-        let path = folder.join(FILE);
-        if !path.is_file() {
-            return Ok(None);
-        }
-        let text = limits::read_text(&path, limits::SMALL_FILE)?;
-        match serde_json::from_str::<Form>(&text) {
-            Ok(form) if form.shift.is_finite() && form.divisor.is_finite() && form.divisor > 0.0 => Ok(Some(form)),
-            Ok(form) => Err(Error::input(format!(
-                "{}: \"shift\" is {} and \"divisor\" {}; expected finite numbers, the second above 0",
-                path.display(),
-                form.shift,
-                form.divisor
-            ))),
-            Err(error) => Err(Error::input(format!("{}: not the description of a head: {error}", path.display()))),
-        }
-    }
-
-    /// Saves it into a model's folder.
-    pub fn write(&self, folder: &Path) -> Result<()> {
-        let path = folder.join(FILE);
-        let json = serde_json::to_string_pretty(self).expect("plain data is valid JSON");
-        std::fs::write(&path, json + "\n").map_err(Error::io(&path))
-    }
-}
-
-impl HeadNorm {
-    /// That of the base where it has one, or ones.
-    fn new(
-        name: &str,
-        architecture: &Architecture,
-        pretrained: impl Fn(&str) -> Option<Tensor>,
-        device: &Device,
-    ) -> Result<Self> {
-        let number = |part: &str, number: f64| match pretrained(&format!("{name}.{part}")) {
-            Some(found) => Ok(found),
-            None => Tensor::ones(architecture.d_model, DType::F32, device)?.affine(number, 0.0),
-        };
-        let weight = number("weight", 1.0)?;
-        let bias = (architecture.norm == NormKind::Layer).then(|| number("bias", 0.0)).transpose()?;
-        let layer = Layer { name: name.to_string(), weight, bias, variables: Vec::new() };
-        Ok(HeadNorm { layer, epsilon: architecture.norm_epsilon })
-    }
-
-    fn trainable(&self) -> Result<Self> {
-        Ok(HeadNorm { layer: self.layer.trainable()?, ..*self })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let Layer { weight, bias, .. } = &self.layer;
-        match bias {
-            Some(bias) => ops::layer_norm(x, weight, bias, self.epsilon),
-            None => ops::layer_norm(x, weight, &weight.detach().zeros_like()?, self.epsilon),
-        }
-    }
-}
-
-impl Layer {
-    fn find(name: &str, find: impl Fn(&str) -> Option<Tensor>) -> Option<Self> {
-        let weight = find(&format!("{name}.weight"))?;
-        Some(Layer { name: name.to_string(), weight, bias: find(&format!("{name}.bias")), variables: Vec::new() })
-    }
-
-    fn random(name: &str, shape: [usize; 2], bias: bool, deviation: f64, seed: u64, device: &Device) -> Result<Self> {
-        let mut stream = random::stream(seed, &format!("initialize {name}.weight"), 0);
-        Ok(Layer {
-            name: name.to_string(),
-            weight: random::normal(&mut stream, &shape, deviation, device)?,
-            bias: bias.then(|| Tensor::zeros(shape[0], DType::F32, device)).transpose()?,
-            variables: Vec::new(),
-        })
-    }
-
-    fn trainable(&self) -> Result<Self> {
-        let weight = Var::from_tensor(&self.weight)?;
-        let bias = self.bias.as_ref().map(Var::from_tensor).transpose()?;
-        let mut variables = vec![Parameter::new(format!("{}.weight", self.name), &weight)];
-        variables.extend(bias.iter().map(|bias| Parameter::new(format!("{}.bias", self.name), bias)));
-        let bias = bias.map(|bias| bias.as_tensor().clone());
-        Ok(Layer { name: self.name.clone(), weight: weight.as_tensor().clone(), bias, variables })
-    }
-
-    fn frozen(&self) -> Self {
-        let bias = self.bias.as_ref().map(Tensor::detach);
-        Layer { name: self.name.clone(), weight: self.weight.detach(), bias, variables: Vec::new() }
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::linear(x, &self.weight, self.bias.as_ref())
     }
 }
 

@@ -30,6 +30,19 @@ fn start<'a>(linear: &Linear, changes: &'a [LinearChange]) -> (Linear, &'a [Line
     (Linear { name: linear.name.clone(), weight, bias }, &changes[first..])
 }
 
+/// Which of the changes of one linear has a magnitude (DoRA), where others of them update the weight that its
+/// norm is taken of: such changes do not add up, and neither `changed_linear` nor `changed_weight` is
+/// given them.
+pub fn magnitude_beside_updates(changes: &[LinearChange]) -> Option<usize> {
+    // A whole weight takes the place of everything before it.
+    let first = changes.iter().rposition(|change| change.weight.is_some()).unwrap_or(0);
+    let counted = &changes[first..];
+    let magnitude = counted.iter().position(|change| change.magnitude.is_some())?;
+    let updates =
+        counted.iter().map(|change| change.low_rank.len() + usize::from(change.rows.is_some())).sum::<usize>();
+    (updates > 1).then_some(first + magnitude)
+}
+
 /// A linear with changes, one on top of the other, `[rows, d_out]`.
 pub(super) fn changed_linear(linear: &Linear, x: &Tensor, changes: &[LinearChange], pass: &Pass) -> Result<Tensor> {
     let (linear, changes) = &start(linear, changes);
@@ -74,6 +87,18 @@ pub(super) fn changed_weight(linear: &Linear, changes: &[LinearChange]) -> Resul
         weight = weight.broadcast_mul(&scale.unsqueeze(1)?)?;
     }
     Ok(weight)
+}
+
+/// The linear, of one weight and bias, that computes what the changes make of this one, dropout apart: scales
+/// count for all updates, whichever of them comes first, as in `changed_linear`.
+pub fn folded(linear: &Linear, changes: &[LinearChange]) -> Result<Linear> {
+    let weight = changed_weight(linear, changes)?;
+    let (linear, changes) = &start(linear, changes);
+    let mut bias = changes.iter().rev().find_map(|change| change.bias.clone()).or(linear.bias.clone());
+    for scale in changes.iter().filter_map(|change| change.output_scale.as_ref()) {
+        bias = bias.map(|bias| bias.mul(scale)).transpose()?;
+    }
+    Ok(Linear { name: linear.name.clone(), weight: weight.detach(), bias: bias.map(|bias| bias.detach()) })
 }
 
 /// `W' x + b + Σ s B A x`, single rows of `W` replaced in `W'` where their change comes.
@@ -173,4 +198,35 @@ pub fn updated_row_norms(weight: &Tensor, update: &LowRankChange) -> Result<Tens
     let of_update = up.mul(&ops::linear(&up, &ops::linear(&down, &down, None)?, None)?)?.sum(1)?; // [d_out]
     let scale = update.scale;
     Ok(((of_weight + crossed.affine(2.0 * scale, 0.0)?)? + of_update.affine(scale * scale, 0.0)?)?.sqrt()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    #[test]
+    fn a_magnitude_counts_with_its_own_update_alone() -> Result<()> {
+        let ones = |shape: &[usize]| Tensor::ones(shape, DType::F32, &Device::Cpu);
+        let update = LowRankChange { down: ones(&[1, 2])?, up: ones(&[3, 1])?, scale: 1.0, dropout: 0.0 };
+        let low_rank = LinearChange { low_rank: vec![update.clone()], ..LinearChange::default() };
+        let decomposed = LinearChange { magnitude: Some(ones(&[3])?), ..low_rank.clone() };
+        let whole = LinearChange { weight: Some(ones(&[3, 2])?), ..LinearChange::default() };
+        let scaled = LinearChange { output_scale: Some(ones(&[3])?), ..LinearChange::default() };
+        let twice = LinearChange { low_rank: vec![update.clone(), update], ..decomposed.clone() };
+        let found = |changes: &[&LinearChange]| {
+            magnitude_beside_updates(&changes.iter().map(|change| (*change).clone()).collect::<Vec<_>>())
+        };
+        assert_eq!(found(&[&decomposed]), None);
+        assert_eq!(found(&[&scaled, &decomposed, &scaled]), None);
+        assert_eq!(found(&[&low_rank, &low_rank]), None);
+        assert_eq!(found(&[&low_rank, &whole, &decomposed]), None);
+        assert_eq!(found(&[&decomposed, &whole, &low_rank]), None);
+        assert_eq!(found(&[&low_rank, &decomposed]), Some(1));
+        assert_eq!(found(&[&whole, &decomposed, &low_rank]), Some(1));
+        assert_eq!(found(&[&decomposed, &decomposed]), Some(0));
+        assert_eq!(found(&[&twice]), Some(0));
+        Ok(())
+    }
 }

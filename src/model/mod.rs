@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod architecture;
 pub mod config;
+pub mod dtype;
 pub mod family;
 pub mod folder;
 pub mod head;

@@ -55,8 +55,13 @@ impl Model {
         let logits = match stacks {
             [] => of_rows(&hidden, 0)?,
             stacks if stacks.iter().any(|&stack| self.changes_output(stack)) => {
-                let of_row = |(row, &stack): (usize, &usize)| of_rows(&hidden.narrow(0, row, 1)?, stack);
-                Tensor::cat(&stacks.iter().enumerate().map(of_row).collect::<Result<Vec<_>>>()?, 0)?
+                // Rows of one stack follow each other, so that each run of them is one product.
+                let (mut logits, mut row) = (Vec::new(), 0);
+                for run in stacks.chunk_by(|one, next| one == next) {
+                    logits.push(of_rows(&hidden.narrow(0, row, run.len())?, run[0])?); // [run, vocabulary]
+                    row += run.len();
+                }
+                Tensor::cat(&logits, 0)?
             }
             _ => ops::linear(&hidden, &output.weight, None)?,
         }; // [rows, vocabulary]

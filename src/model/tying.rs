@@ -9,11 +9,11 @@
 //! | not tied | both | two matrices |
 //! | not tied | one | an error that names the other |
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::architecture::Architecture;
 use super::weight_files::TensorFiles;
-use super::weights::{Role, Stored, TensorSpec, embedding_name};
+use super::weights::embedding_name;
 use crate::error::Result;
 use crate::files::warn_once;
 
@@ -21,7 +21,7 @@ use crate::files::warn_once;
 ///
 /// # Errors
 /// Where both matrices are stored and one of them cannot be read.
-pub fn decide(files: &mut TensorFiles, architecture: &mut Architecture, device: &Device) -> Result<String> {
+pub fn decide(files: &mut TensorFiles, architecture: &mut Architecture) -> Result<String> {
     let embedding = embedding_name(architecture);
     let Some(output) = stored_output(files, architecture).filter(|_| architecture.tied_output) else {
         return Ok(embedding);
@@ -34,12 +34,7 @@ pub fn decide(files: &mut TensorFiles, architecture: &mut Architecture, device: 
     if !architecture.causal {
         return Ok(embedding);
     }
-    let mut read = |name: &str| -> Result<Tensor> {
-        let shape = vec![architecture.vocabulary, architecture.d_model];
-        let spec = TensorSpec { name: name.to_string(), shape, role: Role::Embedding, stored: Stored::AsIs };
-        Ok(files.read(&spec, prefix, device)?.0)
-    };
-    architecture.tied_output = are_equal(&read(&embedding)?, &read(&output)?)?;
+    architecture.tied_output = files.are_equal(&embedding, &output, prefix)?;
     if !architecture.tied_output {
         warn_once(&format!(
             "warning: {}: config.json says that the output matrix is tied to the embeddings, but \"{embedding}\" and \"{output}\" are both stored \
@@ -58,7 +53,44 @@ pub fn stored_output(files: &TensorFiles, architecture: &Architecture) -> Option
         .find(|name| files.holds(name, names.prefix))
 }
 
-/// Whether two matrices have the same shape and numbers.
+/// How many numbers of two matrices are compared at a time.
+const PIECE: usize = 1 << 20;
+
+/// Whether two matrices have the same shape and numbers, which are copied piece by piece.
 pub fn are_equal(a: &Tensor, b: &Tensor) -> Result<bool> {
-    Ok(a.dims() == b.dims() && a.flatten_all()?.to_vec1::<f32>()? == b.flatten_all()?.to_vec1::<f32>()?)
+    if a.dims() != b.dims() {
+        return Ok(false);
+    }
+    let (a, b, count) = (a.flatten_all()?, b.flatten_all()?, a.elem_count());
+    for start in (0..count).step_by(PIECE) {
+        let piece = |tensor: &Tensor| tensor.narrow(0, start, PIECE.min(count - start))?.to_vec1::<f32>();
+        if piece(&a)? != piece(&b)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn matrices_are_equal_where_every_number_of_every_piece_is() -> Result<()> {
+        let (rows, columns) = (3, PIECE / 2 + 1); // Three pieces, the last of them short.
+        let matrix = |changed: Option<usize>| {
+            let number = |place: usize| if Some(place) == changed { -1.0 } else { place as f32 };
+            Tensor::from_vec((0..rows * columns).map(number).collect::<Vec<f32>>(), (rows, columns), &Device::Cpu)
+        };
+        let one = matrix(None)?;
+        assert!(are_equal(&one, &matrix(None)?)?);
+        assert!(are_equal(&one, &one.t()?.contiguous()?.t()?)?);
+        for place in [0, PIECE - 1, PIECE, rows * columns - 1] {
+            assert!(!are_equal(&one, &matrix(Some(place))?)?, "{place}");
+        }
+        assert!(!are_equal(&one, &one.reshape((columns, rows))?)?);
+        Ok(())
+    }
 }

@@ -1,6 +1,7 @@
 //! The tensors of a model: which an architecture has, and new ones from a seed. Their files are in [`super::weight_files`].
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Tensor, Var};
 use rayon::prelude::*;
@@ -167,6 +168,10 @@ impl Specs<'_> {
 pub struct Weights {
     tensors: BTreeMap<String, Tensor>,
     variables: BTreeMap<String, Var>,
+    /// Whether some of the tensors are variables' storage, whose numbers change.
+    is_view: bool,
+    /// [`Weights::hash`], once it is known, of numbers that do not change.
+    hash: OnceLock<String>,
 }
 
 impl Weights {
@@ -196,7 +201,7 @@ impl Weights {
             };
             tensors.insert(spec.name, tensor);
         }
-        Ok(Weights { tensors, variables: BTreeMap::new() })
+        Ok(Weights { tensors, ..Weights::default() })
     }
 
     /// The tensor `name`; it was checked to be there when the weights were read.
@@ -214,18 +219,21 @@ impl Weights {
 
     /// Puts a frozen tensor in, or in place of another.
     pub fn set(&mut self, name: &str, tensor: Tensor) {
+        self.hash.take();
         self.variables.remove(name);
         self.tensors.insert(name.to_string(), tensor);
     }
 
     /// Takes a tensor out, if it is there.
     pub fn remove(&mut self, name: &str) {
+        self.hash.take();
         self.variables.remove(name);
         self.tensors.remove(name);
     }
 
     /// Puts a variable in, or in place of another.
     pub fn set_variable(&mut self, name: &str, variable: Var) {
+        self.hash.take();
         self.tensors.insert(name.to_string(), variable.as_tensor().clone());
         self.variables.insert(name.to_string(), variable);
     }
@@ -243,7 +251,8 @@ impl Weights {
     /// The same storage seen as frozen: what is computed with it leaves no gradient. Later updates of the variables are seen.
     pub fn frozen(&self) -> Self {
         let tensors = self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect();
-        Weights { tensors, variables: BTreeMap::new() }
+        let is_view = self.is_view || !self.variables.is_empty();
+        Weights { tensors, is_view, ..Weights::default() }
     }
 
     /// A copy in which everything trains.
@@ -256,8 +265,19 @@ impl Weights {
     }
 
     /// A hash of names, shapes and values, by which an adapter knows the base that it belongs to (XXH3, 128 bits, in hexadecimal). It does not
-    /// depend on how the weights lie on disk.
+    /// depend on how the weights lie on disk. Of weights that do not train it is computed once.
     pub fn hash(&self) -> Result<String> {
+        if self.is_view || !self.variables.is_empty() {
+            return self.hash_of_numbers();
+        }
+        if let Some(hash) = self.hash.get() {
+            return Ok(hash.clone());
+        }
+        let hash = self.hash_of_numbers()?;
+        Ok(self.hash.get_or_init(|| hash).clone())
+    }
+
+    fn hash_of_numbers(&self) -> Result<String> {
         let tensors: Vec<(&String, &Tensor)> = self.tensors.iter().collect();
         let of_tensor = |(name, tensor): &(&String, &Tensor)| -> Result<Vec<u8>> {
             let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
@@ -271,5 +291,38 @@ impl Weights {
     /// Number of scalars.
     pub fn count(&self) -> usize {
         self.tensors.values().map(Tensor::elem_count).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hash_is_of_the_numbers_as_they_are() -> Result<()> {
+        let ones = Tensor::ones(4, DType::F32, &Device::Cpu)?;
+        let of = |tensor: &Tensor| {
+            let mut weights = Weights::default();
+            weights.set("a", tensor.clone());
+            weights
+        };
+        let mut weights = of(&ones);
+        let hash = weights.hash()?;
+        assert_eq!((weights.hash()?, weights.clone().hash()?), (hash.clone(), hash.clone()));
+        weights.set("b", ones.clone());
+        assert_ne!(weights.hash()?, hash);
+        weights.remove("b");
+        assert_eq!(weights.hash()?, hash);
+        weights.set("a", ones.zeros_like()?);
+        assert_eq!(weights.hash()?, of(&ones.zeros_like()?).hash()?);
+        // Variables change in place, and what sees their storage with them.
+        let trained = of(&ones).trainable()?;
+        let views = [trained.frozen(), trained.frozen().frozen()];
+        assert!(trained.hash()? == hash && views[0].hash()? == hash && views[1].hash()? == hash);
+        trained.variables["a"].set(&ones.zeros_like()?)?;
+        for weights in std::iter::once(&trained).chain(&views) {
+            assert_eq!(weights.hash()?, of(&ones.zeros_like()?).hash()?);
+        }
+        Ok(())
     }
 }

@@ -1,6 +1,8 @@
 //! What is trained, and each method's own settings, by PEFT's names and with its defaults where PEFT has them.
 
-use std::collections::BTreeMap;
+mod lora;
+mod prompt;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -8,10 +10,10 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use super::flags::Flags;
-use super::groups::{TrainingSettings, at_least_one, below_one, not_negative};
+use super::groups::{TrainingSettings, at_least_one, not_negative};
+pub use lora::{LoraBias, LoraInit, LoraSettings, Pattern};
+pub use prompt::{PromptEncoder, PromptInit, PromptSettings};
 
-const LORA: &str = "LoRA and IA3 (--method lora, ia3)";
-const PROMPT: &str = "Virtual tokens (--method prompt-tuning, p-tuning, prefix-tuning, p-tuning-v2)";
 const ADAPTERS: &str = "Bottleneck adapters (--method adapters)";
 const HEAD: &str = "BitFit, and heads (--method bitfit, probing)";
 
@@ -198,242 +200,6 @@ impl MethodSettings {
             .only("with --method bitfit", &["bitfit_biases"], has(Method::Bitfit))
             .of(|training: &TrainingSettings| training, PromptSettings::flags())
     }
-}
-
-/// Low-rank adaptation (Hu et al. 2021): `y = W x + s B A x`, with `A` `[r, d_in]`, `B` `[d_out, r]` and `s = alpha / r`.
-#[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
-pub struct LoraSettings {
-    /// Rank of the update
-    #[arg(long, help_heading = LORA, default_value_t = 8, value_parser = at_least_one)]
-    pub lora_r: usize,
-    /// The update is scaled by alpha / r
-    #[arg(long, help_heading = LORA, default_value_t = 8.0, value_parser = not_negative)]
-    pub lora_alpha: f64,
-    /// Dropout of the update's input
-    #[arg(long, help_heading = LORA, default_value_t = 0.0, value_parser = below_one)]
-    pub lora_dropout: f64,
-    /// Names of the layers that get an update, or all-linear; lm_head too, and for LoRA the embeddings [default: the family's, as in PEFT]
-    #[arg(long, help_heading = LORA, value_name = "NAME", value_delimiter = ',')]
-    #[serde(default)]
-    pub target_modules: Vec<String>,
-    /// Of IA3's targets those that are scaled at their input [default: the family's, as in PEFT]
-    #[arg(long, help_heading = LORA, value_name = "NAME", value_delimiter = ',')]
-    #[serde(default)]
-    pub feedforward_modules: Vec<String>,
-    /// Scale by alpha / sqrt(r) instead, which suits high ranks (rsLoRA, Kalajdzievski 2023)
-    #[arg(long, help_heading = LORA)]
-    #[serde(default)]
-    pub use_rslora: bool,
-    /// Train magnitudes of the weights' rows beside the update, which then changes directions (DoRA, Liu et al. 2024)
-    #[arg(long, help_heading = LORA)]
-    #[serde(default)]
-    pub use_dora: bool,
-    /// How A and B start
-    #[arg(long, help_heading = LORA, value_enum, default_value_t = LoraInit::Kaiming)]
-    pub init_lora_weights: LoraInit,
-    /// Ranks of single layers, such as "layers.0.self_attn.q_proj=4"; a name may be a regular expression, as in PEFT
-    #[arg(long, help_heading = LORA, value_name = "NAME=R", value_delimiter = ',')]
-    #[serde(default)]
-    pub rank_pattern: Vec<Pattern>,
-    /// Alphas of single layers
-    #[arg(long, help_heading = LORA, value_name = "NAME=ALPHA", value_delimiter = ',')]
-    #[serde(default)]
-    pub alpha_pattern: Vec<Pattern>,
-    /// Which biases of the model train beside the update
-    #[arg(long, help_heading = LORA, value_enum, default_value_t = LoraBias::None)]
-    pub lora_bias: LoraBias,
-    /// Modules of the model that train as a whole in addition to the update: ends of names, such as lm_head, embed_tokens or norm
-    #[arg(long, help_heading = LORA, value_name = "NAME", value_delimiter = ',')]
-    #[serde(default)]
-    pub modules_to_save: Vec<String>,
-    /// B's learning rate is that many times A's (LoRA+, Hayou et al. 2024, who advise about 16)
-    #[arg(long, help_heading = LORA, default_value_t = 1.0, value_parser = not_negative)]
-    pub loraplus_lr_ratio: f64,
-}
-
-/// A layer's name or a regular expression, and a number for it; written `name=number`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Pattern {
-    /// The name.
-    pub name: String,
-    /// The number.
-    pub number: f64,
-}
-
-impl FromStr for Pattern {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || "expected name=number, as in q_proj=4".to_string();
-        let (name, number) = text.rsplit_once('=').ok_or_else(wrong)?;
-        match number.parse::<f64>() {
-            Ok(number) if number.is_finite() && number > 0.0 => Ok(Pattern { name: name.to_string(), number }),
-            _ => Err(wrong()),
-        }
-    }
-}
-
-impl TryFrom<String> for Pattern {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Pattern> for String {
-    fn from(pattern: Pattern) -> Self {
-        format!("{}={}", pattern.name, pattern.number)
-    }
-}
-
-impl Pattern {
-    /// As PEFT writes them.
-    pub fn map(patterns: &[Pattern]) -> BTreeMap<String, f64> {
-        patterns.iter().map(|pattern| (pattern.name.clone(), pattern.number)).collect()
-    }
-}
-
-/// How LoRA's matrices start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LoraInit {
-    /// A uniform in ±1/sqrt(d_in), B zero (PEFT's default)
-    Kaiming,
-    /// A normal with deviation 1/r, B zero
-    Gaussian,
-    /// A and B orthogonal to each other, both away from zero
-    Orthogonal,
-    /// A and B are the weight's principal components, which the frozen rest lacks (PiSSA, Meng et al. 2024)
-    Pissa,
-}
-
-/// Which biases train beside LoRA.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LoraBias {
-    /// None
-    None,
-    /// All of the model
-    All,
-    /// Those of the layers that have an update
-    #[value(name = "lora_only")]
-    LoraOnly,
-}
-
-/// Prompt tuning, P-tuning, prefix tuning and P-tuning v2.
-#[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
-pub struct PromptSettings {
-    /// Number of virtual tokens
-    #[arg(long, help_heading = PROMPT, default_value_t = 20, value_parser = at_least_one)]
-    pub num_virtual_tokens: usize,
-    /// How virtual tokens of prompt tuning start, and the words whose keys and values a prefix starts from
-    #[arg(long, help_heading = PROMPT, value_enum, default_value_t = PromptInit::SampleVocab)]
-    pub prompt_tuning_init: PromptInit,
-    /// The text, or the label words separated by commas, to start from
-    #[arg(long, help_heading = PROMPT, value_name = "TEXT")]
-    pub prompt_tuning_init_text: Option<String>,
-    /// The encoder of P-tuning
-    #[arg(long, help_heading = PROMPT, value_enum, default_value_t = PromptEncoder::Mlp)]
-    pub encoder_reparameterization_type: PromptEncoder,
-    /// Width of the encoder of P-tuning [default: the model's], or of a prefix's perceptron [default: that of all keys]
-    #[arg(long, help_heading = PROMPT, value_parser = at_least_one)]
-    pub encoder_hidden_size: Option<usize>,
-    /// Layers of P-tuning's LSTM
-    #[arg(long, help_heading = PROMPT, default_value_t = 2, value_parser = at_least_one)]
-    pub encoder_num_layers: usize,
-    /// Train the prefix through a perceptron, which is dropped afterwards (Li & Liang 2021, section 4.3)
-    #[arg(long, help_heading = PROMPT)]
-    #[serde(default)]
-    pub prefix_projection: bool,
-}
-
-impl PromptSettings {
-    /// When they are read.
-    fn flags() -> Flags<TrainingSettings> {
-        let of = |training: &TrainingSettings| training.methods.prompt.clone();
-        let has_tokens = |training: &TrainingSettings| {
-            let method = &training.method;
-            method.has(Method::PromptTuning) || method.has(Method::PTuning) || has_prefix(training)
-        };
-        let is_by_encoder = |training: &TrainingSettings| training.method.has(Method::PTuning);
-        let starts_from_words = move |training: &TrainingSettings| {
-            let prefix = training.method.has(Method::PrefixTuning) && !of(training).prefix_projection;
-            training.method.has(Method::PromptTuning) || prefix
-        };
-        // A prefix through a perceptron, and one that is trained directly from random numbers on, can start from zero too.
-        let starts = move |training: &TrainingSettings| {
-            let init = of(training).prompt_tuning_init;
-            let is_direct = training.method.has(Method::PTuningV2) && init == PromptInit::Random;
-            starts_from_words(training) || has_prefix(training) && init == PromptInit::Zero || is_direct
-        };
-        let has_text = move |training: &TrainingSettings| {
-            let init = of(training).prompt_tuning_init;
-            starts_from_words(training) && matches!(init, PromptInit::Text | PromptInit::ClassLabels)
-        };
-        Flags::new()
-            .only(
-                "with --method prompt-tuning, p-tuning, prefix-tuning or p-tuning-v2",
-                &["num_virtual_tokens"],
-                has_tokens,
-            )
-            .only("with --method prompt-tuning or prefix-tuning", &["prompt_tuning_init"], starts)
-            .only(
-                "with --prompt-tuning-init text or class-labels and --method prompt-tuning or prefix-tuning",
-                &["prompt_tuning_init_text"],
-                has_text,
-            )
-            .only("with --method p-tuning", &["encoder_reparameterization_type"], is_by_encoder)
-            .only(
-                "with --method p-tuning, or prefix-tuning and --prefix-projection",
-                &["encoder_hidden_size"],
-                move |training| {
-                    is_by_encoder(training)
-                        || training.method.has(Method::PrefixTuning) && of(training).prefix_projection
-                },
-            )
-            .only(
-                "with --method p-tuning and --encoder-reparameterization-type lstm",
-                &["encoder_num_layers"],
-                move |training| {
-                    is_by_encoder(training) && of(training).encoder_reparameterization_type == PromptEncoder::Lstm
-                },
-            )
-            .only("with --method prefix-tuning", &["prefix_projection"], |training: &TrainingSettings| {
-                training.method.has(Method::PrefixTuning)
-            })
-    }
-}
-
-fn has_prefix(training: &TrainingSettings) -> bool {
-    training.method.has(Method::PrefixTuning) || training.method.has(Method::PTuningV2)
-}
-
-/// How virtual tokens start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PromptInit {
-    /// Random words of the 5,000 most common of the vocabulary
-    SampleVocab,
-    /// The words of the classes' labels (--prompt-tuning-init-text "good,bad"), repeated or averaged to the number of virtual tokens
-    ClassLabels,
-    /// A text (--prompt-tuning-init-text), repeated or cut
-    Text,
-    /// Normal numbers of the mean and deviation of the embedding table
-    Random,
-    /// Zero
-    Zero,
-}
-
-/// P-tuning's encoder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PromptEncoder {
-    /// A perceptron with two hidden layers
-    Mlp,
-    /// A bidirectional LSTM and a perceptron with one hidden layer
-    Lstm,
 }
 
 /// Bottleneck adapters: `x + scaling W_up σ(W_down x)`.

@@ -99,7 +99,10 @@ impl Inputs {
     }
 
     fn file(&mut self, key: String, path: &Path) -> Result<()> {
-        self.files.insert(key, fingerprint(path)?);
+        // Several flags may name one file, such as a model and its reference.
+        let known = self.files.values().find(|file| Path::new(&file.path) == path).cloned();
+        let fingerprint = known.map_or_else(|| fingerprint(path), Ok)?;
+        self.files.insert(key, fingerprint);
         Ok(())
     }
 

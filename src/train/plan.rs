@@ -7,7 +7,6 @@ use indicatif::{DecimalBytes, HumanCount};
 
 use super::examples::Examples;
 use super::memory::{self, Footprint};
-use super::rounding::dtype_name;
 use super::schedule::Schedule;
 use super::table::Table;
 use crate::adapt;
@@ -18,6 +17,7 @@ use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::architecture::{Architecture, BeyondContext};
+use crate::model::dtype;
 use crate::settings::{CommonSettings, ModelSettings, TrainingSettings};
 
 /// The format of conversations for a model without a chat template, in words.
@@ -265,7 +265,7 @@ impl TrainingPlan<'_> {
         plan = plan
             .line("method", &training.method)
             .parameters(model.base_parameters() + model.added_parameters(), model.trainable_count())
-            .line("saved as", dtype_name(model.saved_dtype()))
+            .line("saved as", dtype::name(model.saved_dtype()))
             .line(examples.what, examples.examples());
         plan = match examples.sampled_rows {
             None => plan.tokens("tokens an epoch", examples.tokens),

@@ -12,6 +12,7 @@ use super::run::Run;
 use crate::bail;
 use crate::error::Result;
 use crate::model::Model;
+use crate::model::dtype;
 use crate::model::folder::{self, WithoutWeights};
 use crate::model::weights::{Stored, tensor_specs};
 
@@ -58,7 +59,7 @@ pub fn check_trained(model: &Model, run: &mut Run) -> Result<()> {
     if share < LARGE_SHARE {
         return Ok(());
     }
-    let dtype = dtype_name(model.saved_dtype());
+    let dtype = dtype::name(model.saved_dtype());
     run.warn(&format!(
         "warning: {:.0}% of the weights that training changed round back to what they were when saved as {dtype}, so most of what was learned is lost; \
          give --save-dtype f32, a larger --learning-rate or more steps (the evaluation is of the rounded weights)",
@@ -104,29 +105,14 @@ fn less_one(model: &Model) -> BTreeSet<String> {
 fn rounded(name: &str, tensor: &Tensor, dtype: DType, less_one: bool) -> Result<Tensor> {
     let stored = if less_one { (tensor - 1.0)? } else { tensor.clone() };
     let values: Vec<f32> = stored.flatten_all()?.to_vec1()?;
-    let round = |value: f32| match dtype {
-        DType::BF16 => half::bf16::from_f32(value).to_f32(),
-        DType::F16 => half::f16::from_f32(value).to_f32(),
-        _ => value,
-    };
-    let rounded: Vec<f32> = values.par_iter().map(|&value| round(value)).collect();
-    let beyond =
-        values.iter().zip(&rounded).filter(|(value, rounded)| value.is_finite() && !rounded.is_finite()).count();
+    let rounded: Vec<f32> = values.par_iter().map(|&value| dtype::rounded(value, dtype)).collect();
+    let beyond = dtype::count_beyond(&values, dtype);
     if beyond > 0 {
         bail!(
             "tensor \"{name}\": {beyond} of its values are beyond the range of {}, in which the model is to be saved; give --save-dtype bf16 or f32",
-            dtype_name(dtype)
+            dtype::name(dtype)
         );
     }
     let rounded = Tensor::from_vec(rounded, tensor.shape(), tensor.device())?;
     Ok(if less_one { (rounded + 1.0)? } else { rounded })
-}
-
-/// An element type as settings name it.
-pub fn dtype_name(dtype: DType) -> &'static str {
-    match dtype {
-        DType::BF16 => "bf16",
-        DType::F16 => "f16",
-        _ => "f32",
-    }
 }

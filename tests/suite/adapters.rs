@@ -224,6 +224,28 @@ fn sampling_with_all_methods_in_one_batch_gives_what_each_gives_alone() -> Resul
 }
 
 #[test]
+fn adapters_on_one_linear_fold_into_what_they_compute_in_either_order() -> Result<()> {
+    let stacks =
+        ["lora+ia3", "ia3+lora", "ia3+lora --use-dora", "lora+ia3 --use-dora", "bitfit+ia3", "ia3+bitfit+lora"];
+    let with_output = "ia3+lora --target-modules q_proj,c_attn,query_key_value,qkv_proj,lm_head";
+    let stacks: Vec<&str> = stacks.into_iter().chain([with_output]).collect();
+    for shape in [Shape::Llama, Shape::Gpt2, Shape::GptNeox, Shape::Phi3] {
+        let batch = Batch::pack(&trees(3));
+        // Of the families without biases none has a place for those of BitFit.
+        let has_biases = matches!(shape, Shape::Gpt2 | Shape::GptNeox);
+        let stacks: Vec<&str> =
+            stacks.iter().copied().filter(|stack| has_biases || !stack.contains("bitfit")).collect();
+        let (_, models) = models(shape, &stacks, false)?;
+        for (stack, model) in stacks.iter().zip(&models) {
+            let folded = rlhf::adapt::merged(model)?;
+            assert!(folded.adapters().is_empty());
+            assert_close(&format!("{shape:?}, {stack}"), &logits(&folded, &batch)?, &logits(model, &batch)?, 1e-5);
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn with_all_base_weights_zero_virtual_tokens_and_prefixes_change_nothing() -> Result<()> {
     let batch = Batch::pack(&trees(2));
     let (base, _) = models(Shape::Llama, &[], true)?;

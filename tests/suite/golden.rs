@@ -19,6 +19,7 @@ use rlhf::settings::{OptimizerSettings, from_arguments};
 use rlhf::sft::dpo::{self, DpoSettings, PreferenceLoss, PreferencePairs};
 use rlhf::train::optimizer::Optimizer;
 use rlhf::train::schedule::Schedule;
+use serde_json::Value;
 
 /// The folders of `models.py`.
 const FAMILIES: [&str; 18] = [
@@ -175,6 +176,28 @@ fn encoders_and_their_heads_equal_transformers() -> Result<()> {
     assert_close("bert-encoder", &hidden.flatten_all()?.to_vec1::<f32>()?, &floats(&tensors, "hidden")?, 1e-4);
     let error = load(&folder("bert"), None, Head::Language).map(drop).unwrap_err().to_string();
     assert!(error.contains("is an encoder"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn positions_of_a_saved_roberta_are_counted_as_before() -> Result<()> {
+    let copy = tempfile::tempdir().expect("a temporary folder");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(folder("roberta").join(name), copy.path().join(name)).expect("the folder can be written to");
+    }
+    let path = copy.path().join("config.json");
+    let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    config.as_object_mut().unwrap().remove("pad_token_id").expect("the golden file has one");
+    std::fs::write(&path, config.to_string()).unwrap();
+    let model = load(copy.path(), None, Head::AsFound)?;
+    let saved = tempfile::tempdir().expect("a temporary folder");
+    model.save(saved.path())?;
+    let config: Value =
+        serde_json::from_str(&std::fs::read_to_string(saved.path().join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["pad_token_id"], 1);
+    let again = load(saved.path(), None, Head::AsFound)?;
+    assert_eq!(again.architecture().position_offset, 2);
+    assert_eq!(model.architecture().position_offset, 2);
     Ok(())
 }
 

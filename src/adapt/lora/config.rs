@@ -62,6 +62,13 @@ pub(super) fn read_settings(config: &Config) -> Result<LoraSettings> {
             }
         }
     };
+    let null = ["lora_alpha", "lora_dropout", "bias", "rank_pattern", "alpha_pattern"];
+    if let Some(field) = null.into_iter().find(|field| config.raw(field).is_some_and(Value::is_null)) {
+        bail!(
+            "{}: field \"{field}\" is null, which PEFT cannot load either; give it the value it was trained with",
+            config.file
+        );
+    }
     Ok(LoraSettings {
         lora_r: config.size("r")?,
         lora_alpha: config.number("lora_alpha", 8.0)?,

@@ -19,12 +19,22 @@ impl Lora {
         lora.tied = files.ties_output;
         lora.tokens = TokenRows::of_lora(&files.config(), architecture)?;
         let starts_from_base = is_pissa(&files.config())?;
+        if starts_from_base && lora.settings.use_dora {
+            bail!(
+                "{}: use_dora and init_lora_weights \"pissa\" are not supported together; let PEFT convert the adapter (save_pretrained with path_initial_model_for_weight_conversion), or train it with one of them",
+                files.config().file
+            );
+        }
         for linear in targets::linears(architecture) {
             lora.read_update(files, &linear, starts_from_base, base)?;
         }
         lora.read_embedding(files, base)?;
         lora.read_output(files, starts_from_base, base)?;
-        peft::check_selected(&files.config(), lora.scales.keys(), &lora.output)?;
+        let (embedding, output) = (lora.embedding.clone(), lora.output.module.clone());
+        // The update of a tied output matrix is the embeddings'.
+        let has_output = architecture.causal && !lora.tied && files.is_of_language_model()?;
+        let others = [embedding].into_iter().chain(has_output.then_some(output));
+        peft::check_selected(files, &lora.scales.keys().collect(), others, base.architecture())?;
         lora.tokens.take(files, &mut lora.tensors, base)?;
         for (name, tensor) in whole::take(files, base)?.iter() {
             lora.tensors.set(name, tensor.clone());

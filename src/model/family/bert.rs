@@ -1,5 +1,7 @@
 //! BERT (Devlin et al. 2019), RoBERTa (Liu et al. 2019) and XLM-RoBERTa (Conneau et al. 2020): encoders with learned positions and norms after the sub-layers.
 
+use serde_json::Value;
+
 use crate::bail;
 use crate::error::Result;
 use crate::model::architecture::{
@@ -36,11 +38,20 @@ pub(super) fn xlm_roberta(config: &Config) -> Result<Architecture> {
     like_roberta(config, ("XLMRobertaModel", "XLMRobertaForSequenceClassification"))
 }
 
+/// `pad_token_id` of RoBERTa where the file has none.
+pub(super) const ROBERTA_PADDING: u32 = 1;
+
 /// Positions are counted from the one after padding's.
 fn like_roberta(config: &Config, classes: (&'static str, &'static str)) -> Result<Architecture> {
-    let padding = match config.get("pad_token_id") {
+    let padding = match config.raw("pad_token_id") {
+        None => ROBERTA_PADDING as usize,
         Some(padding) if padding.as_u64() == Some(0) => 0,
-        _ => config.optional_size("pad_token_id")?.unwrap_or(1),
+        Some(Value::Null) => bail!(
+            "{}: field \"pad_token_id\" is null, after which positions cannot be counted; give the one that the model was trained with ({ROBERTA_PADDING} \
+             if nothing else is known)",
+            config.file
+        ),
+        Some(_) => config.size("pad_token_id")?,
     };
     encoder(config, classes, names("roberta.", ROBERTA_OUTPUT, ROBERTA_HEAD), padding + 1)
 }
@@ -65,7 +76,7 @@ fn encoder(
     config.refuse_flag("add_cross_attention", "this family is an encoder here")?;
     // Of BERT's first files, and of the output matrix, which is not read.
     config.ignore(&["directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers"]);
-    config.ignore(&["pooler_size_per_head", "pooler_type", "tie_word_embeddings"]);
+    config.ignore(&["pooler_size_per_head", "pooler_type"]);
     Ok(Architecture {
         language_model_class: classes.0,
         classifier_class: classes.1,
@@ -93,7 +104,7 @@ fn encoder(
         feed_forward: FeedForward::Plain(config.activation("hidden_act", "gelu")?),
         windows: vec![None; layers],
         causal: false,
-        tied_output: config.flag("tie_word_embeddings", true)?,
+        tied_output: config.tied_output(true)?,
         initializer_range: config.not_negative("initializer_range", 0.02)?,
         scaled_residual_initialization: false,
         default_lora_targets: &["query", "value"],

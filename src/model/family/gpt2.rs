@@ -81,7 +81,7 @@ pub(super) fn gpt2(config: &Config) -> Result<Architecture> {
         feed_forward: FeedForward::Plain(config.activation("activation_function", "gelu_new")?),
         windows: vec![None; layers],
         causal: true,
-        tied_output: config.flag("tie_word_embeddings", true)?,
+        tied_output: config.tied_output(true)?,
         initializer_range: config.not_negative("initializer_range", 0.02)?,
         scaled_residual_initialization: true,
         default_lora_targets: &["c_attn"],

@@ -49,7 +49,7 @@ pub(super) fn gpt_neox(config: &Config) -> Result<Architecture> {
         feed_forward: FeedForward::Plain(config.activation("hidden_act", "gelu")?),
         windows: vec![None; layers],
         causal: true,
-        tied_output: config.flag("tie_word_embeddings", false)?,
+        tied_output: config.tied_output(false)?,
         initializer_range: config.not_negative("initializer_range", 0.02)?,
         scaled_residual_initialization: false,
         default_lora_targets: &["query_key_value"],

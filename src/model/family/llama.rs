@@ -251,7 +251,7 @@ pub(super) fn of_shape(config: &Config, shape: Shape) -> Result<Architecture> {
         feed_forward: FeedForward::Gated(config.activation(shape.activation.0, shape.activation.1)?),
         windows: vec![None; layers],
         causal: true,
-        tied_output: config.flag("tie_word_embeddings", shape.tied_output)?,
+        tied_output: config.tied_output(shape.tied_output)?,
         initializer_range: config.not_negative("initializer_range", 0.02)?,
         scaled_residual_initialization: false,
         default_lora_targets: &["q_proj", "v_proj"],

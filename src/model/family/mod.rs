@@ -27,11 +27,13 @@ const DECODER_BOTTLENECKS: [&str; 2] = ["attention_adapters", "output_adapters"]
 const KNOWN: &str = "known model types are llama, mistral, qwen2, qwen3, gemma2, gemma3_text, gemma3 (its text part), smollm3, olmo2, olmo3, phi3, granite, gpt2, gpt_neox, \
      bert, roberta, xlm-roberta and modernbert";
 
-/// The padding token that `transformers` takes for a decoder whose `config.json` has no field `pad_token_id`.
+/// The padding token that `transformers` takes for a model whose `config.json` has no field `pad_token_id`.
 pub fn default_pad_token_id(model_type: &str) -> Option<u32> {
     match model_type {
-        "gemma2" | "gemma3_text" => Some(0),
+        "gemma2" | "gemma3_text" | "bert" => Some(0),
         "olmo2" | "olmo3" => Some(1),
+        "roberta" | "xlm-roberta" => Some(bert::ROBERTA_PADDING),
+        "modernbert" => Some(50_283),
         "phi3" => Some(32_000),
         "smollm3" => Some(128_004),
         _ => None,

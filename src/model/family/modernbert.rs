@@ -39,7 +39,7 @@ pub(super) fn modernbert(config: &Config) -> Result<Architecture> {
         "repad_logits_with_grad",
         "initializer_cutoff_factor",
     ]);
-    config.ignore(&["decoder_bias", "sparse_prediction", "sparse_pred_ignore_index", "tie_word_embeddings"]);
+    config.ignore(&["decoder_bias", "sparse_prediction", "sparse_pred_ignore_index"]);
     config.ignore(&["layer_norm_eps", "position_embedding_type"]);
     Ok(Architecture {
         language_model_class: "ModernBertModel",
@@ -68,7 +68,7 @@ pub(super) fn modernbert(config: &Config) -> Result<Architecture> {
         feed_forward: FeedForward::GatedPacked(config.activation("hidden_activation", "gelu")?),
         windows: windows(Some(window), &sliding),
         causal: false,
-        tied_output: config.flag("tie_word_embeddings", true)?,
+        tied_output: config.tied_output(true)?,
         initializer_range: config.not_negative("initializer_range", 0.02)?,
         scaled_residual_initialization: true,
         default_lora_targets: &["Wqkv"],

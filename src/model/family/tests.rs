@@ -251,3 +251,24 @@ fn absent_fields_are_what_transformers_takes_them_for() {
     };
     assert_eq!((scale(true), scale(false)), (0.5, 1.0));
 }
+
+#[test]
+fn positions_of_roberta_are_counted_from_its_padding() {
+    let encoder = |family: &str, fields: Value| {
+        let base = json!({"model_type": family, "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "max_position_embeddings": 64});
+        with(base, fields)
+    };
+    for family in ["roberta", "xlm-roberta"] {
+        assert_eq!(default_pad_token_id(family), Some(1));
+        for (fields, offset) in [(json!({}), 2), (json!({"pad_token_id": 0}), 1), (json!({"pad_token_id": 5}), 6)] {
+            let architecture = read(&encoder(family, fields)).unwrap();
+            assert!(architecture.position_offset == offset && architecture.positions_follow_padding());
+        }
+        let sentence = refusal(&encoder(family, json!({"pad_token_id": null})));
+        assert!(sentence.contains("\"pad_token_id\" is null"), "{sentence}");
+    }
+    for pad in [json!(0), json!(null)] {
+        assert!(!read(&encoder("bert", json!({"pad_token_id": pad}))).unwrap().positions_follow_padding());
+    }
+}

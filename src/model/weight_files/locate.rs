@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::bail;
 use crate::error::{Error, Result};
+use crate::files::warn_once;
 use crate::limits;
 use crate::model::architecture::shortened;
 
@@ -96,8 +97,50 @@ pub fn locate(folder: &Path) -> Result<Option<Located>> {
     }
 }
 
+/// The folders within a folder without weights, and those within them, that hold files of weights, by their
+/// paths from it.
+pub fn weights_below(folder: &Path) -> Vec<String> {
+    let below = |folder: &Path, prefix: &str| -> Vec<(PathBuf, String)> {
+        let entries = folder.read_dir().into_iter().flatten().flatten();
+        let folders = entries.filter(|entry| entry.path().is_dir());
+        folders.map(|entry| (entry.path(), format!("{prefix}{}", entry.file_name().to_string_lossy()))).collect()
+    };
+    let first = below(folder, "");
+    let second: Vec<_> = first.iter().flat_map(|(path, name)| below(path, &format!("{name}/"))).collect();
+    // What cannot be read is of no use as a hint.
+    let has_weights = |path: &Path| names(path).is_ok_and(|names| names.iter().any(|name| is_of_weights(name)));
+    let mut found: Vec<String> =
+        first.into_iter().chain(second).filter(|(path, _)| has_weights(path)).map(|(_, name)| name).collect();
+    found.sort();
+    found
+}
+
+/// A warning where new weights are made though a folder within holds some.
+pub fn warn_of_weights_below(folder: &Path) {
+    let below = weights_below(folder);
+    if below.is_empty() {
+        return;
+    }
+    let names: Vec<&str> = below.iter().map(String::as_str).collect();
+    warn_once(&format!(
+        "warning: {}: new weights are made, as there are none next to config.json; those in {} are not read: give that folder if its model is meant",
+        folder.display(),
+        listed(&names)
+    ));
+}
+
 /// The error of a folder without weights.
 pub fn no_weights(folder: &Path) -> Error {
+    let below = weights_below(folder);
+    if !below.is_empty() {
+        let names: Vec<&str> = below.iter().map(String::as_str).collect();
+        return Error::input(format!(
+            "{}: there are no weights next to config.json, but there are in {}; expected {SINGLE_FILE}, or {INDEX_FILE} and the files that it names, in \
+             this folder: give the folder within if it holds the whole model, or move its weights next to config.json",
+            folder.display(),
+            listed(&names)
+        ));
+    }
     Error::input(format!(
         "{}: there are no weights next to config.json; expected {SINGLE_FILE}, or {INDEX_FILE} and the files that it names: fetch the folder whole, or \
          train a model from this config.json with `sft` first",
@@ -312,6 +355,25 @@ mod tests {
             error.contains("2 of 3 files") && error.contains("model-00002-of-00003.safetensors is missing"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn weights_in_folders_within_are_named_and_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        for (name, file) in [
+            ("original", "consolidated.00.pth"),
+            ("checkpoints/step-10", SINGLE_FILE),
+            ("assets", "training_args.bin"),
+            ("a/b/c", SINGLE_FILE),
+        ] {
+            std::fs::create_dir_all(path.join(name)).unwrap();
+            std::fs::write(path.join(name).join(file), "").unwrap();
+        }
+        assert_eq!(locate(path).unwrap(), None);
+        assert_eq!(weights_below(path), ["checkpoints/step-10", "original"]);
+        assert!(no_weights(path).to_string().contains("there are in checkpoints/step-10, original;"));
+        assert!(!no_weights(&path.join("assets")).to_string().contains("there are in"));
     }
 
     #[cfg(unix)]

@@ -1,4 +1,6 @@
 use super::*;
+use crate::model::architecture::Config;
+use crate::model::family;
 
 fn write_one(values: &[f32], dtype: DType) -> Result<()> {
     let folder = tempfile::tempdir().unwrap();
@@ -59,4 +61,39 @@ fn shards_without_an_index_hold_each_tensor_once() {
     write(names[1], &["b", "c"]);
     let error = TensorFiles::open(folder.path()).err().unwrap().to_string();
     assert!(error.contains("tensor \"b\" is in model-00001-of-00002.safetensors too"), "{error}");
+}
+
+#[test]
+fn tensors_without_a_place_are_counted_and_those_of_pretraining_are_not() {
+    let encoder = |family: &str| {
+        let json = serde_json::json!({"model_type": family, "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "max_position_embeddings": 64});
+        family::architecture(&Config::new(&json, "config.json")).unwrap()
+    };
+    let warnings = |family: &str, names: &[&str]| {
+        let folder = tempfile::tempdir().unwrap();
+        let one = Tensor::new(&[1f32], &Device::Cpu).unwrap();
+        let tensors = names.iter().map(|name| (name.to_string(), one.clone())).collect();
+        write_file(&folder.path().join(SINGLE_FILE), &tensors, DType::F32).unwrap();
+        TensorFiles::open(folder.path()).unwrap().unread(&encoder(family))
+    };
+    // What transformers 5.24 saves of `...ForMaskedLM` beside the encoder, and what older files of the hub hold.
+    for (family, names) in [
+        (
+            "bert",
+            "cls.predictions.bias cls.predictions.decoder.weight cls.seq_relationship.weight bert.embeddings.position_ids",
+        ),
+        ("roberta", "lm_head.bias lm_head.decoder.bias lm_head.decoder.weight roberta.pooler.dense.weight"),
+        ("xlm-roberta", "lm_head.dense.weight roberta.pooler.dense.bias roberta.embeddings.position_ids"),
+        ("modernbert", "decoder.weight decoder.bias"),
+        ("llama", "lm_head.weight model.layers.0.self_attn.rotary_emb.inv_freq"),
+    ] {
+        assert_eq!(warnings(family, &names.split(' ').collect::<Vec<_>>()), [""; 0], "{family}");
+    }
+    for (family, name) in [("bert", "bert.encoder.layer.7.output.dense.bias"), ("llama", "decoder.bias")] {
+        let found = warnings(family, &[name]);
+        assert!(found.len() == 1 && found[0].contains("1 of the stored") && found[0].contains(name), "{found:?}");
+    }
+    let found = warnings("llama", &["vision_tower.head.probe", "model.multi_modal_projector.weight"]);
+    assert!(found.len() == 1 && found[0].contains("not the 2 tensors of its part of images"), "{found:?}");
 }

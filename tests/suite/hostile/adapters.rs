@@ -12,7 +12,11 @@ use super::seeds::{ADAPTERS, golden};
 use super::{copy, expect, folder, quickly, read_json, sentence};
 
 pub fn load_adapter(folder: &Path) -> rlhf::Result<()> {
-    let (base, adapters) = (golden("llama"), [folder.to_path_buf()]);
+    load_on("llama", folder)
+}
+
+fn load_on(base: &str, folder: &Path) -> rlhf::Result<()> {
+    let (base, adapters) = (golden(base), [folder.to_path_buf()]);
     let role = Role { folder: &base, adapters: &adapters, training: Training::Frozen, head: Head::AsFound, seed: 0 };
     Bases::new(Device::Cpu).load(&role).map(drop)
 }
@@ -45,6 +49,96 @@ fn an_adapter_of_impossible_numbers_is_refused() {
         let what = format!("{name}: {field} {:.80}", config[field].to_string());
         let sentence = quickly(&what, 5, || sentence(load_adapter(adapter.path()), &what));
         expect(&sentence, &[&adapter.path().display().to_string()]);
+    }
+}
+
+/// A copy of an adapter whose configuration says this too, without the tensors that have `dropped` in their
+/// names.
+fn changed(name: &str, fields: &Value, dropped: &str) -> tempfile::TempDir {
+    let adapter = copy(name);
+    let path = adapter.path().join("adapter_config.json");
+    let mut config = read_json(&path);
+    fields.as_object().unwrap().iter().for_each(|(field, value)| config[field] = value.clone());
+    std::fs::write(&path, config.to_string()).unwrap();
+    let file = adapter.path().join("adapter_model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+    tensors.retain(|key, _| dropped.is_empty() || !key.contains(dropped));
+    candle_core::safetensors::save(&tensors, &file).unwrap();
+    adapter
+}
+
+#[test]
+fn an_adapter_that_lacks_a_module_that_it_says_it_saved_is_refused() {
+    let saved = |modules: &[&str]| json!({ "modules_to_save": modules });
+    for (base, name, fields, dropped, missing) in [
+        ("llama", "lora-modules-to-save", json!({}), "lm_head", "lm_head.weight"),
+        ("llama", "lora-modules-to-save", json!({}), "embed_tokens", "model.embed_tokens.weight"),
+        ("llama3", "lora-saved-tied", json!({}), "embed_tokens", "model.embed_tokens.weight"),
+        ("gpt-neox", "lora-saved-head-gpt-neox", json!({}), "lm_head", "lm_head.weight"),
+        ("gpt2", "lora-gpt2", saved(&["wpe"]), "", "transformer.wpe.weight"),
+        ("llama", "lora-llama", saved(&["norm"]), "", "layers.0.input_layernorm.weight"),
+        ("llama", "prompt-llama", saved(&["embed_tokens"]), "", "model.embed_tokens.weight"),
+        ("llama", "ia3-llama", saved(&["lm_head"]), "", "lm_head.weight"),
+    ] {
+        let adapter = changed(name, &fields, dropped);
+        let what = format!("{name} with {fields} without {dropped}");
+        let sentence = sentence(load_on(base, adapter.path()), &what);
+        expect(&sentence, &[missing, "is missing", "modules_to_save", &adapter.path().display().to_string()]);
+    }
+    // A head is none of the base's modules, and a classifier has no output matrix.
+    for (base, name, fields) in [
+        ("llama", "lora-llama", saved(&["classifier", "score"])),
+        ("llama", "lora-reward", saved(&["lm_head", "score"])),
+        ("llama3", "lora-saved-tied", json!({})),
+        ("llama", "grown-saved-embedding", json!({})),
+    ] {
+        let adapter = changed(name, &fields, "");
+        load_on(base, adapter.path()).unwrap_or_else(|error| panic!("{name} with {fields}: {error}"));
+    }
+}
+
+#[test]
+fn a_magnitude_is_not_combined_with_other_updates_of_its_linear() {
+    let load = |names: &[&str]| {
+        let (base, adapters) = (golden("llama"), names.iter().map(|name| golden(name)).collect::<Vec<_>>());
+        let role =
+            Role { folder: &base, adapters: &adapters, training: Training::Frozen, head: Head::AsFound, seed: 0 };
+        Bases::new(Device::Cpu).load(&role).map(drop)
+    };
+    for names in [["lora-llama", "lora-dora"], ["lora-dora", "lora-llama"], ["lora-dora", "lora-dora"]] {
+        let sentence = sentence(load(&names), &names.join(" and "));
+        expect(&sentence, &["lora-dora: ", "q_proj", "use_dora", "export"]);
+    }
+    load(&["ia3-llama", "lora-dora"]).unwrap();
+    let adapter = changed("lora-dora", &json!({ "init_lora_weights": "pissa" }), "");
+    expect(&sentence(load_adapter(adapter.path()), "PiSSA with magnitudes"), &["use_dora", "pissa"]);
+}
+
+#[test]
+fn a_number_that_peft_cannot_load_as_null_is_refused() {
+    for field in ["lora_alpha", "lora_dropout", "bias", "rank_pattern", "alpha_pattern", "r"] {
+        let adapter = changed("lora-llama", &json!({ field: null }), "");
+        expect(&sentence(load_adapter(adapter.path()), field), &["adapter_config.json", &format!("\"{field}\"")]);
+    }
+}
+
+#[test]
+fn a_classifier_without_its_head_is_no_language_model() {
+    let adapter = changed("lora-reward", &json!({}), "score");
+    expect(
+        &sentence(load_adapter(adapter.path()), "an adapter"),
+        &["adapter_config.json", "\"score.weight\" is missing"],
+    );
+    for (name, tensor) in [("llama-reward", "score.weight"), ("roberta", "classifier.out_proj.weight")] {
+        let model = copy(name);
+        let file = model.path().join("model.safetensors");
+        let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+        tensors.remove(tensor).unwrap();
+        candle_core::safetensors::save(&tensors, &file).unwrap();
+        let role =
+            Role { folder: model.path(), adapters: &[], training: Training::Frozen, head: Head::AsFound, seed: 0 };
+        let loaded = Bases::new(Device::Cpu).load(&role).map(drop);
+        expect(&sentence(loaded, name), &["config.json", &format!("\"{tensor}\""), "is missing"]);
     }
 }
 

@@ -142,6 +142,8 @@ fn a_config_that_no_model_can_have_is_refused() {
             json!({"rope_type": "llama3", "factor": 8, "original_max_position_embeddings": 0}),
         ),
         ("llama", "model_type", json!(null)),
+        ("llama", "tie_word_embeddings", json!(null)),
+        ("bert", "tie_word_embeddings", json!(null)),
         ("mistral", "sliding_window", json!(-1)),
         ("gemma2", "layer_types", json!(vec!["full_attention"; 100_000])),
         ("gemma2", "query_pre_attn_scalar", json!(-4)),
