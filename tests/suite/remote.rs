@@ -98,11 +98,11 @@ fn objects(bench: &Workbench) -> Objects {
         "data/one.pq",
         "hub/data/train.parquet",
         "hub/data/test.parquet",
-        "hub/README.md",
     ];
     let marks = ["data/", "data/out.parquet/"];
     let files = names.iter().map(|name| (name, bytes.clone())).chain(marks.iter().map(|name| (name, Vec::new())));
-    Arc::new(files.map(|(name, bytes)| (format!("bucket/{name}"), bytes)).collect())
+    let readme = (&"hub/README.md", b"# Demonstrations\n".to_vec());
+    Arc::new(files.chain([readme]).map(|(name, bytes)| (format!("bucket/{name}"), bytes)).collect())
 }
 
 /// The query of a request.
