@@ -17,6 +17,7 @@ use rlhf::adapt::{Bases, Head, Role, Training};
 use rlhf::data::batch::{Batch, Continuation, TokenTree};
 use rlhf::model::Model;
 use rlhf::model::adapter::{Parameter, Pass};
+use rlhf::ops::Outputs;
 use rlhf::settings::{Flags, OptimizerSettings, Program, TrainingSettings, from_arguments};
 use rlhf::train::optimizer::Optimizer;
 
@@ -102,8 +103,9 @@ mod ours {
         let batch = Batch::pack(&trees);
         let hidden = model.hidden(&batch, &Pass::default())?; // [tokens, d_model]
         let log_probs = model.log_probs(&hidden, &batch, 1.0)?.log_probs; // [targets]
-        let loss = log_probs.mean_all()?.neg()?;
-        optimizer.accumulate(&loss.backward()?)?;
+        let mut outputs = Outputs::default();
+        let loss = outputs.tensor(&log_probs)?.mean_all()?.neg()?;
+        optimizer.backward(&loss, outputs)?;
         optimizer.step(LEARNING_RATE)?;
         Ok(loss.to_scalar()?)
     }

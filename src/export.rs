@@ -197,9 +197,9 @@ fn outputs(model: &Model, seed: u64) -> Result<Vec<f32>> {
     let batch: Batch = model.pack(&trees);
     let hidden = model.hidden(&batch, &Pass::default())?; // [tokens, d_model]
     let values = match (model.head(), model.has_output_matrix()) {
-        (Some(_), _) => model.classes(&hidden, &batch)?,
+        (Some(_), _) => model.classes(&hidden, &batch)?.tensor().clone(),
         (None, true) => model.logits(&hidden, &(0..batch.tokens.len() as u32).collect::<Vec<_>>(), &[])?,
-        (None, false) => hidden,
+        (None, false) => hidden.tensor().clone(),
     };
     Ok(values.flatten_all()?.to_vec1()?)
 }

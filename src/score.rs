@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, Float64Builder, Int64Array, Int64Builder, ListBuilder, RecordBatch};
 use arrow::datatypes::{Schema, SchemaRef};
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,7 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::model::adapter::Pass;
 use crate::model::architecture::BeyondContext;
+use crate::ops::Value;
 use crate::sample::{parquet_output, say_chat_format};
 use crate::settings::{CommonSettings, Flags, ModelSettings, NamedFolder, Program, UserSettings};
 use crate::train::plan::Plan;
@@ -368,7 +369,7 @@ fn over_batches<T>(
 }
 
 /// One log-probability a target, `[targets]`.
-fn log_probs(model: &Model, hidden: &Tensor, batch: &Batch, temperature: f64) -> Result<Option<Vec<f32>>> {
+fn log_probs(model: &Model, hidden: &Value, batch: &Batch, temperature: f64) -> Result<Option<Vec<f32>>> {
     if !model.has_output_matrix() {
         return Ok(None);
     }
@@ -379,7 +380,7 @@ fn log_probs(model: &Model, hidden: &Tensor, batch: &Batch, temperature: f64) ->
 }
 
 /// One reward an answer, `[answers]`.
-fn rewards(model: &Model, hidden: &Tensor, batch: &Batch) -> Result<Option<Vec<f32>>> {
+fn rewards(model: &Model, hidden: &Value, batch: &Batch) -> Result<Option<Vec<f32>>> {
     match model.head() {
         Some(_) => Ok(Some(model.rewards(hidden, batch)?.to_vec1()?)),
         None => Ok(None),

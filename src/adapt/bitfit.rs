@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::model::adapter::{Adapter, LinearChange, NormChange, Parameter, Saving};
 use crate::model::architecture::{Architecture, AttentionInput};
 use crate::model::weights::{Role, Weights, tensor_specs};
+use crate::ops;
 use crate::settings::{BiasGroup, MethodSettings};
 
 /// Biases in place of the base's.
@@ -28,7 +29,7 @@ pub struct Bitfit {
 
 /// A method's bias of a norm of this name.
 pub fn norm_bias(tensors: &Weights, name: &str) -> Option<NormChange> {
-    let bias = tensors.find(&format!("{name}.bias")).cloned();
+    let bias = tensors.find(&format!("{name}.bias")).map(ops::Value::of);
     bias.map(|bias| NormChange { weight: None, bias: Some(bias) })
 }
 
@@ -112,7 +113,7 @@ fn places(architecture: &Architecture, groups: &[BiasGroup]) -> Vec<(String, usi
 impl Adapter for Bitfit {
     fn linear(&self, name: &str) -> Option<LinearChange> {
         let bias = self.tensors.find(&format!("{name}.bias"))?;
-        Some(LinearChange { bias: Some(bias.clone()), ..LinearChange::default() })
+        Some(LinearChange { bias: Some(ops::Value::of(bias)), ..LinearChange::default() })
     }
 
     fn norm(&self, name: &str) -> Option<NormChange> {

@@ -13,7 +13,7 @@ use super::base::Base;
 use crate::error::Result;
 use crate::model::adapter::{Adapter, NormChange, Parameter, Saving, SubLayer, SubLayerRows};
 use crate::model::weights::{Role, Weights, tensor_specs};
-use crate::ops::{self, Activation};
+use crate::ops::{self, Activation, Value};
 use crate::random;
 use crate::settings::{BottleneckSettings, MethodSettings, Placement};
 
@@ -82,11 +82,12 @@ impl Bottleneck {
         })
     }
 
-    fn adapt(&self, layer: usize, which: SubLayer, x: &Tensor) -> Result<Option<Tensor>> {
-        let part = |part: &str| self.tensors.find(&name(layer, which, part));
+    fn adapt(&self, layer: usize, which: SubLayer, x: &Value) -> Result<Option<Value>> {
+        let part = |part: &str| self.tensors.find(&name(layer, which, part)).map(Value::of);
         let (Some(down), Some(up)) = (part("down.weight"), part("up.weight")) else { return Ok(None) };
-        let inner = ops::activate(&ops::linear(x, down, part("down.bias"))?, self.activation)?; // [rows, bottleneck]
-        Ok(Some(ops::linear(&inner, up, part("up.bias"))?.affine(self.scaling, 0.0)?))
+        let inner = ops::linear(x, &down, part("down.bias").as_ref())?; // [rows, bottleneck]
+        let inner = ops::activate(&inner, self.activation)?;
+        ops::linear(&inner, &up, part("up.bias").as_ref())?.scale(self.scaling).map(Some)
     }
 }
 
@@ -135,12 +136,12 @@ fn add_norms(tensors: &mut Weights, base: &Base) -> Result<()> {
 
 impl Adapter for Bottleneck {
     fn norm(&self, name: &str) -> Option<NormChange> {
-        let part = |part: &str| self.tensors.find(&format!("{name}.{part}")).cloned();
+        let part = |part: &str| self.tensors.find(&format!("{name}.{part}")).map(Value::of);
         let (weight, bias) = (part("weight"), part("bias"));
         (weight.is_some() || bias.is_some()).then_some(NormChange { weight, bias })
     }
 
-    fn sub_layer(&self, rows: SubLayerRows) -> Result<Tensor> {
+    fn sub_layer(&self, rows: SubLayerRows) -> Result<Value> {
         let input = match self.placement {
             Placement::Houlsby => rows.output.clone(),
             Placement::Pfeiffer if !sub_layers(self.placement).contains(&rows.which) => return Ok(rows.output),
@@ -148,7 +149,7 @@ impl Adapter for Bottleneck {
             Placement::Parallel => rows.residual.clone(),
         };
         match self.adapt(rows.layer, rows.which, &input)? {
-            Some(change) => Ok((rows.output + change)?),
+            Some(change) => rows.output.add(&change),
             None => Ok(rows.output),
         }
     }

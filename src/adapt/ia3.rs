@@ -15,6 +15,7 @@ use crate::bail;
 use crate::error::Result;
 use crate::model::adapter::{Adapter, EmbeddingChange, LinearChange, NormChange, Parameter, Saving};
 use crate::model::weights::Weights;
+use crate::ops;
 use crate::settings::{LoraSettings, MethodSettings};
 
 /// One vector a linear: of its output's width, or, in the feed-forward, of its input's.
@@ -131,7 +132,7 @@ impl Adapter for Ia3 {
 
     fn linear(&self, name: &str) -> Option<LinearChange> {
         let mut change = whole::linear(&self.tensors, name);
-        let vector = self.tensors.find(&vector_key(name)).cloned();
+        let vector = self.tensors.find(&vector_key(name)).map(ops::Value::of);
         match self.feed_forward.contains(name) {
             true => change.input_scale = vector,
             false => change.output_scale = vector,

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor, Var};
-use serde_json::{Value, json};
+use serde_json::{Value as Json, json};
 
 use super::base::Base;
 use super::peft;
@@ -18,6 +18,7 @@ use crate::error::Result;
 use crate::model::adapter::{Adapter, EmbeddingChange, LinearChange, LowRankChange, NormChange, Parameter, Saving};
 use crate::model::linear_change::updated_row_norms;
 use crate::model::weights::Weights;
+use crate::ops::Value;
 use crate::settings::{LoraBias, LoraInit, LoraSettings, MethodSettings, Pattern};
 
 mod config;
@@ -152,7 +153,7 @@ impl Lora {
             self.start.set(&up_key(name), up.clone());
         }
         if self.settings.use_dora {
-            let update = LowRankChange { down: down.clone(), up: up.clone(), scale, dropout: 0.0 };
+            let update = LowRankChange { down: Value::of(&down), up: Value::of(&up), scale, dropout: 0.0 };
             self.tensors.set(&magnitude_key(name), updated_row_norms(&weight, &update)?);
         }
         self.tensors.set(&down_key(name), down);
@@ -230,7 +231,7 @@ impl Lora {
     }
 
     fn update(&self, tensors: &Weights, name: &str, scale: f64) -> Option<LowRankChange> {
-        let (down, up) = (tensors.find(&down_key(name))?.clone(), tensors.find(&up_key(name))?.clone());
+        let (down, up) = (Value::of(tensors.find(&down_key(name))?), Value::of(tensors.find(&up_key(name))?));
         Some(LowRankChange { down, up, scale, dropout: self.settings.lora_dropout })
     }
 
@@ -249,8 +250,8 @@ impl Lora {
         }
         for name in self.scales.keys() {
             let [own, start] = &self.updates(name)[..] else { continue };
-            plain.tensors.set(&down_key(name), Tensor::cat(&[own.down.detach(), start.down.clone()], 0)?);
-            plain.tensors.set(&up_key(name), Tensor::cat(&[own.up.detach(), start.up.neg()?], 1)?);
+            plain.tensors.set(&down_key(name), Tensor::cat(&[own.down.tensor(), start.down.tensor()], 0)?);
+            plain.tensors.set(&up_key(name), Tensor::cat(&[own.up.tensor(), &start.up.tensor().neg()?], 1)?);
         }
         let settings = &mut plain.settings;
         // The scale stays: alpha / r, or alpha / sqrt(r).
@@ -263,7 +264,7 @@ impl Lora {
         Ok(plain)
     }
 
-    fn config(&self, saving: &Saving) -> Value {
+    fn config(&self, saving: &Saving) -> Json {
         let settings = &self.settings;
         let tables = [&self.embedding, &self.output.module];
         let linears = self.scales.keys().filter(|name| !tables.contains(name));
@@ -294,7 +295,7 @@ impl Lora {
 impl Adapter for Lora {
     fn embedding(&self) -> Option<EmbeddingChange> {
         let name = &self.embedding;
-        let part = |part: &str| self.tensors.find(&format!("{name}.lora_embedding_{part}")).cloned();
+        let part = |part: &str| self.tensors.find(&format!("{name}.lora_embedding_{part}")).map(Value::of);
         let low_rank = part("A").zip(part("B")).zip(self.scales.get(name));
         let low_rank = low_rank.map(|((down, up), &scale)| LowRankChange { down, up, scale, dropout: 0.0 });
         let rows = self.tokens.of_embedding(&self.tensors);
@@ -303,7 +304,7 @@ impl Adapter for Lora {
     }
 
     fn linear(&self, name: &str) -> Option<LinearChange> {
-        let magnitude = self.tensors.find(&magnitude_key(name)).cloned();
+        let magnitude = self.tensors.find(&magnitude_key(name)).map(Value::of);
         let own = whole::linear(&self.tensors, name);
         let mut change = LinearChange { low_rank: self.updates(name), magnitude, ..own };
         if name == self.output.module {
@@ -360,7 +361,7 @@ impl Adapter for Lora {
                 if let Some(magnitude) = self.tensors.find(&magnitude_key(name)) {
                     factor = Some(magnitude.detach().div(&updated_row_norms(&weight, &update)?)?.unsqueeze(1)?); // [d_out, 1]
                 }
-                weight = (weight + update.up.detach().matmul(&update.down.detach())?.affine(update.scale, 0.0)?)?;
+                weight = (weight + update.up.tensor().matmul(update.down.tensor())?.affine(update.scale, 0.0)?)?;
             }
             if let Some(factor) = factor {
                 weight = weight.broadcast_mul(&factor)?;
@@ -369,7 +370,7 @@ impl Adapter for Lora {
         }
         if let Some(LowRankChange { down, up, scale, .. }) = self.embedding().and_then(|change| change.low_rank) {
             let key = format!("{}.weight", self.embedding);
-            let update = down.detach().t()?.matmul(&up.detach().t()?)?.affine(scale, 0.0)?; // [vocabulary, d_model]
+            let update = down.tensor().t()?.matmul(&up.tensor().t()?)?.affine(scale, 0.0)?; // [vocabulary, d_model]
             merged.set(&key, (merged.get(&key)? + update)?);
         }
         self.tokens.merge(&mut merged, &self.tensors, &self.output)?;
@@ -400,8 +401,9 @@ impl Lora {
         change.weight = table;
         change.rows = rows;
         let transposed = |low_rank: LowRankChange| {
-            let transpose = |matrix: &Tensor| matrix.t()?.contiguous();
-            let [down, up] = [&low_rank.up, &low_rank.down].map(|matrix| transpose(matrix).expect("a matrix"));
+            let transpose = |matrix: &Value| matrix.in_candle().t()?.contiguous();
+            let transposed = |matrix: &Value| Value::of(&transpose(matrix).expect("a matrix"));
+            let [down, up] = [&low_rank.up, &low_rank.down].map(transposed);
             LowRankChange { down, up, ..low_rank }
         };
         change.low_rank = low_rank.map(transposed).into_iter().collect();

@@ -14,9 +14,10 @@ use crate::bail;
 use crate::error::Result;
 use crate::model::adapter::{Adapter, Parameter, Pass, Saving};
 use crate::model::weights::Weights;
-use crate::ops::Activation;
+use crate::ops::activation::activate_reference;
+use crate::ops::{self, Activation, Value};
+use crate::random;
 use crate::settings::{MethodSettings, PromptEncoder, PromptSettings};
-use crate::{ops, random};
 
 /// An encoder over trained embeddings `[virtual tokens, d_model]`, as PEFT builds it: a perceptron with two hidden layers and ReLU, or a bidirectional LSTM
 /// and a perceptron with one.
@@ -82,7 +83,7 @@ impl PTuning {
         Ok(Some(adapter))
     }
 
-    /// The virtual tokens, `[virtual tokens, d_model]`.
+    /// The virtual tokens, `[virtual tokens, d_model]`, in candle's operations: the encoder is small, and an LSTM's steps are many.
     fn embeddings(&self) -> Result<Tensor> {
         let mut x = self.tensors.get(EMBEDDING)?; // [virtual tokens, d_model]
         let layers: &[usize] = match self.encoder {
@@ -97,10 +98,10 @@ impl PTuning {
         };
         for (index, layer) in layers.iter().enumerate() {
             if index > 0 {
-                x = ops::activate(&x, Activation::Relu)?;
+                x = activate_reference(&x, Activation::Relu)?;
             }
             let part = |part: &str| self.tensors.get(&format!("mlp_head.{layer}.{part}"));
-            x = ops::linear(&x, &part("weight")?, Some(&part("bias")?))?;
+            x = linear(&x, &part("weight")?, Some(&part("bias")?))?;
         }
         Ok(x)
     }
@@ -110,7 +111,7 @@ impl PTuning {
     fn direction(&self, x: &Tensor, layer: usize, reverse: bool) -> Result<Tensor> {
         let suffix = if reverse { "_reverse" } else { "" };
         let part = |part: &str| self.tensors.get(&format!("lstm_head.{part}_l{layer}{suffix}"));
-        let from_input = ops::linear(x, &part("weight_ih")?, Some(&part("bias_ih")?))?; // [virtual tokens, 4 hidden]
+        let from_input = linear(x, &part("weight_ih")?, Some(&part("bias_ih")?))?; // [virtual tokens, 4 hidden]
         let (weight, bias) = (part("weight_hh")?, part("bias_hh")?);
         let (rows, hidden) = (x.dim(0)?, weight.dim(1)?);
         let mut h = Tensor::zeros((1, hidden), DType::F32, x.device())?;
@@ -118,12 +119,12 @@ impl PTuning {
         let mut outputs = vec![h.clone(); rows];
         for step in 0..rows {
             let row = if reverse { rows - 1 - step } else { step };
-            let gates = (from_input.narrow(0, row, 1)? + ops::linear(&h, &weight, Some(&bias))?)?; // [1, 4 hidden]
+            let gates = (from_input.narrow(0, row, 1)? + linear(&h, &weight, Some(&bias))?)?; // [1, 4 hidden]
             let gate = |index: usize| gates.narrow(1, index * hidden, hidden)?.contiguous();
             let [i, f, o] = [gate(0)?, gate(1)?, gate(3)?].map(|x| sigmoid(&x));
-            let g = ops::activate(&gate(2)?, Activation::Tanh)?;
+            let g = activate_reference(&gate(2)?, Activation::Tanh)?;
             c = ((f? * c)? + (i? * g)?)?;
-            h = (o? * ops::activate(&c, Activation::Tanh)?)?;
+            h = (o? * activate_reference(&c, Activation::Tanh)?)?;
             outputs[row] = h.clone();
         }
         Ok(Tensor::cat(&outputs, 0)?)
@@ -154,9 +155,18 @@ fn lstm_layer(layer: usize, d_in: usize, hidden: usize) -> Vec<(String, Vec<usiz
     all
 }
 
+/// `x Wᵀ + b`.
+fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let d_out = weight.dim(0)?;
+    if let Some(bias) = bias.filter(|bias| bias.dims() != [d_out]) {
+        bail!("an encoder's bias has shape {:?} beside a weight {:?}, expected [{d_out}]", bias.dims(), weight.dims());
+    }
+    ops::linear::reference(x, weight, bias)
+}
+
 /// `σ(x) = (1 + tanh(x / 2)) / 2`.
 fn sigmoid(x: &Tensor) -> Result<Tensor> {
-    Ok(ops::activate(&x.affine(0.5, 0.0)?, Activation::Tanh)?.affine(0.5, 0.5)?)
+    Ok(activate_reference(&x.affine(0.5, 0.0)?, Activation::Tanh)?.affine(0.5, 0.5)?)
 }
 
 impl Adapter for PTuning {
@@ -164,8 +174,8 @@ impl Adapter for PTuning {
         self.tensors.find(EMBEDDING).map_or(0, |embeddings| embeddings.dims()[0])
     }
 
-    fn virtual_tokens(&self, _pass: &Pass) -> Result<Option<Tensor>> {
-        self.embeddings().map(Some)
+    fn virtual_tokens(&self, _pass: &Pass) -> Result<Option<Value>> {
+        Ok(Some(Value::of(&self.embeddings()?)))
     }
 
     fn parameters(&self) -> usize {

@@ -19,9 +19,9 @@ use crate::model::adapter::{Adapter, Parameter, Saving};
 use crate::model::layout::Layout;
 use crate::model::transformer::KeyValueStore;
 use crate::model::weights::Weights;
-use crate::ops::Activation;
+use crate::ops::{self, Activation, Value};
+use crate::random;
 use crate::settings::{MethodSettings, PromptInit, PromptSettings};
-use crate::{ops, random};
 
 /// `2 layers` matrices `[virtual tokens, kv_heads * head_dim]`: of layer `i` the keys at `2 i`, the values at `2 i + 1`, side by side in one matrix
 /// `[virtual tokens, 2 layers * kv_heads * head_dim]`, as PEFT keeps them. Keys are not rotated: they stand in the cache after rotation.
@@ -102,12 +102,13 @@ impl PrefixTuning {
     }
 
     /// The whole prefix, `[virtual tokens, 2 layers * kv_heads * head_dim]`.
-    fn matrix(&self) -> Result<Tensor> {
+    fn matrix(&self) -> Result<Value> {
         if let Some(matrix) = self.tensors.find(KEY) {
-            return Ok(matrix.clone());
+            return Ok(Value::of(matrix));
         }
-        let [weight, bias, out_weight, out_bias] = PROJECTION.map(|name| self.tensors.get(name));
-        let inner = ops::linear(&self.tensors.get(EMBEDDING)?, &weight?, Some(&bias?))?; // [virtual tokens, hidden]
+        let get = |name: &str| self.tensors.get(name).map(Value::from);
+        let [weight, bias, out_weight, out_bias] = PROJECTION.map(get);
+        let inner = ops::linear(&get(EMBEDDING)?, &weight?, Some(&bias?))?; // [virtual tokens, hidden]
         ops::linear(&ops::activate(&inner, Activation::Tanh)?, &out_weight?, Some(&out_bias?))
     }
 }
@@ -148,9 +149,9 @@ impl Adapter for PrefixTuning {
         matrix.map_or(0, |matrix| matrix.dims()[0])
     }
 
-    fn prefixes(&self) -> Result<Vec<(Tensor, Tensor)>> {
+    fn prefixes(&self) -> Result<Vec<(Value, Value)>> {
         let (matrix, width) = (self.matrix()?, self.shape.kv_width);
-        let part = |index: usize| matrix.narrow(1, index * width, width);
+        let part = |index: usize| matrix.narrow_columns(index * width, width);
         (0..self.shape.layers).map(|layer| Ok((part(2 * layer)?, part(2 * layer + 1)?))).collect()
     }
 
@@ -192,7 +193,7 @@ impl Adapter for PrefixTuning {
         });
         // PEFT describes the keys and values, not the model, where heads share them.
         self.shape.describe(&mut config, self.shape.kv_width, self.shape.kv_heads);
-        peft::write(folder, config, BTreeMap::from([(KEY.to_string(), self.matrix()?.detach())]), saving)?;
+        peft::write(folder, config, BTreeMap::from([(KEY.to_string(), self.matrix()?.tensor().clone())]), saving)?;
         if hidden.is_some() { peft::write_encoder(folder, &self.tensors) } else { Ok(()) }
     }
 }

@@ -17,7 +17,7 @@ use crate::bail;
 use crate::error::Result;
 use crate::model::adapter::{Adapter, Parameter, Saving};
 use crate::model::weights::Weights;
-use crate::ops::{self, Activation};
+use crate::ops::{self, Activation, Value};
 use crate::random;
 use crate::settings::{MethodSettings, ProbeSettings};
 
@@ -83,13 +83,14 @@ impl Adapter for Probing {
         self.layer
     }
 
-    fn last_block(&self, x: Tensor) -> Result<Tensor> {
-        let [Some(weight), Some(bias)] = OUT.map(|name| self.tensors.find(name)) else { return Ok(x) };
-        let inner = match HIDDEN.map(|name| self.tensors.find(name)) {
-            [Some(weight), bias] => ops::activate(&ops::linear(&x, weight, bias)?, Activation::Tanh)?,
+    fn last_block(&self, x: Value) -> Result<Value> {
+        let find = |name: &str| self.tensors.find(name).map(Value::of);
+        let [Some(weight), Some(bias)] = OUT.map(find) else { return Ok(x) };
+        let inner = match HIDDEN.map(find) {
+            [Some(weight), bias] => ops::activate(&ops::linear(&x, &weight, bias.as_ref())?, Activation::Tanh)?,
             _ => x.clone(),
         };
-        Ok((x + ops::linear(&inner, weight, Some(bias))?)?)
+        x.add(&ops::linear(&inner, &weight, Some(&bias))?)
     }
 
     fn parameters(&self) -> usize {

@@ -13,6 +13,7 @@ use super::words;
 use crate::error::Result;
 use crate::model::adapter::{Adapter, Parameter, Pass, Saving};
 use crate::model::weights::Weights;
+use crate::ops::Value;
 use crate::settings::{MethodSettings, PromptSettings};
 
 /// Key of the virtual tokens in PEFT's files.
@@ -59,8 +60,8 @@ impl Adapter for PromptTuning {
         self.tensors.find(KEY).map_or(0, |embeddings| embeddings.dims()[0])
     }
 
-    fn virtual_tokens(&self, _pass: &Pass) -> Result<Option<Tensor>> {
-        self.embeddings().map(Some)
+    fn virtual_tokens(&self, _pass: &Pass) -> Result<Option<Value>> {
+        Ok(Some(Value::of(&self.embeddings()?)))
     }
 
     fn parameters(&self) -> usize {

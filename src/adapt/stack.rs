@@ -11,6 +11,7 @@ use crate::model::architecture::Architecture;
 use crate::model::linear_change::{folded, magnitude_beside_updates};
 use crate::model::sites::Stack;
 use crate::model::weights::Weights;
+use crate::ops::Value;
 
 /// Refuses a stack in which one linear has a magnitude (DoRA) and updates beside the one that the magnitude
 /// belongs to: its norm would be that of another weight. `folders` are those of the stack's first adapters;
@@ -54,10 +55,10 @@ pub fn fold_together(
         // Nothing reads an output matrix that a classifier's folder lacks.
         let Some(weight) = unfolded.find(&key).filter(|_| changes.len() > 1) else { continue };
         let bias_key = format!("{name}.bias");
-        let (weight, bias) = (weight.clone(), unfolded.find(&bias_key).cloned());
+        let (weight, bias) = (Value::of(weight), unfolded.find(&bias_key).map(Value::of));
         let linear = folded(&Linear { name, weight, bias }, &changes)?;
-        weights.set(&key, linear.weight);
-        linear.bias.into_iter().for_each(|bias| weights.set(&bias_key, bias));
+        weights.set(&key, linear.weight.tensor().clone());
+        linear.bias.iter().for_each(|bias| weights.set(&bias_key, bias.tensor().clone()));
     }
     Ok(())
 }

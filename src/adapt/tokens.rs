@@ -17,6 +17,7 @@ use crate::model::adapter::{Adapter, EmbeddingChange, LinearChange, Parameter, R
 use crate::model::architecture::{Architecture, Config, shortened};
 use crate::model::tying::are_equal;
 use crate::model::weights::Weights;
+use crate::ops;
 use crate::settings::MethodSettings;
 
 /// Which tokens have rows of their own, in which tables; the rows are tensors of the adapter.
@@ -167,7 +168,7 @@ impl TokenRows {
 
     fn change(&self, tensors: &Weights, module: &str) -> Option<RowsChange> {
         let ids = self.ids.get(module)?.clone();
-        Some(RowsChange { ids, values: tensors.find(&self.key(module))?.clone() })
+        Some(RowsChange { ids, values: ops::Value::of(tensors.find(&self.key(module))?) })
     }
 
     /// The rows in place of the token embeddings'.

@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::model::adapter::{EmbeddingChange, LinearChange, NormChange};
 use crate::model::architecture::{Architecture, Positions};
 use crate::model::weights::{Role, Stored, TensorSpec, Weights, embedding_name, output_name, tensor_specs};
+use crate::ops::Value;
 
 /// The tensors that an adapter may have whole, by their names in `transformers`: all but tables of positions and of kinds of tokens, at which
 /// no adapter changes the forward pass.
@@ -86,7 +87,7 @@ pub fn new(modules: &[String], base: &Base) -> Result<Weights> {
 
 /// What they make of a linear.
 pub fn linear(tensors: &Weights, name: &str) -> LinearChange {
-    let part = |part: &str| tensors.find(&format!("{name}.{part}")).cloned();
+    let part = |part: &str| tensors.find(&format!("{name}.{part}")).map(Value::of);
     LinearChange { weight: part("weight"), bias: part("bias"), ..LinearChange::default() }
 }
 

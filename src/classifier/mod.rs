@@ -185,7 +185,7 @@ impl Network {
             Network::Core(model) => {
                 let trees: Vec<TokenTree> = texts.iter().map(EncodedTexts::tree).collect();
                 let batch = model.pack_texts(trees.iter().zip(texts.iter().map(|text| &text.types[..])));
-                model.classes(&model.hidden(&batch, &Pass::default())?, &batch)
+                Ok(model.classes(&model.hidden(&batch, &Pass::default())?, &batch)?.tensor().clone())
             }
         }
     }

@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use crate::error::Result;
 use crate::model::architecture::Architecture;
 use crate::model::transformer::KeyValueStore;
-use crate::ops::{self, Span};
+use crate::ops::{self, Span, Value};
 
 /// Keys and values of every layer, `[capacity, kv_heads * head_dim]` each.
 pub struct KeyValueCache {
@@ -21,7 +21,7 @@ impl KeyValueCache {
     pub fn new(
         architecture: &Architecture,
         capacity: usize,
-        prefixes: &[(Tensor, Tensor)],
+        prefixes: &[(Value, Value)],
         device: &Device,
     ) -> Result<Self> {
         let width = architecture.kv_width();
@@ -29,7 +29,9 @@ impl KeyValueCache {
         let layers = (0..architecture.layers).map(|layer| {
             let free = Tensor::zeros((capacity, width), DType::F32, device)?;
             Ok(match prefixes.get(layer) {
-                Some((keys, values)) => (Tensor::cat(&[keys, &free], 0)?, Tensor::cat(&[values, &free], 0)?),
+                Some((keys, values)) => {
+                    (Tensor::cat(&[keys.tensor(), &free], 0)?, Tensor::cat(&[values.tensor(), &free], 0)?)
+                }
                 None => (free.copy()?, free),
             })
         });

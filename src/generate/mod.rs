@@ -10,6 +10,8 @@
 pub mod kv_cache;
 pub mod sampler;
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +21,7 @@ use crate::data::schema::Origin;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::layout::{Layout, OwnRows, push_group};
-use crate::ops::{AttentionPlan, Query, Span};
+use crate::ops::{Query, Span};
 use crate::random::{self, Stream};
 use kv_cache::KeyValueCache;
 pub use sampler::{NotFinite, SamplingSettings};
@@ -222,7 +224,7 @@ impl<'a> ContinuousBatch<'a> {
         }
         let mut layout = Layout::new(&segments, &self.own_rows);
         let mut write = Vec::new();
-        for (query, &(_, rows)) in layout.plan.queries.iter_mut().zip(admitted) {
+        for (query, &(_, rows)) in Arc::make_mut(&mut layout.plan).queries.iter_mut().zip(admitted) {
             let own = Span { start: rows.start, len: query.rows.len };
             *query.keys.last_mut().expect("a segment sees itself") = own;
             write.extend((own.start..own.start + own.len).map(|row| row as u32));
@@ -276,7 +278,7 @@ impl<'a> ContinuousBatch<'a> {
                 self.restart(index)?;
             }
         }
-        let mut layout = Layout { plan: AttentionPlan::default(), ..Layout::default() };
+        let mut layout = Layout::default();
         let (mut tokens, mut write) = (Vec::new(), Vec::new());
         for (row, answer) in self.active.iter().enumerate() {
             let known = answer.tokens.len();
@@ -285,7 +287,7 @@ impl<'a> ContinuousBatch<'a> {
             layout.lengths.push((answer.first_position + known) as u32);
             let mut keys = answer.context.clone();
             keys.push(Span { start: answer.own.start, len: known });
-            layout.plan.queries.push(Query { rows: Span { start: row, len: 1 }, keys });
+            Arc::make_mut(&mut layout.plan).queries.push(Query { rows: Span { start: row, len: 1 }, keys });
             write.push((answer.own.start + known - 1) as u32);
             push_group(&mut layout.groups, answer.stack, row, 1);
         }
@@ -322,7 +324,7 @@ impl<'a> ContinuousBatch<'a> {
         let segment = Segment { start: 0, len: sequence.len(), parent: None, stack };
         let mut layout = Layout::new(&[segment], &self.own_rows);
         layout.lengths.fill((first_position + tokens.len()) as u32);
-        let query = &mut layout.plan.queries[0];
+        let query = &mut Arc::make_mut(&mut layout.plan).queries[0];
         let prompt_rows = query.rows.len - known.len();
         let rows = Span { start: own.start - prompt_rows, len: query.rows.len };
         let mut context = query.keys.clone();

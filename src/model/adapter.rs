@@ -8,9 +8,10 @@ use candle_core::{DType, Tensor, Var};
 
 use super::head::Head;
 use super::weights::Weights;
+use crate::bail;
 use crate::error::Result;
+use crate::ops::{self, Value};
 use crate::settings::MethodSettings;
-use crate::{bail, ops};
 
 /// What a site is told about the pass it is part of.
 #[derive(Debug, Clone, Copy, Default)]
@@ -35,9 +36,9 @@ pub struct Linear {
     /// Its name on disk, without `.weight`.
     pub name: String,
     /// `[d_out, d_in]`.
-    pub weight: Tensor,
+    pub weight: Value,
     /// `[d_out]`, where it has one.
-    pub bias: Option<Tensor>,
+    pub bias: Option<Value>,
 }
 
 /// What a method makes of a linear `y = W x + b`:
@@ -47,28 +48,28 @@ pub struct Linear {
 #[derive(Debug, Clone, Default)]
 pub struct LinearChange {
     /// In place of the base's weight and of all changes before this one, `[d_out, d_in]` (PEFT's `modules_to_save`).
-    pub weight: Option<Tensor>,
+    pub weight: Option<Value>,
     /// In place of single rows of the weight (trainable tokens in the output matrix).
     pub rows: Option<RowsChange>,
     /// `[d_in]` (IA3 on the feed-forward).
-    pub input_scale: Option<Tensor>,
+    pub input_scale: Option<Value>,
     /// Low-rank updates (LoRA).
     pub low_rank: Vec<LowRankChange>,
     /// `m`, `[d_out]` (DoRA).
-    pub magnitude: Option<Tensor>,
+    pub magnitude: Option<Value>,
     /// In place of the base's bias, `[d_out]` (BitFit).
-    pub bias: Option<Tensor>,
+    pub bias: Option<Value>,
     /// `[d_out]` (IA3).
-    pub output_scale: Option<Tensor>,
+    pub output_scale: Option<Value>,
 }
 
 /// One update `s B A x`.
 #[derive(Debug, Clone)]
 pub struct LowRankChange {
     /// `A`, `[rank, d_in]`.
-    pub down: Tensor,
+    pub down: Value,
     /// `B`, `[d_out, rank]`.
-    pub up: Tensor,
+    pub up: Value,
     /// `s`.
     pub scale: f64,
     /// Probability with which elements of the update's input are dropped in training.
@@ -79,9 +80,9 @@ pub struct LowRankChange {
 #[derive(Debug, Clone, Default)]
 pub struct NormChange {
     /// The weight.
-    pub weight: Option<Tensor>,
+    pub weight: Option<Value>,
     /// The bias.
-    pub bias: Option<Tensor>,
+    pub bias: Option<Value>,
 }
 
 /// Rows in place of some of a matrix `[n, d]`, such as the embeddings of single tokens (PEFT's trainable tokens).
@@ -90,42 +91,35 @@ pub struct RowsChange {
     /// Which rows, each once.
     pub ids: Arc<[u32]>,
     /// Their values, `[ids, d]`.
-    pub values: Tensor,
+    pub values: Value,
 }
 
 impl RowsChange {
-    /// The matrix `[n, d]` with these rows in it.
+    /// The matrix `[n, d]` with these rows in it, in candle's operations.
     pub fn applied(&self, matrix: &Tensor) -> Result<Tensor> {
         let ids = Tensor::from_slice(&self.ids, self.ids.len(), matrix.device())?;
         // x - x is zero, and so is the gradient of what is replaced.
         let cleared = matrix.index_add(&ids, &matrix.index_select(&ids, 0)?.neg()?, 0)?;
-        Ok(cleared.index_add(&ids, &self.values, 0)?)
+        Ok(cleared.index_add(&ids, &self.values.in_candle(), 0)?)
     }
 
     /// The embeddings `x` `[tokens, d]` of these tokens, those of them that have a row here replaced.
-    pub fn of_tokens(&self, x: &Tensor, tokens: &[u32]) -> Result<Tensor> {
-        self.select(x, &self.values, 0, tokens.iter().copied())
+    pub fn of_tokens(&self, x: &Value, tokens: &[u32]) -> Result<Value> {
+        let picks = self.picks(x.dim(0)?, tokens.iter().copied());
+        Value::cat_rows(&[x, &self.values])?.select_rows(&picks)
     }
 
     /// The outputs `y` `[rows, n]` of a linear for `x` `[rows, d]`, the columns of replaced rows of its weight replaced.
-    pub fn of_outputs(&self, y: &Tensor, x: &Tensor) -> Result<Tensor> {
-        self.select(y, &ops::linear(x, &self.values, None)?, 1, 0..y.dim(1)? as u32)
+    pub fn of_outputs(&self, y: &Value, x: &Value) -> Result<Value> {
+        let picks = self.picks(y.dim(1)?, 0..y.dim(1)? as u32);
+        y.select_columns(&ops::linear(x, &self.values, None)?, &picks)
     }
 
-    /// Of `x` and the replacements, laid end to end along `dimension`, what belongs to each of `ids`.
-    fn select(
-        &self,
-        x: &Tensor,
-        replacements: &Tensor,
-        dimension: usize,
-        ids: impl Iterator<Item = u32>,
-    ) -> Result<Tensor> {
+    /// Of `count` things and the replacements, laid end to end, what belongs to each of `ids`.
+    fn picks(&self, count: usize, ids: impl Iterator<Item = u32>) -> Vec<u32> {
         let places: HashMap<u32, usize> = self.ids.iter().enumerate().map(|(place, &id)| (id, place)).collect();
-        let count = x.dim(dimension)?;
         let place = |(index, id): (usize, u32)| places.get(&id).map_or(index, |place| count + place) as u32;
-        let picks: Vec<u32> = ids.enumerate().map(place).collect();
-        let picks = Tensor::from_slice(&picks, picks.len(), x.device())?;
-        Ok(Tensor::cat(&[x, replacements], dimension)?.index_select(&picks, dimension)?)
+        ids.enumerate().map(place).collect()
     }
 }
 
@@ -133,7 +127,7 @@ impl RowsChange {
 #[derive(Debug, Clone, Default)]
 pub struct EmbeddingChange {
     /// In place of `E` and of all changes before this one, `[vocabulary, d_model]`.
-    pub table: Option<Tensor>,
+    pub table: Option<Value>,
     /// `A` is `[rank, vocabulary]`, `B` `[d_model, rank]`.
     pub low_rank: Option<LowRankChange>,
     /// In place of the embeddings of single tokens.
@@ -150,7 +144,7 @@ pub enum SubLayer {
 }
 
 /// A norm of rows `[rows, d_model]`.
-pub type RowsNorm<'a> = dyn Fn(&Tensor) -> Result<Tensor> + 'a;
+pub type RowsNorm<'a> = dyn Fn(&Value) -> Result<Value> + 'a;
 
 /// The rows `[rows, d_model]` at which a sub-layer is left, before its output is added to the residual stream.
 pub struct SubLayerRows<'a> {
@@ -159,17 +153,17 @@ pub struct SubLayerRows<'a> {
     /// The sub-layer.
     pub which: SubLayer,
     /// The residual stream, to which the output will be added.
-    pub residual: &'a Tensor,
+    pub residual: &'a Value,
     /// What came out.
-    pub output: Tensor,
+    pub output: Value,
     /// The norm of the sum of the two, where the family normalises it.
     pub norm: Option<&'a RowsNorm<'a>>,
 }
 
 impl SubLayerRows<'_> {
     /// The residual stream with the output in it, normalised where the family does so there.
-    pub fn joined(&self) -> Result<Tensor> {
-        let sum = (self.residual + &self.output)?;
+    pub fn joined(&self) -> Result<Value> {
+        let sum = self.residual.add(&self.output)?;
         self.norm.map_or(Ok(sum.clone()), |norm| norm(&sum))
     }
 }
@@ -219,7 +213,7 @@ pub trait Adapter: Send + Sync {
     }
 
     /// Rows placed before the embeddings of every document, `[virtual rows, d_model]` (prompt tuning, P-tuning).
-    fn virtual_tokens(&self, _pass: &Pass) -> Result<Option<Tensor>> {
+    fn virtual_tokens(&self, _pass: &Pass) -> Result<Option<Value>> {
         Ok(None)
     }
 
@@ -230,7 +224,7 @@ pub trait Adapter: Send + Sync {
 
     /// For each layer, keys and values placed before its own, `[prefix rows, kv_heads * head_dim]` each, not rotated (prefix tuning,
     /// P-tuning v2); empty without.
-    fn prefixes(&self) -> Result<Vec<(Tensor, Tensor)>> {
+    fn prefixes(&self) -> Result<Vec<(Value, Value)>> {
         Ok(Vec::new())
     }
 
@@ -251,7 +245,7 @@ pub trait Adapter: Send + Sync {
     }
 
     /// What a sub-layer adds to the residual stream, `[rows, d_model]` (bottleneck adapters).
-    fn sub_layer(&self, rows: SubLayerRows) -> Result<Tensor> {
+    fn sub_layer(&self, rows: SubLayerRows) -> Result<Value> {
         Ok(rows.output)
     }
 
@@ -261,7 +255,7 @@ pub trait Adapter: Send + Sync {
     }
 
     /// The residual stream after the last block, `[rows, d_model]` (a probe of a language model).
-    fn last_block(&self, x: Tensor) -> Result<Tensor> {
+    fn last_block(&self, x: Value) -> Result<Value> {
         Ok(x)
     }
 

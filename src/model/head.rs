@@ -8,15 +8,14 @@ use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use serde_json::Value;
+use serde_json::Value as Json;
 
 use super::adapter::Parameter;
 use super::architecture::{Architecture, HeadForm, Pooling};
 use super::weights::{Role, Stored, TensorSpec};
 use crate::bail;
 use crate::error::Result;
-use crate::ops;
-use crate::ops::Activation;
+use crate::ops::{self, Activation, Value};
 pub use form::Form;
 use layer::{HeadNorm, Layer};
 
@@ -214,8 +213,8 @@ impl Head {
     }
 
     /// The head with the labels' names that a `config.json` of `transformers` gives them, where it has none of its own.
-    pub fn with_labels_of(mut self, config: &Value) -> Self {
-        let names = config.get("id2label").and_then(Value::as_object);
+    pub fn with_labels_of(mut self, config: &Json) -> Self {
+        let names = config.get("id2label").and_then(Json::as_object);
         let name = |index: usize| names?.get(&index.to_string())?.as_str().map(String::from);
         let names: Option<Vec<String>> = (0..self.labels()).map(name).collect();
         // `LABEL_0` is what `transformers` calls a label without a name.
@@ -338,7 +337,7 @@ impl Head {
     }
 
     /// The labels' numbers `[n, labels]` for hidden states `[n, d_model]`.
-    pub fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, hidden: &Value) -> Result<Value> {
         let inner = match &self.dense {
             Some(dense) => ops::activate(&dense.forward(hidden)?, self.activation)?,
             None => hidden.clone(),
@@ -346,13 +345,16 @@ impl Head {
         let inner = self.norm.as_ref().map_or(Ok(inner.clone()), |norm| norm.forward(&inner))?;
         let out = self.out.forward(&inner)?; // [n, labels]
         let Form { shift, divisor, .. } = self.form;
-        let out = if shift == 0.0 { out } else { (out - f64::from(shift))? };
-        Ok(if divisor == 1.0 { out } else { (out / f64::from(divisor))? })
+        let out = match shift == 0.0 {
+            true => out,
+            false => out.add_to_columns(&Value::constant(Tensor::full(-shift, self.labels(), hidden.device())?))?,
+        };
+        if divisor == 1.0 { Ok(out) } else { out.scale(1.0 / f64::from(divisor)) }
     }
 
     /// The hidden states that stand for sequences, `[sequences, d_model]`: `tokens` are those of all rows,
     /// `rows` the rows of each sequence's parts.
-    pub fn pool(&self, hidden: &Tensor, tokens: &[u32], rows: &[[Range<usize>; 2]]) -> Result<Tensor> {
+    pub fn pool(&self, hidden: &Value, tokens: &[u32], rows: &[[Range<usize>; 2]]) -> Result<Value> {
         let without_padding: Vec<[Range<usize>; 2]>;
         let rows = match self.form.pad_token_id {
             Some(pad) if self.form.pooling == Pooling::Last => {
@@ -369,7 +371,7 @@ impl Head {
             return ops::mean_rows(hidden, rows);
         }
         let rows: Vec<u32> = rows.iter().map(|rows| one(rows) as u32).collect();
-        Ok(hidden.index_select(&Tensor::from_slice(&rows, rows.len(), hidden.device())?, 0)?)
+        hidden.select_rows(&rows)
     }
 }
 

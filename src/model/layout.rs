@@ -1,5 +1,7 @@
 //! Who attends to whom in a flat stream of tokens.
 
+use std::sync::Arc;
+
 use super::sites::{Group, Stack};
 use crate::data::batch::Segment;
 use crate::ops::{AttentionPlan, Query, Span};
@@ -35,7 +37,7 @@ pub struct Layout {
     /// For every row of the stream, the length of the longest sequence that it is a part of (rotations may depend on it).
     pub lengths: Vec<u32>,
     /// Which keys each segment's queries see.
-    pub plan: AttentionPlan,
+    pub plan: Arc<AttentionPlan>,
     /// For every token of the batch, its row in the stream; `None` while they are the same.
     pub token_rows: Option<Vec<u32>>,
     /// For every row of the stream, its row in `[virtual rows of all stacks; tokens]`; `None` while there are no virtual rows.
@@ -110,7 +112,7 @@ impl Stream {
         };
         let len = virtual_rows + segment.len;
         keys.push(Span { start: self.prefix_rows + start, len });
-        self.layout.plan.queries.push(Query { rows: Span { start, len }, keys });
+        Arc::make_mut(&mut self.layout.plan).queries.push(Query { rows: Span { start, len }, keys });
         self.layout.positions.extend((first_position..first_position + len).map(|position| position as u32));
         push_group(&mut self.layout.groups, segment.stack, start, len);
         push_group(&mut self.layout.token_groups, segment.stack, segment.start, segment.len);

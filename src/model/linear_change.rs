@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::adapter::{Linear, LinearChange, LowRankChange, Pass, StepRows};
 use crate::error::Result;
-use crate::ops::{self, LowRank, Mask};
+use crate::ops::{self, LowRank, Mask, Value};
 use crate::random;
 
 impl LinearChange {
@@ -44,11 +44,11 @@ pub fn magnitude_beside_updates(changes: &[LinearChange]) -> Option<usize> {
 }
 
 /// A linear with changes, one on top of the other, `[rows, d_out]`.
-pub(super) fn changed_linear(linear: &Linear, x: &Tensor, changes: &[LinearChange], pass: &Pass) -> Result<Tensor> {
+pub(super) fn changed_linear(linear: &Linear, x: &Value, changes: &[LinearChange], pass: &Pass) -> Result<Value> {
     let (linear, changes) = &start(linear, changes);
     let mut input = x.clone();
     for scale in changes.iter().filter_map(|change| change.input_scale.as_ref()) {
-        input = input.broadcast_mul(scale)?; // [rows, d_in]
+        input = input.scale_columns(scale)?; // [rows, d_in]
     }
     let bias = changes.iter().rev().find_map(|change| change.bias.as_ref()).or(linear.bias.as_ref());
     let magnitude = changes.iter().find(|change| change.magnitude.is_some());
@@ -58,22 +58,22 @@ pub(super) fn changed_linear(linear: &Linear, x: &Tensor, changes: &[LinearChang
         None => updated(linear, &input, bias, changes.iter().flat_map(|change| &change.low_rank), pass)?,
     }; // [rows, d_out]
     for scale in changes.iter().filter_map(|change| change.output_scale.as_ref()) {
-        y = y.broadcast_mul(scale)?;
+        y = y.scale_columns(scale)?;
     }
     Ok(y)
 }
 
-/// The weight `[d_out, d_in]` with which a linear without bias gives what the changes make of it, dropout apart.
+/// The weight `[d_out, d_in]` with which a linear without bias gives what the changes make of it, dropout apart, in candle's operations.
 pub(super) fn changed_weight(linear: &Linear, changes: &[LinearChange]) -> Result<Tensor> {
     let (linear, changes) = &start(linear, changes);
-    let mut weight = linear.weight.clone();
+    let mut weight = linear.weight.in_candle();
     for LinearChange { low_rank, magnitude, rows, .. } in *changes {
         let base = weight.clone();
         for LowRankChange { down, up, scale, .. } in low_rank {
-            weight = (weight + up.matmul(down)?.affine(*scale, 0.0)?)?;
+            weight = (weight + up.in_candle().matmul(&down.in_candle())?.affine(*scale, 0.0)?)?;
         }
         if let (Some(magnitude), Some(update)) = (magnitude, low_rank.first()) {
-            let factor = magnitude.div(&updated_row_norms(&base, update)?)?; // [d_out]
+            let factor = magnitude.in_candle().div(&updated_row_norms(&base, update)?)?; // [d_out]
             weight = weight.broadcast_mul(&factor.unsqueeze(1)?)?;
         }
         if let Some(rows) = rows {
@@ -81,10 +81,10 @@ pub(super) fn changed_weight(linear: &Linear, changes: &[LinearChange]) -> Resul
         }
     }
     for scale in changes.iter().filter_map(|change| change.input_scale.as_ref()) {
-        weight = weight.broadcast_mul(&scale.unsqueeze(0)?)?;
+        weight = weight.broadcast_mul(&scale.in_candle().unsqueeze(0)?)?;
     }
     for scale in changes.iter().filter_map(|change| change.output_scale.as_ref()) {
-        weight = weight.broadcast_mul(&scale.unsqueeze(1)?)?;
+        weight = weight.broadcast_mul(&scale.in_candle().unsqueeze(1)?)?;
     }
     Ok(weight)
 }
@@ -94,57 +94,49 @@ pub(super) fn changed_weight(linear: &Linear, changes: &[LinearChange]) -> Resul
 pub fn folded(linear: &Linear, changes: &[LinearChange]) -> Result<Linear> {
     let weight = changed_weight(linear, changes)?;
     let (linear, changes) = &start(linear, changes);
-    let mut bias = changes.iter().rev().find_map(|change| change.bias.clone()).or(linear.bias.clone());
+    let bias = changes.iter().rev().find_map(|change| change.bias.as_ref()).or(linear.bias.as_ref());
+    let mut bias = bias.map(|bias| bias.tensor().clone());
     for scale in changes.iter().filter_map(|change| change.output_scale.as_ref()) {
-        bias = bias.map(|bias| bias.mul(scale)).transpose()?;
+        bias = bias.map(|bias| bias.mul(scale.tensor())).transpose()?;
     }
-    Ok(Linear { name: linear.name.clone(), weight: weight.detach(), bias: bias.map(|bias| bias.detach()) })
+    Ok(Linear { name: linear.name.clone(), weight: Value::constant(weight), bias: bias.map(Value::constant) })
 }
 
 /// `W' x + b + Σ s B A x`, single rows of `W` replaced in `W'` where their change comes.
-fn with_rows(
-    linear: &Linear,
-    x: &Tensor,
-    bias: Option<&Tensor>,
-    changes: &[LinearChange],
-    pass: &Pass,
-) -> Result<Tensor> {
+fn with_rows(linear: &Linear, x: &Value, bias: Option<&Value>, changes: &[LinearChange], pass: &Pass) -> Result<Value> {
     let mut y = ops::linear(x, &linear.weight, None)?; // [rows, d_out]
     for change in changes {
         for update in &change.low_rank {
-            y = (y + product(update, linear, x, pass)?)?;
+            y = y.add(&product(update, linear, x, pass)?)?;
         }
         if let Some(rows) = &change.rows {
             y = rows.of_outputs(&y, x)?;
         }
     }
-    Ok(match bias {
-        Some(bias) => y.broadcast_add(bias)?,
-        None => y,
-    })
+    bias.map_or(Ok(y.clone()), |bias| y.add_to_columns(bias))
 }
 
 /// `W x + b + Σ s B A x`.
 fn updated<'a>(
     linear: &Linear,
-    x: &Tensor,
-    bias: Option<&Tensor>,
+    x: &Value,
+    bias: Option<&Value>,
     mut updates: impl Iterator<Item = &'a LowRankChange>,
     pass: &Pass,
-) -> Result<Tensor> {
+) -> Result<Value> {
     let Some(first) = updates.next() else { return ops::linear(x, &linear.weight, bias) };
     let mut y = ops::low_rank_linear(x, &linear.weight, bias, &low_rank(first, linear, pass))?; // [rows, d_out]
     for update in updates {
-        y = (y + product(update, linear, x, pass)?)?;
+        y = y.add(&product(update, linear, x, pass)?)?;
     }
     Ok(y)
 }
 
 /// `s B A x`, `[rows, d_out]`.
-fn product(update: &LowRankChange, linear: &Linear, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+fn product(update: &LowRankChange, linear: &Linear, x: &Value, pass: &Pass) -> Result<Value> {
     let LowRank { a, b, scale, dropout } = low_rank(update, linear, pass);
     let x = dropout.map_or_else(|| Ok(x.clone()), |mask| ops::dropout(x, &mask))?;
-    Ok(ops::linear(&ops::linear(&x, a, None)?, b, None)?.affine(scale, 0.0)?)
+    ops::linear(&ops::linear(&x, a, None)?, b, None)?.scale(scale)
 }
 
 fn low_rank<'a>(change: &'a LowRankChange, linear: &Linear, pass: &Pass) -> LowRank<'a> {
@@ -159,43 +151,35 @@ fn low_rank<'a>(change: &'a LowRankChange, linear: &Linear, pass: &Pass) -> LowR
 
 /// DoRA: `f ⊙ (W x + s B A x) + b` with `f = m / |W + s B A|`, the norm a constant to the gradient (Liu et al. 2024, section 4.3). With dropout,
 /// `W x + (f - 1) ⊙ W x' + f ⊙ s B A x' + b`, as in PEFT.
-fn decomposed(
-    linear: &Linear,
-    x: &Tensor,
-    bias: Option<&Tensor>,
-    change: &LinearChange,
-    pass: &Pass,
-) -> Result<Tensor> {
+fn decomposed(linear: &Linear, x: &Value, bias: Option<&Value>, change: &LinearChange, pass: &Pass) -> Result<Value> {
     let (Some(update), Some(magnitude)) = (change.low_rank.first(), &change.magnitude) else {
         crate::bail!("{}: a magnitude stands beside a low-rank update", linear.name);
     };
-    let factor = magnitude.div(&updated_row_norms(&linear.weight, update)?)?; // [d_out]
+    let factor = magnitude.in_candle().div(&updated_row_norms(linear.weight.tensor(), update)?)?; // [d_out]
     let (scaled, base) = match low_rank(update, linear, pass) {
         LowRank { dropout: None, .. } => (updated(linear, x, None, std::iter::once(update), pass)?, None),
         LowRank { a, b, scale, dropout: Some(mask) } => {
             let dropped = ops::dropout(x, &mask)?;
             let kept = ops::low_rank_linear(&dropped, &linear.weight, None, &LowRank { a, b, scale, dropout: None })?;
-            let lost = (ops::linear(x, &linear.weight, None)? - ops::linear(&dropped, &linear.weight, None)?)?;
-            (kept, Some(lost))
+            let of_dropped = ops::linear(&dropped, &linear.weight, None)?;
+            (kept, Some(ops::linear(x, &linear.weight, None)?.add(&of_dropped.scale(-1.0)?)?))
         }
     };
-    let mut y = scaled.broadcast_mul(&factor)?; // [rows, d_out]
+    let mut y = scaled.scale_columns(&Value::of(&factor))?; // [rows, d_out]
     if let Some(base) = base {
-        y = (y + base)?;
+        y = y.add(&base)?;
     }
-    Ok(match bias {
-        Some(bias) => y.broadcast_add(bias)?,
-        None => y,
-    })
+    bias.map_or(Ok(y.clone()), |bias| y.add_to_columns(bias))
 }
 
 /// The norm of every row of `W + s B A`, `[d_out]`, without making that matrix:
 /// `|w + s b A|² = |w|² + 2 s b · (A w) + s² b (A Aᵀ) bᵀ`.
 pub fn updated_row_norms(weight: &Tensor, update: &LowRankChange) -> Result<Tensor> {
-    let [weight, down, up] = [weight, &update.down, &update.up].map(Tensor::detach);
-    let of_weight = weight.sqr()?.sum(1)?; // [d_out]
-    let crossed = up.mul(&ops::linear(&weight, &down, None)?)?.sum(1)?; // [d_out]
-    let of_update = up.mul(&ops::linear(&up, &ops::linear(&down, &down, None)?, None)?)?.sum(1)?; // [d_out]
+    let [weight, down, up] = [&Value::of(weight), &update.down, &update.up].map(Value::detach);
+    let sum_of_products = |a: &Value, b: Value| -> Result<Tensor> { Ok(a.tensor().mul(b.tensor())?.sum(1)?) };
+    let of_weight = weight.tensor().sqr()?.sum(1)?; // [d_out]
+    let crossed = sum_of_products(&up, ops::linear(&weight, &down, None)?)?; // [d_out]
+    let of_update = sum_of_products(&up, ops::linear(&up, &ops::linear(&down, &down, None)?, None)?)?; // [d_out]
     let scale = update.scale;
     Ok(((of_weight + crossed.affine(2.0 * scale, 0.0)?)? + of_update.affine(scale * scale, 0.0)?)?.sqrt()?)
 }
@@ -208,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_magnitude_counts_with_its_own_update_alone() -> Result<()> {
-        let ones = |shape: &[usize]| Tensor::ones(shape, DType::F32, &Device::Cpu);
+        let ones = |shape: &[usize]| Tensor::ones(shape, DType::F32, &Device::Cpu).map(Value::constant);
         let update = LowRankChange { down: ones(&[1, 2])?, up: ones(&[3, 1])?, scale: 1.0, dropout: 0.0 };
         let low_rank = LinearChange { low_rank: vec![update.clone()], ..LinearChange::default() };
         let decomposed = LinearChange { magnitude: Some(ones(&[3])?), ..low_rank.clone() };

@@ -23,13 +23,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 
 use crate::bail;
 use crate::data::batch::{Batch, TokenTree};
 use crate::data::tokenize::Tokenizer;
 use crate::error::Result;
-use crate::ops;
+use crate::ops::{self, Value};
 use crate::random;
 use crate::remote::hub;
 use adapter::{Adapter, Parameter, Pass, Saving, StepRows};
@@ -293,7 +293,7 @@ impl Model {
     }
 
     /// The hidden state at every token of a batch, `[tokens, d_model]`.
-    pub fn hidden(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
+    pub fn hidden(&self, batch: &Batch, pass: &Pass) -> Result<Value> {
         let layout = Layout::new(&batch.segments, &self.own_rows());
         let stream = Stream { tokens: &batch.tokens, types: &batch.types, layout: &layout };
         self.transformer.forward(&stream, &self.stacks, pass, None)
@@ -307,7 +307,7 @@ impl Model {
     }
 
     /// The hidden state at every token of a stream whose keys and values are kept in `store`.
-    pub fn hidden_with_store(&self, tokens: &[u32], layout: &Layout, store: &mut dyn KeyValueStore) -> Result<Tensor> {
+    pub fn hidden_with_store(&self, tokens: &[u32], layout: &Layout, store: &mut dyn KeyValueStore) -> Result<Value> {
         let stream = Stream { tokens, types: &[], layout };
         self.transformer.forward(&stream, &self.stacks, &Pass::default(), Some(store))
     }
@@ -318,12 +318,12 @@ impl Model {
     }
 
     /// For each layer the prefixes of all stacks, end to end, `[prefix rows, kv_heads * head_dim]` each; empty without.
-    pub fn prefixes(&self) -> Result<Vec<(Tensor, Tensor)>> {
+    pub fn prefixes(&self) -> Result<Vec<(Value, Value)>> {
         sites::prefixes(&self.stacks)
     }
 
     /// The reward of every answer of a batch, `[answers]`.
-    pub fn rewards(&self, hidden: &Tensor, batch: &Batch) -> Result<Tensor> {
+    pub fn rewards(&self, hidden: &Value, batch: &Batch) -> Result<Value> {
         let rewards = self.classes(hidden, batch)?; // [answers, 1]
         if rewards.dim(1)? != 1 {
             bail!(
@@ -332,33 +332,36 @@ impl Model {
                 rewards.dim(1)?
             );
         }
-        Ok(rewards.squeeze(1)?)
+        rewards.reshape(rewards.dim(0)?)
     }
 
     /// The head's numbers for every answer of a batch, `[answers, labels]`; each by the head of its own stack, where that has one.
-    pub fn classes(&self, hidden: &Tensor, batch: &Batch) -> Result<Tensor> {
+    pub fn classes(&self, hidden: &Value, batch: &Batch) -> Result<Value> {
         let of_run = |(stack, answers): (usize, Range<usize>)| {
             let head = self.heads[stack].as_ref().map_or_else(|| self.needed_head(), Ok)?;
             head.forward(&head.pool(hidden, &batch.tokens, &batch.answer_rows[answers])?)
         };
         match &batch.runs()[..] {
             [run] => of_run(run.clone()),
-            runs => Ok(Tensor::cat(&runs.iter().cloned().map(of_run).collect::<Result<Vec<_>>>()?, 0)?),
+            runs => {
+                let parts = runs.iter().cloned().map(of_run).collect::<Result<Vec<_>>>()?;
+                Value::cat_rows(&parts.iter().collect::<Vec<_>>())
+            }
         }
     }
 
     /// The hidden states that stand for the answers of a batch, `[answers, d_model]`.
-    pub fn pooled(&self, hidden: &Tensor, batch: &Batch) -> Result<Tensor> {
+    pub fn pooled(&self, hidden: &Value, batch: &Batch) -> Result<Value> {
         self.needed_head()?.pool(hidden, &batch.tokens, &batch.answer_rows)
     }
 
     /// The head's numbers `[n, labels]` for hidden states `[n, d_model]` that stand for sequences.
-    pub fn classes_of_pooled(&self, pooled: &Tensor) -> Result<Tensor> {
+    pub fn classes_of_pooled(&self, pooled: &Value) -> Result<Value> {
         self.needed_head()?.forward(pooled)
     }
 
     /// The value at some rows, `[rows]`: what the head of a reward model says after each of them.
-    pub fn values(&self, hidden: &Tensor, rows: &[usize]) -> Result<Tensor> {
+    pub fn values(&self, hidden: &Value, rows: &[usize]) -> Result<Value> {
         let head = self.needed_head()?;
         if head.form.pooling != Pooling::Last {
             bail!(
@@ -368,7 +371,7 @@ impl Model {
             );
         }
         let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
-        Ok(head.forward(&select_rows(hidden, &rows)?)?.squeeze(1)?)
+        head.forward(&hidden.select_rows(&rows)?)?.reshape(rows.len())
     }
 
     /// A warning where `transformers` would read the head of this model at another token than it is trained
@@ -436,8 +439,4 @@ impl StepPasses {
         self.rows += model.rows(batch);
         Pass { dropout: Some(rows) }
     }
-}
-
-fn select_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
-    Ok(x.index_select(&Tensor::from_slice(rows, rows.len(), x.device())?, 0)?)
 }

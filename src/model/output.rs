@@ -6,10 +6,10 @@ use candle_core::Tensor;
 
 use super::adapter::{Adapter, Linear, LinearChange, Pass};
 use super::linear_change::{changed_linear, changed_weight};
-use super::{Model, select_rows, weights};
+use super::{Model, weights};
 use crate::data::batch::{Batch, Target};
 use crate::error::Result;
-use crate::ops::{self, LogProbs};
+use crate::ops::{self, LogProbs, Value};
 
 impl Model {
     /// Whether it can tell the probability of a token: a classifier may be without an output matrix, and an encoder is.
@@ -20,7 +20,7 @@ impl Model {
     }
 
     /// Log-probability and entropy of every target of a batch, given its hidden states: `[targets]` each.
-    pub fn log_probs(&self, hidden: &Tensor, batch: &Batch, temperature: f64) -> Result<LogProbs> {
+    pub fn log_probs(&self, hidden: &Value, batch: &Batch, temperature: f64) -> Result<LogProbs> {
         if !(1..self.stacks.len()).any(|stack| self.changes_output(stack)) {
             return self.log_probs_of(hidden, &batch.targets, 0, temperature);
         }
@@ -32,25 +32,30 @@ impl Model {
             log_probs.push(part.log_probs);
             entropy.push(part.entropy);
         }
-        Ok(LogProbs { log_probs: Tensor::cat(&log_probs, 0)?, entropy: Tensor::cat(&entropy, 0)? })
+        let joined = |parts: &[Value]| Value::cat_rows(&parts.iter().collect::<Vec<_>>());
+        Ok(LogProbs { log_probs: joined(&log_probs)?, entropy: joined(&entropy)? })
     }
 
-    fn log_probs_of(&self, hidden: &Tensor, targets: &[Target], stack: usize, temperature: f64) -> Result<LogProbs> {
+    fn log_probs_of(&self, hidden: &Value, targets: &[Target], stack: usize, temperature: f64) -> Result<LogProbs> {
         let rows: Vec<u32> = targets.iter().map(|target| target.row as u32).collect();
         let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
-        let hidden = self.scaled_for_output(select_rows(hidden, &rows)?)?; // [targets, d_model]
+        let hidden = self.scaled_for_output(hidden.select_rows(&rows)?)?; // [targets, d_model]
         let soft_cap = self.architecture.output_soft_cap;
         // The operation is fused over the matrix, so that all changes have to be in it.
-        let matrix = changed_weight(&self.output(), &self.output_changes(stack))?; // [vocabulary, d_model]
+        let matrix = match &self.output_changes(stack)[..] {
+            [] => self.output().weight,
+            changes => Value::of(&changed_weight(&self.output(), changes)?),
+        }; // [vocabulary, d_model]
         ops::log_probs(&hidden, &matrix, &tokens, temperature, soft_cap)
     }
 
-    /// The logits `[rows, vocabulary]` at some rows, which run with these stacks (all with the model's own where there are none).
-    pub fn logits(&self, hidden: &Tensor, rows: &[u32], stacks: &[usize]) -> Result<Tensor> {
-        let hidden = self.scaled_for_output(select_rows(hidden, rows)?)?; // [rows, d_model]
+    /// The logits `[rows, vocabulary]` at some rows, as constants. The rows run with these stacks (all with the model's own where there are none).
+    pub fn logits(&self, hidden: &Value, rows: &[u32], stacks: &[usize]) -> Result<Tensor> {
+        let hidden = self.scaled_for_output(hidden.detach().select_rows(rows)?)?; // [rows, d_model]
         let output = self.output();
-        let of_rows = |hidden: &Tensor, stack: usize| {
-            changed_linear(&output, hidden, &self.output_changes(stack), &Pass::default())
+        let of_rows = |hidden: &Value, stack: usize| -> Result<Tensor> {
+            let logits = changed_linear(&output, hidden, &self.output_changes(stack), &Pass::default())?;
+            Ok(logits.tensor().clone())
         };
         let logits = match stacks {
             [] => of_rows(&hidden, 0)?,
@@ -58,28 +63,31 @@ impl Model {
                 // Rows of one stack follow each other, so that each run of them is one product.
                 let (mut logits, mut row) = (Vec::new(), 0);
                 for run in stacks.chunk_by(|one, next| one == next) {
-                    logits.push(of_rows(&hidden.narrow(0, row, run.len())?, run[0])?); // [run, vocabulary]
+                    logits.push(of_rows(&hidden.narrow_rows(row, run.len())?, run[0])?); // [run, vocabulary]
                     row += run.len();
                 }
                 Tensor::cat(&logits, 0)?
             }
-            _ => ops::linear(&hidden, &output.weight, None)?,
+            _ => ops::linear(&hidden, &output.weight.detach(), None)?.tensor().clone(),
         }; // [rows, vocabulary]
         Ok(match self.architecture.output_soft_cap {
-            Some(cap) => ops::activate(&(logits / cap)?, ops::Activation::Tanh)?.affine(cap, 0.0)?,
+            Some(cap) => {
+                let capped = ops::activate(&Value::constant((logits / cap)?), ops::Activation::Tanh)?;
+                capped.scale(cap)?.tensor().clone()
+            }
             None => logits,
         })
     }
 
     /// Hidden states whose products with the output matrix are the logits.
-    fn scaled_for_output(&self, hidden: Tensor) -> Result<Tensor> {
-        self.architecture.output_scale.map_or(Ok(hidden.clone()), |scale| Ok(hidden.affine(scale, 0.0)?))
+    fn scaled_for_output(&self, hidden: Value) -> Result<Value> {
+        self.architecture.output_scale.map_or(Ok(hidden.clone()), |scale| hidden.scale(scale))
     }
 
     /// The base's output matrix, as the linear that it is.
     fn output(&self) -> Linear {
         let name = self.architecture.names.output_module.to_string();
-        Linear { name, weight: self.transformer.output().clone(), bias: None }
+        Linear { name, weight: self.transformer.output_value().clone(), bias: None }
     }
 
     /// What the adapters of a stack make of it.

@@ -2,14 +2,12 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
-
 use super::adapter::{
     Adapter, EmbeddingChange, Linear, LinearChange, LowRankChange, NormChange, Pass, RowsNorm, SubLayer, SubLayerRows,
 };
 use super::linear_change::changed_linear;
 use crate::error::Result;
-use crate::ops::{self, RowUpdate, Span};
+use crate::ops::{self, RowUpdate, Span, Value};
 
 /// Adapters that change the same rows, each on top of those before it.
 pub type Stack = Vec<Arc<dyn Adapter>>;
@@ -24,7 +22,7 @@ pub struct Group {
 }
 
 /// The norm of a sub-layer's output together with the residual stream, by the sites of the rows that it is given.
-pub type SumNorm<'a> = dyn Fn(&Tensor, &Sites) -> Result<Tensor> + 'a;
+pub type SumNorm<'a> = dyn Fn(&Value, &Sites) -> Result<Value> + 'a;
 
 /// The sites of one pass.
 pub struct Sites<'a> {
@@ -38,12 +36,12 @@ pub struct Sites<'a> {
 
 impl Sites<'_> {
     /// Runs `part` on the rows of each group, with its stack, and lays the results end to end.
-    fn by_group(&self, x: &Tensor, part: impl Fn(&Stack, &Group, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    fn by_group(&self, x: &Value, part: impl Fn(&Stack, &Group, &Value) -> Result<Value>) -> Result<Value> {
         if let [group] = self.groups {
             return part(&self.stacks[group.stack], group, x);
         }
         let parts = self.groups.iter().map(|group| part(&self.stacks[group.stack], group, &rows_of(x, group)?));
-        Ok(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?)
+        joined(parts)
     }
 
     fn any(&self, has: impl Fn(&dyn Adapter) -> bool) -> bool {
@@ -51,33 +49,21 @@ impl Sites<'_> {
     }
 
     /// The embeddings `[tokens, d_model]` of tokens, given the base's table. Groups are those of the tokens, virtual rows left out.
-    pub fn embed(&self, table: &Tensor, ids: &Tensor, groups: &[Group]) -> Result<Tensor> {
+    pub fn embed(&self, table: &Value, ids: &[u32], groups: &[Group]) -> Result<Value> {
         let sites = Sites { groups, ..*self };
         if !sites.any(|adapter| adapter.embedding().is_some()) {
-            return Ok(table.index_select(ids, 0)?);
+            return table.select_rows(ids);
         }
-        sites.by_group(ids, |stack, _, ids| {
-            let changes: Vec<_> = stack.iter().filter_map(|adapter| adapter.embedding()).collect();
-            // A whole table takes the place of everything before it.
-            let first = changes.iter().rposition(|change| change.table.is_some()).unwrap_or(0);
-            let changes = &changes[first..];
-            let table = changes.first().and_then(|change| change.table.as_ref()).unwrap_or(table);
-            let mut x = table.index_select(ids, 0)?; // [tokens, d_model]
-            for EmbeddingChange { low_rank, rows, .. } in changes {
-                if let Some(LowRankChange { down, up, scale, .. }) = low_rank {
-                    let inner = down.index_select(ids, 1)?.t()?.contiguous()?; // [tokens, rank]
-                    x = (x + ops::linear(&inner, up, None)?.affine(*scale, 0.0)?)?;
-                }
-                if let Some(rows) = rows {
-                    x = rows.of_tokens(&x, &ids.to_vec1::<u32>()?)?;
-                }
-            }
-            Ok(x)
-        })
+        let of_group = |group: &Group| {
+            let ids = &ids[group.rows.start..][..group.rows.len];
+            let changes = self.stacks[group.stack].iter().filter_map(|adapter| adapter.embedding());
+            embed_with(table, ids, &changes.collect::<Vec<_>>())
+        };
+        joined(groups.iter().map(of_group))
     }
 
     /// The output `[rows, d_out]` of a linear.
-    pub fn linear(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
+    pub fn linear(&self, linear: &Linear, x: &Value) -> Result<Value> {
         let changes = |group: &Group| -> Vec<LinearChange> {
             self.stacks[group.stack].iter().filter_map(|adapter| adapter.linear(&linear.name)).collect()
         };
@@ -85,19 +71,23 @@ impl Sites<'_> {
             return changed_linear(linear, x, &changes(group), self.pass);
         }
         let changes: Vec<Vec<LinearChange>> = self.groups.iter().map(changes).collect();
-        // The base's product once for all rows, where the groups' own changes can be added to it.
-        let is_added = |changes: &[LinearChange]| changes.iter().all(LinearChange::is_low_rank);
+        // The base's product once for all rows, where the groups' own changes can be added to it in place.
+        let is_frozen = |change: &LowRankChange| !change.down.is_tracked() && !change.up.is_tracked();
+        let is_added = |changes: &[LinearChange]| {
+            let may_change = !x.is_tracked() && !linear.weight.is_tracked();
+            may_change && changes.iter().all(|change| change.is_low_rank() && change.low_rank.iter().all(is_frozen))
+        };
         let base = ops::linear(x, &linear.weight, linear.bias.as_ref())?; // [rows, d_out]
         let mut updates = Vec::new();
         for (group, changes) in self.groups.iter().zip(&changes).filter(|(_, changes)| is_added(changes)) {
             updates.extend(changes.iter().flat_map(|change| &change.low_rank).map(|low_rank| RowUpdate {
                 rows: group.rows,
-                a: &low_rank.down,
-                b: &low_rank.up,
+                a: low_rank.down.tensor(),
+                b: low_rank.up.tensor(),
                 scale: low_rank.scale,
             }));
         }
-        ops::add_low_rank_to_rows(&base, x, &updates)?;
+        ops::add_low_rank_to_rows(base.tensor(), x.tensor(), &updates)?;
         if changes.iter().all(|changes| is_added(changes)) {
             return Ok(base);
         }
@@ -105,16 +95,16 @@ impl Sites<'_> {
             true => rows_of(&base, group),
             false => changed_linear(linear, &rows_of(x, group)?, changes, self.pass),
         });
-        Ok(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?)
+        joined(parts)
     }
 
     /// The rows `[rows, d_model]` after a norm, which `run` computes from the rows and what a method has in place of its parameters.
     pub fn norm(
         &self,
         name: &str,
-        x: &Tensor,
-        run: impl Fn(&Tensor, Option<NormChange>) -> Result<Tensor>,
-    ) -> Result<Tensor> {
+        x: &Value,
+        run: impl Fn(&Value, Option<NormChange>) -> Result<Value>,
+    ) -> Result<Value> {
         if !self.any(|adapter| adapter.norm(name).is_some()) {
             return run(x, None);
         }
@@ -132,16 +122,16 @@ impl Sites<'_> {
     pub fn sub_layer(
         &self,
         (layer, which): (usize, SubLayer),
-        residual: &Tensor,
-        output: Tensor,
+        residual: &Value,
+        output: Value,
         norm: Option<&SumNorm>,
-    ) -> Result<Tensor> {
+    ) -> Result<Value> {
         self.by_group(&output, |stack, group, output| {
             let alone = self.groups.len() == 1;
             let residual = if alone { residual.clone() } else { rows_of(residual, group)? };
             let groups = [Group { rows: Span { start: 0, ..group.rows }, ..*group }];
             let sites = Sites { groups: if alone { self.groups } else { &groups }, ..*self };
-            let norm = norm.map(|norm| |sum: &Tensor| norm(sum, &sites));
+            let norm = norm.map(|norm| |sum: &Value| norm(sum, &sites));
             let norm = norm.as_ref().map(|norm| norm as &RowsNorm);
             stack.iter().try_fold(output.clone(), |output, adapter| {
                 adapter.sub_layer(SubLayerRows { layer, which, residual: &residual, output, norm })
@@ -150,7 +140,7 @@ impl Sites<'_> {
     }
 
     /// The residual stream after the last block.
-    pub fn last_block(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn last_block(&self, x: &Value) -> Result<Value> {
         self.by_group(x, |stack, _, x| stack.iter().try_fold(x.clone(), |x, adapter| adapter.last_block(x)))
     }
 
@@ -161,29 +151,54 @@ impl Sites<'_> {
 }
 
 /// The virtual tokens of all stacks, end to end, `[virtual rows, d_model]`.
-pub fn virtual_tokens(stacks: &[Stack], pass: &Pass) -> Result<Option<Tensor>> {
+pub fn virtual_tokens(stacks: &[Stack], pass: &Pass) -> Result<Option<Value>> {
     let mut all = Vec::new();
     for adapter in stacks.iter().flatten() {
         all.extend(adapter.virtual_tokens(pass)?);
     }
-    Ok(if all.is_empty() { None } else { Some(Tensor::cat(&all, 0)?) })
+    Ok(if all.is_empty() { None } else { Some(Value::cat_rows(&all.iter().collect::<Vec<_>>())?) })
 }
 
 /// For each layer the prefixes of all stacks, end to end, `[prefix rows, kv_heads * head_dim]` each; empty without.
-pub fn prefixes(stacks: &[Stack]) -> Result<Vec<(Tensor, Tensor)>> {
+pub fn prefixes(stacks: &[Stack]) -> Result<Vec<(Value, Value)>> {
     let mut by_adapter = Vec::new();
     for adapter in stacks.iter().flatten().filter(|adapter| adapter.prefix_rows() > 0) {
         by_adapter.push(adapter.prefixes()?);
     }
     let layers = by_adapter.first().map_or(0, Vec::len);
     let of_layer = |layer: usize| {
-        let keys: Vec<&Tensor> = by_adapter.iter().map(|prefixes| &prefixes[layer].0).collect();
-        let values: Vec<&Tensor> = by_adapter.iter().map(|prefixes| &prefixes[layer].1).collect();
-        Ok((Tensor::cat(&keys, 0)?, Tensor::cat(&values, 0)?))
+        let keys: Vec<&Value> = by_adapter.iter().map(|prefixes| &prefixes[layer].0).collect();
+        let values: Vec<&Value> = by_adapter.iter().map(|prefixes| &prefixes[layer].1).collect();
+        Ok((Value::cat_rows(&keys)?, Value::cat_rows(&values)?))
     };
     (0..layers).map(of_layer).collect()
 }
 
-fn rows_of(x: &Tensor, group: &Group) -> Result<Tensor> {
-    Ok(x.narrow(0, group.rows.start, group.rows.len)?)
+fn rows_of(x: &Value, group: &Group) -> Result<Value> {
+    x.narrow_rows(group.rows.start, group.rows.len)
+}
+
+/// Rows end to end.
+fn joined(parts: impl Iterator<Item = Result<Value>>) -> Result<Value> {
+    let parts = parts.collect::<Result<Vec<_>>>()?;
+    Value::cat_rows(&parts.iter().collect::<Vec<_>>())
+}
+
+/// The embeddings of tokens by a table and what some adapters make of it.
+fn embed_with(table: &Value, ids: &[u32], changes: &[EmbeddingChange]) -> Result<Value> {
+    // A whole table takes the place of everything before it.
+    let first = changes.iter().rposition(|change| change.table.is_some()).unwrap_or(0);
+    let changes = &changes[first..];
+    let table = changes.first().and_then(|change| change.table.as_ref()).unwrap_or(table);
+    let mut x = table.select_rows(ids)?; // [tokens, d_model]
+    for EmbeddingChange { low_rank, rows, .. } in changes {
+        if let Some(LowRankChange { down, up, scale, .. }) = low_rank {
+            let inner = down.columns_as_rows(ids)?; // [tokens, rank]
+            x = x.add(&ops::linear(&inner, up, None)?.scale(*scale)?)?;
+        }
+        if let Some(rows) = rows {
+            x = rows.of_tokens(&x, ids)?;
+        }
+    }
+    Ok(x)
 }

@@ -11,19 +11,19 @@ use super::rotary::RotaryForm;
 use super::sites::{Sites, Stack, SumNorm, prefixes, virtual_tokens};
 use super::weights::{Weights, block_prefix, output_name};
 use crate::error::Result;
-use crate::ops;
+use crate::ops::{self, Value};
 
 /// A transformer of some architecture over some weights: typed access to the tensors, which it shares.
 #[derive(Debug, Clone)]
 pub struct Transformer {
     architecture: Architecture,
-    embeddings: Tensor,
-    positions: Option<Tensor>,
-    token_types: Option<Tensor>,
+    embeddings: Value,
+    positions: Option<Value>,
+    token_types: Option<Value>,
     embedding_norm: Option<Norm>,
     blocks: Vec<Block>,
     final_norm: Option<Norm>,
-    output: Tensor,
+    output: Value,
 }
 
 #[derive(Debug, Clone)]
@@ -50,8 +50,8 @@ enum AttentionProjection {
 #[derive(Debug, Clone)]
 struct Norm {
     name: String,
-    weight: Tensor,
-    bias: Option<Tensor>,
+    weight: Value,
+    bias: Option<Value>,
     epsilon: f64,
 }
 
@@ -84,16 +84,18 @@ impl Transformer {
         let names = &architecture.names;
         let named = |name: &str| format!("{}{name}", names.prefix);
         let norm = |name: Option<&str>| name.map(|name| Norm::new(architecture, weights, &named(name))).transpose();
-        let embeddings = weights.get(&named(names.embeddings))?;
+        let table = |name: &str| Ok::<_, crate::Error>(Value::of(&weights.get(&named(name))?));
+        let embeddings = table(names.embeddings)?;
         let positions = match architecture.positions {
-            Positions::Learned => Some(weights.get(&named(names.positions))?),
+            Positions::Learned => Some(table(names.positions)?),
             Positions::Rotary(_) => None,
         };
         // A classifier's folder may lack an output matrix; nothing reads it there.
-        let output = output_name(architecture).and_then(|name| weights.find(name)).unwrap_or(&embeddings).clone();
+        let output = output_name(architecture).and_then(|name| weights.find(name));
+        let output = output.map_or_else(|| embeddings.clone(), Value::of);
         Ok(Transformer {
             positions,
-            token_types: names.token_types.map(|name| weights.get(&named(name))).transpose()?,
+            token_types: names.token_types.map(table).transpose()?,
             embedding_norm: norm(names.embedding_norm)?,
             blocks: (0..architecture.layers)
                 .map(|layer| Block::new(architecture, weights, layer))
@@ -107,11 +109,16 @@ impl Transformer {
 
     /// The token embeddings, `[vocabulary, d_model]`.
     pub fn embeddings(&self) -> &Tensor {
-        &self.embeddings
+        self.embeddings.tensor()
     }
 
     /// The output matrix, `[vocabulary, d_model]`.
     pub fn output(&self) -> &Tensor {
+        self.output.tensor()
+    }
+
+    /// The output matrix, which may train.
+    pub(super) fn output_value(&self) -> &Value {
         &self.output
     }
 
@@ -124,7 +131,7 @@ impl Transformer {
         stacks: &[Stack],
         pass: &Pass,
         mut store: Option<&mut dyn KeyValueStore>,
-    ) -> Result<Tensor> {
+    ) -> Result<Value> {
         let layout = stream.layout;
         let sites = Sites { stacks, groups: &layout.groups, pass };
         let mut x = self.embed(stream, &sites)?; // [rows, d_model]
@@ -132,7 +139,7 @@ impl Transformer {
         let prefixes = if store.is_some() { Vec::new() } else { prefixes(stacks)? };
         let depths: Vec<usize> = layout.groups.iter().map(|group| sites.depth(group, self.blocks.len())).collect();
         let deepest = depths.iter().copied().max().unwrap_or(0);
-        let mut parts: Vec<Option<Tensor>> = vec![None; depths.len()];
+        let mut parts: Vec<Option<Value>> = vec![None; depths.len()];
         for (layer, block) in self.blocks.iter().enumerate().take(deepest) {
             let store = store.as_mut().map(|store| &mut **store as &mut dyn KeyValueStore);
             let angles = match &self.architecture.positions {
@@ -150,26 +157,23 @@ impl Transformer {
         if parts.iter().any(Option::is_some) {
             let rows = layout.groups.iter().zip(&parts);
             let rows =
-                rows.map(|(group, part)| part.as_ref().unwrap_or(&x).narrow(0, group.rows.start, group.rows.len));
-            x = Tensor::cat(&rows.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
+                rows.map(|(group, part)| part.as_ref().unwrap_or(&x).narrow_rows(group.rows.start, group.rows.len));
+            let rows = rows.collect::<Result<Vec<_>>>()?;
+            x = Value::cat_rows(&rows.iter().collect::<Vec<_>>())?;
         }
         let mut x = sites.last_block(&x)?;
         if let Some(rows) = &layout.token_rows {
-            x = x.index_select(&Tensor::from_slice(rows, rows.len(), x.device())?, 0)?; // [tokens, d_model]
+            x = x.select_rows(rows)?; // [tokens, d_model]
         }
         let sites = Sites { groups: &layout.token_groups, ..sites };
         self.final_norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x, &sites))
     }
 
-    fn embed(&self, stream: &Stream, sites: &Sites) -> Result<Tensor> {
-        let (device, layout) = (self.embeddings.device(), stream.layout);
-        let select = |table: &Tensor, ids: &[u32]| -> Result<Tensor> {
-            Ok(table.index_select(&Tensor::from_slice(ids, ids.len(), device)?, 0)?)
-        };
-        let ids = Tensor::from_slice(stream.tokens, stream.tokens.len(), device)?;
-        let mut x = sites.embed(&self.embeddings, &ids, &layout.token_groups)?; // [tokens, d_model]
+    fn embed(&self, stream: &Stream, sites: &Sites) -> Result<Value> {
+        let layout = stream.layout;
+        let mut x = sites.embed(&self.embeddings, stream.tokens, &layout.token_groups)?; // [tokens, d_model]
         if let Some(scale) = self.architecture.embedding_scale {
-            x = x.affine(scale, 0.0)?;
+            x = x.scale(scale)?;
         }
         let most = self.architecture.token_types.saturating_sub(1) as u32;
         let mut types: Vec<u32> = stream.types.iter().map(|&kind| kind.min(most)).collect();
@@ -177,19 +181,19 @@ impl Transformer {
         if let Some(gather) = &layout.gather {
             let virtual_tokens = virtual_tokens(sites.stacks, sites.pass)?.expect("the layout has virtual rows");
             let virtual_rows = virtual_tokens.dim(0)?;
-            x = select(&Tensor::cat(&[&virtual_tokens, &x], 0)?, gather)?; // [rows, d_model]
+            x = Value::cat_rows(&[&virtual_tokens, &x])?.select_rows(gather)?; // [rows, d_model]
             let type_of = |&row: &u32| (row as usize).checked_sub(virtual_rows).map_or(0, |token| types[token]);
             types = gather.iter().map(type_of).collect();
         }
         if let Some(table) = &self.token_types {
-            x = (x + select(table, &types)?)?;
+            x = x.add(&table.select_rows(&types)?)?;
         }
         if let Some(table) = &self.positions {
             let longest = layout.positions.iter().max().map_or(0, |&position| position as usize + 1);
             self.architecture.check_length(longest)?;
             let offset = self.architecture.position_offset as u32;
             let positions: Vec<u32> = layout.positions.iter().map(|position| position + offset).collect();
-            x = (x + select(table, &positions)?)?;
+            x = x.add(&table.select_rows(&positions)?)?;
         }
         self.embedding_norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x, sites))
     }
@@ -221,59 +225,59 @@ impl Context<'_> {
     fn block(
         &self,
         block: &Block,
-        x: Tensor,
-        prefix: Option<&(Tensor, Tensor)>,
+        x: Value,
+        prefix: Option<&(Value, Value)>,
         store: Option<&mut dyn KeyValueStore>,
-    ) -> Result<Tensor> {
+    ) -> Result<Value> {
         let form = self.architecture.block;
-        let attention_norm = |sum: &Tensor, sites: &Sites| normed(block.attention_norm.as_ref(), sum, sites);
-        let feed_forward_norm = |sum: &Tensor, sites: &Sites| normed(block.feed_forward_norm.as_ref(), sum, sites);
+        let attention_norm = |sum: &Value, sites: &Sites| normed(block.attention_norm.as_ref(), sum, sites);
+        let feed_forward_norm = |sum: &Value, sites: &Sites| normed(block.feed_forward_norm.as_ref(), sum, sites);
         let is_after = form == BlockForm::PostNorm;
-        let attend = |input: &Tensor, residual: &Tensor, store| {
+        let attend = |input: &Value, residual: &Value, store| {
             let output = self.attention(block, input, prefix, store)?;
             let output = self.output(block.attention_output_norm.as_ref(), output)?;
             let norm: Option<&SumNorm> = if is_after { Some(&attention_norm) } else { None };
             self.sites.sub_layer((self.layer, SubLayer::Attention), residual, output, norm)
         };
-        let transform = |input: &Tensor, residual: &Tensor| {
+        let transform = |input: &Value, residual: &Value| {
             let output = self.output(block.feed_forward_output_norm.as_ref(), self.feed_forward(block, input)?)?;
             let norm: Option<&SumNorm> = if is_after { Some(&feed_forward_norm) } else { None };
             self.sites.sub_layer((self.layer, SubLayer::FeedForward), residual, output, norm)
         };
         match form {
             BlockForm::PreNorm | BlockForm::OutputNorm | BlockForm::Sandwich => {
-                let x = (&x + attend(&attention_norm(&x, self.sites)?, &x, store)?)?;
-                Ok((&x + transform(&feed_forward_norm(&x, self.sites)?, &x)?)?)
+                let x = x.add(&attend(&attention_norm(&x, self.sites)?, &x, store)?)?;
+                x.add(&transform(&feed_forward_norm(&x, self.sites)?, &x)?)
             }
             BlockForm::Parallel => {
                 let attended = attend(&attention_norm(&x, self.sites)?, &x, store)?;
                 let transformed = transform(&feed_forward_norm(&x, self.sites)?, &x)?;
-                Ok(((x + attended)? + transformed)?)
+                x.add(&attended)?.add(&transformed)
             }
             BlockForm::PostNorm => {
-                let x = attention_norm(&(&x + attend(&x, &x, store)?)?, self.sites)?;
-                feed_forward_norm(&(&x + transform(&x, &x)?)?, self.sites)
+                let x = attention_norm(&x.add(&attend(&x, &x, store)?)?, self.sites)?;
+                feed_forward_norm(&x.add(&transform(&x, &x)?)?, self.sites)
             }
         }
     }
 
     /// What a sub-layer gives, given what its last linear gives.
-    fn output(&self, norm: Option<&Norm>, output: Tensor) -> Result<Tensor> {
+    fn output(&self, norm: Option<&Norm>, output: Value) -> Result<Value> {
         let output = normed(norm, &output, self.sites)?;
-        self.architecture.residual_scale.map_or(Ok(output.clone()), |scale| Ok(output.affine(scale, 0.0)?))
+        self.architecture.residual_scale.map_or(Ok(output.clone()), |scale| output.scale(scale))
     }
 
-    fn linear(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
+    fn linear(&self, linear: &Linear, x: &Value) -> Result<Value> {
         self.sites.linear(linear, x)
     }
 
     fn attention(
         &self,
         block: &Block,
-        x: &Tensor,
-        prefix: Option<&(Tensor, Tensor)>,
+        x: &Value,
+        prefix: Option<&(Value, Value)>,
         store: Option<&mut dyn KeyValueStore>,
-    ) -> Result<Tensor> {
+    ) -> Result<Value> {
         let architecture = self.architecture;
         let shape = ops::AttentionShape {
             heads: architecture.heads,
@@ -292,8 +296,11 @@ impl Context<'_> {
             _ => {
                 let (q, k, v) = self.queries_keys_values(block, x)?;
                 let (k, v) = match (prefix, store) {
-                    (_, Some(store)) => store.extend(self.layer, k, v)?,
-                    (Some((keys, values)), None) => (Tensor::cat(&[keys, &k], 0)?, Tensor::cat(&[values, &v], 0)?),
+                    (_, Some(store)) => {
+                        let (keys, values) = store.extend(self.layer, k.tensor().clone(), v.tensor().clone())?;
+                        (Value::constant(keys), Value::constant(values))
+                    }
+                    (Some((keys, values)), None) => (Value::cat_rows(&[keys, &k])?, Value::cat_rows(&[values, &v])?),
                     (None, None) => (k, v),
                 };
                 ops::attention(&q, &k, &v, &shape, plan)?
@@ -302,7 +309,7 @@ impl Context<'_> {
         self.linear(&block.attention_output, &attended)
     }
 
-    fn queries_keys_values(&self, block: &Block, x: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
+    fn queries_keys_values(&self, block: &Block, x: &Value) -> Result<(Value, Value, Value)> {
         let architecture = self.architecture;
         let head_dim = architecture.head_dim;
         let (mut q, mut k, v) = match &block.attention_input {
@@ -313,16 +320,17 @@ impl Context<'_> {
                 let packed = self.linear(linear, x)?;
                 let (q_width, kv_width) = (architecture.query_width(), architecture.kv_width());
                 (
-                    packed.narrow(1, 0, q_width)?,
-                    packed.narrow(1, q_width, kv_width)?,
-                    packed.narrow(1, q_width + kv_width, kv_width)?,
+                    packed.narrow_columns(0, q_width)?,
+                    packed.narrow_columns(q_width, kv_width)?,
+                    packed.narrow_columns(q_width + kv_width, kv_width)?,
                 )
             }
             AttentionProjection::PackedByHead(linear) => {
                 let rows = x.dim(0)?;
-                let packed = self.linear(linear, x)?.reshape((rows, architecture.heads, 3, head_dim))?;
-                let part = |index: usize| -> Result<Tensor> {
-                    Ok(packed.narrow(2, index, 1)?.contiguous()?.reshape((rows, architecture.query_width()))?)
+                // Of every head, queries, keys and values side by side.
+                let packed = self.linear(linear, x)?.reshape((rows * architecture.heads, 3 * head_dim))?;
+                let part = |index: usize| -> Result<Value> {
+                    packed.narrow_columns(index * head_dim, head_dim)?.reshape((rows, architecture.query_width()))
                 };
                 (part(0)?, part(1)?, part(2)?)
             }
@@ -343,13 +351,13 @@ impl Context<'_> {
         }
     }
 
-    fn feed_forward(&self, block: &Block, x: &Tensor) -> Result<Tensor> {
+    fn feed_forward(&self, block: &Block, x: &Value) -> Result<Value> {
         let up = self.linear(&block.up, x)?; // [rows, d_ff], or [rows, 2 d_ff] where it holds the gate
         let inner = match (self.architecture.feed_forward, &block.gate) {
             (FeedForward::Gated(activation), Some(gate)) => ops::gated(&self.linear(gate, x)?, &up, activation)?,
             (FeedForward::GatedPacked(activation), _) => {
                 let d_ff = self.architecture.d_ff;
-                ops::gated(&up.narrow(1, 0, d_ff)?, &up.narrow(1, d_ff, d_ff)?, activation)?
+                ops::gated(&up.narrow_columns(0, d_ff)?, &up.narrow_columns(d_ff, d_ff)?, activation)?
             }
             (FeedForward::Plain(activation) | FeedForward::Gated(activation), _) => ops::activate(&up, activation)?,
         }; // [rows, d_ff]
@@ -391,9 +399,9 @@ impl Block {
 
 fn read_linear(weights: &Weights, prefix: &str, linear: LinearName) -> Result<Linear> {
     let name = format!("{prefix}{}", linear.name);
-    let weight = weights.get(&format!("{name}.weight"))?;
+    let weight = Value::of(&weights.get(&format!("{name}.weight"))?);
     let bias = linear.bias.then(|| weights.get(&format!("{name}.bias"))).transpose()?;
-    Ok(Linear { name, weight, bias })
+    Ok(Linear { name, weight, bias: bias.as_ref().map(Value::of) })
 }
 
 impl Norm {
@@ -401,38 +409,39 @@ impl Norm {
         let weight = weights.get(&format!("{name}.weight"))?;
         let bias = match architecture.norm {
             NormKind::Rms => None,
-            NormKind::Layer => Some(weights.get(&format!("{name}.bias"))?),
-            NormKind::LayerWithoutBias => Some(weight.detach().zeros_like()?),
+            NormKind::Layer => Some(Value::of(&weights.get(&format!("{name}.bias"))?)),
+            NormKind::LayerWithoutBias => Some(Value::constant(weight.detach().zeros_like()?)),
         };
+        let weight = Value::of(&weight);
         Ok(Norm { name: name.to_string(), weight, bias, epsilon: architecture.norm_epsilon })
     }
 
-    fn forward(&self, x: &Tensor, sites: &Sites) -> Result<Tensor> {
+    fn forward(&self, x: &Value, sites: &Sites) -> Result<Value> {
         sites.norm(&self.name, x, |x, change| self.changed(x, change))
     }
 
     /// Normalises each part of `x` `[rows, parts * part]` by itself.
-    fn forward_by_part(&self, x: &Tensor, part: usize, sites: &Sites) -> Result<Tensor> {
+    fn forward_by_part(&self, x: &Value, part: usize, sites: &Sites) -> Result<Value> {
         sites.norm(&self.name, x, |x, change| {
             let (rows, width) = x.dims2()?;
-            let parts = x.contiguous()?.reshape((rows * width / part, part))?; // [rows * parts, part]
-            Ok(self.changed(&parts, change)?.reshape((rows, width))?)
+            let parts = x.reshape((rows * width / part, part))?; // [rows * parts, part]
+            self.changed(&parts, change)?.reshape((rows, width))
         })
     }
 
     /// The norm of each row, with what a method has in place of its parameters.
-    fn changed(&self, x: &Tensor, change: Option<NormChange>) -> Result<Tensor> {
+    fn changed(&self, x: &Value, change: Option<NormChange>) -> Result<Value> {
         let NormChange { weight, bias } = change.unwrap_or_default();
         let weight = weight.as_ref().unwrap_or(&self.weight);
         match (&self.bias, bias) {
             (Some(own), bias) => ops::layer_norm(x, weight, bias.as_ref().unwrap_or(own), self.epsilon),
             (None, None) => ops::rms_norm(x, weight, self.epsilon),
-            (None, Some(bias)) => Ok(ops::rms_norm(x, weight, self.epsilon)?.broadcast_add(&bias)?),
+            (None, Some(bias)) => ops::rms_norm(x, weight, self.epsilon)?.add_to_columns(&bias),
         }
     }
 }
 
 /// The rows after a norm, or as they are where there is none.
-fn normed(norm: Option<&Norm>, x: &Tensor, sites: &Sites) -> Result<Tensor> {
+fn normed(norm: Option<&Norm>, x: &Value, sites: &Sites) -> Result<Value> {
     norm.map_or(Ok(x.clone()), |norm| norm.forward(x, sites))
 }

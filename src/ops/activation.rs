@@ -2,10 +2,12 @@
 
 use std::f32::consts::FRAC_1_SQRT_2;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
+use super::backward::Gradient;
 use super::matrix::{elements, fill, has_kernel, with_elements};
 use super::simd::{erf, exp, sigmoid, tanh, vectorised};
+use super::value::{Value, through_candle};
 use crate::error::Result;
 
 /// A non-linearity.
@@ -38,19 +40,70 @@ impl Activation {
 }
 
 /// The activation of every element of `x`, of any shape.
-pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
-    if !has_kernel(&[x]) {
-        return activate_reference(x, activation);
+pub fn activate(x: &Value, activation: Activation) -> Result<Value> {
+    if !has_kernel(&[x.tensor()]) {
+        return through_candle(&[x], |t| activate_reference(&t[0], activation));
     }
-    Ok(x.contiguous()?.apply_op1(Activate(activation))?)
+    let operand = x.tensor().contiguous()?;
+    let y = with_elements(&operand, |x| {
+        Ok::<_, candle_core::Error>(fill(x.len(), |start, y| activate_slice(activation, &x[start..][..y.len()], y)))
+    })?;
+    let y = Tensor::from_vec(y, x.shape(), x.device())?;
+    let Some(source) = x.source() else { return Ok(Value::constant(y)) };
+    Ok(Value::made(y, move |gradient, backward| {
+        let g = gradient.values()?;
+        let dx = with_elements(&operand, |x| {
+            Ok::<_, candle_core::Error>(fill(x.len(), |start, dx| {
+                let range = start..start + dx.len();
+                activate_backward(activation, &x[range.clone()], &g[range], dx);
+            }))
+        })?;
+        backward.add(&source, Gradient::new(dx, gradient.shape()))
+    }))
 }
 
 /// `activation(gate) * up`, the inner part of a gated feed-forward (Shazeer 2020). Both `[tokens, d_ff]`.
-pub fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
-    if !has_kernel(&[gate, up]) {
-        return gated_reference(gate, up, activation);
+pub fn gated(gate: &Value, up: &Value, activation: Activation) -> Result<Value> {
+    if !has_kernel(&[gate.tensor(), up.tensor()]) {
+        return through_candle(&[gate, up], |t| gated_reference(&t[0], &t[1], activation));
     }
-    Ok(gate.contiguous()?.apply_op2(&up.contiguous()?, Gated(activation))?)
+    if gate.dims() != up.dims() {
+        crate::bail!("gated activation: gate {:?} and up {:?} differ", gate.dims(), up.dims());
+    }
+    let (gates, ups) = (gate.tensor().contiguous()?, up.tensor().contiguous()?);
+    let y = map_pairs(&gates, &ups, |range, gate, up, y| {
+        gated_slice(activation, &gate[range.clone()], &up[range], y);
+    })?;
+    let y = Tensor::from_vec(y, gate.shape(), gate.device())?;
+    let (of_gate, of_up) = (gate.source(), up.source());
+    if of_gate.is_none() && of_up.is_none() {
+        return Ok(Value::constant(y));
+    }
+    Ok(Value::made(y, move |gradient, backward| {
+        let g = gradient.values()?;
+        if let Some(source) = of_gate {
+            let dgate = map_pairs(&gates, &ups, |range, gate, up, dgate| {
+                gated_backward(activation, &gate[range.clone()], &up[range.clone()], &g[range], dgate);
+            })?;
+            backward.add(&source, Gradient::new(dgate, gradient.shape()))?;
+        }
+        let Some(source) = of_up else { return Ok(()) };
+        let dup = map_pairs(&gates, &ups, |range, gate, _, dup| {
+            gated_slice(activation, &gate[range.clone()], &g[range], dup);
+        })?;
+        backward.add(&source, Gradient::new(dup, gradient.shape()))
+    }))
+}
+
+/// A vector made of two of its length, chunk by chunk.
+fn map_pairs(
+    x: &Tensor,
+    y: &Tensor,
+    write: impl Fn(std::ops::Range<usize>, &[f32], &[f32], &mut [f32]) + Sync,
+) -> Result<Vec<f32>> {
+    with_elements(x, |x| {
+        with_elements(y, |y| Ok(fill(x.len(), |start, target| write(start..start + target.len(), x, y, target))))
+    })
 }
 
 /// `log(1 + exp(x))` without overflow; `-log σ(x) = softplus(-x)`. Its derivative is `σ(x)`, also at 0.
@@ -213,93 +266,6 @@ vectorised! {
     }
 }
 
-struct Activate(Activation);
-
-impl CustomOp1 for Activate {
-    fn name(&self) -> &'static str {
-        "activation"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let x = elements(x, layout)?;
-        let y = fill(x.len(), |start, y| activate_slice(self.0, &x[start..][..y.len()], y));
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        if !x.track_op() {
-            return Ok(None);
-        }
-        let dx = with_elements(x, |x| {
-            with_elements(gradient, |gradient| {
-                Ok(fill(x.len(), |start, dx| {
-                    let range = start..start + dx.len();
-                    activate_backward(self.0, &x[range.clone()], &gradient[range], dx);
-                }))
-            })
-        })?;
-        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
-    }
-}
-
-struct Gated(Activation);
-
-impl CustomOp2 for Gated {
-    fn name(&self) -> &'static str {
-        "gated activation"
-    }
-
-    fn cpu_fwd(
-        &self,
-        gate: &CpuStorage,
-        gate_layout: &Layout,
-        up: &CpuStorage,
-        up_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        if gate_layout.shape() != up_layout.shape() {
-            bail!("gated activation: gate {:?} and up {:?} differ", gate_layout.shape(), up_layout.shape());
-        }
-        let (gate, up) = (elements(gate, gate_layout)?, elements(up, up_layout)?);
-        let y = fill(gate.len(), |start, y| {
-            let range = start..start + y.len();
-            gated_slice(self.0, &gate[range.clone()], &up[range], y);
-        });
-        Ok((CpuStorage::F32(y), gate_layout.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        gate: &Tensor,
-        up: &Tensor,
-        _y: &Tensor,
-        gradient: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        type Kernel<'a> = &'a (dyn Fn(&[f32], &[f32], &[f32], &mut [f32]) + Sync);
-        let make = |write: Kernel| {
-            let values = with_elements(gate, |gate| {
-                with_elements(up, |up| {
-                    with_elements(gradient, |gradient| {
-                        Ok(fill(gate.len(), |start, target| {
-                            let range = start..start + target.len();
-                            write(&gate[range.clone()], &up[range.clone()], &gradient[range], target);
-                        }))
-                    })
-                })
-            })?;
-            Tensor::from_vec(values, gate.shape(), gate.device()).map(Some)
-        };
-        let dgate = match gate.track_op() {
-            true => make(&|gate, up, gradient, dgate| gated_backward(self.0, gate, up, gradient, dgate))?,
-            false => None,
-        };
-        let dup = match up.track_op() {
-            true => make(&|gate, _, gradient, dup| gated_slice(self.0, gate, gradient, dup))?,
-            false => None,
-        };
-        Ok((dgate, dup))
-    }
-}
-
 struct Softplus;
 
 impl CustomOp1 for Softplus {
@@ -323,7 +289,7 @@ impl CustomOp1 for Softplus {
         }
         let dx = with_elements(x, |x| {
             with_elements(gradient, |gradient| {
-                Ok(fill(x.len(), |start, dx| {
+                Ok::<_, candle_core::Error>(fill(x.len(), |start, dx| {
                     for ((dx, &x), &gradient) in dx.iter_mut().zip(&x[start..]).zip(&gradient[start..]) {
                         *dx = gradient * sigmoid(x);
                     }
@@ -337,7 +303,7 @@ impl CustomOp1 for Softplus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{Operand, compare, compare_with_finite_differences};
+    use crate::ops::testing::{Operand, compare, compare_with_finite_differences, gradients_of};
     use candle_core::{DType, Device, Var};
 
     const ALL: [Activation; 5] =
@@ -351,17 +317,16 @@ mod tests {
                 compare(&operands[..1], |t| activate(&t[0], activation), |t| activate_reference(&t[0], activation));
                 compare(&operands, |t| gated(&t[0], &t[1], activation), |t| gated_reference(&t[0], &t[1], activation));
             }
-            compare(&operands[..1], |t| softplus(&t[0]), |t| softplus_reference(&t[0]));
+            compare(&operands[..1], |t| through_candle(&[&t[0]], |t| softplus(&t[0])), |t| softplus_reference(&t[0]));
         }
     }
 
     #[test]
-    fn transposed_operands_are_read_with_their_strides() {
-        let operands = [Operand::new(&[4, 6]), Operand::new(&[6, 4])];
+    fn column_slices_are_read_with_their_strides() {
         compare(
-            &operands,
-            |t| gated(&t[0].t()?, &t[1], Activation::Silu),
-            |t| gated_reference(&t[0].t()?, &t[1], Activation::Silu),
+            &[Operand::new(&[4, 12])],
+            |t| gated(&t[0].narrow_columns(0, 6)?, &t[0].narrow_columns(6, 6)?, Activation::Silu),
+            |t| gated_reference(&t[0].narrow(1, 0, 6)?, &t[0].narrow(1, 6, 6)?, Activation::Silu),
         );
     }
 
@@ -372,19 +337,21 @@ mod tests {
         for activation in [Activation::Silu, Activation::Relu, Activation::Tanh] {
             compare_with_finite_differences(&operands, |t| gated(&t[0], &t[1], activation));
         }
-        compare_with_finite_differences(&operands[..1], |t| softplus(&t[0]));
+        compare_with_finite_differences(&operands[..1], |t| through_candle(&[&t[0]], |t| softplus(&t[0])));
     }
 
     #[test]
     fn derivatives_at_zero_are_those_of_pytorch() {
-        let slope = |f: &dyn Fn(&Tensor) -> Result<Tensor>, dtype| -> f64 {
+        let slope = |f: &dyn Fn(&Value) -> Result<Value>, dtype| -> f64 {
             let zero = Var::zeros(1, dtype, &Device::Cpu).unwrap();
-            let gradients = f(&zero).unwrap().sum_all().unwrap().backward().unwrap();
-            gradients.get(&zero).unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap()[0]
+            let y = f(&Value::of(&zero)).unwrap();
+            let gradients = gradients_of(&y, &Tensor::ones(1, dtype, &Device::Cpu).unwrap()).unwrap();
+            let gradient = gradients.get(&zero).unwrap().clone().into_tensor().unwrap();
+            gradient.to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap()[0]
         };
         for dtype in [DType::F32, DType::F64] {
             assert_eq!(slope(&|x| activate(x, Activation::Relu), dtype), 0.0);
-            assert_eq!(slope(&softplus, dtype), 0.5);
+            assert_eq!(slope(&|x| through_candle(&[x], |t| softplus(&t[0])), dtype), 0.5);
         }
     }
 

@@ -113,21 +113,13 @@ pub fn squared_norm(gradient: &Tensor) -> Result<f64> {
     if !has_kernel(&[gradient]) {
         return Ok(gradient.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_device(&Device::Cpu)?.to_scalar()?);
     }
-    Ok(with_elements(gradient, |values| {
-        let sums: Vec<f64> = values.par_chunks(CHUNK).map(sum_of_squares).collect();
-        Ok(sums.iter().sum())
-    })?)
+    with_elements(gradient, |values| Ok(squares(values)))
 }
 
-/// `sum + gradient` in the storage of `sum`, for gradients that are added up over several micro-batches.
-///
-/// Nothing else may hold the storage of `sum`: a gradient that `backward` returned is not shared.
-pub fn add_in_place(sum: Tensor, gradient: &Tensor) -> Result<Tensor> {
-    if !has_kernel(&[&sum, gradient]) || !sum.is_contiguous() || sum.dims() != gradient.dims() {
-        return Ok((sum + gradient)?);
-    }
-    sum.inplace_op2(&gradient.contiguous()?, &Add)?;
-    Ok(sum)
+/// The sum of squares, which does not depend on the number of threads.
+pub(super) fn squares(values: &[f32]) -> f64 {
+    let sums: Vec<f64> = values.par_chunks(CHUNK).map(sum_of_squares).collect();
+    sums.iter().sum()
 }
 
 #[derive(Clone, Copy)]
@@ -195,30 +187,6 @@ impl InplaceOp2 for Update<'_> {
             .for_each(|((parameter, gradient), (first, second))| {
                 update(self.coefficients, parameter, gradient, first, second);
             });
-        Ok(())
-    }
-}
-
-struct Add;
-
-impl InplaceOp2 for Add {
-    fn name(&self) -> &'static str {
-        "addition in place"
-    }
-
-    fn cpu_fwd(
-        &self,
-        accumulator: &mut CpuStorage,
-        accumulator_layout: &Layout,
-        gradient: &CpuStorage,
-        gradient_layout: &Layout,
-    ) -> candle_core::Result<()> {
-        let accumulator = elements_mut(accumulator, accumulator_layout)?;
-        let gradient = elements(gradient, gradient_layout)?;
-        accumulator
-            .par_chunks_mut(CHUNK)
-            .zip(gradient.par_chunks(CHUNK))
-            .for_each(|(accumulator, gradient)| super::simd::add_to(accumulator, gradient));
         Ok(())
     }
 }
@@ -301,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_and_squares_are_exact_and_the_same_on_any_number_of_threads() -> Result<()> {
+    fn squares_are_exact_and_the_same_on_any_number_of_threads() -> Result<()> {
         let x = random(&[100_003], 1);
         let expected: f64 = x.to_vec1::<f32>()?.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
         let norms = [1, 2, 3].map(|threads| {
@@ -309,9 +277,6 @@ mod tests {
             pool.install(|| squared_norm(&x)).unwrap()
         });
         assert!((norms[0] / expected - 1.0).abs() < 1e-12 && norms[0] == norms[1] && norms[0] == norms[2]);
-        let sum = add_in_place(x.copy()?, &x)?;
-        assert_close("sum", &sum, &x.affine(2.0, 0.0)?, 0.0);
-        assert!(add_in_place(sum, &random(&[3], 1)).is_err());
         Ok(())
     }
 }

@@ -3,13 +3,14 @@
 //! There is no padding and no mask tensor. The same operation serves training (keys are rows of the same batch, a prompt's rows
 //! shared by its answers) and generation (keys are rows of a cache).
 
-use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Shape, Tensor, bail};
+use candle_core::{DType, Tensor};
 
-use super::matrix::{Matrix, MatrixMut, has_kernel, with_contiguous_rows, with_matrix};
+use super::backward::{Backward, Gradient};
+use super::matrix::{MatrixMut, has_kernel, with_contiguous_rows, with_matrix};
+use super::value::{Source, Value, through_candle};
 use crate::error::Result;
 
 mod kernel;
@@ -67,30 +68,50 @@ pub struct AttentionShape {
 ///
 /// `q` is `[tokens, heads * head_dim]`, `k` and `v` `[key rows, kv_heads * head_dim]`, the result `[tokens, heads * head_dim]`.
 /// Operands may be column slices of one packed matrix (rows are read with their stride).
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: &AttentionShape, plan: &AttentionPlan) -> Result<Tensor> {
-    if !has_kernel(&[q, k, v]) {
-        return reference(q, k, v, shape, plan);
+pub fn attention(q: &Value, k: &Value, v: &Value, shape: &AttentionShape, plan: &Arc<AttentionPlan>) -> Result<Value> {
+    if !has_kernel(&[q.tensor(), k.tensor(), v.tensor()]) {
+        return through_candle(&[q, k, v], |t| reference(&t[0], &t[1], &t[2], shape, plan));
     }
-    let (q, k, v) = (with_contiguous_rows(q)?, with_contiguous_rows(k)?, with_contiguous_rows(v)?);
-    Ok(match q.track_op() || k.track_op() || v.track_op() {
-        true => q.apply_op3(&k, &v, Operation::for_training(shape, plan))?,
-        false => q.apply_op3_no_bwd(&k, &v, &Operation::for_inference(shape, plan))?,
-    })
+    let sources = [q, k, v].map(Value::source);
+    let operation = Operation::new([q, k, v], shape, plan)?;
+    let (result, log_sums) = operation.forward(sources.iter().any(Option::is_some))?;
+    let Some(log_sums) = log_sums else { return Ok(Value::constant(result)) };
+    let kept = result.clone();
+    Ok(Value::made(result, move |gradient, backward| {
+        let [dq, dk, dv] = operation.separate(&kept, &log_sums, &gradient, [0, 1, 2].map(|i| sources[i].is_some()))?;
+        let rows = [operation.q.dim(0)?, operation.k.dim(0)?, operation.k.dim(0)?];
+        for ((source, values), rows) in sources.iter().zip([dq, dk, dv]).zip(rows) {
+            if let (Some(source), Some(values)) = (source, values) {
+                let shape = (rows, values.len().checked_div(rows).unwrap_or(0));
+                backward.add(source, Gradient::new(values, shape))?;
+            }
+        }
+        Ok(())
+    }))
 }
 
 /// [`attention`] on one packed matrix `[tokens, (heads + 2 kv_heads) * head_dim]` of queries, keys and values side by side, as GPT-2's
 /// `c_attn` gives it; one gradient of the same form comes back.
-pub fn attention_packed(qkv: &Tensor, shape: &AttentionShape, plan: &AttentionPlan) -> Result<Tensor> {
-    if !has_kernel(&[qkv]) {
-        let [q, k, v] = shape.packed_columns();
-        let columns = |range: Range<usize>| qkv.narrow(1, range.start, range.len());
-        return reference(&columns(q)?, &columns(k)?, &columns(v)?, shape, plan);
+pub fn attention_packed(qkv: &Value, shape: &AttentionShape, plan: &Arc<AttentionPlan>) -> Result<Value> {
+    let [q, k, v] = shape.packed_columns();
+    if qkv.dim(1)? != v.end {
+        crate::bail!("attention: a packed matrix {:?} does not fit {shape:?}", qkv.dims());
     }
-    let qkv = with_contiguous_rows(qkv)?;
-    Ok(match qkv.track_op() {
-        true => qkv.apply_op1(Operation::for_training(shape, plan))?,
-        false => qkv.apply_op1_no_bwd(&Operation::for_inference(shape, plan))?,
-    })
+    let columns = |range: &Range<usize>| qkv.detach().narrow_columns(range.start, range.len());
+    if !has_kernel(&[qkv.tensor()]) {
+        return through_candle(&[qkv], |t| {
+            let columns = |range: &Range<usize>| t[0].narrow(1, range.start, range.len());
+            reference(&columns(&q)?, &columns(&k)?, &columns(&v)?, shape, plan)
+        });
+    }
+    let operation = Operation::new([&columns(&q)?, &columns(&k)?, &columns(&v)?], shape, plan)?;
+    let source = qkv.source();
+    let (result, log_sums) = operation.forward(source.is_some())?;
+    let (Some(log_sums), Some(source)) = (log_sums, source) else { return Ok(Value::constant(result)) };
+    let kept = result.clone();
+    Ok(Value::made(result, move |gradient, backward| {
+        operation.packed(&kept, &log_sums, &gradient, &source, [q, k, v], backward)
+    }))
 }
 
 impl AttentionShape {
@@ -148,147 +169,99 @@ fn additive_mask(shape: &AttentionShape, len: usize, keys: usize, like: &Tensor)
     Ok(Tensor::from_vec(mask, (len, keys), like.device())?.to_dtype(DType::F32)?.to_dtype(like.dtype())?)
 }
 
-struct Operation<'a> {
+/// The operands of one call, as matrices with contiguous rows.
+struct Operation {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     shape: AttentionShape,
-    plan: Cow<'a, AttentionPlan>,
-    /// Each row's `log Σ exp(score)`, `[heads, tokens]`, from which the backward pass makes the probabilities again.
-    log_sums: OnceLock<Vec<f32>>,
-    trains: bool,
+    plan: Arc<AttentionPlan>,
 }
 
-impl Operation<'static> {
-    fn for_training(shape: &AttentionShape, plan: &AttentionPlan) -> Self {
-        Operation { shape: *shape, plan: Cow::Owned(plan.clone()), log_sums: OnceLock::new(), trains: true }
-    }
-}
-
-impl<'a> Operation<'a> {
-    fn for_inference(shape: &AttentionShape, plan: &'a AttentionPlan) -> Self {
-        Operation { shape: *shape, plan: Cow::Borrowed(plan), log_sums: OnceLock::new(), trains: false }
-    }
-
-    fn operands<'b>(&'b self, queries: Matrix<'b>, keys: Matrix<'b>, values: Matrix<'b>) -> kernel::Operands<'b> {
-        kernel::Operands { queries, keys, values, shape: &self.shape, plan: &self.plan }
-    }
-
-    fn unpack<'b>(&'b self, qkv: Matrix<'b>) -> kernel::Operands<'b> {
-        let [q, k, v] = self.shape.packed_columns().map(|columns| qkv.block(0..qkv.rows, columns));
-        self.operands(q, k, v)
-    }
-
-    fn forward(&self, operands: kernel::Operands) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (queries, keys, values, shape) = (operands.queries, operands.keys, operands.values, &self.shape);
+impl Operation {
+    fn new(operands: [&Value; 3], shape: &AttentionShape, plan: &Arc<AttentionPlan>) -> Result<Self> {
         let (width, kv_width) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-        if queries.columns != width || [keys.columns, values.columns] != [kv_width; 2] || keys.rows != values.rows {
-            bail!(
-                "attention: queries [{}, {}], keys [{}, {}] and values [{}, {}] do not fit {shape:?}",
-                queries.rows,
-                queries.columns,
-                keys.rows,
-                keys.columns,
-                values.rows,
-                values.columns
+        let [[rows, q_width], [keys, k_width], [values, v_width]] =
+            [operands[0].dims2()?, operands[1].dims2()?, operands[2].dims2()?].map(|(rows, width)| [rows, width]);
+        if q_width != width || [k_width, v_width] != [kv_width; 2] || keys != values {
+            crate::bail!(
+                "attention: queries [{rows}, {q_width}], keys [{keys}, {k_width}] and values [{values}, {v_width}] do not fit {shape:?}"
             );
         }
-        plan::check(shape, &self.plan, queries.rows, keys.rows)?;
-        let (result, log_sums) = kernel::forward(operands, self.trains);
-        if let Some(log_sums) = log_sums {
-            // An operation is run forward once; were it run again, the values would be the same.
-            let _ = self.log_sums.set(log_sums);
-        }
-        Ok((CpuStorage::F32(result), (queries.rows, width).into()))
+        plan::check(shape, plan, rows, keys)?;
+        let [q, k, v] = operands.map(|operand| with_contiguous_rows(operand.tensor()));
+        Ok(Operation { q: q?, k: k?, v: v?, shape: *shape, plan: plan.clone() })
+    }
+
+    fn with_operands<T>(&self, run: impl FnOnce(kernel::Operands) -> Result<T>) -> Result<T> {
+        with_matrix(&self.q, |queries| {
+            with_matrix(&self.k, |keys| {
+                with_matrix(&self.v, |values| {
+                    run(kernel::Operands { queries, keys, values, shape: &self.shape, plan: &self.plan })
+                })
+            })
+        })
+    }
+
+    /// The result, and where it trains each row's `log Σ exp(score)`, `[heads, tokens]`, from which the backward pass makes the probabilities again.
+    fn forward(&self, trains: bool) -> Result<(Tensor, Option<Vec<f32>>)> {
+        let (rows, width) = self.q.dims2()?;
+        let (result, log_sums) = self.with_operands(|operands| Ok(kernel::forward(operands, trains)))?;
+        Ok((Tensor::from_vec(result, (rows, width), self.q.device())?, log_sums))
     }
 
     fn backward(
         &self,
-        operands: kernel::Operands,
         result: &Tensor,
-        gradient: &Tensor,
+        log_sums: &[f32],
+        gradient: &Gradient,
         gradients: kernel::Gradients,
-    ) -> candle_core::Result<()> {
-        let Some(log_sums) = self.log_sums.get() else {
-            bail!("attention: backward without forward");
-        };
-        with_matrix(result, |result| {
-            with_matrix(gradient, |gradient| {
+    ) -> Result<()> {
+        let gradient = gradient.matrix()?;
+        self.with_operands(|operands| {
+            with_matrix(result, |result| {
                 kernel::backward(operands, result, gradient, log_sums, gradients);
                 Ok(())
             })
         })
     }
-}
 
-impl CustomOp3 for Operation<'_> {
-    fn name(&self) -> &'static str {
-        "attention"
-    }
-
-    fn cpu_fwd(
+    /// The gradients of queries, keys and values, where they are wanted.
+    fn separate(
         &self,
-        q: &CpuStorage,
-        q_layout: &Layout,
-        k: &CpuStorage,
-        k_layout: &Layout,
-        v: &CpuStorage,
-        v_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (q, k) = (Matrix::from_storage(q, q_layout)?, Matrix::from_storage(k, k_layout)?);
-        self.forward(self.operands(q, k, Matrix::from_storage(v, v_layout)?))
-    }
-
-    fn bwd(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
         result: &Tensor,
-        gradient: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let zeros = |x: &Tensor| x.track_op().then(|| vec![0.0; x.elem_count()]);
-        let (mut dq, mut dk, mut dv) = (zeros(q), zeros(k), zeros(v));
-        let (tokens, width) = q.dims2()?;
-        let (key_rows, kv_width) = k.dims2()?;
+        log_sums: &[f32],
+        gradient: &Gradient,
+        wanted: [bool; 3],
+    ) -> Result<[Option<Vec<f32>>; 3]> {
+        let ((tokens, width), (keys, kv_width)) = (self.q.dims2()?, self.k.dims2()?);
+        let make = |index: usize, count: usize| wanted[index].then(|| vec![0.0; count]);
+        let [mut dq, mut dk, mut dv] = [make(0, tokens * width), make(1, keys * kv_width), make(2, keys * kv_width)];
         let gradients = kernel::Gradients {
             queries: dq.as_mut().map(|dq| MatrixMut::new(dq, tokens, width)),
-            keys: dk.as_mut().map(|dk| MatrixMut::new(dk, key_rows, kv_width)),
-            values: dv.as_mut().map(|dv| MatrixMut::new(dv, key_rows, kv_width)),
+            keys: dk.as_mut().map(|dk| MatrixMut::new(dk, keys, kv_width)),
+            values: dv.as_mut().map(|dv| MatrixMut::new(dv, keys, kv_width)),
         };
-        with_matrix(q, |q| {
-            with_matrix(k, |k| with_matrix(v, |v| self.backward(self.operands(q, k, v), result, gradient, gradients)))
-        })?;
-        let tensor = |values: Option<Vec<f32>>, like: &Tensor| {
-            values.map(|values| Tensor::from_vec(values, like.shape(), like.device())).transpose()
-        };
-        Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
-    }
-}
-
-impl CustomOp1 for Operation<'_> {
-    fn name(&self) -> &'static str {
-        "attention on a packed matrix"
+        self.backward(result, log_sums, gradient, gradients)?;
+        Ok([dq, dk, dv])
     }
 
-    fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let qkv = Matrix::from_storage(qkv, layout)?;
-        let [.., values] = self.shape.packed_columns();
-        if qkv.columns != values.end {
-            bail!("attention: a packed matrix [{}, {}] does not fit {:?}", qkv.rows, qkv.columns, self.shape);
-        }
-        self.forward(self.unpack(qkv))
-    }
-
-    fn bwd(&self, qkv: &Tensor, result: &Tensor, gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        if !qkv.track_op() {
-            return Ok(None);
-        }
-        let (tokens, width) = qkv.dims2()?;
+    /// Adds the gradient of a packed matrix.
+    fn packed(
+        &self,
+        result: &Tensor,
+        log_sums: &[f32],
+        gradient: &Gradient,
+        source: &Source,
+        columns: [Range<usize>; 3],
+        backward: &mut Backward,
+    ) -> Result<()> {
+        let (tokens, width) = (self.q.dim(0)?, columns[2].end);
         let mut values = vec![0.0; tokens * width];
         let all = MatrixMut::new(&mut values, tokens, width);
         // SAFETY: three ranges of columns that do not overlap.
-        let [queries, keys, values_] =
-            self.shape.packed_columns().map(|columns| Some(unsafe { all.block(0..tokens, columns) }));
-        let gradients = kernel::Gradients { queries, keys, values: values_ };
-        with_matrix(qkv, |qkv| self.backward(self.unpack(qkv), result, gradient, gradients))?;
-        Ok(Some(Tensor::from_vec(values, qkv.shape(), qkv.device())?))
+        let [queries, keys, values_] = columns.map(|columns| Some(unsafe { all.block(0..tokens, columns) }));
+        self.backward(result, log_sums, gradient, kernel::Gradients { queries, keys, values: values_ })?;
+        backward.add(source, Gradient::new(values, (tokens, width)))
     }
 }

@@ -3,10 +3,12 @@
 //! A mask is a function of its seed and of the row and column of each element, rows being counted from a given first one. So rows that are
 //! divided into several inputs, each of which says where its rows begin, have the masks that they have in one input.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
+use candle_core::Tensor;
 
-use super::matrix::{elements, fill, has_kernel, update_chunks, with_elements};
+use super::backward::Gradient;
+use super::matrix::{fill, has_kernel, update_chunks, with_elements};
 use super::simd::{add_to, hash, vectorised};
+use super::value::{Value, through_candle};
 use crate::error::Result;
 
 /// Which elements are dropped.
@@ -22,15 +24,21 @@ pub struct Mask {
 
 /// Inverted dropout (Srivastava et al. 2014): each element of the rows `x`, `[.., width]`, is kept with probability `1 - probability` and then
 /// divided by it. The mask is a function of the seed and the element's row and column alone, so that the backward pass makes it again.
-pub fn dropout(x: &Tensor, mask: &Mask) -> Result<Tensor> {
+pub fn dropout(x: &Value, mask: &Mask) -> Result<Value> {
     if mask.probability == 0.0 {
         return Ok(x.clone());
     }
-    let operation = Dropout::new(mask, width(x))?;
-    if !has_kernel(&[x]) {
-        return dropout_reference(x, mask);
+    let operation = Dropout::new(mask, width(x.tensor()))?;
+    if !has_kernel(&[x.tensor()]) {
+        return through_candle(&[x], |t| dropout_reference(&t[0], mask));
     }
-    Ok(x.contiguous()?.apply_op1(operation)?)
+    let y = with_elements(x.tensor(), |x| Ok::<_, candle_core::Error>(operation.apply(x)))?;
+    let y = Tensor::from_vec(y, x.shape(), x.device())?;
+    let Some(source) = x.source() else { return Ok(Value::constant(y)) };
+    Ok(Value::made(y, move |gradient, backward| {
+        let dx = operation.apply(gradient.values()?);
+        backward.add(&source, Gradient::new(dx, gradient.shape()))
+    }))
 }
 
 /// The elements of a row.
@@ -108,28 +116,10 @@ impl Dropout {
     }
 }
 
-impl CustomOp1 for Dropout {
-    fn name(&self) -> &'static str {
-        "dropout"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(self.apply(elements(x, layout)?)), layout.shape().clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        if !x.track_op() {
-            return Ok(None);
-        }
-        let dx = with_elements(gradient, |gradient| Ok(self.apply(gradient)))?;
-        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{Operand, assert_close, compare_with_finite_differences, random, run};
+    use crate::ops::testing::{Operand, assert_close, compare_with_finite_differences, random, run, run_reference};
     use candle_core::{DType, Device};
 
     fn mask(probability: f32, seed: u64) -> Mask {
@@ -143,9 +133,9 @@ mod tests {
 
     #[test]
     fn dropout_keeps_its_share_and_its_mean() -> Result<()> {
-        let x = Tensor::ones(1 << 18, DType::F32, &Device::Cpu)?;
+        let x = Value::of(&Tensor::ones(1 << 18, DType::F32, &Device::Cpu)?);
         for probability in [0.1_f32, 0.5, 0.9] {
-            let y = dropout(&x, &mask(probability, 3))?.to_vec1::<f32>()?;
+            let y = dropout(&x, &mask(probability, 3))?.tensor().to_vec1::<f32>()?;
             let dropped = y.iter().filter(|&&y| y == 0.0).count() as f32 / y.len() as f32;
             assert!((dropped - probability).abs() < 0.005, "{dropped} of the elements dropped, expected {probability}");
             assert!(y.iter().all(|&y| y == 0.0 || y == 1.0 / (1.0 - probability)));
@@ -158,10 +148,10 @@ mod tests {
         let x = random(&[70, 300], 1);
         let (value, gradient) = run(std::slice::from_ref(&x), &[true], |t| dropout(&t[0], &mask(0.3, 5)));
         let (expected, expected_gradient) =
-            run(std::slice::from_ref(&x), &[true], |t| dropout_reference(&t[0], &mask(0.3, 5)));
+            run_reference(std::slice::from_ref(&x), &[true], |t| dropout_reference(&t[0], &mask(0.3, 5)));
         assert_close("dropout", &value, &expected, 0.0);
         assert_close("gradient", gradient[0].as_ref().unwrap(), expected_gradient[0].as_ref().unwrap(), 0.0);
-        let other = dropout(&x, &mask(0.3, 6))?;
+        let other = dropout(&Value::of(&x), &mask(0.3, 6))?.tensor().clone();
         let both: f32 = value
             .ne(0f32)?
             .to_dtype(DType::F32)?
@@ -178,7 +168,7 @@ mod tests {
         for first_row in [0, 5, (1usize << 32) / 300 - 20] {
             let masked = |start: usize, len: usize| -> Result<Tensor> {
                 let mask = Mask { first_row: first_row + start, ..mask(0.3, 5) };
-                dropout(&x.narrow(0, start, len)?, &mask)
+                Ok(dropout(&Value::of(&x.narrow(0, start, len)?), &mask)?.tensor().clone())
             };
             let parts = [(0, 1), (1, 32), (33, 37)].map(|(start, len)| masked(start, len));
             let parts = Tensor::cat(&parts.into_iter().collect::<Result<Vec<_>>>()?, 0)?;
@@ -189,8 +179,8 @@ mod tests {
 
     #[test]
     fn dropout_of_nothing_is_the_input_and_of_everything_an_error() -> Result<()> {
-        let x = random(&[3], 1);
-        assert_eq!(dropout(&x, &mask(0.0, 1))?.id(), x.id());
+        let x = Value::of(&random(&[3], 1));
+        assert_eq!(dropout(&x, &mask(0.0, 1))?.tensor().id(), x.tensor().id());
         assert!(dropout(&x, &mask(1.0, 1)).is_err() && dropout(&x, &mask(f32::NAN, 1)).is_err());
         Ok(())
     }

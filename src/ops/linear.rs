@@ -1,24 +1,53 @@
 //! `y = x Wᵀ + b`, skipping what is frozen.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Shape, Tensor, bail};
+use candle_core::Tensor;
 
+use super::backward::{Backward, Gradient};
 use super::matrix::{
-    Matrix, MatrixMut, Threads, column_sums, elements, has_kernel, multiply, product, with_contiguous_rows,
-    with_matrix, written,
+    Matrix, MatrixMut, Threads, add_column_sums, has_kernel, multiply, with_contiguous_rows, with_elements,
+    with_matrix, with_strided, written,
 };
+use super::value::{Source, Value, through_candle};
 use crate::error::Result;
 
 /// `y = x Wᵀ + b`: `x` is `[tokens, d_in]`, `weight` `[d_out, d_in]`, `bias` `[d_out]`, the result `[tokens, d_out]`.
 ///
-/// No gradient is computed for an operand that is frozen (`!track_op()`).
-pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    match bias {
-        Some(bias) if has_kernel(&[x, weight, bias]) => {
-            Ok(with_contiguous_rows(x)?.apply_op3(weight, &bias.contiguous()?, Linear)?)
-        }
-        None if has_kernel(&[x, weight]) => Ok(with_contiguous_rows(x)?.apply_op2(weight, Linear)?),
-        _ => reference(x, weight, bias),
+/// No gradient is computed for an operand that is frozen, and `x` is kept only where the weight trains.
+pub fn linear(x: &Value, weight: &Value, bias: Option<&Value>) -> Result<Value> {
+    let tensors: Vec<&Tensor> = [Some(x), Some(weight), bias].into_iter().flatten().map(Value::tensor).collect();
+    if !has_kernel(&tensors) {
+        let operands: Vec<&Value> = [Some(x), Some(weight), bias].into_iter().flatten().collect();
+        return through_candle(&operands, |t| reference(&t[0], &t[1], t.get(2)));
     }
+    let x_rows = with_contiguous_rows(x.tensor())?;
+    let y = with_matrix(&x_rows, |x| {
+        with_strided(weight.tensor(), |weight| match bias {
+            Some(bias) => with_elements(bias.tensor(), |bias| forward(x, weight, Some(bias))),
+            None => forward(x, weight, None),
+        })
+    })?;
+    let shape = (x.dim(0)?, weight.dim(0)?);
+    let y = Tensor::from_vec(y, shape, x.device())?;
+    let (of_x, of_weight) = (x.source(), weight.source());
+    let of_bias = bias.and_then(Value::source);
+    if of_x.is_none() && of_weight.is_none() && of_bias.is_none() {
+        return Ok(Value::constant(y));
+    }
+    let kept = of_weight.is_some().then_some(x_rows);
+    let (weight, width) = (weight.tensor().clone(), x.dim(1)?);
+    Ok(Value::made(y, move |gradient, backward| {
+        if let Some(of_bias) = &of_bias {
+            gradient_of_bias(of_bias, &gradient, backward)?;
+        }
+        if let (Some(of_weight), Some(x)) = (&of_weight, &kept) {
+            gradient_of_weight(of_weight, x, &gradient, 1.0, backward)?;
+        }
+        drop(kept);
+        match &of_x {
+            Some(of_x) => gradient_of_input(of_x, &weight, &gradient, width, backward),
+            None => Ok(()),
+        }
+    }))
 }
 
 /// The same in candle's own operations.
@@ -30,79 +59,15 @@ pub fn reference(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<T
     })
 }
 
-struct Linear;
-
-impl CustomOp2 for Linear {
-    fn name(&self) -> &'static str {
-        "linear"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (x, weight) = (Matrix::from_storage(x, x_layout)?, Matrix::from_storage(weight, weight_layout)?);
-        Ok((CpuStorage::F32(forward(x, weight, None)?), (x.rows, weight.rows).into()))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        _y: &Tensor,
-        gradient: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((gradient_of_input(x, weight, gradient)?, gradient_of_weight(x, weight, gradient)?))
-    }
-}
-
-impl CustomOp3 for Linear {
-    fn name(&self) -> &'static str {
-        "linear with bias"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let bias = elements(bias, bias_layout)?;
-        let (x, weight) = (Matrix::from_storage(x, x_layout)?, Matrix::from_storage(weight, weight_layout)?);
-        Ok((CpuStorage::F32(forward(x, weight, Some(bias))?), (x.rows, weight.rows).into()))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        _y: &Tensor,
-        gradient: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let bias_gradient = match bias.track_op() {
-            true => {
-                let sums = with_matrix(gradient, |gradient| Ok(column_sums(gradient)))?;
-                Some(Tensor::from_vec(sums, bias.shape(), bias.device())?)
-            }
-            false => None,
-        };
-        Ok((gradient_of_input(x, weight, gradient)?, gradient_of_weight(x, weight, gradient)?, bias_gradient))
-    }
-}
-
 /// `x Wᵀ + b`, `[tokens, d_out]`.
-pub(super) fn forward(x: Matrix, weight: Matrix, bias: Option<&[f32]>) -> candle_core::Result<Vec<f32>> {
+pub(super) fn forward(x: Matrix, weight: Matrix, bias: Option<&[f32]>) -> Result<Vec<f32>> {
     let (tokens, d_in, d_out) = (x.rows, x.columns, weight.rows);
     if weight.columns != d_in || bias.is_some_and(|bias| bias.len() != d_out) {
         let bias = bias.map(|bias| bias.len());
-        bail!("linear: input [{tokens}, {d_in}], weight [{d_out}, {}] and bias {bias:?} do not fit", weight.columns);
+        crate::bail!(
+            "linear: input [{tokens}, {d_in}], weight [{d_out}, {}] and bias {bias:?} do not fit",
+            weight.columns
+        );
     }
     // SAFETY: the rows are set to the bias before the product is added, or the product sets every element.
     Ok(unsafe {
@@ -116,47 +81,78 @@ pub(super) fn forward(x: Matrix, weight: Matrix, bias: Option<&[f32]>) -> candle
     })
 }
 
-/// `g W`, `[tokens, d_in]`.
-fn gradient_of_input(x: &Tensor, weight: &Tensor, gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
-    if !x.track_op() {
-        return Ok(None);
-    }
-    let values = with_matrix(gradient, |gradient| with_matrix(weight, |weight| Ok(product(1.0, gradient, weight))))?;
-    Ok(Some(Tensor::from_vec(values, x.shape(), x.device())?))
+/// Adds `Σ g` over rows, `[d_out]`.
+pub(super) fn gradient_of_bias(bias: &Source, gradient: &Gradient, backward: &mut Backward) -> Result<()> {
+    let gradient = gradient.matrix()?;
+    backward.accumulate(bias, gradient.columns, |sums| add_column_sums(gradient, sums))
 }
 
-/// `gᵀ x`, `[d_out, d_in]`.
-fn gradient_of_weight(x: &Tensor, weight: &Tensor, gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
-    if !weight.track_op() {
-        return Ok(None);
-    }
-    let values = with_matrix(gradient, |gradient| with_matrix(x, |x| Ok(product(1.0, gradient.t(), x))))?;
-    Ok(Some(Tensor::from_vec(values, weight.shape(), weight.device())?))
+/// Adds `g W`, `[tokens, d_in]`.
+pub(super) fn gradient_of_input(
+    x: &Source,
+    weight: &Tensor,
+    gradient: &Gradient,
+    width: usize,
+    backward: &mut Backward,
+) -> Result<()> {
+    let gradient = gradient.matrix()?;
+    let rows = gradient.rows;
+    with_strided(weight, |weight| {
+        // SAFETY: a product sets every number or adds to it.
+        unsafe {
+            backward.write(x, (rows, width), |dx, accumulate| {
+                multiply(MatrixMut::new(dx, rows, width), accumulate, 1.0, gradient, weight, Threads::All);
+            })
+        }
+    })
+}
+
+/// Adds `factor gᵀ x`, `[d_out, d_in]`.
+pub(super) fn gradient_of_weight(
+    weight: &Source,
+    x: &Tensor,
+    gradient: &Gradient,
+    factor: f32,
+    backward: &mut Backward,
+) -> Result<()> {
+    let gradient = gradient.matrix()?;
+    with_matrix(x, |x| {
+        let (rows, columns) = (gradient.columns, x.columns);
+        // SAFETY: a product sets every number or adds to it.
+        unsafe {
+            backward.write(weight, (rows, columns), |dw, accumulate| {
+                multiply(MatrixMut::new(dw, rows, columns), accumulate, factor, gradient.t(), x, Threads::All);
+            })
+        }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{Operand, assert_same_bits_on_any_number_of_threads, compare, random};
+    use crate::ops::testing::{Operand, assert_same_bits_on_any_number_of_threads, compare, gradients_of, random};
     use candle_core::Var;
+
+    fn with_bias(t: &[Value]) -> Result<Value> {
+        linear(&t[0], &t[1], t.get(2))
+    }
 
     #[test]
     fn values_and_gradients_are_those_of_the_reference() {
         for (tokens, d_in, d_out) in [(1, 1, 1), (7, 5, 3), (65, 33, 17), (130, 64, 200), (1, 40, 24), (3, 8, 300)] {
             let operands = [Operand::new(&[tokens, d_in]), Operand::new(&[d_out, d_in]), Operand::new(&[d_out])];
-            compare(&operands, |t| linear(&t[0], &t[1], Some(&t[2])), |t| reference(&t[0], &t[1], Some(&t[2])));
-            compare(&operands[..2], |t| linear(&t[0], &t[1], None), |t| reference(&t[0], &t[1], None));
+            compare(&operands, with_bias, |t| reference(&t[0], &t[1], Some(&t[2])));
+            compare(&operands[..2], with_bias, |t| reference(&t[0], &t[1], None));
         }
     }
 
     #[test]
     fn a_column_slice_and_a_transposed_weight_are_read_with_their_strides() {
-        let operands = [Operand::new(&[9, 20]), Operand::new(&[6, 5])];
-        let views = |t: &[Tensor]| Ok::<_, candle_core::Error>((t[0].narrow(1, 4, 6)?, t[1].t()?));
+        let weight = random(&[6, 5], 2).t().unwrap();
         compare(
-            &operands,
-            |t| views(t).map_err(Into::into).and_then(|(x, w)| linear(&x, &w, None)),
-            |t| views(t).map_err(Into::into).and_then(|(x, w)| reference(&x, &w, None)),
+            &[Operand::new(&[9, 20])],
+            |t| linear(&t[0].narrow_columns(4, 6)?, &Value::of(&weight), None),
+            |t| reference(&t[0].narrow(1, 4, 6)?, &weight.to_dtype(t[0].dtype())?, None),
         );
     }
 
@@ -164,23 +160,25 @@ mod tests {
     fn a_trainable_bias_on_a_frozen_weight_gets_its_gradient_and_the_weight_none() -> Result<()> {
         let (x, weight) = (random(&[5, 4], 1), random(&[3, 4], 2));
         let bias = Var::from_tensor(&random(&[3], 3))?;
-        let gradients = linear(&x, &weight, Some(&bias))?.sum_all()?.backward()?;
-        assert_eq!(gradients.get(&bias).expect("a gradient").to_vec1::<f32>()?, [5.0; 3]);
+        let y = linear(&Value::of(&x), &Value::of(&weight), Some(&Value::of(&bias)))?;
+        let gradients = gradients_of(&y, &Tensor::ones((5, 3), candle_core::DType::F32, x.device())?)?;
+        assert_eq!(gradients.get(&bias).expect("a gradient").values()?, [5.0; 3]);
         assert!(gradients.get(&weight).is_none() && gradients.get(&x).is_none());
         Ok(())
     }
 
     #[test]
     fn shapes_that_do_not_fit_are_an_error() {
-        assert!(linear(&random(&[5, 4], 1), &random(&[3, 5], 2), None).is_err());
-        assert!(linear(&random(&[5, 4], 1), &random(&[3, 4], 2), Some(&random(&[4], 3))).is_err());
+        let of = |shape: &[usize]| Value::of(&random(shape, 1));
+        assert!(linear(&of(&[5, 4]), &of(&[3, 5]), None).is_err());
+        assert!(linear(&of(&[5, 4]), &of(&[3, 4]), Some(&of(&[4]))).is_err());
     }
 
     #[test]
     fn bits_do_not_depend_on_the_number_of_threads() {
         for (tokens, d_in, d_out) in [(300, 257, 515), (1, 600, 2000), (5, 600, 2000), (2000, 130, 8), (2000, 8, 130)] {
             let operands = [Operand::new(&[tokens, d_in]), Operand::new(&[d_out, d_in]), Operand::new(&[d_out])];
-            assert_same_bits_on_any_number_of_threads(&operands, |t| linear(&t[0], &t[1], Some(&t[2])));
+            assert_same_bits_on_any_number_of_threads(&operands, with_bias);
         }
     }
 }

@@ -1,15 +1,16 @@
 //! Log-probabilities of target tokens, fused over hidden state, output matrix and target.
 
 use std::ops::Range;
-use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp2, D, Layout, Shape, Tensor, bail};
+use candle_core::{D, Tensor};
 use rayon::prelude::*;
 
+use super::backward::{Backward, Gradient};
 use super::matrix::{
-    Matrix, MatrixMut, Threads, has_kernel, multiply, update_chunks, with_contiguous_rows, with_elements, with_matrix,
+    Matrix, MatrixMut, Threads, has_kernel, multiply, update_chunks, with_contiguous_rows, with_matrix,
 };
 use super::simd::{LANES, exp, maximum_of, tanh, vectorised};
+use super::value::{Source, Value, through_candle};
 use crate::error::Result;
 
 /// Rows whose logits are held at a time. Fixed, so that sums over targets do not depend on the number of threads.
@@ -19,9 +20,9 @@ const ROWS: usize = 256;
 #[derive(Debug, Clone)]
 pub struct LogProbs {
     /// `log softmax(z)[target]`, `[targets]`.
-    pub log_probs: Tensor,
+    pub log_probs: Value,
     /// `-Σ p log p` of the distribution the target was drawn from, `[targets]`.
-    pub entropy: Tensor,
+    pub entropy: Value,
 }
 
 /// Log-probability of each target and entropy of its distribution, with logits `z = hidden Wᵀ / temperature`, or, with a soft cap (Gemma 2),
@@ -30,33 +31,51 @@ pub struct LogProbs {
 /// `hidden` is `[targets, d_model]`, `weight` `[vocabulary, d_model]`. `[targets, vocabulary]` is never held: logits are made
 /// in chunks, and again in the backward pass.
 pub fn log_probs(
-    hidden: &Tensor,
-    weight: &Tensor,
+    hidden: &Value,
+    weight: &Value,
     targets: &[u32],
     temperature: f64,
     soft_cap: Option<f64>,
 ) -> Result<LogProbs> {
-    if !has_kernel(&[hidden, weight]) {
-        return reference(hidden, weight, targets, temperature, soft_cap);
+    let both = both(hidden, weight, targets, temperature, soft_cap)?; // [2, targets]
+    let row = |index: usize| both.narrow_rows(index, 1)?.reshape(targets.len());
+    Ok(LogProbs { log_probs: row(0)?, entropy: row(1)? })
+}
+
+/// Log-probabilities and entropies, `[2, targets]`.
+fn both(hidden: &Value, weight: &Value, targets: &[u32], temperature: f64, soft_cap: Option<f64>) -> Result<Value> {
+    if !has_kernel(&[hidden.tensor(), weight.tensor()]) {
+        return through_candle(&[hidden, weight], |t| reference(&t[0], &t[1], targets, temperature, soft_cap));
     }
     let operation = Operation {
         targets: targets.to_vec(),
         inverse_temperature: (1.0 / temperature) as f32,
         soft_cap: soft_cap.map(|cap| cap as f32),
-        log_sums: OnceLock::new(),
     };
-    let both = with_contiguous_rows(hidden)?.apply_op2(&with_contiguous_rows(weight)?, operation)?; // [2, targets]
-    Ok(LogProbs { log_probs: both.get(0)?, entropy: both.get(1)? })
+    let (hidden_rows, weight_rows) = (with_contiguous_rows(hidden.tensor())?, with_contiguous_rows(weight.tensor())?);
+    let forward = with_matrix(&hidden_rows, |hidden| with_matrix(&weight_rows, |w| operation.forward(hidden, w)))?;
+    let Forward { result, log_sums, entropies } = forward;
+    let result = Tensor::from_vec(result, (2, targets.len()), hidden.device())?;
+    let sources = [hidden.source(), weight.source()];
+    if sources.iter().all(Option::is_none) {
+        return Ok(Value::constant(result));
+    }
+    Ok(Value::made(result, move |gradient, backward| {
+        let given = Given { log_sums: &log_sums, entropies: &entropies, gradient: gradient.values()? };
+        with_matrix(&hidden_rows, |hidden| {
+            with_matrix(&weight_rows, |weight| operation.backward(hidden, weight, &given, &sources, backward))
+        })
+    }))
 }
 
-/// The same in candle's own operations.
+/// The same in candle's own operations, `[2, targets]`.
 pub fn reference(
     hidden: &Tensor,
     weight: &Tensor,
     targets: &[u32],
     temperature: f64,
     soft_cap: Option<f64>,
-) -> Result<LogProbs> {
+) -> Result<Tensor> {
     let mut logits = hidden.matmul(&weight.t()?)?; // [targets, vocabulary]
     if let Some(cap) = soft_cap {
         logits = logits.affine(1.0 / cap, 0.0)?.tanh()?.affine(cap, 0.0)?;
@@ -66,7 +85,7 @@ pub fn reference(
     let index = Tensor::from_slice(targets, (targets.len(), 1), hidden.device())?;
     let log_probs = log_softmax.gather(&index, 1)?.squeeze(1)?; // [targets]
     let entropy = (log_softmax.exp()? * &log_softmax)?.sum(D::Minus1)?.neg()?; // [targets]
-    Ok(LogProbs { log_probs, entropy })
+    Ok(Tensor::stack(&[log_probs, entropy], 0)?)
 }
 
 vectorised! {
@@ -136,8 +155,24 @@ struct Operation {
     targets: Vec<u32>,
     inverse_temperature: f32,
     soft_cap: Option<f32>,
+}
+
+/// What the forward pass computes.
+struct Forward {
+    /// Log-probabilities and entropies, `[2, targets]`.
+    result: Vec<f32>,
     /// `log Σ exp(z)` of every target's logits, kept for the backward pass.
-    log_sums: OnceLock<Vec<f32>>,
+    log_sums: Vec<f32>,
+    /// The entropies once more, for the same.
+    entropies: Vec<f32>,
+}
+
+/// What the backward pass is given.
+struct Given<'a> {
+    log_sums: &'a [f32],
+    entropies: &'a [f32],
+    /// Of log-probabilities and entropies, `[2, targets]`.
+    gradient: &'a [f32],
 }
 
 impl Operation {
@@ -156,18 +191,18 @@ impl Operation {
         self.soft_cap.map(|cap| 1.0 / (cap * self.inverse_temperature))
     }
 
-    fn check(&self, hidden: &Matrix, weight: &Matrix) -> candle_core::Result<()> {
+    fn check(&self, hidden: &Matrix, weight: &Matrix) -> Result<()> {
         let vocabulary = weight.rows;
         if hidden.columns != weight.columns || hidden.rows != self.targets.len() {
             let (rows, width) = (hidden.rows, hidden.columns);
-            bail!(
+            crate::bail!(
                 "log_probs: hidden [{rows}, {width}], weight [{vocabulary}, {}] and {} targets do not fit",
                 weight.columns,
                 self.targets.len()
             );
         }
         if let Some(target) = self.targets.iter().find(|&&target| target as usize >= vocabulary) {
-            bail!("log_probs: target {target} is outside the vocabulary of {vocabulary}");
+            crate::bail!("log_probs: target {target} is outside the vocabulary of {vocabulary}");
         }
         Ok(())
     }
@@ -179,20 +214,8 @@ fn chunks(targets: usize, vocabulary: usize) -> (impl Iterator<Item = Range<usiz
     (ranges, vec![0.0; ROWS.min(targets) * vocabulary])
 }
 
-impl CustomOp2 for Operation {
-    fn name(&self) -> &'static str {
-        "log_probs"
-    }
-
-    fn cpu_fwd(
-        &self,
-        hidden: &CpuStorage,
-        hidden_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (hidden, weight) =
-            (Matrix::from_storage(hidden, hidden_layout)?, Matrix::from_storage(weight, weight_layout)?);
+impl Operation {
+    fn forward(&self, hidden: Matrix, weight: Matrix) -> Result<Forward> {
         self.check(&hidden, &weight)?;
         let (targets, vocabulary) = (hidden.rows, weight.rows);
         let mut result = vec![0.0; 2 * targets];
@@ -211,83 +234,75 @@ impl CustomOp2 for Operation {
                     *log_prob = logits[target as usize] - *log_sum;
                 });
         }
-        // Set once a forward pass, and an operation is run forward once.
-        let _ = self.log_sums.set(log_sums);
-        Ok((CpuStorage::F32(result), (2, targets).into()))
+        let entropies = entropies.to_vec();
+        Ok(Forward { result, log_sums, entropies })
     }
 
-    fn bwd(
-        &self,
-        hidden: &Tensor,
-        weight: &Tensor,
-        result: &Tensor,
-        gradient: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let Some(log_sums) = self.log_sums.get() else {
-            bail!("log_probs: backward without forward");
-        };
-        let (d_hidden, d_weight) = with_matrix(hidden, |h| {
-            with_matrix(weight, |w| {
-                with_elements(result, |result| {
-                    with_elements(gradient, |gradient| {
-                        let entropies = &result[self.targets.len()..];
-                        Ok(self.backward(h, w, log_sums, entropies, gradient, (hidden.track_op(), weight.track_op())))
-                    })
-                })
-            })
-        })?;
-        let tensor = |values: Option<Vec<f32>>, like: &Tensor| {
-            values.map(|values| Tensor::from_vec(values, like.shape(), like.device())).transpose()
-        };
-        Ok((tensor(d_hidden, hidden)?, tensor(d_weight, weight)?))
-    }
-}
-
-impl Operation {
-    /// The gradients of `hidden` and of `weight`, where `tracked`.
+    /// Adds the gradients of `hidden` and of `weight`, where they have `sources`.
     fn backward(
         &self,
         hidden: Matrix,
         weight: Matrix,
-        log_sums: &[f32],
-        entropies: &[f32],
-        gradient: &[f32],
-        tracked: (bool, bool),
-    ) -> (Option<Vec<f32>>, Option<Vec<f32>>) {
+        given: &Given,
+        sources: &[Option<Source>; 2],
+        backward: &mut Backward,
+    ) -> Result<()> {
         let (targets, vocabulary, width) = (hidden.rows, weight.rows, weight.columns);
-        let (log_prob_gradient, entropy_gradient) = gradient.split_at(targets);
-        let mut d_hidden = tracked.0.then(|| vec![0.0; targets * width]);
-        let mut d_weight = tracked.1.then(|| vec![0.0; vocabulary * width]);
         let (ranges, mut buffer) = chunks(targets, vocabulary);
-        for rows in ranges {
-            let logits = &mut buffer[..rows.len() * vocabulary];
-            self.logits(hidden, weight, &rows, logits);
-            logits.par_chunks_exact_mut(vocabulary).zip(rows.clone()).for_each(|(logits, row)| {
-                let (log_prob_gradient, entropy_gradient) = (log_prob_gradient[row], entropy_gradient[row]);
-                let target = self.targets[row] as usize;
-                let slope = |z: f32| self.cap_factor().map_or(1.0, |factor| 1.0 - (z * factor) * (z * factor));
-                let of_target = log_prob_gradient * slope(logits[target]);
-                let (log_sum, entropy) = (log_sums[row], entropies[row]);
-                match self.cap_factor() {
-                    None => logit_gradients(logits, log_sum, entropy, log_prob_gradient, entropy_gradient),
-                    Some(factor) => {
-                        capped_logit_gradients(logits, log_sum, entropy, log_prob_gradient, entropy_gradient, factor);
-                    }
+        let ranges: Vec<Range<usize>> = ranges.collect();
+        let mut d_hidden = sources[0].is_some().then(|| vec![0.0; targets * width]);
+        let mut run = |d_weight: &mut Option<&mut [f32]>, accumulate: bool| {
+            for rows in &ranges {
+                let logits = &mut buffer[..rows.len() * vocabulary];
+                self.logits(hidden, weight, rows, logits);
+                self.logit_gradients(rows, given, logits, vocabulary);
+                let d_logits = Matrix::new(logits, rows.len(), vocabulary);
+                if let Some(d_hidden) = &mut d_hidden {
+                    let target = MatrixMut::new(&mut d_hidden[rows.start * width..rows.end * width], rows.len(), width);
+                    multiply(target, false, self.inverse_temperature, d_logits, weight, Threads::All);
                 }
-                logits[target] += of_target;
-            });
-            let d_logits = Matrix::new(logits, rows.len(), vocabulary);
-            if let Some(d_hidden) = &mut d_hidden {
-                let target = MatrixMut::new(&mut d_hidden[rows.start * width..rows.end * width], rows.len(), width);
-                multiply(target, false, self.inverse_temperature, d_logits, weight, Threads::All);
+                if let Some(d_weight) = d_weight {
+                    let target = MatrixMut::new(d_weight, vocabulary, width);
+                    let (hidden, adds) = (hidden.rows(rows.clone()), accumulate || rows.start > 0);
+                    multiply(target, adds, self.inverse_temperature, d_logits.t(), hidden, Threads::All);
+                }
             }
-            if let Some(d_weight) = &mut d_weight {
-                let target = MatrixMut::new(d_weight, vocabulary, width);
-                let hidden = hidden.rows(rows.clone());
-                multiply(target, rows.start > 0, self.inverse_temperature, d_logits.t(), hidden, Threads::All);
+            if let Some(d_weight) = d_weight.as_mut().filter(|_| ranges.is_empty() && !accumulate) {
+                d_weight.fill(0.0);
             }
+        };
+        match &sources[1] {
+            // SAFETY: the first product sets every number, or there is none and they are cleared.
+            Some(source) => unsafe {
+                backward.write(source, (vocabulary, width), |d_weight, accumulate| {
+                    run(&mut Some(d_weight), accumulate);
+                })
+            }?,
+            None => run(&mut None, false),
         }
-        (d_hidden, d_weight)
+        match (&sources[0], d_hidden) {
+            (Some(source), Some(d_hidden)) => backward.add(source, Gradient::new(d_hidden, (targets, width))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Turns the logits of some rows into the gradient with respect to them.
+    fn logit_gradients(&self, rows: &Range<usize>, given: &Given, logits: &mut [f32], vocabulary: usize) {
+        let (of_log_probs, of_entropies) = given.gradient.split_at(self.targets.len());
+        logits.par_chunks_exact_mut(vocabulary).zip(rows.clone()).for_each(|(logits, row)| {
+            let (log_prob_gradient, entropy_gradient) = (of_log_probs[row], of_entropies[row]);
+            let target = self.targets[row] as usize;
+            let slope = |z: f32| self.cap_factor().map_or(1.0, |factor| 1.0 - (z * factor) * (z * factor));
+            let of_target = log_prob_gradient * slope(logits[target]);
+            let (log_sum, entropy) = (given.log_sums[row], given.entropies[row]);
+            match self.cap_factor() {
+                None => logit_gradients(logits, log_sum, entropy, log_prob_gradient, entropy_gradient),
+                Some(factor) => {
+                    capped_logit_gradients(logits, log_sum, entropy, log_prob_gradient, entropy_gradient, factor);
+                }
+            }
+            logits[target] += of_target;
+        });
     }
 }
 
@@ -302,11 +317,6 @@ mod tests {
         (0..count).map(|index| (index * 7919 % vocabulary) as u32).collect()
     }
 
-    fn stacked(result: Result<LogProbs>) -> Result<Tensor> {
-        let LogProbs { log_probs, entropy } = result?;
-        Ok(Tensor::stack(&[log_probs, entropy], 0)?)
-    }
-
     #[test]
     fn values_and_gradients_are_those_of_the_reference() {
         for (count, vocabulary, width) in [(1, 2, 1), (7, 33, 5), (300, 65, 16), (513, 31, 8), (3, 1000, 24)] {
@@ -315,14 +325,14 @@ mod tests {
             for (temperature, cap) in [(1.0, None), (0.7, None), (0.7, Some(2.0))] {
                 compare(
                     &operands,
-                    |t| stacked(log_probs(&t[0], &t[1], &targets, temperature, cap)),
-                    |t| stacked(reference(&t[0], &t[1], &targets, temperature, cap)),
+                    |t| both(&t[0], &t[1], &targets, temperature, cap),
+                    |t| reference(&t[0], &t[1], &targets, temperature, cap),
                 );
                 // Only the log-probability is used: the entropy's gradient is 0.
                 compare(
                     &operands,
                     |t| Ok(log_probs(&t[0], &t[1], &targets, temperature, cap)?.log_probs),
-                    |t| Ok(reference(&t[0], &t[1], &targets, temperature, cap)?.log_probs),
+                    |t| Ok(reference(&t[0], &t[1], &targets, temperature, cap)?.get(0)?),
                 );
             }
         }
@@ -332,7 +342,7 @@ mod tests {
     fn reference_agrees_with_finite_differences() {
         let operands = [Operand::new(&[3, 4]), Operand::new(&[5, 4])];
         for cap in [None, Some(1.5)] {
-            compare_with_finite_differences(&operands, |t| stacked(log_probs(&t[0], &t[1], &[0, 4, 2], 0.8, cap)));
+            compare_with_finite_differences(&operands, |t| both(&t[0], &t[1], &[0, 4, 2], 0.8, cap));
         }
     }
 
@@ -340,8 +350,9 @@ mod tests {
     fn large_logits_neither_overflow_nor_lose_the_entropy() -> Result<()> {
         let hidden = Tensor::new(&[[1000.0_f32], [0.0]], &candle_core::Device::Cpu)?;
         let weight = Tensor::new(&[[1.0_f32], [1.0], [-1.0], [-1.0]], &candle_core::Device::Cpu)?;
-        let result = log_probs(&hidden, &weight, &[0, 0], 1.0, None)?;
-        let (log_probs, entropy) = (result.log_probs.to_vec1::<f32>()?, result.entropy.to_vec1::<f32>()?);
+        let result = log_probs(&Value::of(&hidden), &Value::of(&weight), &[0, 0], 1.0, None)?;
+        let (log_probs, entropy) =
+            (result.log_probs.tensor().to_vec1::<f32>()?, result.entropy.tensor().to_vec1::<f32>()?);
         for (found, expected) in
             log_probs.iter().chain(&entropy).zip([-(2f32.ln()), -(4f32.ln()), 2f32.ln(), 4f32.ln()])
         {
@@ -353,7 +364,7 @@ mod tests {
     #[test]
     fn no_targets_give_no_values_and_zero_gradients() {
         let operands = [random(&[0, 4], 1), random(&[6, 4], 2)];
-        let (value, gradients) = run(&operands, &[true, true], |t| stacked(log_probs(&t[0], &t[1], &[], 1.0, None)));
+        let (value, gradients) = run(&operands, &[true, true], |t| both(&t[0], &t[1], &[], 1.0, None));
         assert_eq!(value.dims(), [2, 0]);
         assert!(
             gradients[1].as_ref().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|&x| x == 0.0)
@@ -362,7 +373,8 @@ mod tests {
 
     #[test]
     fn a_target_outside_the_vocabulary_is_an_error() {
-        let error = log_probs(&random(&[1, 4], 1), &random(&[6, 4], 2), &[6], 1.0, None).unwrap_err().to_string();
+        let [hidden, weight] = [[1, 4], [6, 4]].map(|shape| Value::of(&random(&shape, 1)));
+        let error = log_probs(&hidden, &weight, &[6], 1.0, None).unwrap_err().to_string();
         assert!(error.contains("target 6"), "{error}");
     }
 
@@ -370,6 +382,6 @@ mod tests {
     fn bits_do_not_depend_on_the_number_of_threads() {
         let targets = targets(600, 300);
         let operands = [Operand::new(&[600, 96]), Operand::new(&[300, 96])];
-        assert_same_bits_on_any_number_of_threads(&operands, |t| stacked(log_probs(&t[0], &t[1], &targets, 1.0, None)));
+        assert_same_bits_on_any_number_of_threads(&operands, |t| both(&t[0], &t[1], &targets, 1.0, None));
     }
 }

@@ -3,24 +3,24 @@
 //! Written as two more linears and a sum, the update would keep two more matrices `[tokens, d_out]` alive until the backward pass and add up
 //! gradients of that size; here the update is added in place and only `[tokens, rank]` is kept.
 
-use std::sync::OnceLock;
+use candle_core::Tensor;
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor, bail};
-
+use super::backward::{Backward, Gradient};
 use super::dropout::{Dropout, Mask, dropout};
-use super::linear::{self, linear};
+use super::linear::{self, gradient_of_bias, gradient_of_input, gradient_of_weight, linear};
 use super::matrix::{
     Matrix, MatrixMut, Threads, has_kernel, multiply, product, with_contiguous_rows, with_elements, with_matrix,
 };
+use super::value::{Source, Value};
 use crate::error::Result;
 
 /// The update `scale · dropout(x) Aᵀ Bᵀ` of a linear.
 #[derive(Debug, Clone, Copy)]
 pub struct LowRank<'a> {
     /// A, `[rank, d_in]`.
-    pub a: &'a Tensor,
+    pub a: &'a Value,
     /// B, `[d_out, rank]`.
-    pub b: &'a Tensor,
+    pub b: &'a Value,
     /// What the update is multiplied with: `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA.
     pub scale: f64,
     /// Which elements of the update's input are dropped (see [`dropout`]).
@@ -28,151 +28,171 @@ pub struct LowRank<'a> {
 }
 
 /// `y = x Wᵀ + b + scale · dropout(x) Aᵀ Bᵀ`: `x` is `[tokens, d_in]`, the result `[tokens, d_out]`.
-///
-/// Fast where `weight` and `bias` are frozen, as they are under LoRA; right in any case.
-pub fn low_rank_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, update: &LowRank) -> Result<Tensor> {
-    let frozen = !weight.track_op() && bias.is_none_or(|bias| !bias.track_op());
-    let on_cpu = has_kernel(&[x, weight, update.a, update.b]) && bias.is_none_or(|bias| has_kernel(&[bias]));
+pub fn low_rank_linear(x: &Value, weight: &Value, bias: Option<&Value>, update: &LowRank) -> Result<Value> {
     let dropout = match &update.dropout {
         Some(mask) if mask.probability != 0.0 => Some(Dropout::new(mask, x.dim(1)?)?),
         _ => None,
     };
-    if !frozen || !on_cpu {
-        return reference(x, weight, bias, update);
+    let operands = [Some(x), Some(weight), Some(update.a), Some(update.b), bias];
+    let tensors: Vec<&Tensor> = operands.into_iter().flatten().map(Value::tensor).collect();
+    if !has_kernel(&tensors) {
+        return separate(x, weight, bias, update);
     }
-    let operation = LowRankLinear {
-        weight: with_contiguous_rows(weight)?,
-        bias: bias.map(|bias| bias.contiguous()).transpose()?,
-        scale: update.scale as f32,
-        dropout,
-        inner: OnceLock::new(),
+    let [rank, d_in] = [update.a.dim(0)?, x.dim(1)?];
+    let d_out = weight.dim(0)?;
+    if update.a.dims() != [rank, d_in] || update.b.dims() != [d_out, rank] || weight.dims() != [d_out, d_in] {
+        let [x, weight, a, b] = [x, weight, update.a, update.b].map(Value::dims);
+        crate::bail!("low_rank_linear: input {x:?}, weight {weight:?}, A {a:?} and B {b:?} do not fit");
+    }
+    // The update is of contiguous rows, which dropout needs.
+    let (rows, scale) = (x.tensor().contiguous()?, update.scale as f32);
+    let weight_rows = with_contiguous_rows(weight.tensor())?;
+    let mut y = with_matrix(&rows, |x| {
+        with_matrix(&weight_rows, |weight| match bias {
+            Some(bias) => with_elements(bias.tensor(), |bias| linear::forward(x, weight, Some(bias))),
+            None => linear::forward(x, weight, None),
+        })
+    })?; // [tokens, d_out]
+    let tokens = rows.dim(0)?;
+    let inner = with_matrix(&rows, |x| {
+        with_matrix(update.a.tensor(), |a| {
+            Ok::<_, candle_core::Error>(with_dropped(dropout, x, |x| product(1.0, x, a.t())))
+        })
+    })?; // [tokens, rank]
+    with_matrix(update.b.tensor(), |b| {
+        let target = MatrixMut::new(&mut y, tokens, d_out);
+        multiply(target, true, scale, Matrix::new(&inner, tokens, rank), b.t(), Threads::All);
+        Ok::<_, candle_core::Error>(())
+    })?;
+    let y = Tensor::from_vec(y, (tokens, d_out), x.device())?;
+    let sources = Sources {
+        x: x.source(),
+        weight: weight.source(),
+        bias: bias.and_then(Value::source),
+        a: update.a.source(),
+        b: update.b.source(),
     };
-    Ok(x.contiguous()?.apply_op3(&with_contiguous_rows(update.a)?, &with_contiguous_rows(update.b)?, operation)?)
+    if !sources.any() {
+        return Ok(Value::constant(y));
+    }
+    let kept = Kept {
+        x: (sources.a.is_some() || sources.weight.is_some()).then_some(rows),
+        inner: sources.b.is_some().then_some(inner),
+        weight: weight_rows,
+        a: update.a.tensor().clone(),
+        b: update.b.tensor().clone(),
+        scale,
+        dropout,
+    };
+    Ok(Value::made(y, move |gradient, backward| kept.backward(&sources, &gradient, backward)))
 }
 
-/// The same from the operations it is made of.
-pub fn reference(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, update: &LowRank) -> Result<Tensor> {
+/// The same as two more linears and a sum.
+fn separate(x: &Value, weight: &Value, bias: Option<&Value>, update: &LowRank) -> Result<Value> {
     let dropped = match &update.dropout {
         Some(mask) => dropout(x, mask)?,
         None => x.clone(),
     };
     let change = linear(&linear(&dropped, update.a, None)?, update.b, None)?; // [tokens, d_out]
-    Ok((linear(x, weight, bias)? + change.affine(update.scale, 0.0)?)?)
+    linear(x, weight, bias)?.add(&change.scale(update.scale)?)
 }
 
-struct LowRankLinear {
+/// Where the gradients go.
+struct Sources {
+    x: Option<Source>,
+    weight: Option<Source>,
+    bias: Option<Source>,
+    a: Option<Source>,
+    b: Option<Source>,
+}
+
+impl Sources {
+    fn any(&self) -> bool {
+        [&self.x, &self.weight, &self.bias, &self.a, &self.b].into_iter().any(Option::is_some)
+    }
+}
+
+/// What the backward pass needs.
+struct Kept {
+    x: Option<Tensor>,
+    /// `dropout(x) Aᵀ`, `[tokens, rank]`, for the gradient of B.
+    inner: Option<Vec<f32>>,
     weight: Tensor,
-    bias: Option<Tensor>,
+    a: Tensor,
+    b: Tensor,
     scale: f32,
     dropout: Option<Dropout>,
-    /// `dropout(x) Aᵀ`, `[tokens, rank]`, kept for the gradient of B.
-    inner: OnceLock<Vec<f32>>,
 }
 
-impl LowRankLinear {
-    /// Runs `read` on `dropout(x)`.
-    fn with_dropped<T>(&self, x: Matrix, read: impl FnOnce(Matrix) -> T) -> T {
-        match &self.dropout {
-            Some(dropout) => read(Matrix::new(&dropout.apply(&x.data[..x.rows * x.columns]), x.rows, x.columns)),
-            None => read(x),
+impl Kept {
+    fn backward(self, sources: &Sources, gradient: &Gradient, backward: &mut Backward) -> Result<()> {
+        let g = gradient.matrix()?;
+        let (tokens, d_out) = (g.rows, g.columns);
+        let (rank, d_in) = self.a.dims2()?;
+        if let Some(bias) = &sources.bias {
+            gradient_of_bias(bias, gradient, backward)?;
         }
-    }
-
-    /// The gradients of x, A and B, where `tracked`.
-    fn backward(
-        &self,
-        x: Matrix,
-        a: Matrix,
-        b: Matrix,
-        gradient: Matrix,
-        tracked: [bool; 3],
-    ) -> candle_core::Result<[Option<Vec<f32>>; 3]> {
-        let Some(inner) = self.inner.get() else {
-            bail!("low_rank_linear: backward without forward");
-        };
-        let (tokens, d_in, rank) = (x.rows, x.columns, a.rows);
-        let inner = Matrix::new(inner, tokens, rank);
-        let d_inner = product(self.scale, gradient, b); // [tokens, rank]
+        if let (Some(weight), Some(x)) = (&sources.weight, &self.x) {
+            gradient_of_weight(weight, x, gradient, 1.0, backward)?;
+        }
+        if let (Some(b), Some(inner)) = (&sources.b, &self.inner) {
+            let inner = Matrix::new(inner, tokens, rank);
+            // SAFETY: a product sets every number or adds to it.
+            unsafe {
+                backward.write(b, (d_out, rank), |db, accumulate| {
+                    multiply(MatrixMut::new(db, d_out, rank), accumulate, self.scale, g.t(), inner, Threads::All);
+                })
+            }?;
+        }
+        let d_inner = with_matrix(&self.b, |b| Ok::<_, candle_core::Error>(product(self.scale, g, b)))?; // [tokens, rank]
         let d_inner = Matrix::new(&d_inner, tokens, rank);
-        let db = tracked[2].then(|| product(self.scale, gradient.t(), inner)); // [d_out, rank]
-        let da = tracked[1].then(|| self.with_dropped(x, |x| product(1.0, d_inner.t(), x))); // [rank, d_in]
-        let dx = match tracked[0] {
-            false => None,
-            true => {
-                let mut dx = with_matrix(&self.weight, |weight| Ok(product(1.0, gradient, weight)))?; // [tokens, d_in]
-                match &self.dropout {
-                    None => multiply(MatrixMut::new(&mut dx, tokens, d_in), true, 1.0, d_inner, a, Threads::All),
-                    Some(dropout) => dropout.add(&product(1.0, d_inner, a), &mut dx),
-                }
-                Some(dx)
-            }
-        };
-        Ok([dx, da, db])
+        if let (Some(a), Some(x)) = (&sources.a, &self.x) {
+            with_matrix(x, |x| {
+                with_dropped(self.dropout, x, |x| {
+                    // SAFETY: a product sets every number or adds to it.
+                    unsafe {
+                        backward.write(a, (rank, d_in), |da, accumulate| {
+                            multiply(MatrixMut::new(da, rank, d_in), accumulate, 1.0, d_inner.t(), x, Threads::All);
+                        })
+                    }
+                })
+            })?;
+        }
+        let Some(x) = &sources.x else { return Ok(()) };
+        gradient_of_input(x, &self.weight, gradient, d_in, backward)?;
+        with_matrix(&self.a, |a| {
+            backward.accumulate(x, (tokens, d_in), |dx| match &self.dropout {
+                None => multiply(MatrixMut::new(dx, tokens, d_in), true, 1.0, d_inner, a, Threads::All),
+                Some(dropout) => dropout.add(&product(1.0, d_inner, a), dx),
+            })
+        })
     }
 }
 
-impl CustomOp3 for LowRankLinear {
-    fn name(&self) -> &'static str {
-        "linear with a low-rank update"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        a: &CpuStorage,
-        a_layout: &Layout,
-        b: &CpuStorage,
-        b_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let x = Matrix::from_storage(x, x_layout)?;
-        let (a, b) = (Matrix::from_storage(a, a_layout)?, Matrix::from_storage(b, b_layout)?);
-        let (d_out, d_in) = self.weight.dims2()?;
-        if (a.columns, b.rows) != (d_in, d_out) || a.rows != b.columns || x.columns != d_in {
-            let [x, a, b] = [x, a, b].map(|matrix| (matrix.rows, matrix.columns));
-            bail!("low_rank_linear: input {x:?}, weight ({d_out}, {d_in}), A {a:?} and B {b:?} do not fit");
-        }
-        let mut y = with_matrix(&self.weight, |weight| match &self.bias {
-            Some(bias) => with_elements(bias, |bias| linear::forward(x, weight, Some(bias))),
-            None => linear::forward(x, weight, None),
-        })?; // [tokens, d_out]
-        let inner = self.with_dropped(x, |x| product(1.0, x, a.t())); // [tokens, rank]
-        let target = MatrixMut::new(&mut y, x.rows, d_out);
-        multiply(target, true, self.scale, Matrix::new(&inner, x.rows, a.rows), b.t(), Threads::All);
-        // An operation is run forward once; were it run again, the values would be the same.
-        let _ = self.inner.set(inner);
-        Ok((CpuStorage::F32(y), (x.rows, d_out).into()))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        a: &Tensor,
-        b: &Tensor,
-        _y: &Tensor,
-        gradient: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let tracked = [x, a, b].map(Tensor::track_op);
-        let [dx, da, db] = with_matrix(x, |x_matrix| {
-            with_matrix(a, |a| {
-                with_matrix(b, |b| with_matrix(gradient, |gradient| self.backward(x_matrix, a, b, gradient, tracked)))
-            })
-        })?;
-        let tensor = |values: Option<Vec<f32>>, like: &Tensor| {
-            values.map(|values| Tensor::from_vec(values, like.shape(), like.device())).transpose()
-        };
-        Ok((tensor(dx, x)?, tensor(da, a)?, tensor(db, b)?))
+/// Runs `read` on `dropout(x)`.
+fn with_dropped<T>(dropout: Option<Dropout>, x: Matrix, read: impl FnOnce(Matrix) -> T) -> T {
+    match dropout {
+        Some(dropout) => read(Matrix::new(&dropout.apply(&x.data[..x.rows * x.columns]), x.rows, x.columns)),
+        None => read(x),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{Operand, assert_same_bits_on_any_number_of_threads, compare, random};
-    use candle_core::Var;
+    use crate::ops::testing::{Operand, assert_same_bits_on_any_number_of_threads, compare, gradients_of, random};
+    use crate::ops::{dropout::dropout_reference, linear::reference as linear_reference};
+    use candle_core::{DType, Var};
 
     fn mask(probability: f32, seed: u64) -> Mask {
         Mask { probability, seed, first_row: 7 }
+    }
+
+    /// In candle's own operations.
+    fn reference(t: &[Tensor], bias: Option<&Tensor>, dropout: Option<Mask>) -> Result<Tensor> {
+        let dropped = dropout.map_or_else(|| Ok(t[0].clone()), |mask| dropout_reference(&t[0], &mask))?;
+        let change = linear_reference(&linear_reference(&dropped, &t[1], None)?, &t[2], None)?;
+        Ok((linear_reference(&t[0], &t[3], bias)? + change.affine(0.7, 0.0)?)?)
     }
 
     #[test]
@@ -180,19 +200,16 @@ mod tests {
         for (tokens, d_in, d_out, rank) in
             [(1, 1, 1, 1), (7, 5, 3, 2), (130, 64, 200, 8), (1, 40, 24, 4), (70, 33, 17, 64)]
         {
-            let (weight, bias) = (random(&[d_out, d_in], 11), random(&[d_out], 12));
-            let operands = [Operand::new(&[tokens, d_in]), Operand::new(&[rank, d_in]), Operand::new(&[d_out, rank])];
+            let operands =
+                [[tokens, d_in], [rank, d_in], [d_out, rank], [d_out, d_in]].map(|shape| Operand::new(&shape));
+            let with_bias = [&operands[..], &[Operand::new(&[d_out])]].concat();
             for dropout in [None, Some(mask(0.0, 1)), Some(mask(0.3, 5))] {
-                for bias in [None, Some(&bias)] {
-                    let run = |t: &[Tensor], fused: bool| {
-                        let update = LowRank { a: &t[1], b: &t[2], scale: 0.7, dropout };
-                        let weight = weight.to_dtype(t[0].dtype())?;
-                        let bias = bias.map(|bias| bias.to_dtype(t[0].dtype())).transpose()?;
-                        let run = if fused { low_rank_linear } else { reference };
-                        run(&t[0], &weight, bias.as_ref(), &update)
-                    };
-                    compare(&operands, |t| run(t, true), |t| run(t, false));
-                }
+                let run = |t: &[Value]| {
+                    let update = LowRank { a: &t[1], b: &t[2], scale: 0.7, dropout };
+                    low_rank_linear(&t[0], &t[3], t.get(4), &update)
+                };
+                compare(&operands, run, |t| reference(t, None, dropout));
+                compare(&with_bias, run, |t| reference(t, Some(&t[4]), dropout));
             }
         }
     }
@@ -200,26 +217,26 @@ mod tests {
     #[test]
     fn a_trained_weight_beside_the_update_gets_its_gradient() -> Result<()> {
         let weight = Var::from_tensor(&random(&[3, 4], 1))?;
-        let (x, a, b) = (random(&[5, 4], 2), random(&[2, 4], 3), random(&[3, 2], 4));
+        let [x, a, b] = [(&[5, 4], 2), (&[2, 4], 3), (&[3, 2], 4)].map(|(shape, seed)| Value::of(&random(shape, seed)));
         let update = LowRank { a: &a, b: &b, scale: 1.0, dropout: None };
-        let gradients = low_rank_linear(&x, &weight, None, &update)?.sum_all()?.backward()?;
+        let y = low_rank_linear(&x, &Value::of(&weight), None, &update)?;
+        let gradients = gradients_of(&y, &Tensor::ones((5, 3), DType::F32, x.device())?)?;
         assert!(gradients.get(&weight).is_some());
         Ok(())
     }
 
     #[test]
     fn shapes_that_do_not_fit_and_a_probability_of_one_are_errors() {
-        let (x, weight, a, b) = (random(&[5, 4], 1), random(&[3, 4], 2), random(&[2, 4], 3), random(&[3, 2], 4));
-        let run = |a: &Tensor, b: &Tensor, dropout| {
-            low_rank_linear(&x, &weight, None, &LowRank { a, b, scale: 1.0, dropout })
-        };
+        let [x, weight, a, b] = [[5, 4], [3, 4], [2, 4], [3, 2]].map(|shape| Value::of(&random(&shape, 1)));
+        let run =
+            |a: &Value, b: &Value, dropout| low_rank_linear(&x, &weight, None, &LowRank { a, b, scale: 1.0, dropout });
         assert!(run(&a, &b, None).is_ok());
         assert!(run(&b, &a, None).is_err() && run(&a, &a, None).is_err() && run(&a, &b, Some(mask(1.0, 1))).is_err());
     }
 
     #[test]
     fn bits_do_not_depend_on_the_number_of_threads() {
-        let weight = random(&[300, 200], 11);
+        let weight = Value::of(&random(&[300, 200], 11));
         let operands = [Operand::new(&[400, 200]), Operand::new(&[8, 200]), Operand::new(&[300, 8])];
         assert_same_bits_on_any_number_of_threads(&operands, |t| {
             low_rank_linear(

@@ -256,13 +256,14 @@ pub(super) fn sum_over_rows(rows: usize, width: usize, add: impl Fn(Range<usize>
     sum
 }
 
-/// The sums of the columns of a matrix with contiguous rows.
-pub(super) fn column_sums(x: Matrix) -> Vec<f32> {
-    sum_over_rows(x.rows, x.columns, |rows, partial| {
+/// Adds the sums of the columns of a matrix with contiguous rows.
+pub(super) fn add_column_sums(x: Matrix, sums: &mut [f32]) {
+    let of_rows = sum_over_rows(x.rows, x.columns, |rows, partial| {
         for row in rows {
             super::simd::add_to(partial, x.row(row));
         }
-    })
+    });
+    super::simd::add_to(sums, &of_rows);
 }
 
 /// The storage of a tensor in main memory.
@@ -282,15 +283,28 @@ pub(super) fn elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&
 }
 
 /// Runs `read` on the elements of `x`, copied first if they are not contiguous.
-pub(super) fn with_elements<T>(x: &Tensor, read: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+pub(super) fn with_elements<T, E: From<candle_core::Error>>(
+    x: &Tensor,
+    read: impl FnOnce(&[f32]) -> std::result::Result<T, E>,
+) -> std::result::Result<T, E> {
     let x = x.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
     read(elements(cpu_storage(&storage, "elements")?, layout)?)
 }
 
 /// Runs `read` on the matrix `x`, copied first if its rows are not contiguous.
-pub(super) fn with_matrix<T>(x: &Tensor, read: impl FnOnce(Matrix) -> Result<T>) -> Result<T> {
-    let x = with_contiguous_rows(x)?;
+pub(super) fn with_matrix<T, E: From<candle_core::Error>>(
+    x: &Tensor,
+    read: impl FnOnce(Matrix) -> std::result::Result<T, E>,
+) -> std::result::Result<T, E> {
+    with_strided(&with_contiguous_rows(x)?, read)
+}
+
+/// Runs `read` on the matrix `x` as it lies.
+pub(super) fn with_strided<T, E: From<candle_core::Error>>(
+    x: &Tensor,
+    read: impl FnOnce(Matrix) -> std::result::Result<T, E>,
+) -> std::result::Result<T, E> {
     let (storage, layout) = x.storage_and_layout();
     read(Matrix::from_storage(cpu_storage(&storage, "matrix")?, layout)?)
 }

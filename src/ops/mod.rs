@@ -1,16 +1,20 @@
 //! Differentiable operations that carry a transformer.
 //!
-//! candle drops the gradients of many of its fused operations without a word and computes those of frozen weights. Each
-//! operation here is a `CustomOp` with its own backward pass, parallel, deterministic on any number of threads, that skips
-//! what is frozen; beside each stands a reference in candle's own differentiable operations, which is the oracle of its tests and the path on
-//! devices for which no kernel is written. Nothing outside this module may call a candle function that loses gradients.
+//! candle drops the gradients of many of its fused operations without a word, computes those of frozen weights, clears and adds a tensor for each
+//! gradient on one thread, and keeps every operand until the loss is dropped. So the stream through a transformer is made of [`Value`]s, whose
+//! backward pass ([`backward`]) is ours: an operation keeps what its gradients need and no more, adds gradients in place, in parallel, with the same
+//! bits on any number of threads, and skips what is frozen. Beside each operation stands a reference in candle's own differentiable operations,
+//! which is the oracle of its tests and the path on devices for which no kernel is written. Losses are small and stay in candle's operations
+//! ([`Outputs`]). Nothing outside this module may call a candle function that loses gradients.
 #![allow(unsafe_code)] // Here alone; each block says why it is sound.
 
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+pub mod backward;
 mod dot_products;
 pub mod dropout;
+mod elementwise;
 pub mod linear;
 pub mod logprob;
 pub mod low_rank;
@@ -24,10 +28,12 @@ mod simd;
 #[cfg(test)]
 mod testing;
 pub mod threads;
+pub mod value;
 
 pub use activation::{Activation, activate, gated, softplus};
-pub use adamw::{AdamwState, AdamwStep, adamw, add_in_place, squared_norm};
+pub use adamw::{AdamwState, AdamwStep, adamw, squared_norm};
 pub use attention::{AttentionPlan, AttentionShape, Query, Span, attention, attention_packed};
+pub use backward::{Gradient, Gradients, Outputs, checkpoint};
 pub use dropout::{Mask, dropout};
 pub use linear::linear;
 pub use logprob::{LogProbs, log_probs};
@@ -37,3 +43,4 @@ pub use pooling::{mean_rows, sum_ranges};
 pub use rotary::rotary;
 pub use row_updates::{RowUpdate, add_low_rank_to_rows};
 pub use rows::write_rows;
+pub use value::Value;

@@ -1,30 +1,102 @@
 //! Root-mean-square and layer normalisation.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Shape, Tensor, bail};
+use candle_core::{D, Tensor};
 
+use super::backward::Backward;
 use super::matrix::{
-    Matrix, elements, fill_rows, has_kernel, sum_over_rows, with_contiguous_rows, with_elements, with_matrix,
+    CHUNK, Matrix, fill_rows, has_kernel, sum_over_rows, with_contiguous_rows, with_elements, with_matrix,
 };
-use super::simd::{sum_of, sum_of_pairs, vectorised};
+use super::simd::{add_to, sum_of, sum_of_pairs, vectorised};
+use super::value::{Source, Value, through_candle};
 use crate::error::Result;
 
 /// `y = x / sqrt(mean(x²) + epsilon) * weight` over the last dimension (Zhang & Sennrich 2019).
 /// `x` is `[tokens, d]`, `weight` `[d]`.
-pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
-    if !has_kernel(&[x, weight]) {
-        return rms_norm_reference(x, weight, epsilon);
+pub fn rms_norm(x: &Value, weight: &Value, epsilon: f64) -> Result<Value> {
+    if !has_kernel(&[x.tensor(), weight.tensor()]) {
+        return through_candle(&[x, weight], |t| rms_norm_reference(&t[0], &t[1], epsilon));
     }
-    Ok(with_contiguous_rows(x)?.apply_op2(&weight.contiguous()?, RmsNorm { epsilon: epsilon as f32 })?)
+    check_width(x, weight)?;
+    let (rows, epsilon) = (with_contiguous_rows(x.tensor())?, epsilon as f32);
+    let y = with_matrix(&rows, |x| {
+        with_elements(weight.tensor(), |weight| {
+            Ok::<_, candle_core::Error>(by_row(x, |x, y, _| rms_norm_row(x, weight, epsilon, y)))
+        })
+    })?;
+    let y = Tensor::from_vec(y, x.shape(), x.device())?;
+    let (of_x, of_weight) = (x.source(), weight.source());
+    if of_x.is_none() && of_weight.is_none() {
+        return Ok(Value::constant(y));
+    }
+    let weight = weight.tensor().clone();
+    Ok(Value::made(y, move |gradient, backward| {
+        let gradient = gradient.matrix()?;
+        with_matrix(&rows, |x| {
+            if let Some(source) = &of_weight {
+                let width = x.columns;
+                backward.accumulate(source, width, |dw| {
+                    let sums = sums_over_tokens(x, gradient, width, |x, gradient, dw| {
+                        rms_norm_row_weight(x, epsilon, gradient, dw);
+                    });
+                    add_to(dw, &sums);
+                })?;
+            }
+            let Some(source) = &of_x else { return Ok(()) };
+            with_elements(&weight, |weight| {
+                add_gradient_of_input(source, x, gradient, backward, |x, gradient, dx| {
+                    rms_norm_row_backward(x, weight, epsilon, gradient, dx);
+                })
+            })
+        })
+    }))
 }
 
 /// `y = (x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias` over the last dimension (Ba et al. 2016).
 /// `x` is `[tokens, d]`, `weight` and `bias` `[d]`.
-pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f64) -> Result<Tensor> {
-    if !has_kernel(&[x, weight, bias]) {
-        return layer_norm_reference(x, weight, bias, epsilon);
+pub fn layer_norm(x: &Value, weight: &Value, bias: &Value, epsilon: f64) -> Result<Value> {
+    if !has_kernel(&[x.tensor(), weight.tensor(), bias.tensor()]) {
+        return through_candle(&[x, weight, bias], |t| layer_norm_reference(&t[0], &t[1], &t[2], epsilon));
     }
-    let operation = LayerNorm { epsilon: epsilon as f32 };
-    Ok(with_contiguous_rows(x)?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, operation)?)
+    check_width(x, weight)?;
+    check_width(x, bias)?;
+    let (rows, epsilon) = (with_contiguous_rows(x.tensor())?, epsilon as f32);
+    let y = with_matrix(&rows, |x| {
+        with_elements(weight.tensor(), |weight| {
+            with_elements(bias.tensor(), |bias| {
+                Ok::<_, candle_core::Error>(by_row(x, |x, y, _| layer_norm_row(x, weight, bias, epsilon, y)))
+            })
+        })
+    })?;
+    let y = Tensor::from_vec(y, x.shape(), x.device())?;
+    let (of_x, of_weight, of_bias) = (x.source(), weight.source(), bias.source());
+    if of_x.is_none() && of_weight.is_none() && of_bias.is_none() {
+        return Ok(Value::constant(y));
+    }
+    let weight = weight.tensor().clone();
+    Ok(Value::made(y, move |gradient, backward| {
+        let gradient = gradient.matrix()?;
+        with_matrix(&rows, |x| {
+            if of_weight.is_some() || of_bias.is_some() {
+                let width = x.columns;
+                let sums = sums_over_tokens(x, gradient, 2 * width, |x, gradient, sums| {
+                    let (dw, db) = sums.split_at_mut(width);
+                    layer_norm_row_weight(x, epsilon, gradient, dw, db);
+                });
+                let (dw, db) = sums.split_at(width);
+                for (source, part) in [(&of_weight, dw), (&of_bias, db)] {
+                    if let Some(source) = source {
+                        backward.accumulate(source, width, |sum| add_to(sum, part))?;
+                    }
+                }
+            }
+            let Some(source) = &of_x else { return Ok(()) };
+            with_elements(&weight, |weight| {
+                add_gradient_of_input(source, x, gradient, backward, |x, gradient, dx| {
+                    layer_norm_row_backward(x, weight, epsilon, gradient, dx);
+                })
+            })
+        })
+    }))
 }
 
 /// [`rms_norm`] in candle's own operations.
@@ -113,112 +185,10 @@ fn mean_and_inverse_deviation(x: &[f32], epsilon: f32) -> (f32, f32) {
     (mean, 1.0 / (variance + epsilon).sqrt())
 }
 
-struct RmsNorm {
-    epsilon: f32,
-}
-
-impl CustomOp2 for RmsNorm {
-    fn name(&self) -> &'static str {
-        "rms norm"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (x, weight) = (Matrix::from_storage(x, x_layout)?, elements(weight, weight_layout)?);
-        check_width(&x, weight)?;
-        let y = by_row(x, |x, y, _| rms_norm_row(x, weight, self.epsilon, y));
-        Ok((CpuStorage::F32(y), x_layout.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        _y: &Tensor,
-        gradient: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let epsilon = self.epsilon;
-        let dx = gradient_of_input(x, weight, gradient, |x, weight, gradient, dx| {
-            rms_norm_row_backward(x, weight, epsilon, gradient, dx);
-        })?;
-        let dw = match weight.track_op() {
-            false => None,
-            true => {
-                let width = weight.elem_count();
-                let sums = sums_over_tokens(x, gradient, width, |x, gradient, dw| {
-                    rms_norm_row_weight(x, epsilon, gradient, dw);
-                })?;
-                Some(Tensor::from_vec(sums, width, weight.device())?)
-            }
-        };
-        Ok((dx, dw))
-    }
-}
-
-struct LayerNorm {
-    epsilon: f32,
-}
-
-impl CustomOp3 for LayerNorm {
-    fn name(&self) -> &'static str {
-        "layer norm"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let x = Matrix::from_storage(x, x_layout)?;
-        let (weight, bias) = (elements(weight, weight_layout)?, elements(bias, bias_layout)?);
-        check_width(&x, weight)?;
-        check_width(&x, bias)?;
-        let y = by_row(x, |x, y, _| layer_norm_row(x, weight, bias, self.epsilon, y));
-        Ok((CpuStorage::F32(y), x_layout.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        _y: &Tensor,
-        gradient: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let epsilon = self.epsilon;
-        let dx = gradient_of_input(x, weight, gradient, |x, weight, gradient, dx| {
-            layer_norm_row_backward(x, weight, epsilon, gradient, dx);
-        })?;
-        let (mut dw, mut db) = (None, None);
-        if weight.track_op() || bias.track_op() {
-            let width = weight.elem_count();
-            let sums = sums_over_tokens(x, gradient, 2 * width, |x, gradient, sums| {
-                let (dw, db) = sums.split_at_mut(width);
-                layer_norm_row_weight(x, epsilon, gradient, dw, db);
-            })?;
-            if weight.track_op() {
-                dw = Some(Tensor::from_slice(&sums[..width], width, weight.device())?);
-            }
-            if bias.track_op() {
-                db = Some(Tensor::from_slice(&sums[width..], width, bias.device())?);
-            }
-        }
-        Ok((dx, dw, db))
-    }
-}
-
-fn check_width(x: &Matrix, parameter: &[f32]) -> candle_core::Result<()> {
-    if x.columns != parameter.len() {
-        bail!("norm: input [{}, {}] and parameter [{}] do not fit", x.rows, x.columns, parameter.len());
+fn check_width(x: &Value, parameter: &Value) -> Result<()> {
+    let (rows, columns) = x.dims2()?;
+    if parameter.dims() != [columns] {
+        crate::bail!("norm: input [{rows}, {columns}] and parameter {:?} do not fit", parameter.dims());
     }
     Ok(())
 }
@@ -232,37 +202,55 @@ fn by_row(x: Matrix, write: impl Fn(&[f32], &mut [f32], usize) + Sync) -> Vec<f3
     })
 }
 
-fn gradient_of_input(
-    x: &Tensor,
-    weight: &Tensor,
-    gradient: &Tensor,
-    row: impl Fn(&[f32], &[f32], &[f32], &mut [f32]) + Sync,
-) -> candle_core::Result<Option<Tensor>> {
-    if !x.track_op() {
-        return Ok(None);
+/// Adds the gradient of `x`, made row by row by `row(row of x, row of the gradient, row of dx)`, to what is there.
+fn add_gradient_of_input(
+    source: &Source,
+    x: Matrix,
+    gradient: Matrix,
+    backward: &mut Backward,
+    row: impl Fn(&[f32], &[f32], &mut [f32]) + Sync,
+) -> Result<()> {
+    let columns = x.columns;
+    let rows_per_chunk = (CHUNK / columns.max(1)).max(1);
+    let write = |dx: &mut [f32], accumulate: bool| {
+        let chunk = |index: usize, chunk: &mut [f32]| {
+            let mut made = vec![0.0; if accumulate { columns } else { 0 }];
+            for (number, dx) in (index * rows_per_chunk..).zip(chunk.chunks_exact_mut(columns)) {
+                match accumulate {
+                    false => row(x.row(number), gradient.row(number), dx),
+                    true => {
+                        row(x.row(number), gradient.row(number), &mut made);
+                        add_to(dx, &made);
+                    }
+                }
+            }
+        };
+        by_chunk(dx, rows_per_chunk * columns, chunk);
+    };
+    // SAFETY: every row is set, or added to.
+    unsafe { backward.write(source, (x.rows, columns), write) }
+}
+
+/// Runs `update` on chunks of so many numbers, in parallel, with their index.
+fn by_chunk(values: &mut [f32], length: usize, update: impl Fn(usize, &mut [f32]) + Sync) {
+    use rayon::prelude::*;
+    match values.len() <= length {
+        true if values.is_empty() => (),
+        true => update(0, values),
+        false => values.par_chunks_mut(length).enumerate().for_each(|(index, chunk)| update(index, chunk)),
     }
-    let values = with_matrix(x, |x| {
-        with_matrix(gradient, |gradient| {
-            with_elements(weight, |weight| Ok(by_row(x, |x, dx, index| row(x, weight, gradient.row(index), dx))))
-        })
-    })?;
-    Ok(Some(Tensor::from_vec(values, x.shape(), x.device())?))
 }
 
 fn sums_over_tokens(
-    x: &Tensor,
-    gradient: &Tensor,
+    x: Matrix,
+    gradient: Matrix,
     width: usize,
     add: impl Fn(&[f32], &[f32], &mut [f32]) + Sync,
-) -> candle_core::Result<Vec<f32>> {
-    with_matrix(x, |x| {
-        with_matrix(gradient, |gradient| {
-            Ok(sum_over_rows(x.rows, width, |rows, sums| {
-                for row in rows {
-                    add(x.row(row), gradient.row(row), sums);
-                }
-            }))
-        })
+) -> Vec<f32> {
+    sum_over_rows(x.rows, width, |rows, sums| {
+        for row in rows {
+            add(x.row(row), gradient.row(row), sums);
+        }
     })
 }
 
@@ -289,13 +277,22 @@ mod tests {
     }
 
     #[test]
-    fn a_column_slice_is_normalised_like_a_copy() {
-        let operands = [Operand::new(&[6, 20]), Operand::new(&[8])];
-        let slice = |t: &[Tensor]| t[0].narrow(1, 5, 8);
+    fn the_gradient_is_added_to_that_of_a_residual_stream() {
+        let operands = [Operand::new(&[70, 33]), Operand::new(&[33])];
         compare(
             &operands,
-            |t| rms_norm(&slice(t)?, &t[1], 1e-6),
-            |t| rms_norm_reference(&slice(t)?.contiguous()?, &t[1], 1e-6),
+            |t| t[0].add(&rms_norm(&t[0], &t[1], 1e-5)?),
+            |t| Ok((&t[0] + rms_norm_reference(&t[0], &t[1], 1e-5)?)?),
+        );
+    }
+
+    #[test]
+    fn a_column_slice_is_normalised_like_a_copy() {
+        let operands = [Operand::new(&[6, 20]), Operand::new(&[8])];
+        compare(
+            &operands,
+            |t| rms_norm(&t[0].narrow_columns(5, 8)?, &t[1], 1e-6),
+            |t| rms_norm_reference(&t[0].narrow(1, 5, 8)?.contiguous()?, &t[1], 1e-6),
         );
     }
 

@@ -2,26 +2,48 @@
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, bail};
+use candle_core::Tensor;
 
-use super::matrix::{Matrix, fill_rows, has_kernel, with_contiguous_rows, with_matrix};
+use super::matrix::{fill_rows, has_kernel, with_matrix};
 use super::simd::add_to;
+use super::value::{Value, through_candle};
 use crate::error::Result;
 
 /// Row `i` of the result is the mean of the rows of `x` that the parts of `groups[i]` name: `x` is `[rows, d]`, the result `[groups, d]`. A group
 /// without rows is an error.
-pub fn mean_rows<const PARTS: usize>(x: &Tensor, groups: &[[Range<usize>; PARTS]]) -> Result<Tensor> {
+pub fn mean_rows<const PARTS: usize>(x: &Value, groups: &[[Range<usize>; PARTS]]) -> Result<Value> {
     let rows = x.dim(0)?;
     for group in groups {
         if group.iter().all(Range::is_empty) || group.iter().any(|part| part.end > rows) {
             crate::bail!("mean of rows: {group:?} of {rows} rows");
         }
     }
-    if !has_kernel(&[x]) {
-        return reference(x, groups);
+    if !has_kernel(&[x.tensor()]) {
+        return through_candle(&[x], |t| reference(&t[0], groups));
     }
-    let groups = groups.iter().map(|group| group.iter().cloned().flatten().collect()).collect();
-    Ok(with_contiguous_rows(x)?.apply_op1(MeanRows { groups })?)
+    let groups: Vec<Vec<usize>> = groups.iter().map(|group| group.iter().cloned().flatten().collect()).collect();
+    let columns = x.dim(1)?;
+    let means = with_matrix(x.tensor(), |x| {
+        Ok::<_, candle_core::Error>(fill_rows(groups.len(), columns, |first, chunk| {
+            for (group, mean) in groups[first..].iter().zip(chunk.chunks_exact_mut(columns)) {
+                mean.fill(0.0);
+                group.iter().for_each(|&row| add_to(mean, x.row(row)));
+                mean.iter_mut().for_each(|mean| *mean /= group.len() as f32);
+            }
+        }))
+    })?;
+    let means = Tensor::from_vec(means, (groups.len(), columns), x.device())?;
+    let Some(source) = x.source() else { return Ok(Value::constant(means)) };
+    // Each row gets its group's gradient, divided by the number of rows.
+    Ok(Value::made(means, move |gradient, backward| {
+        let gradient = gradient.matrix()?;
+        backward.accumulate(&source, (rows, columns), |dx| {
+            for (index, group) in groups.iter().enumerate() {
+                let scaled: Vec<f32> = gradient.row(index).iter().map(|g| g / group.len() as f32).collect();
+                group.iter().for_each(|&row| add_to(&mut dx[row * columns..][..columns], &scaled));
+            }
+        })
+    }))
 }
 
 /// The sum over each range of a vector: `x` is `[n]`, the result `[ranges]`.
@@ -44,48 +66,6 @@ pub fn reference<const PARTS: usize>(x: &Tensor, groups: &[[Range<usize>; PARTS]
     Ok(Tensor::cat(&groups.iter().map(mean).collect::<Result<Vec<_>>>()?, 0)?)
 }
 
-struct MeanRows {
-    groups: Vec<Vec<usize>>,
-}
-
-impl CustomOp1 for MeanRows {
-    fn name(&self) -> &'static str {
-        "mean of rows"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let x = Matrix::from_storage(x, layout)?;
-        let means = fill_rows(self.groups.len(), x.columns, |first, chunk| {
-            for (group, mean) in self.groups[first..].iter().zip(chunk.chunks_exact_mut(x.columns)) {
-                mean.fill(0.0);
-                group.iter().for_each(|&row| add_to(mean, x.row(row)));
-                mean.iter_mut().for_each(|mean| *mean /= group.len() as f32);
-            }
-        });
-        Ok((CpuStorage::F32(means), (self.groups.len(), x.columns).into()))
-    }
-
-    /// Each row gets its group's gradient, divided by the number of rows.
-    fn bwd(&self, x: &Tensor, _means: &Tensor, gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        if !x.track_op() {
-            return Ok(None);
-        }
-        let (rows, columns) = x.dims2()?;
-        let mut dx = vec![0.0; rows * columns];
-        with_matrix(gradient, |gradient| {
-            if gradient.rows != self.groups.len() {
-                bail!("mean of rows: a gradient of {} rows for {} groups", gradient.rows, self.groups.len());
-            }
-            for (index, group) in self.groups.iter().enumerate() {
-                let scaled: Vec<f32> = gradient.row(index).iter().map(|g| g / group.len() as f32).collect();
-                group.iter().for_each(|&row| add_to(&mut dx[row * columns..][..columns], &scaled));
-            }
-            Ok(())
-        })?;
-        Ok(Some(Tensor::from_vec(dx, (rows, columns), x.device())?))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,7 +83,7 @@ mod tests {
     fn the_order_of_the_rows_does_not_matter_where_they_are_the_same() -> Result<()> {
         let row = random(&[1, 5], 1);
         let x = row.broadcast_as((4, 5))?.contiguous()?;
-        let means = mean_rows(&x, &[[0..4, 0..0], [1..2, 2..3]])?.to_vec2::<f32>()?;
+        let means = mean_rows(&Value::of(&x), &[[0..4, 0..0], [1..2, 2..3]])?.tensor().to_vec2::<f32>()?;
         for mean in means {
             for (found, expected) in mean.iter().zip(&row.to_vec2::<f32>()?[0]) {
                 assert!((found - expected).abs() < 1e-6);
@@ -114,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_group_without_rows_or_beyond_them_is_an_error() {
-        let x = random(&[3, 2], 1);
+        let x = Value::of(&random(&[3, 2], 1));
         assert!(mean_rows(&x, &[[1..1, 2..2]]).is_err() && mean_rows(&x, &[[0..4, 0..0]]).is_err());
     }
 }

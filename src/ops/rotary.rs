@@ -1,9 +1,11 @@
 //! Rotary position embedding (Su et al. 2021), in the half-split form that Hugging Face's models use.
 
-use candle_core::{CpuStorage, CustomOp1, D, Layout, Shape, Tensor, bail};
+use candle_core::{D, Tensor};
 
-use super::matrix::{Matrix, fill_rows, has_kernel, with_contiguous_rows, with_elements, with_matrix};
+use super::backward::Gradient;
+use super::matrix::{Matrix, fill_rows, has_kernel, with_elements, with_matrix};
 use super::simd::vectorised;
+use super::value::{Value, through_candle};
 use crate::error::Result;
 
 /// Rotates the first `2 r` dimensions of every head by its token's angles and passes the rest through.
@@ -11,10 +13,7 @@ use crate::error::Result;
 /// `x` is `[tokens, heads * head_dim]`; `cos` and `sin` are `[tokens, r]` (each token's angles, computed once a batch; constants:
 /// no gradient reaches them).
 /// With `a = x[..r]`, `b = x[r..2r]`: `a' = a cos - b sin`, `b' = b cos + a sin`.
-pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor, head_dim: usize) -> Result<Tensor> {
-    if !has_kernel(&[x, cos, sin]) {
-        return reference(x, cos, sin, head_dim);
-    }
+pub fn rotary(x: &Value, cos: &Tensor, sin: &Tensor, head_dim: usize) -> Result<Value> {
     let (tokens, width) = x.dims2()?;
     let (angle_tokens, half) = cos.dims2()?;
     if sin.dims() != cos.dims() || angle_tokens != tokens || 2 * half > head_dim || width % head_dim != 0 {
@@ -24,8 +23,18 @@ pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor, head_dim: usize) -> Result
             sin.dims()
         );
     }
-    let operation = Rotary { cos: cos.detach().contiguous()?, sin: sin.detach().contiguous()?, head_dim };
-    Ok(with_contiguous_rows(x)?.apply_op1(operation)?)
+    if !has_kernel(&[x.tensor(), cos, sin]) {
+        return through_candle(&[x], |t| reference(&t[0], cos, sin, head_dim));
+    }
+    let angles = Angles { cos: cos.detach().contiguous()?, sin: sin.detach().contiguous()?, head_dim };
+    let y = with_matrix(x.tensor(), |x| angles.rotate(x, 1.0))?;
+    let y = Tensor::from_vec(y, x.shape(), x.device())?;
+    let Some(source) = x.source() else { return Ok(Value::constant(y)) };
+    // A rotation's transpose is its inverse.
+    Ok(Value::made(y, move |gradient, backward| {
+        let dx = angles.rotate(gradient.matrix()?, -1.0)?;
+        backward.add(&source, Gradient::new(dx, (tokens, width)))
+    }))
 }
 
 /// The same in candle's own operations.
@@ -45,7 +54,7 @@ pub fn reference(x: &Tensor, cos: &Tensor, sin: &Tensor, head_dim: usize) -> Res
     Ok(Tensor::cat(&parts, D::Minus1)?.reshape((tokens, width))?)
 }
 
-struct Rotary {
+struct Angles {
     cos: Tensor,
     sin: Tensor,
     head_dim: usize,
@@ -69,8 +78,8 @@ vectorised! {
     }
 }
 
-impl Rotary {
-    fn rotate(&self, x: Matrix, sign: f32) -> candle_core::Result<Vec<f32>> {
+impl Angles {
+    fn rotate(&self, x: Matrix, sign: f32) -> Result<Vec<f32>> {
         with_elements(&self.cos, |cos| {
             with_elements(&self.sin, |sin| {
                 let half = cos.len().checked_div(x.rows).unwrap_or(0);
@@ -82,29 +91,6 @@ impl Rotary {
                 }))
             })
         })
-    }
-}
-
-impl CustomOp1 for Rotary {
-    fn name(&self) -> &'static str {
-        "rotary"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let x = Matrix::from_storage(x, layout)?;
-        if x.rows != self.cos.dim(0)? {
-            bail!("rotary: {} tokens, angles of {}", x.rows, self.cos.dim(0)?);
-        }
-        Ok((CpuStorage::F32(self.rotate(x, 1.0)?), layout.shape().clone()))
-    }
-
-    /// A rotation's transpose is its inverse.
-    fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        if !x.track_op() {
-            return Ok(None);
-        }
-        let dx = with_matrix(gradient, |gradient| self.rotate(gradient, -1.0))?;
-        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }
 }
 
@@ -128,8 +114,8 @@ mod tests {
             let like = |table: &Tensor, x: &Tensor| table.to_dtype(x.dtype());
             if half == 0 {
                 let x = random(&[tokens, heads * head_dim], 1);
-                let y = rotary(&x, &cos, &sin, head_dim).unwrap();
-                assert_eq!(y.to_vec2::<f32>().unwrap(), x.to_vec2::<f32>().unwrap());
+                let y = rotary(&Value::of(&x), &cos, &sin, head_dim).unwrap();
+                assert_eq!(y.tensor().to_vec2::<f32>().unwrap(), x.to_vec2::<f32>().unwrap());
                 continue;
             }
             compare(
@@ -143,11 +129,10 @@ mod tests {
     #[test]
     fn a_column_slice_is_rotated_like_a_copy() {
         let (cos, sin) = angles(6, 4);
-        let slice = |t: &[Tensor]| t[0].narrow(1, 8, 16);
         compare(
             &[Operand::new(&[6, 32])],
-            |t| rotary(&slice(t)?, &cos, &sin, 8),
-            |t| reference(&slice(t)?, &cos.to_dtype(t[0].dtype())?, &sin.to_dtype(t[0].dtype())?, 8),
+            |t| rotary(&t[0].narrow_columns(8, 16)?, &cos, &sin, 8),
+            |t| reference(&t[0].narrow(1, 8, 16)?, &cos.to_dtype(t[0].dtype())?, &sin.to_dtype(t[0].dtype())?, 8),
         );
     }
 
@@ -155,14 +140,16 @@ mod tests {
     fn reference_agrees_with_finite_differences() {
         let (cos, sin) = angles(3, 2);
         compare_with_finite_differences(&[Operand::new(&[3, 12])], |t| {
-            rotary(&t[0], &cos.to_dtype(t[0].dtype())?, &sin.to_dtype(t[0].dtype())?, 6)
+            let [cos, sin] = [&cos, &sin].map(|angles| angles.to_dtype(t[0].tensor().dtype()).unwrap());
+            rotary(&t[0], &cos, &sin, 6)
         });
     }
 
     #[test]
     fn angles_that_do_not_fit_are_an_error() {
         let (cos, sin) = angles(3, 4);
-        assert!(rotary(&random(&[4, 8], 1), &cos, &sin, 8).is_err());
-        assert!(rotary(&random(&[3, 8], 1), &cos, &sin, 6).is_err());
+        let of = |shape: &[usize]| Value::constant(random(shape, 1));
+        assert!(rotary(&of(&[4, 8]), &cos, &sin, 8).is_err());
+        assert!(rotary(&of(&[3, 8]), &cos, &sin, 6).is_err());
     }
 }

@@ -2,6 +2,8 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 
+use super::backward::{Gradients, Outputs};
+use super::value::Value;
 use crate::error::Result;
 use crate::random;
 
@@ -39,23 +41,50 @@ pub fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f6
     }
 }
 
+/// The gradients of `Σ projection · y`.
+pub fn gradients_of(y: &Value, projection: &Tensor) -> Result<Gradients> {
+    let mut outputs = Outputs::default();
+    let loss = (outputs.tensor(y)? * projection)?.sum_all()?;
+    outputs.gradients(&loss)
+}
+
+fn leaves(operands: &[Tensor], tracked: &[bool]) -> Vec<Tensor> {
+    let leaf = |(operand, &tracked): (&Tensor, &bool)| match tracked {
+        true => Var::from_tensor(operand).unwrap().as_tensor().clone(),
+        false => operand.clone(),
+    };
+    operands.iter().zip(tracked).map(leaf).collect()
+}
+
+/// The numbers by which a value is projected.
+fn projection(value: &Tensor) -> Tensor {
+    random(value.dims(), 1000).to_dtype(value.dtype()).unwrap()
+}
+
 /// The value of `operation` and the gradients of a random projection of it, for the tracked operands.
 pub fn run(
     operands: &[Tensor],
     tracked: &[bool],
+    operation: impl Fn(&[Value]) -> Result<Value>,
+) -> (Tensor, Vec<Option<Tensor>>) {
+    let leaves = leaves(operands, tracked);
+    let values: Vec<Value> = leaves.iter().map(Value::of).collect();
+    let value = operation(&values).unwrap();
+    let mut gradients = gradients_of(&value, &projection(value.tensor())).unwrap();
+    let gradient = |leaf: &Tensor| gradients.take(leaf).map(|gradient| gradient.into_tensor().unwrap());
+    let found = leaves.iter().map(gradient).collect();
+    (value.tensor().clone(), found)
+}
+
+/// The same of an operation of candle's, by candle's backward pass.
+pub fn run_reference(
+    operands: &[Tensor],
+    tracked: &[bool],
     operation: impl Fn(&[Tensor]) -> Result<Tensor>,
 ) -> (Tensor, Vec<Option<Tensor>>) {
-    let leaves: Vec<Tensor> = operands
-        .iter()
-        .zip(tracked)
-        .map(|(operand, &tracked)| match tracked {
-            true => Var::from_tensor(operand).unwrap().as_tensor().clone(),
-            false => operand.clone(),
-        })
-        .collect();
+    let leaves = leaves(operands, tracked);
     let value = operation(&leaves).unwrap();
-    let projection = random(value.dims(), 1000).to_dtype(value.dtype()).unwrap();
-    let gradients = (&value * projection).unwrap().sum_all().unwrap().backward().unwrap();
+    let gradients = (&value * projection(&value)).unwrap().sum_all().unwrap().backward().unwrap();
     let gradients = leaves.iter().map(|leaf| gradients.get(leaf).cloned()).collect();
     (value, gradients)
 }
@@ -64,13 +93,13 @@ pub fn run(
 /// every choice of frozen operands; a frozen one must get none.
 pub fn compare(
     operands: &[Operand],
-    operation: impl Fn(&[Tensor]) -> Result<Tensor>,
+    operation: impl Fn(&[Value]) -> Result<Value>,
     reference: impl Fn(&[Tensor]) -> Result<Tensor>,
 ) {
     let single: Vec<Tensor> = operands.iter().zip(1..).map(|(operand, seed)| random(&operand.shape, seed)).collect();
     let double: Vec<Tensor> = single.iter().map(|x| x.to_dtype(DType::F64).unwrap()).collect();
     let all = vec![true; operands.len()];
-    let (expected, expected_gradients) = run(&double, &all, reference);
+    let (expected, expected_gradients) = run_reference(&double, &all, reference);
     let shapes: Vec<&[usize]> = operands.iter().map(|operand| operand.shape.as_slice()).collect();
     for choice in 1..1_usize << operands.len() {
         let tracked: Vec<bool> = (0..operands.len()).map(|index| choice >> index & 1 == 1).collect();
@@ -90,7 +119,7 @@ pub fn compare(
 }
 
 /// Compares the gradients of an operation in double precision (where it runs its reference) with central differences.
-pub fn compare_with_finite_differences(operands: &[Operand], operation: impl Fn(&[Tensor]) -> Result<Tensor>) {
+pub fn compare_with_finite_differences(operands: &[Operand], operation: impl Fn(&[Value]) -> Result<Value>) {
     let operands: Vec<Tensor> = operands
         .iter()
         .zip(1..)
@@ -99,7 +128,8 @@ pub fn compare_with_finite_differences(operands: &[Operand], operation: impl Fn(
     let (value, gradients) = run(&operands, &vec![true; operands.len()], &operation);
     let projection = random(value.dims(), 1000).to_dtype(DType::F64).unwrap();
     let projected = |operands: &[Tensor]| -> f64 {
-        (operation(operands).unwrap() * &projection).unwrap().sum_all().unwrap().to_scalar().unwrap()
+        let values: Vec<Value> = operands.iter().map(Value::of).collect();
+        (operation(&values).unwrap().tensor() * &projection).unwrap().sum_all().unwrap().to_scalar().unwrap()
     };
     const STEP: f64 = 1e-5;
     for (index, gradient) in gradients.iter().enumerate() {
@@ -125,7 +155,7 @@ pub fn compare_with_finite_differences(operands: &[Operand], operation: impl Fn(
 /// Checks that value and gradients have the same bits on one, two and three threads.
 pub fn assert_same_bits_on_any_number_of_threads(
     operands: &[Operand],
-    operation: impl Fn(&[Tensor]) -> Result<Tensor> + Sync,
+    operation: impl Fn(&[Value]) -> Result<Value> + Sync,
 ) {
     let operands: Vec<Tensor> = operands.iter().zip(1..).map(|(operand, seed)| random(&operand.shape, seed)).collect();
     let bits = |threads: usize| -> Vec<Vec<u32>> {

@@ -12,6 +12,7 @@ use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::adapter::Pass;
+use crate::ops::Outputs;
 use crate::random;
 use crate::train::examples::{Examples, Source, values};
 
@@ -87,17 +88,18 @@ impl<'a> PretrainingMix<'a> {
         let sizes: Vec<usize> = texts.iter().map(|text| text.tokens()).collect();
         let mut mean = 0.0;
         for range in split_by_budget(&sizes, self.tokens_per_batch) {
-            let loss = loss(&policy.model, &policy.model.pack(texts[range].iter().copied()), tokens)?;
+            let (loss, outputs) = loss(&policy.model, &policy.model.pack(texts[range].iter().copied()), tokens)?;
             mean += f64::from(loss.to_scalar::<f32>()?);
-            policy.optimizer.accumulate(&loss.affine(self.coefficient, 0.0)?.backward()?)?;
+            policy.optimizer.backward(&loss.affine(self.coefficient, 0.0)?, outputs)?;
         }
         Ok(mean)
     }
 }
 
-/// `-Σ log π(token | what stands before it) / tokens` over a micro-batch's share of `tokens` tokens.
-pub fn loss(model: &Model, batch: &Batch, tokens: usize) -> Result<Tensor> {
+/// `-Σ log π(token | what stands before it) / tokens` over a micro-batch's share of `tokens` tokens, and what it was computed from.
+pub fn loss(model: &Model, batch: &Batch, tokens: usize) -> Result<(Tensor, Outputs)> {
     let hidden = model.hidden(batch, &Pass::default())?; // [tokens, d_model]
-    let log_probs = model.log_probs(&hidden, batch, 1.0)?.log_probs; // [targets]
-    Ok(log_probs.sum_all()?.affine(-1.0 / tokens as f64, 0.0)?)
+    let mut outputs = Outputs::default();
+    let log_probs = outputs.tensor(&model.log_probs(&hidden, batch, 1.0)?.log_probs)?; // [targets]
+    Ok((log_probs.sum_all()?.affine(-1.0 / tokens as f64, 0.0)?, outputs))
 }

@@ -1,7 +1,5 @@
 //! A rollout: prompts with sampled answers, and everything that is known about them before the update.
 
-use candle_core::Tensor;
-
 use super::roles::Roles;
 use super::settings::PpoSettings;
 use crate::data::batch::{Batch, Continuation, TokenTree, split_by_budget};
@@ -12,6 +10,7 @@ use crate::generate::{Answer, PromptTokens, Stop, generate};
 use crate::model::Model;
 use crate::model::adapter::Pass;
 use crate::numbers::largest;
+use crate::ops::Value;
 use crate::rewards::{AnswerReward, Asked, Reply};
 
 /// A prompt as it was read and as tokens.
@@ -237,7 +236,7 @@ fn over_batches<T>(
     model: &Model,
     groups: &[Group],
     tokens_per_batch: usize,
-    read: impl Fn(&Tensor, &Batch) -> Result<Vec<T>>,
+    read: impl Fn(&Value, &Batch) -> Result<Vec<T>>,
 ) -> Result<Vec<T>> {
     let sizes: Vec<usize> = groups.iter().map(|group| group.tree.tokens()).collect();
     let mut results = Vec::new();

@@ -13,6 +13,7 @@ use super::settings::{PpoSettings, Whitening};
 use crate::data::batch::{Batch, split_by_budget};
 use crate::error::Result;
 use crate::model::adapter::Pass;
+use crate::ops::Outputs;
 use crate::random;
 use crate::train::learned::Learned;
 
@@ -225,9 +226,13 @@ impl Learning<'_, '_> {
         let model = frozen.as_ref().unwrap_or(&policy.model);
         let hidden = model.hidden(batch, &Pass::default())?; // [tokens, d_model]
         let found = model.log_probs(&hidden, batch, self.settings.sampling.temperature)?; // [targets]
-        let loss = self.objective.policy_loss(&found.log_probs, &found.entropy, tokens, minibatch)?;
+        drop(hidden);
+        let mut outputs = Outputs::default();
+        let (log_probs, entropy) = (outputs.tensor(&found.log_probs)?, outputs.tensor(&found.entropy)?);
+        drop(found);
+        let loss = self.objective.policy_loss(&log_probs, &entropy, tokens, minibatch)?;
         if trains {
-            policy.optimizer.accumulate(&loss.total.backward()?)?;
+            policy.optimizer.backward(&loss.total, outputs)?;
         }
         Ok(loss.statistics)
     }
@@ -243,11 +248,13 @@ fn learn_values(
 ) -> Result<(f64, f64)> {
     let hidden = value.model.hidden(batch, &Pass::default())?; // [tokens, d_model]
     let rows: Vec<usize> = batch.targets.iter().map(|target| target.row).collect();
-    let values = value.model.values(&hidden, &rows)?; // [targets]
+    let mut outputs = Outputs::default();
+    let values = outputs.tensor(&value.model.values(&hidden, &rows)?)?; // [targets]
+    drop(hidden);
     let old_values = gather(groups, |episode| &episode.values);
     let returns = gather(groups, |episode| &episode.returns);
     let (loss, clipped) = value_loss(&values, &old_values, &returns, settings.value.value_clip_range, shares)?;
-    value.optimizer.accumulate(&loss.affine(settings.value.value_coefficient, 0.0)?.backward()?)?;
+    value.optimizer.backward(&loss.affine(settings.value.value_coefficient, 0.0)?, outputs)?;
     Ok((f64::from(loss.to_scalar::<f32>()?), clipped))
 }
 

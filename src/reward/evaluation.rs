@@ -17,6 +17,7 @@ use crate::error::Result;
 use crate::figure::{Figure, Panel, Series};
 use crate::model::Model;
 use crate::model::adapter::Pass;
+use crate::ops::Outputs;
 use crate::random::{self, shuffle};
 use crate::settings::CommonSettings;
 use crate::train::table::Table;
@@ -46,6 +47,8 @@ pub(super) struct Scored {
     pub trees: Vec<Range<usize>>,
     /// The sum of the prompts' losses, by weight.
     pub loss: Tensor,
+    /// What it was computed from.
+    pub outputs: Outputs,
 }
 
 impl Scored {
@@ -72,7 +75,9 @@ pub(super) fn score<'a>(
     pass: &Pass,
 ) -> Result<Scored> {
     let hidden = model.hidden(&batch, pass)?; // [tokens, d_model]
-    let scores = model.rewards(&hidden, &batch)?; // [answers]
+    let mut outputs = Outputs::default();
+    let scores = outputs.tensor(&model.rewards(&hidden, &batch)?)?; // [answers]
+    drop(hidden);
     let prompt = |(answers, ranked): (&Range<usize>, &&'a RankedTree)| RankedAnswers {
         answers: answers.clone(),
         pairs: &ranked.pairs,
@@ -81,7 +86,7 @@ pub(super) fn score<'a>(
     };
     let prompts: Vec<RankedAnswers> = batch.trees.iter().zip(ranked).map(prompt).collect();
     let loss = settings.loss(&scores, &prompts)?;
-    Ok(Scored { scores: scores.detach().to_vec1()?, trees: batch.trees, loss })
+    Ok(Scored { scores: scores.detach().to_vec1()?, trees: batch.trees, loss, outputs })
 }
 
 /// Loss and agreement of a frozen model.

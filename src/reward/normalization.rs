@@ -39,7 +39,7 @@ pub fn normalize(
     for range in split_by_budget(&sizes, tokens_per_batch) {
         let batch = frozen.pack(&trees[range]);
         let found = frozen.rewards(&frozen.hidden(&batch, &Pass::default())?, &batch)?; // [answers]
-        scores.extend(found.to_vec1::<f32>()?.into_iter().map(f64::from));
+        scores.extend(found.to_vec1()?.into_iter().map(f64::from));
     }
     let count = scores.len().max(1) as f64;
     let mean = scores.iter().sum::<f64>() / count;

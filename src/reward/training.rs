@@ -122,7 +122,7 @@ impl Trainer<'_> {
             let scored = score(&self.model, batch, ranked, &self.settings.loss, &pass)?;
             judged.extend(scored.pairs(ranked));
             let loss = scored.loss.affine(1.0 / weight.max(f64::MIN_POSITIVE), 0.0)?;
-            self.optimizer.accumulate(&loss.backward()?)?;
+            self.optimizer.backward(&loss, scored.outputs)?;
             total += f64::from(loss.to_scalar::<f32>()?);
         }
         Ok((total, agreement::accuracy(&judged).accuracy))

@@ -172,7 +172,7 @@ impl RewardModel {
         for range in split_by_budget(&sizes, tokens_per_batch) {
             let batch = self.model.pack(&trees[range]);
             let hidden = self.model.hidden(&batch, &Pass::default())?; // [tokens, d_model]
-            rewards.extend(self.model.rewards(&hidden, &batch)?.to_vec1::<f32>()?);
+            rewards.extend(self.model.rewards(&hidden, &batch)?.to_vec1()?);
         }
         Ok(rewards)
     }

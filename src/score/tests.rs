@@ -101,7 +101,7 @@ fn one_by_one(model: &Path, prompt: &str, completion: &str) -> (f64, usize, Opti
         let total = row.iter().map(|logit| (logit - maximum).exp()).sum::<f64>().ln() + maximum;
         row[tokens[position] as usize] - total
     });
-    let reward = model.head().map(|_| model.values(&hidden, &[tokens.len() - 1]).unwrap().to_vec1::<f32>().unwrap()[0]);
+    let reward = model.head().map(|_| model.values(&hidden, &[tokens.len() - 1]).unwrap().to_vec1().unwrap()[0]);
     (log_prob.sum(), tokens.len() - start, reward.map(f64::from))
 }
 

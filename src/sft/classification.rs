@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::path::Path;
 
 use candle_core::{D, Device, Tensor};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value as Json, json};
 
 use super::confusion::Predictions;
 use super::control_task::{self, ControlTask};
@@ -19,6 +19,7 @@ use crate::data::tokenize_records::{Ending, Truncation};
 use crate::error::Result;
 use crate::model::adapter::Pass;
 use crate::model::{Model, StepPasses};
+use crate::ops::{Outputs, Value};
 use crate::say;
 use crate::settings::{CommonSettings, Method};
 use crate::train::examples::{Examples, values};
@@ -222,9 +223,10 @@ fn compute_features(model: &Model, texts: &[&LabelledText], tokens_per_batch: us
 }
 
 /// The hidden states that were computed, `[texts, d_model]`.
-pub(super) fn features(model: &Model, texts: &[&LabelledText]) -> Result<Tensor> {
+pub(super) fn features(model: &Model, texts: &[&LabelledText]) -> Result<Value> {
     let all: Vec<f32> = texts.iter().flat_map(|text| text.features.get().into_iter().flatten()).copied().collect();
-    Ok(Tensor::from_vec(all, (texts.len(), model.architecture().d_model), model.device())?)
+    let features = Tensor::from_vec(all, (texts.len(), model.architecture().d_model), model.device())?;
+    Ok(Value::constant(features))
 }
 
 /// What both ways to classify need.
@@ -242,9 +244,11 @@ struct ByHead<'a> {
 }
 
 impl ByHead<'_> {
-    /// The log-probability of every class for a batch of texts, `[texts, classes]`.
-    fn log_probs(&self, model: &Model, batch: &Batch, pass: &Pass) -> Result<Tensor> {
-        log_softmax(&model.classes(&model.hidden(batch, pass)?, batch)?)
+    /// The log-probability of every class for a batch of texts, `[texts, classes]`, and what it was computed from.
+    fn log_probs(&self, model: &Model, batch: &Batch, pass: &Pass) -> Result<(Tensor, Outputs)> {
+        let mut outputs = Outputs::default();
+        let classes = outputs.tensor(&model.classes(&model.hidden(batch, pass)?, batch)?)?;
+        Ok((log_softmax(&classes)?, outputs))
     }
 
     /// The log-probabilities of every class for every text.
@@ -252,14 +256,14 @@ impl ByHead<'_> {
         let model = self.classes.model.frozen()?;
         let labels = texts.iter().map(|text| text.label).collect();
         if self.is_probe {
-            let log_probs = log_softmax(&model.classes_of_pooled(&features(&model, texts)?)?)?.to_vec2()?;
+            let log_probs = log_softmax(model.classes_of_pooled(&features(&model, texts)?)?.tensor())?.to_vec2()?;
             return Ok(Predictions { log_probs, labels });
         }
         let sizes: Vec<usize> = texts.iter().map(|text| text.tree.tokens()).collect();
         let mut log_probs = Vec::new();
         for range in split_by_budget(&sizes, self.classes.common.tokens_per_batch) {
             let batch = model.pack_texts(texts[range].iter().map(|text| text.typed()));
-            log_probs.extend(self.log_probs(&model, &batch, &Pass::default())?.to_vec2::<f32>()?);
+            log_probs.extend(self.log_probs(&model, &batch, &Pass::default())?.0.to_vec2::<f32>()?);
         }
         Ok(Predictions { log_probs, labels })
     }
@@ -280,9 +284,9 @@ impl Task for ByHead<'_> {
         let (mut total, mut passes) = (0.0, StepPasses::new(common.seed, step));
         for range in split_by_budget(&sizes, common.tokens_per_batch) {
             let batch = model.pack_texts(texts[range.clone()].iter().map(|text| text.typed()));
-            let log_probs = self.log_probs(model, &batch, &passes.next(model, &batch))?; // [texts, classes]
+            let (log_probs, outputs) = self.log_probs(model, &batch, &passes.next(model, &batch))?; // [texts, classes]
             let loss = (cross_entropy(&log_probs, &labels[range])? / texts.len() as f64)?;
-            optimizer.accumulate(&loss.backward()?)?;
+            optimizer.backward(&loss, outputs)?;
             total += f64::from(loss.to_scalar::<f32>()?);
         }
         Ok(Accumulated { loss: total, tokens, metrics: Vec::new() })
@@ -297,12 +301,13 @@ impl Task for ByHead<'_> {
 pub(super) fn accumulate_pooled(
     model: &Model,
     optimizer: &mut Optimizer,
-    hidden: &Tensor,
+    hidden: &Value,
     labels: &[usize],
 ) -> Result<f64> {
-    let log_probs = log_softmax(&model.classes_of_pooled(hidden)?)?;
+    let mut outputs = Outputs::default();
+    let log_probs = log_softmax(&outputs.tensor(&model.classes_of_pooled(hidden)?)?)?;
     let loss = (cross_entropy(&log_probs, labels)? / labels.len() as f64)?;
-    optimizer.accumulate(&loss.backward()?)?;
+    optimizer.backward(&loss, outputs)?;
     Ok(f64::from(loss.to_scalar::<f32>()?))
 }
 
@@ -389,7 +394,7 @@ fn write_report(
         percent(confusion.most_common()),
         percent(confusion.macro_f1())
     ));
-    let f1: Map<String, Value> =
+    let f1: Map<String, Json> =
         labels.iter().enumerate().map(|(class, label)| (label.clone(), json!(confusion.f1(class)))).collect();
     let mut json = json!({
         "step": step,

@@ -51,7 +51,8 @@ pub(super) fn run(
         accumulate_pooled(model, &mut optimizer, &features(model, &texts)?, &chosen_labels)?;
         optimizer.step(schedule.learning_rate(step))?;
     }
-    let log_probs = log_softmax(&model.frozen()?.classes_of_pooled(&features(model, evaluation)?)?)?.to_vec2()?;
+    let log_probs =
+        log_softmax(model.frozen()?.classes_of_pooled(&features(model, evaluation)?)?.tensor())?.to_vec2()?;
     let confusion = Predictions { log_probs, labels: expected }.confusion(classes);
     Ok(ControlTask { accuracy: confusion.accuracy(), most_common: confusion.most_common() })
 }

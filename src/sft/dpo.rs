@@ -25,7 +25,7 @@ use crate::error::Result;
 use crate::model::adapter::Pass;
 use crate::model::weight_files::no_weights;
 use crate::model::{Model, StepPasses};
-use crate::ops;
+use crate::ops::{self, Outputs};
 use crate::say;
 use crate::settings::{CommonSettings, Flags, below_one, not_negative};
 use crate::train::examples::{Examples, values};
@@ -196,7 +196,7 @@ fn look_up_reference(reference: &Model, preferences: &[&Preference], tokens_per_
     for range in split_by_budget(&sizes, tokens_per_batch) {
         let preferences = &unknown[range];
         let batch = reference.pack(preferences.iter().map(|preference| &preference.tree));
-        let found: Vec<f32> = answer_log_probs(reference, &batch, &Pass::default())?.to_vec1()?;
+        let found: Vec<f32> = answer_log_probs(reference, &batch, &Pass::default())?.0.to_vec1()?;
         for (preference, answers) in preferences.iter().zip(&batch.trees) {
             preference.reference.get_or_init(|| found[answers.clone()].to_vec());
         }
@@ -204,11 +204,12 @@ fn look_up_reference(reference: &Model, preferences: &[&Preference], tokens_per_
     Ok(())
 }
 
-/// `Σ log π(token | what stands before it)` over the tokens of each answer that not all answers share, `[answers]`.
-fn answer_log_probs(model: &Model, batch: &Batch, pass: &Pass) -> Result<Tensor> {
+/// `Σ log π(token | what stands before it)` over the tokens of each answer that not all answers share, `[answers]`, and what it was computed from.
+fn answer_log_probs(model: &Model, batch: &Batch, pass: &Pass) -> Result<(Tensor, Outputs)> {
     let hidden = model.hidden(batch, pass)?; // [tokens, d_model]
-    let log_probs = model.log_probs(&hidden, batch, 1.0)?.log_probs; // [targets]
-    ops::sum_ranges(&log_probs, &batch.answer_targets)
+    let mut outputs = Outputs::default();
+    let log_probs = outputs.tensor(&model.log_probs(&hidden, batch, 1.0)?.log_probs)?; // [targets]
+    Ok((ops::sum_ranges(&log_probs, &batch.answer_targets)?, outputs))
 }
 
 /// `Σ weight · loss` over pairs; `log_probs` and `reference` are `[answers]`. Gives the implied rewards `β (log π - log π_ref)` too.
@@ -267,7 +268,7 @@ impl Preferences<'_> {
         model: &Model,
         preferences: &[&Preference],
         mut pass: impl FnMut(&Batch) -> Pass,
-        mut learn: impl FnMut(&Tensor) -> Result<()>,
+        mut learn: impl FnMut(&Tensor, Outputs) -> Result<()>,
     ) -> Result<Sums> {
         if let Some(reference) = &self.reference {
             look_up_reference(reference, preferences, self.common.tokens_per_batch)?;
@@ -289,9 +290,9 @@ impl Preferences<'_> {
             }
             let known = preferences.iter().flat_map(|preference| preference.reference.get().into_iter().flatten());
             let reference: Vec<f32> = known.copied().collect();
-            let log_probs = answer_log_probs(model, &batch, &pass(&batch))?;
+            let (log_probs, outputs) = answer_log_probs(model, &batch, &pass(&batch))?;
             let (loss, rewards) = loss(self.settings, &log_probs, &reference, &pairs)?;
-            learn(&loss)?;
+            learn(&loss, outputs)?;
             sums.loss += f64::from(loss.to_scalar::<f32>()?);
             for (&better, &worse) in pairs.better.iter().zip(&pairs.worse) {
                 let [better, worse] = [better, worse].map(|answer| f64::from(rewards[answer as usize]));
@@ -316,14 +317,15 @@ impl Task for Preferences<'_> {
     fn accumulate(&self, optimizer: &mut Optimizer, preferences: &[&Preference], step: u64) -> Result<Accumulated> {
         let mut passes = StepPasses::new(self.common.seed, step);
         let pass = |batch: &Batch| passes.next(self.model, batch);
-        let sums = self.losses(self.model, preferences, pass, |loss| optimizer.accumulate(&loss.backward()?))?;
+        let learn = |loss: &Tensor, outputs| optimizer.backward(loss, outputs);
+        let sums = self.losses(self.model, preferences, pass, learn)?;
         let names = ["rewards/accuracies", "rewards/chosen", "rewards/rejected", "rewards/margins"];
         let tokens = preferences.iter().map(|preference| preference.tree.tokens()).sum();
         Ok(Accumulated { loss: sums.loss, tokens, metrics: sums.metrics(names) })
     }
 
     fn evaluate(&self, preferences: &[&Preference]) -> Result<Vec<(&'static str, f64)>> {
-        let sums = self.losses(&self.model.frozen()?, preferences, |_| Pass::default(), |_| Ok(()))?;
+        let sums = self.losses(&self.model.frozen()?, preferences, |_| Pass::default(), |_, _| Ok(()))?;
         let names =
             ["evaluation_accuracy", "evaluation_reward_chosen", "evaluation_reward_rejected", "evaluation_margin"];
         Ok(std::iter::once(("evaluation_loss", sums.loss)).chain(sums.metrics(names)).collect())

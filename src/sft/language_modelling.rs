@@ -20,6 +20,7 @@ use crate::gguf;
 use crate::model::adapter::Pass;
 use crate::model::weight_files;
 use crate::model::{Model, StepPasses};
+use crate::ops::Outputs;
 use crate::say;
 use crate::settings::{CommonSettings, ModelSettings};
 use crate::train::examples::{Example, Examples, Source};
@@ -179,9 +180,11 @@ pub(super) fn accumulate(
         let batch = model.pack(trees[range].iter().copied());
         let pass = passes.next(model, &batch);
         let hidden = model.hidden(&batch, &pass)?; // [tokens, d_model]
-        let log_probs = model.log_probs(&hidden, &batch, 1.0)?.log_probs; // [targets]
+        let mut outputs = Outputs::default();
+        let log_probs = outputs.tensor(&model.log_probs(&hidden, &batch, 1.0)?.log_probs)?; // [targets]
+        drop(hidden);
         let loss = log_probs.sum_all()?.affine(-1.0 / targets as f64, 0.0)?;
-        optimizer.accumulate(&loss.backward()?)?;
+        optimizer.backward(&loss, outputs)?;
         total += f64::from(loss.to_scalar::<f32>()?);
     }
     Ok(total)
@@ -195,7 +198,7 @@ pub fn evaluation_loss(model: &Model, trees: &[&TokenTree], tokens_per_batch: us
         let batch = model.pack(trees[range].iter().copied());
         let hidden = model.hidden(&batch, &Pass::default())?; // [tokens, d_model]
         let log_probs = model.log_probs(&hidden, &batch, 1.0)?.log_probs; // [targets]
-        total -= f64::from(log_probs.sum_all()?.to_scalar::<f32>()?);
+        total -= f64::from(log_probs.tensor().sum_all()?.to_scalar::<f32>()?);
         targets += batch.targets.len();
     }
     Ok(total / targets as f64)

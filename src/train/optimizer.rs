@@ -4,23 +4,25 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
-use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
 use super::state::{StateReader, StateWriter};
 use crate::error::{Error, Result};
 use crate::model::{Model, adapter, weight_files};
-use crate::ops::adamw::{AdamwState, AdamwStep, adamw, add_in_place, squared_norm};
+use crate::ops::adamw::{AdamwState, AdamwStep, adamw};
+use crate::ops::{Gradients, Outputs};
 use crate::remote::hub;
 use crate::settings::{EpsilonPlace, ModelSettings, OptimizerSettings, TrainingSettings};
 
 /// The optimizer of one model: its parameters, the sum of their gradients, and AdamW's moments.
 ///
-/// A step is any number of [`accumulate`](Optimizer::accumulate)s, one a micro-batch, and one [`step`](Optimizer::step). Parameters
+/// A step is any number of [`backward`](Optimizer::backward)s, one a micro-batch, and one [`step`](Optimizer::step). Parameters
 /// are visited in the order of their names, so the global norm is the same in every run.
 pub struct Optimizer {
     parameters: Vec<Parameter>,
+    /// The sums of the gradients since the last step.
+    gradients: Gradients,
     settings: OptimizerSettings,
     skipped_steps: usize,
     skipped_in_a_row: usize,
@@ -31,8 +33,6 @@ struct Parameter {
     variable: Var,
     weight_decay: f64,
     learning_rate_scale: f64,
-    /// The sum of the gradients since the last step.
-    gradient: Option<Tensor>,
     moments: AdamwState,
     /// The steps that changed it, which AdamW's correction of its moments counts.
     updates: u64,
@@ -77,7 +77,7 @@ impl Optimizer {
             .map(|adapter::Parameter { name, variable, learning_rate_scale }| {
                 let weight_decay = if variable.rank() < 2 { 0.0 } else { settings.weight_decay };
                 let moments = AdamwState::default();
-                Parameter { name, variable, weight_decay, learning_rate_scale, gradient: None, moments, updates: 0 }
+                Parameter { name, variable, weight_decay, learning_rate_scale, moments, updates: 0 }
             })
             .collect();
         parameters.sort_by(|a, b| a.name.cmp(&b.name));
@@ -88,7 +88,8 @@ impl Optimizer {
             crate::bail!("two parameters to train have the name {}", pair[0].name);
         }
         let settings = settings.clone();
-        Ok(Optimizer { parameters, settings, skipped_steps: 0, skipped_in_a_row: 0 })
+        let gradients = Gradients::default();
+        Ok(Optimizer { parameters, gradients, settings, skipped_steps: 0, skipped_in_a_row: 0 })
     }
 
     /// The optimizer of what trains in a model; with `--resume-optimizer` it goes on from the moments beside the adapter that was given.
@@ -183,18 +184,10 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Adds a micro-batch's gradients to those of the step. Its loss is to be weighted by the caller, as the sum over the step's
-    /// micro-batches is what is minimised.
-    pub fn accumulate(&mut self, gradients: &GradStore) -> Result<()> {
-        for parameter in &mut self.parameters {
-            let Some(gradient) = gradients.get(parameter.variable.as_tensor()) else { continue };
-            let gradient = gradient.detach();
-            parameter.gradient = Some(match parameter.gradient.take() {
-                Some(sum) => add_in_place(sum, &gradient)?,
-                None => gradient,
-            });
-        }
-        Ok(())
+    /// Adds the gradients of a micro-batch's loss, which was computed from `outputs`, to those of the step. The loss is to be weighted by the caller,
+    /// as the sum over the step's micro-batches is what is minimised.
+    pub fn backward(&mut self, loss: &Tensor, outputs: Outputs) -> Result<()> {
+        outputs.backward(loss, &mut self.gradients)
     }
 
     /// Clips the summed gradients to the global norm `max_gradient_norm`, changes the parameters by AdamW, and clears the sums.
@@ -224,7 +217,7 @@ impl Optimizer {
         }
         self.skipped_in_a_row = 0;
         for parameter in &mut self.parameters {
-            let Some(gradient) = parameter.gradient.take() else { continue };
+            let Some(gradient) = self.gradients.take(&parameter.variable) else { continue };
             parameter.updates += 1;
             let OptimizerSettings { beta1, beta2, epsilon, epsilon_place, .. } = self.settings;
             let step = AdamwStep {
@@ -240,14 +233,15 @@ impl Optimizer {
                 step: parameter.updates,
                 gradient_scale: gradient_scale as f32,
             };
-            adamw(&parameter.variable, &gradient.contiguous()?, &mut parameter.moments, &step)?;
+            adamw(&parameter.variable, &gradient.into_tensor()?, &mut parameter.moments, &step)?;
         }
+        self.gradients.clear();
         Ok(StepReport { gradient_norm, gradient_scale, not_finite: None, changed: learning_rate != 0.0 })
     }
 
     /// Forgets the gradients since the last step.
     pub fn discard(&mut self) {
-        self.parameters.iter_mut().for_each(|parameter| parameter.gradient = None);
+        self.gradients.clear();
     }
 
     /// What it trains.
@@ -262,9 +256,9 @@ impl Optimizer {
 
     /// What of the gradients is not finite, in words.
     fn not_finite(&self) -> Result<String> {
-        for Parameter { name, gradient, .. } in &self.parameters {
-            if let Some(gradient) = gradient
-                && !squared_norm(&gradient.contiguous()?)?.is_finite()
+        for Parameter { name, variable, .. } in &self.parameters {
+            if let Some(gradient) = self.gradients.get(variable)
+                && !gradient.squared_norm()?.is_finite()
             {
                 return Ok(format!("that of \"{name}\""));
             }
@@ -274,8 +268,8 @@ impl Optimizer {
 
     fn gradient_norm(&self) -> Result<f64> {
         let mut sum = 0.0;
-        for gradient in self.parameters.iter().filter_map(|parameter| parameter.gradient.as_ref()) {
-            sum += squared_norm(&gradient.contiguous()?)?;
+        for gradient in self.parameters.iter().filter_map(|parameter| self.gradients.get(&parameter.variable)) {
+            sum += gradient.squared_norm()?;
         }
         Ok(sum.sqrt())
     }

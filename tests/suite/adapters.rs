@@ -7,6 +7,7 @@ use rlhf::data::batch::{Batch, Continuation, TokenTree};
 use rlhf::generate::{PromptTokens, SamplingSettings, Stop, generate};
 use rlhf::model::Model;
 use rlhf::model::adapter::Pass;
+use rlhf::ops::Outputs;
 use rlhf::random;
 
 use crate::common::{Shape, assert_same_answers, training_settings, write_model};
@@ -166,13 +167,15 @@ fn every_parameter_of_every_method_matters_and_has_a_gradient() -> Result<()> {
                 "{shape:?}, {method}: changes nothing"
             );
             let hidden = model.hidden(&batch, &Pass::default())?;
-            let gradients = model.log_probs(&hidden, &batch, 1.0)?.log_probs.sum_all()?.backward()?;
+            let mut outputs = Outputs::default();
+            let loss = outputs.tensor(&model.log_probs(&hidden, &batch, 1.0)?.log_probs)?.sum_all()?;
+            let gradients = outputs.gradients(&loss)?;
             for parameter in model.trainable_parameters() {
                 let gradient = gradients.get(&parameter.variable);
                 // Every key of a softmax is shifted alike by a key's bias, which therefore changes nothing.
                 let is_key_bias = parameter.name.ends_with("k_proj.bias");
                 let gradient = gradient.unwrap_or_else(|| panic!("{shape:?}, {method}: {}", parameter.name));
-                let largest: f32 = gradient.abs()?.flatten_all()?.max(0)?.to_scalar()?;
+                let largest: f32 = gradient.to_tensor()?.abs()?.flatten_all()?.max(0)?.to_scalar()?;
                 assert!(largest > 0.0 || is_key_bias, "{shape:?}, {method}: no gradient at {}", parameter.name);
             }
         }

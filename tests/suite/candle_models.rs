@@ -139,7 +139,7 @@ fn compare_hidden(
 ) -> Result<()> {
     let (model, tensors) = random_model(config, Head::AsFound, drawn.seed)?;
     let tokens = drawn.tokens();
-    let found = model.hidden(&alone(&tokens), &Pass::default())?.flatten_all()?.to_vec1()?;
+    let found = model.hidden(&alone(&tokens), &Pass::default())?.tensor().flatten_all()?.to_vec1()?;
     let input = Tensor::new(&tokens[..], &Device::Cpu)?.unsqueeze(0)?;
     let wanted: Vec<f32> = oracle(tensors, &input)?.flatten_all()?.to_vec1()?;
     assert_close(&config.to_string(), &found, &wanted, 1e-4);
@@ -305,7 +305,7 @@ fn modernbert_equals(drawn: &Drawn, config: &Value) -> Result<()> {
     let answer = Continuation { tokens: tokens.clone(), learned: vec![false; tokens.len()] };
     let batch = model.pack([&TokenTree { prompt: Vec::new(), answers: vec![answer] }]);
     let hidden = model.hidden(&batch, &Pass::default())?;
-    let found = candle_nn::ops::softmax(&model.classes(&hidden, &batch)?, 1)?;
+    let found = candle_nn::ops::softmax(model.classes(&hidden, &batch)?.tensor(), 1)?;
     let ids = json!({"0": "a", "1": "b", "2": "c"});
     let config = with(config.clone(), json!({"id2label": ids, "label2id": {"a": "0", "b": "1", "c": "2"}}));
     let input = Tensor::new(&tokens[..], &Device::Cpu)?.unsqueeze(0)?;

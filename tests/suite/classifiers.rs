@@ -347,7 +347,7 @@ fn real_weights_give_the_hidden_states_and_probabilities_of_transformers() -> Re
         let encoded = tokenizer.encode_texts(&text.text, text.pair.as_deref(), 512)?;
         assert_eq!((&encoded.tokens, &encoded.types), (&text.ids, &text.types), "{}", text.text);
         let batch = model.pack_texts([(&encoded.tree(), &encoded.types[..])]);
-        let found: Vec<f32> = model.hidden(&batch, &Pass::default())?.mean(0)?.to_vec1()?;
+        let found: Vec<f32> = model.hidden(&batch, &Pass::default())?.tensor().mean(0)?.to_vec1()?;
         let difference = found.iter().zip(mean).map(|(found, mean)| (found - mean).abs()).fold(0.0, f32::max);
         eprintln!("mean of hidden states: {difference:e}");
         assert!(difference < 1e-5, "{}: {difference}", text.text);

@@ -13,6 +13,7 @@ use rlhf::adapt::Head;
 use rlhf::data::batch::{Batch, Continuation, Target, TokenTree};
 use rlhf::data::pairs::pairs as pairs_of;
 use rlhf::model::adapter::{Parameter, Pass};
+use rlhf::ops::{self, Outputs};
 use rlhf::reward::RewardSettings;
 use rlhf::reward::loss::{LossSettings, RankedAnswers};
 use rlhf::settings::{OptimizerSettings, from_arguments};
@@ -54,7 +55,8 @@ fn logits_and_gradients_equal_transformers_for_each_family() -> Result<()> {
         assert_eq!(variables.len(), wanted, "{name}: trainable parameters");
         for Parameter { name: parameter, variable, .. } in variables {
             let gradient = gradients.get(&variable).unwrap_or_else(|| panic!("{name}: {parameter} has a gradient"));
-            assert_gradient(&format!("{name}: {parameter}"), gradient, &tensors[&format!("grad.{parameter}")])?;
+            let (what, wanted) = (format!("{name}: {parameter}"), &tensors[&format!("grad.{parameter}")]);
+            assert_gradient(&what, &gradient.to_tensor()?, wanted)?;
         }
         let copy = tempfile::tempdir().expect("a temporary folder");
         model.save(copy.path())?;
@@ -132,20 +134,22 @@ fn encoders_and_their_heads_equal_transformers() -> Result<()> {
         let hidden = model.hidden(&batch, &Pass::default())?;
         assert_close(
             &format!("{name}: hidden"),
-            &hidden.flatten_all()?.to_vec1::<f32>()?,
+            &hidden.tensor().flatten_all()?.to_vec1::<f32>()?,
             &floats(&tensors, "hidden")?,
             1e-4,
         );
-        let classes = model.classes(&hidden, &batch)?;
+        let mut outputs = Outputs::default();
+        let classes = outputs.tensor(&model.classes(&hidden, &batch)?)?;
         assert_close(name, &classes.flatten_all()?.to_vec1::<f32>()?, &floats(&tensors, "logits")?, 1e-4);
         let index = Tensor::new(&[[2u32], [0]], &Device::Cpu)?;
         let loss = candle_nn::ops::log_softmax(&classes, 1)?.gather(&index, 1)?.mean_all()?.neg()?;
         assert_close(name, &[loss.to_scalar()?], &floats(&tensors, "loss")?, 1e-5);
-        let gradients = loss.backward()?;
+        let gradients = outputs.gradients(&loss)?;
         let parameters = model.trainable_parameters();
         assert_eq!(parameters.len(), tensors.keys().filter(|key| key.starts_with("grad.")).count(), "{name}");
         for Parameter { name, variable, .. } in parameters {
-            assert_gradient(&name, gradients.get(&variable).expect("a gradient"), &tensors[&format!("grad.{name}")])?;
+            let gradient = gradients.get(&variable).expect("a gradient").to_tensor()?;
+            assert_gradient(&name, &gradient, &tensors[&format!("grad.{name}")])?;
         }
         // A row is what it is alone, whatever its length.
         let mut cut = trees[1].clone();
@@ -153,14 +157,15 @@ fn encoders_and_their_heads_equal_transformers() -> Result<()> {
         cut.answers[0].tokens.truncate(keep);
         let batch = model.pack([&trees[0], &cut]);
         let classes = model.classes(&model.hidden(&batch, &Pass::default())?, &batch)?;
-        let found = classes.narrow(0, 1, 1)?.flatten_all()?.to_vec1::<f32>()?;
+        let found = classes.narrow_rows(1, 1)?.tensor().flatten_all()?.to_vec1::<f32>()?;
         assert_close(name, &found, &floats(&tensors, "unpadded.logits")?, 1e-4);
         let copy = tempfile::tempdir().expect("a temporary folder");
         model.save(copy.path())?;
         let again = load(copy.path(), None, Head::Classes(&labels))?;
         let batch = model.pack(&trees);
         let logits = |model: &rlhf::model::Model| -> Result<Vec<f32>> {
-            Ok(model.classes(&model.hidden(&batch, &Pass::default())?, &batch)?.flatten_all()?.to_vec1()?)
+            let classes = model.classes(&model.hidden(&batch, &Pass::default())?, &batch)?;
+            Ok(classes.tensor().flatten_all()?.to_vec1()?)
         };
         assert_eq!(logits(&again)?, logits(&model)?);
     }
@@ -168,12 +173,12 @@ fn encoders_and_their_heads_equal_transformers() -> Result<()> {
     let model = load(&folder("bert-reward"), None, Head::Scalar)?;
     let batch = model.pack(&pairs(&tensors)?);
     let scores = model.rewards(&model.hidden(&batch, &Pass::default())?, &batch)?;
-    assert_close("bert-reward", &scores.to_vec1::<f32>()?, &floats(&tensors, "logits")?, 1e-4);
+    assert_close("bert-reward", &scores.to_vec1()?, &floats(&tensors, "logits")?, 1e-4);
     // An encoder by itself, whose tensors' names lack the beginning.
     let tensors = expected("bert-encoder")?;
     let model = load(&folder("bert-encoder"), None, Head::AsFound)?;
     let hidden = model.hidden(&model.pack(&pairs(&tensors)?), &Pass::default())?;
-    assert_close("bert-encoder", &hidden.flatten_all()?.to_vec1::<f32>()?, &floats(&tensors, "hidden")?, 1e-4);
+    assert_close("bert-encoder", &hidden.tensor().flatten_all()?.to_vec1::<f32>()?, &floats(&tensors, "hidden")?, 1e-4);
     let error = load(&folder("bert"), None, Head::Language).map(drop).unwrap_err().to_string();
     assert!(error.contains("is an encoder"), "{error}");
     Ok(())
@@ -296,15 +301,17 @@ fn scores_and_the_kwise_loss_equal_pytorch() -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let batch = Batch::pack([&TokenTree { prompt: tokens("prompt")?, answers }]);
     let hidden = model.hidden(&batch, &Pass::default())?;
-    let scores = model.rewards(&hidden, &batch)?;
+    let mut outputs = Outputs::default();
+    let scores = outputs.tensor(&model.rewards(&hidden, &batch)?)?;
     assert_close("scores", &scores.to_vec1::<f32>()?, &floats(&tensors, "scores")?, 1e-4);
     let ranks = integers(&tensors, "ranks")?;
     let prompt = RankedAnswers { answers: 0..4, pairs: &pairs_of(&ranks), margin: 0.0, weight: 1.0 };
     let loss = reward_loss(&[]).loss(&scores, &[prompt])?;
     assert_close("loss", &[loss.to_scalar()?], &floats(&tensors, "loss")?, 1e-5);
-    let gradients = loss.backward()?;
+    let gradients = outputs.gradients(&loss)?;
     for Parameter { name, variable, .. } in model.trainable_parameters() {
-        assert_gradient(&name, gradients.get(&variable).expect("a gradient"), &tensors[&format!("grad.{name}")])?;
+        let gradient = gradients.get(&variable).expect("a gradient").to_tensor()?;
+        assert_gradient(&name, &gradient, &tensors[&format!("grad.{name}")])?;
     }
     Ok(())
 }
@@ -315,18 +322,19 @@ fn log_probs_and_entropy_at_a_temperature_equal_pytorch() -> Result<()> {
     let (hidden, weight) = (Var::from_tensor(&tensors["hidden"])?, Var::from_tensor(&tensors["weight"])?);
     let targets: Vec<u32> = integers(&tensors, "targets")?.iter().map(|&id| id as u32).collect();
     let temperature = f64::from(floats(&tensors, "temperature")?[0]);
-    let found = rlhf::ops::log_probs(hidden.as_tensor(), weight.as_tensor(), &targets, temperature, None)?;
-    assert_close("log_probs", &found.log_probs.to_vec1::<f32>()?, &floats(&tensors, "logprob")?, 1e-5);
-    assert_close("entropy", &found.entropy.to_vec1::<f32>()?, &floats(&tensors, "entropy")?, 1e-5);
-    let of_log_probs = (&found.log_probs * &tensors["a"])?.sum_all()?;
-    let of_entropy = (&found.entropy * &tensors["b"])?.sum_all()?;
-    let sums =
-        [("logprob.", of_log_probs.clone()), ("entropy.", of_entropy.clone()), ("", (of_log_probs + of_entropy)?)];
-    for (name, sum) in sums {
-        let gradients = sum.backward()?;
+    for (name, of) in [("logprob.", [1.0, 0.0]), ("entropy.", [0.0, 1.0]), ("", [1.0, 1.0])] {
+        let [hidden_value, weight_value] = [&hidden, &weight].map(|variable| ops::Value::of(variable));
+        let found = rlhf::ops::log_probs(&hidden_value, &weight_value, &targets, temperature, None)?;
+        assert_close("log_probs", &found.log_probs.to_vec1()?, &floats(&tensors, "logprob")?, 1e-5);
+        assert_close("entropy", &found.entropy.to_vec1()?, &floats(&tensors, "entropy")?, 1e-5);
+        let mut outputs = Outputs::default();
+        let of_log_probs = (outputs.tensor(&found.log_probs)? * &tensors["a"])?.sum_all()?;
+        let of_entropy = (outputs.tensor(&found.entropy)? * &tensors["b"])?.sum_all()?;
+        let sum = (of_log_probs.affine(of[0], 0.0)? + of_entropy.affine(of[1], 0.0)?)?;
+        let gradients = outputs.gradients(&sum)?;
         for (operand, variable) in [("hidden", &hidden), ("weight", &weight)] {
             let key = format!("{name}grad.{operand}");
-            assert_gradient(&key, gradients.get(variable).expect("a gradient"), &tensors[&key])?;
+            assert_gradient(&key, &gradients.get(variable).expect("a gradient").to_tensor()?, &tensors[&key])?;
         }
     }
     Ok(())
@@ -346,7 +354,7 @@ fn the_optimizer_and_its_schedules_equal_pytorch_and_transformers() -> Result<()
         for (name, variable) in &variables {
             loss = (loss + variable.mul(&tensors[&format!("{name}.grad.{step}")])?.sum_all()?)?;
         }
-        optimizer.accumulate(&loss.backward()?)?;
+        optimizer.backward(&loss, Outputs::default())?;
         let report = optimizer.step(0.01)?;
         assert_close("norm", &[report.gradient_norm as f32], &floats(&tensors, &format!("norm.{step}"))?, 1e-5);
         for (name, variable) in &variables {

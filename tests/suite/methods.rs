@@ -7,6 +7,7 @@ use rlhf::Result;
 use rlhf::adapt::Head;
 use rlhf::data::batch::Batch;
 use rlhf::model::adapter::{Parameter, Pass};
+use rlhf::ops::Outputs;
 use serde_json::Value;
 
 use crate::oracle::{
@@ -85,8 +86,9 @@ fn adapters_written_by_peft_give_its_logits_and_gradients() -> Result<()> {
             let wanted = tensors.get(&format!("grad.{key}")).unwrap_or_else(|| panic!("{name}: {key} is not trained"));
             let gradient = gradients.get(&variable).unwrap_or_else(|| panic!("{name}: {key} has no gradient"));
             // PEFT keeps vectors of IA3 as matrices.
-            let wanted = if wanted.rank() == gradient.rank() { wanted } else { &wanted.reshape(gradient.shape())? };
-            assert_gradient(&format!("{name}: {key}"), gradient, wanted)?;
+            let same = wanted.rank() == gradient.shape().rank();
+            let wanted = if same { wanted } else { &wanted.reshape(gradient.shape())? };
+            assert_gradient(&format!("{name}: {key}"), &gradient.to_tensor()?, wanted)?;
         }
     }
     Ok(())
@@ -154,7 +156,7 @@ fn rewards_and_classes_of_adapters_written_by_peft_are_its_own() -> Result<()> {
         let model = load(&folder(name), None, Head::AsFound)?;
         let batch = Batch::pack(&documents(&tensors)?);
         let scores = model.classes(&model.hidden(&batch, &Pass::default())?, &batch)?;
-        assert_close(name, &scores.flatten_all()?.to_vec1::<f32>()?, &floats(&tensors, "scores")?, 1e-4);
+        assert_close(name, &scores.tensor().flatten_all()?.to_vec1::<f32>()?, &floats(&tensors, "scores")?, 1e-4);
         let copy = tempfile::tempdir().expect("a temporary folder");
         model.save(copy.path())?;
         assert_same_files(name, copy.path())?;
@@ -193,7 +195,7 @@ fn the_classifier_of_an_adapter_reads_modernberts_prediction_head() -> Result<()
     for model in [model, load(copy.path(), None, Head::AsFound)?] {
         let batch = model.pack(&documents(&tensors)?);
         let scores = model.classes(&model.hidden(&batch, &Pass::default())?, &batch)?;
-        assert_close("scores", &scores.flatten_all()?.to_vec1::<f32>()?, &floats(&tensors, "scores")?, 1e-4);
+        assert_close("scores", &scores.tensor().flatten_all()?.to_vec1::<f32>()?, &floats(&tensors, "scores")?, 1e-4);
     }
     Ok(())
 }
@@ -225,19 +227,20 @@ fn bottleneck_adapters_of_an_encoder_give_adapterhubs_classes_and_gradients() ->
         let tensors = expected(&name)?;
         let model = load(&folder(&name), Some(&["--method", "adapters"]), Head::Classes(&labels))?;
         let batch = model.pack(&pairs(&tensors)?);
-        let classes = model.classes(&model.hidden(&batch, &Pass::default())?, &batch)?;
+        let mut outputs = Outputs::default();
+        let classes = outputs.tensor(&model.classes(&model.hidden(&batch, &Pass::default())?, &batch)?)?;
         assert_close(&name, &classes.flatten_all()?.to_vec1::<f32>()?, &floats(&tensors, "logits")?, 1e-4);
         let index = Tensor::new(&[[2u32], [0]], &candle_core::Device::Cpu)?;
         let loss = candle_nn::ops::log_softmax(&classes, 1)?.gather(&index, 1)?.mean_all()?.neg()?;
         assert_close(&name, &[loss.to_scalar()?], &floats(&tensors, "loss")?, 1e-5);
-        let gradients = loss.backward()?;
+        let gradients = outputs.gradients(&loss)?;
         // The head trains too, which AdapterHub's did not.
         let parameters =
             model.trainable_parameters().into_iter().filter(|parameter| parameter.name.contains("adapters"));
         let mut count = 0;
         for Parameter { name: key, variable, .. } in parameters {
             let gradient = gradients.get(&variable).unwrap_or_else(|| panic!("{name}: {key} has no gradient"));
-            assert_gradient(&format!("{name}: {key}"), gradient, &tensors[&format!("grad.{key}")])?;
+            assert_gradient(&format!("{name}: {key}"), &gradient.to_tensor()?, &tensors[&format!("grad.{key}")])?;
             count += 1;
         }
         assert_eq!(count, tensors.keys().filter(|key| key.starts_with("grad.")).count());

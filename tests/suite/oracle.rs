@@ -10,6 +10,7 @@ use rlhf::adapt::{Bases, Head, Role, Training};
 use rlhf::data::batch::{Batch, Continuation, TokenTree};
 use rlhf::model::Model;
 use rlhf::model::adapter::Pass;
+use rlhf::ops::{Gradients, Outputs};
 
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, Tensor>;
@@ -97,14 +98,15 @@ pub fn logits(model: &Model, batch: &Batch) -> Result<Vec<f32>> {
 }
 
 /// Compares logits and loss with the oracle's, and gives the loss's gradients.
-pub fn check_logits_and_loss(name: &str, model: &Model, tensors: &Tensors) -> Result<candle_core::backprop::GradStore> {
+pub fn check_logits_and_loss(name: &str, model: &Model, tensors: &Tensors) -> Result<Gradients> {
     let batch = Batch::pack(&documents(tensors)?);
     assert_close(&format!("{name}: logits"), &logits(model, &batch)?, &floats(tensors, "logits")?, 1e-4);
     let hidden = model.hidden(&batch, &Pass::default())?;
-    let log_probs = model.log_probs(&hidden, &batch, 1.0)?.log_probs;
+    let mut outputs = Outputs::default();
+    let log_probs = outputs.tensor(&model.log_probs(&hidden, &batch, 1.0)?.log_probs)?;
     let loss = log_probs.mean_all()?.neg()?;
     assert_close(&format!("{name}: loss"), &[loss.to_scalar()?], &floats(tensors, "loss")?, 1e-5);
-    Ok(loss.backward()?)
+    outputs.gradients(&loss)
 }
 
 /// The rows of an encoder's golden file: the first text of each as prompt, the second as answer.

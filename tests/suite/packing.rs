@@ -7,6 +7,7 @@ use rlhf::data::batch::{Batch, Continuation, TokenTree};
 use rlhf::generate::{PromptTokens, SamplingSettings, Stop, generate};
 use rlhf::model::Model;
 use rlhf::model::adapter::{Parameter, Pass};
+use rlhf::ops::Outputs;
 use rlhf::random;
 
 use rand::Rng;
@@ -52,13 +53,14 @@ type Gradients = Vec<(String, Vec<f32>)>;
 fn loss_and_gradients(model: &Model, trees: &[TokenTree]) -> Result<(f32, Gradients)> {
     let batch = model.pack(trees);
     let hidden = model.hidden(&batch, &Pass::default())?;
-    let log_probs = model.log_probs(&hidden, &batch, 1.0)?.log_probs;
+    let mut outputs = Outputs::default();
+    let log_probs = outputs.tensor(&model.log_probs(&hidden, &batch, 1.0)?.log_probs)?;
     let loss = log_probs.sqr()?.sum_all()?;
-    let gradients = loss.backward()?;
+    let gradients = outputs.gradients(&loss)?;
     let mut all = Vec::new();
     for Parameter { name, variable, .. } in model.trainable_parameters() {
         let gradient = gradients.get(&variable).unwrap_or_else(|| panic!("{name} has a gradient"));
-        all.push((name, gradient.flatten_all()?.to_vec1()?));
+        all.push((name, gradient.to_tensor()?.flatten_all()?.to_vec1()?));
     }
     Ok((loss.to_scalar()?, all))
 }

@@ -149,7 +149,7 @@ fn an_encoders_embeddings_may_be_stored_as_its_decoder_of_masked_words() -> Resu
             std::fs::copy(golden(name).join(file), folder.path().join(file)).expect("a golden file");
         }
         let hidden = |model: &Model| -> Result<Vec<f32>> {
-            Ok(model.hidden(&model.pack(&[tree()]), &Pass::default())?.flatten_all()?.to_vec1()?)
+            Ok(model.hidden(&model.pack(&[tree()]), &Pass::default())?.tensor().flatten_all()?.to_vec1()?)
         };
         let expected = hidden(&load(folder.path(), None, Head::AsFound)?)?;
         edit(folder.path(), |tensors| {

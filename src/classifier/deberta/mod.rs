@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::model::architecture::Config;
 use crate::model::weight_files::TensorFiles;
 use crate::model::weights::{Role, Stored, TensorSpec};
-use crate::ops;
+use crate::ops::{self, Activation, Value};
 use architecture::{Architecture, ConvolutionForm};
 use attention::{Attention, PositionProjections, by_head};
 
@@ -81,15 +81,27 @@ struct Norm {
     epsilon: f64,
 }
 
+/// [`ops::linear`] of constants.
+fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let y = ops::linear(&Value::of(x), &Value::of(weight), bias.map(Value::of).as_ref())?;
+    Ok(y.tensor().clone())
+}
+
+/// [`ops::activate`] of a constant.
+fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    Ok(ops::activate(&Value::of(x), activation)?.tensor().clone())
+}
+
 impl Linear {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::linear(x, &self.weight, Some(&self.bias))
+        linear(x, &self.weight, Some(&self.bias))
     }
 }
 
 impl Norm {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::layer_norm(x, &self.weight, &self.bias, self.epsilon)
+        let [x, weight, bias] = [x, &self.weight, &self.bias].map(Value::of);
+        Ok(ops::layer_norm(&x, &weight, &bias, self.epsilon)?.tensor().clone())
     }
 }
 
@@ -258,7 +270,7 @@ impl Deberta {
         }
         let first: Vec<u32> = ranges.iter().map(|range| range.start as u32).collect();
         let pooled = self.pooler.forward(&select(&x, &first)?)?; // [texts, d_model]
-        self.out.forward(&ops::activate(&pooled, self.architecture.pooler_activation)?)
+        self.out.forward(&activate(&pooled, self.architecture.pooler_activation)?)
     }
 
     fn embed(&self, texts: &[EncodedTexts]) -> Result<Tensor> {
@@ -274,7 +286,7 @@ impl Deberta {
             x = (x + select(table, &of_tokens(&|text| text.types.iter().map(|&kind| kind.min(last)).collect()))?)?;
         }
         if let Some(projection) = projection {
-            x = ops::linear(&x, projection, None)?;
+            x = linear(&x, projection, None)?;
         }
         norm.forward(&x)
     }
@@ -290,7 +302,7 @@ impl Block {
         };
         let attended = self.attention_output.forward(&attention.forward([&q, &k, &v], texts)?)?;
         let x = self.attention_norm.forward(&(attended + x)?)?;
-        let inner = ops::activate(&self.up.forward(&x)?, architecture.activation)?; // [tokens, d_ff]
+        let inner = activate(&self.up.forward(&x)?, architecture.activation)?; // [tokens, d_ff]
         self.feed_forward_norm.forward(&(self.down.forward(&inner)? + x)?)
     }
 }
@@ -306,7 +318,7 @@ impl Convolution {
         };
         let parts = texts.iter().map(of_text).collect::<Result<Vec<Tensor>>>()?;
         let convolved = Tensor::cat(&parts, 0)?.broadcast_add(&self.bias)?; // [tokens, d_model]
-        self.norm.forward(&(ops::activate(&convolved, activation)? + x)?)
+        self.norm.forward(&(activate(&convolved, activation)? + x)?)
     }
 }
 

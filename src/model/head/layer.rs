@@ -5,7 +5,8 @@ use candle_core::{DType, Device, Tensor, Var};
 use crate::error::Result;
 use crate::model::adapter::Parameter;
 use crate::model::architecture::{Architecture, NormKind};
-use crate::{ops, random};
+use crate::ops::{self, Value};
+use crate::random;
 
 /// One linear of a head.
 #[derive(Debug, Clone)]
@@ -48,12 +49,13 @@ impl HeadNorm {
         Ok(HeadNorm { layer: self.layer.trainable()?, ..*self })
     }
 
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(&self, x: &Value) -> Result<Value> {
         let Layer { weight, bias, .. } = &self.layer;
-        match bias {
-            Some(bias) => ops::layer_norm(x, weight, bias, self.epsilon),
-            None => ops::layer_norm(x, weight, &weight.detach().zeros_like()?, self.epsilon),
-        }
+        let bias = match bias {
+            Some(bias) => Value::of(bias),
+            None => Value::constant(weight.detach().zeros_like()?),
+        };
+        ops::layer_norm(x, &Value::of(weight), &bias, self.epsilon)
     }
 }
 
@@ -94,7 +96,7 @@ impl Layer {
         Layer { name: self.name.clone(), weight: self.weight.detach(), bias, variables: Vec::new() }
     }
 
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::linear(x, &self.weight, self.bias.as_ref())
+    pub(super) fn forward(&self, x: &Value) -> Result<Value> {
+        ops::linear(x, &Value::of(&self.weight), self.bias.as_ref().map(Value::of).as_ref())
     }
 }

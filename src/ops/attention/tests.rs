@@ -17,7 +17,7 @@ fn span(start: usize, len: usize) -> Span {
 }
 
 /// Segments laid end to end; each names its parent and continues it.
-fn plan(segments: &[(usize, Option<usize>)]) -> AttentionPlan {
+fn plan(segments: &[(usize, Option<usize>)]) -> Arc<AttentionPlan> {
     let mut starts = Vec::new();
     let mut end = 0;
     for &(len, _) in segments {
@@ -36,7 +36,7 @@ fn plan(segments: &[(usize, Option<usize>)]) -> AttentionPlan {
             Query { rows: span(starts[index], segments[index].0), keys }
         })
         .collect();
-    AttentionPlan { queries }
+    Arc::new(AttentionPlan { queries })
 }
 
 fn operands(shape: &AttentionShape, tokens: usize) -> [Operand; 3] {
@@ -52,7 +52,7 @@ fn tokens_of(plan: &AttentionPlan) -> usize {
     plan.queries.iter().map(|query| query.rows.len).sum()
 }
 
-fn compare_both_forms(shape: AttentionShape, plan: &AttentionPlan) {
+fn compare_both_forms(shape: AttentionShape, plan: &Arc<AttentionPlan>) {
     let tokens = tokens_of(plan);
     compare(
         &operands(&shape, tokens),
@@ -62,7 +62,11 @@ fn compare_both_forms(shape: AttentionShape, plan: &AttentionPlan) {
     compare(
         &packed_operand(&shape, tokens),
         |t| attention_packed(&t[0], &shape, plan),
-        |t| attention_packed(&t[0], &shape, plan), // in double precision: the reference
+        |t| {
+            let columns = |range: Range<usize>| t[0].narrow(1, range.start, range.len());
+            let [q, k, v] = shape.packed_columns().map(columns);
+            reference(&q?, &k?, &v?, &shape, plan)
+        },
     );
 }
 
@@ -86,10 +90,10 @@ fn a_soft_cap_agrees_with_the_reference_and_matters() {
     let capped = AttentionShape { soft_cap: Some(0.5), ..shape(2, 1, 4) };
     let plan = plan(&[(5, None)]);
     compare_with_finite_differences(&operands(&capped, 5), |t| attention(&t[0], &t[1], &t[2], &capped, &plan));
-    let x = random(&[5, 8], 1);
+    let x = Value::constant(random(&[5, 8], 1));
     let run = |shape: &AttentionShape| -> Vec<f32> {
-        let kv = x.narrow(1, 0, 4).unwrap();
-        attention(&x, &kv, &kv, shape, &plan).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        let kv = x.narrow_columns(0, 4).unwrap();
+        attention(&x, &kv, &kv, shape, &plan).unwrap().tensor().flatten_all().unwrap().to_vec1().unwrap()
     };
     let difference = run(&capped).iter().zip(run(&shape(2, 1, 4))).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(difference > 0.01);
@@ -121,20 +125,25 @@ fn reference_agrees_with_finite_differences() {
 #[test]
 fn column_slices_of_one_matrix_are_read_with_their_stride() {
     let (shape, plan) = (shape(2, 1, 8), plan(&[(20, None), (9, Some(0))]));
-    let slices =
-        |x: &Tensor| -> Result<[Tensor; 3]> { Ok([x.narrow(1, 4, 16)?, x.narrow(1, 20, 8)?, x.narrow(1, 28, 8)?]) };
+    let columns = [(4, 16), (20, 8), (28, 8)];
     compare(
         &[Operand::new(&[29, 40])],
-        |t| slices(&t[0]).and_then(|[q, k, v]| attention(&q, &k, &v, &shape, &plan)),
-        |t| slices(&t[0]).and_then(|[q, k, v]| reference(&q, &k, &v, &shape, &plan)),
+        |t| {
+            let [q, k, v] = columns.map(|(start, len)| t[0].narrow_columns(start, len));
+            attention(&q?, &k?, &v?, &shape, &plan)
+        },
+        |t| {
+            let [q, k, v] = columns.map(|(start, len)| t[0].narrow(1, start, len));
+            reference(&q?, &k?, &v?, &shape, &plan)
+        },
     );
 }
 
 #[test]
 fn a_window_of_one_gives_each_row_its_own_value() {
     let (shape, plan) = (AttentionShape { window: Some(1), ..shape(1, 1, 8) }, plan(&[(70, None), (5, Some(0))]));
-    let [q, k, v] = [1, 2, 3].map(|seed| random(&[75, 8], seed));
-    assert_close("attention", &attention(&q, &k, &v, &shape, &plan).unwrap(), &v, 1e-7);
+    let [q, k, v] = [1, 2, 3].map(|seed| Value::constant(random(&[75, 8], seed)));
+    assert_close("attention", attention(&q, &k, &v, &shape, &plan).unwrap().tensor(), v.tensor(), 1e-7);
 }
 
 /// Generation: one row a query, keys in a cache of other rows, of which most belong to nobody.
@@ -143,7 +152,7 @@ fn one_row_queries_read_their_keys_from_a_cache() {
     let shape = shape(4, 2, 16);
     let queries = (0..5)
         .map(|index| Query { rows: span(index, 1), keys: vec![span(100, 37), span(200 + 50 * index, 3 + index)] });
-    let plan = AttentionPlan { queries: queries.collect() };
+    let plan = Arc::new(AttentionPlan { queries: queries.collect() });
     let kv = Operand::new(&[500, 32]);
     compare(
         &[Operand::new(&[5, 64]), kv.clone(), kv],
@@ -158,16 +167,17 @@ fn rows_far_from_zero_do_not_overflow() {
     let [q, k, v] = [1, 2, 3].map(|seed| random(&[70, 8], seed));
     let (q, k) = (q.affine(100.0, 0.0).unwrap(), k.affine(100.0, 0.0).unwrap());
     let double = [&q, &k, &v].map(|x| x.to_dtype(DType::F64).unwrap());
+    let [q, k, v] = [q, k, v].map(Value::constant);
     let found = attention(&q, &k, &v, &shape, &plan).unwrap();
     let expected = reference(&double[0], &double[1], &double[2], &shape, &plan).unwrap();
-    assert_close("attention", &found, &expected, 1e-2); // scores of 10⁴ hold three digits after the point
+    assert_close("attention", found.tensor(), &expected, 1e-2); // scores of 10⁴ hold three digits after the point
 }
 
 #[test]
 fn a_plan_that_does_not_fit_is_an_error() {
-    let x = random(&[4, 8], 1);
+    let x = Value::constant(random(&[4, 8], 1));
     let shape = shape(1, 1, 8);
-    let attend = |queries: Vec<Query>| attention(&x, &x, &x, &shape, &AttentionPlan { queries });
+    let attend = |queries: Vec<Query>| attention(&x, &x, &x, &shape, &Arc::new(AttentionPlan { queries }));
     let query = |start, len, keys: &[(usize, usize)]| Query {
         rows: span(start, len),
         keys: keys.iter().map(|&(start, len)| span(start, len)).collect(),
@@ -225,13 +235,12 @@ proptest! {
             let mut results = Vec::new();
             for query in &shared.queries {
                 let rows: Vec<u32> = query.keys.iter().flat_map(|span| span.start as u32..(span.start + span.len) as u32).collect();
-                let rows = Tensor::new(rows, t[0].device())?;
-                let count = rows.dim(0)?;
-                let [q, k, v] = [0, 1, 2].map(|index: usize| t[index].index_select(&rows, 0));
+                let count = rows.len();
+                let [q, k, v] = [0, 1, 2].map(|index: usize| t[index].select_rows(&rows));
                 let alone = attention(&q?, &k?, &v?, &shape, &plan(&[(count, None)]))?;
-                results.push(alone.narrow(0, count - query.rows.len, query.rows.len)?);
+                results.push(alone.narrow_rows(count - query.rows.len, query.rows.len)?);
             }
-            Ok(Tensor::cat(&results, 0)?)
+            Value::cat_rows(&results.iter().collect::<Vec<_>>())
         });
         assert_close("value", &together.0, &apart.0, 1e-5);
         for (together, apart) in together.1.iter().zip(&apart.1) {

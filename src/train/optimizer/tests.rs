@@ -28,14 +28,14 @@ fn values(variable: &Var) -> Vec<f32> {
     variable.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// A store with these gradients: those of the sum over variables of `gradient · variable`.
-fn gradients(of: &[(&Var, &[f32])]) -> GradStore {
+/// A loss with these gradients: the sum over variables of `gradient · variable`.
+fn loss(of: &[(&Var, &[f32])]) -> Tensor {
     let mut loss = Tensor::zeros((), candle_core::DType::F32, &Device::Cpu).unwrap();
     for (variable, gradient) in of {
         let gradient = Tensor::from_slice(gradient, variable.shape(), &Device::Cpu).unwrap();
         loss = (loss + (variable.as_tensor() * gradient).unwrap().sum_all().unwrap()).unwrap();
     }
-    loss.backward().unwrap()
+    loss
 }
 
 fn optimizer(named: &[(&str, &Var)]) -> Optimizer {
@@ -63,7 +63,7 @@ fn steps_equal_clipped_adamw_with_decay_on_matrices_only() {
     let steps = [[3.0, -1.0, 0.0, 2.0, 1.0, -1.0], [0.1, 0.2, -0.1, 0.0, 0.3, 0.1], [-2.0, 0.5, 0.5, 1.0, 0.0, 4.0]];
     for (step, gradient) in steps.iter().enumerate() {
         let rate = 0.01 * (step + 1) as f64;
-        optimizer.accumulate(&gradients(&[(&weight, &gradient[..4]), (&bias, &gradient[4..])])).unwrap();
+        optimizer.backward(&loss(&[(&weight, &gradient[..4]), (&bias, &gradient[4..])]), Outputs::default()).unwrap();
         let report = optimizer.step(rate).unwrap();
         let norm = gradient.iter().map(|&number| f64::from(number).powi(2)).sum::<f64>().sqrt();
         let scale = if norm > 1.0 { 1.0 / (norm + 1e-6) } else { 1.0 };
@@ -84,7 +84,7 @@ fn micro_batches_give_the_step_of_the_whole_batch() {
         let weight = variable(&[1.0, 2.0], &[1, 2]);
         let mut optimizer = optimizer(&[("weight", &weight)]);
         for gradient in micro_batches {
-            optimizer.accumulate(&gradients(&[(&weight, gradient)])).unwrap();
+            optimizer.backward(&loss(&[(&weight, gradient)]), Outputs::default()).unwrap();
         }
         (optimizer.step(0.1).unwrap(), values(&weight))
     };
@@ -96,16 +96,16 @@ fn a_parameter_without_gradient_is_left_alone_and_starts_when_it_gets_one() {
     let (used, unused) = (variable(&[1.0], &[1, 1]), variable(&[1.0], &[1, 1]));
     let mut both = optimizer(&[("used", &used), ("unused", &unused)]);
     for _ in 0..3 {
-        both.accumulate(&gradients(&[(&used, &[0.5])])).unwrap();
+        both.backward(&loss(&[(&used, &[0.5])]), Outputs::default()).unwrap();
         both.step(0.1).unwrap();
     }
     assert_ne!(values(&used), [1.0]);
     assert_eq!(values(&unused), [1.0]);
-    both.accumulate(&gradients(&[(&unused, &[0.5])])).unwrap();
+    both.backward(&loss(&[(&unused, &[0.5])]), Outputs::default()).unwrap();
     both.step(0.1).unwrap();
     let fresh = variable(&[1.0], &[1, 1]);
     let mut alone = optimizer(&[("fresh", &fresh)]);
-    alone.accumulate(&gradients(&[(&fresh, &[0.5])])).unwrap();
+    alone.backward(&loss(&[(&fresh, &[0.5])]), Outputs::default()).unwrap();
     alone.step(0.1).unwrap();
     assert_eq!(values(&unused), values(&fresh));
 }
@@ -115,12 +115,12 @@ fn a_step_whose_gradients_are_not_finite_changes_nothing_and_is_counted() {
     let (good, bad) = (variable(&[1.0, 2.0], &[2]), variable(&[3.0], &[1]));
     let mut optimizer = optimizer(&[("good", &good), ("bad", &bad)]);
     for number in [f32::NAN, f32::INFINITY] {
-        optimizer.accumulate(&gradients(&[(&good, &[1.0, 1.0]), (&bad, &[number])])).unwrap();
+        optimizer.backward(&loss(&[(&good, &[1.0, 1.0]), (&bad, &[number])]), Outputs::default()).unwrap();
         assert!(optimizer.step(0.1).unwrap().not_finite.is_some());
     }
     assert_eq!((values(&good), values(&bad), optimizer.skipped_steps()), (vec![1.0, 2.0], vec![3.0], 2));
     // The faulty gradients are gone: the next step is as the first of a new optimizer.
-    optimizer.accumulate(&gradients(&[(&bad, &[0.5])])).unwrap();
+    optimizer.backward(&loss(&[(&bad, &[0.5])]), Outputs::default()).unwrap();
     let report = optimizer.step(0.1).unwrap();
     assert_eq!((report.gradient_norm, report.not_finite), (0.5, None));
     assert!((values(&bad)[0] - 2.9).abs() < 1e-6);
@@ -131,7 +131,7 @@ fn a_step_at_the_start_of_a_warm_up_changed_nothing() {
     let weight = variable(&[1.0, 2.0], &[2]);
     let mut optimizer = optimizer(&[("weight", &weight)]);
     for (rate, changed) in [(0.0, false), (0.1, true)] {
-        optimizer.accumulate(&gradients(&[(&weight, &[1.0, 1.0])])).unwrap();
+        optimizer.backward(&loss(&[(&weight, &[1.0, 1.0])]), Outputs::default()).unwrap();
         assert_eq!(optimizer.step(rate).unwrap().changed, changed);
         assert_eq!(values(&weight) != [1.0, 2.0], changed);
     }
@@ -142,7 +142,7 @@ fn too_many_skipped_steps_in_a_row_are_an_error_that_names_the_gradient() {
     let (good, bad) = (variable(&[1.0], &[1]), variable(&[3.0], &[1]));
     let mut optimizer = optimizer(&[("good", &good), ("bad", &bad)]);
     let mut step = |number| {
-        optimizer.accumulate(&gradients(&[(&good, &[1.0]), (&bad, &[number])])).unwrap();
+        optimizer.backward(&loss(&[(&good, &[1.0]), (&bad, &[number])]), Outputs::default()).unwrap();
         optimizer.step(0.1).map(|report| report.not_finite)
     };
     let in_a_row = settings().max_skipped_steps;
@@ -172,7 +172,7 @@ fn the_order_in_which_parameters_are_given_does_not_matter_to_a_bit() {
         let mut optimizer = Optimizer::new(named, &settings()).unwrap();
         let numbers: Vec<[f32; 2]> = (0..5).map(|index| [0.1f32.powi(index), 1.7 * index as f32]).collect();
         let of: Vec<(&Var, &[f32])> = variables.iter().zip(&numbers).map(|(v, numbers)| (v, &numbers[..])).collect();
-        optimizer.accumulate(&gradients(&of)).unwrap();
+        optimizer.backward(&loss(&of), Outputs::default()).unwrap();
         (optimizer.step(0.1).unwrap(), variables.iter().map(values).collect::<Vec<_>>())
     };
     assert_eq!(step(false), step(true));
@@ -185,7 +185,7 @@ fn a_parameter_with_a_scale_has_its_own_learning_rate() {
     let mut settings = settings();
     settings.weight_decay = 0.0;
     let mut both = Optimizer::new(vec![adapter::Parameter::new("plain", &plain), faster], &settings).unwrap();
-    both.accumulate(&gradients(&[(&plain, &[0.5]), (&scaled, &[0.5])])).unwrap();
+    both.backward(&loss(&[(&plain, &[0.5]), (&scaled, &[0.5])]), Outputs::default()).unwrap();
     both.step(0.1).unwrap();
     assert!((3.0 * (1.0 - values(&plain)[0]) - (1.0 - values(&scaled)[0])).abs() < 1e-6);
 }
@@ -202,7 +202,7 @@ fn moments_that_are_saved_and_restored_go_on_as_if_nothing_had_been() {
                 optimizer = super::tests::optimizer(&[("weight", &weight)]);
                 optimizer.restore(folder.path()).unwrap();
             }
-            optimizer.accumulate(&gradients(&[(&weight, gradient)])).unwrap();
+            optimizer.backward(&loss(&[(&weight, gradient)]), Outputs::default()).unwrap();
             optimizer.step(0.1).unwrap();
         }
         values(&weight)
