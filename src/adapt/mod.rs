@@ -40,7 +40,7 @@ use crate::model::tying::are_equal;
 use crate::model::weight_files;
 use crate::model::weights::{Weights, embedding_name, output_name};
 use crate::remote::hub;
-use crate::settings::{Method, TrainingSettings};
+use crate::settings::{GradientCheckpointing, Method, TrainingSettings};
 use base::Base;
 use bitfit::Bitfit;
 use bottleneck::Bottleneck;
@@ -141,14 +141,14 @@ impl Bases {
             stack::check(&stack, &adapter_folders, bare.architecture())?;
             let (architecture, weights) = merged_weights(&bare, &stack, head.is_some())?;
             let model = bare.with(Vec::new(), head).merged_into(architecture, weights.trainable()?)?;
-            return Ok(saved_as(model, settings));
+            return Ok(trained_as(model, settings));
         }
         let stack = trained_stack(stack, settings, head.is_some(), &base)?;
         stack::check(&stack, &adapter_folders, bare.architecture())?;
         let scales: BTreeMap<&'static str, f64> = (settings.method.list().iter())
             .map(|&method| (method.adapter(), settings.method.learning_rate_scale(method)))
             .collect();
-        Ok(saved_as(bare.with(stack, head).with_learning_rate_scales(scales), settings))
+        Ok(trained_as(bare.with(stack, head).with_learning_rate_scales(scales), settings))
     }
 
     fn base(&mut self, folder: &Path, without_weights: WithoutWeights) -> Result<Model> {
@@ -263,8 +263,9 @@ impl Bases {
     }
 }
 
-/// The model, to be saved in the element type that the settings name, if they name one.
-fn saved_as(model: Model, settings: &TrainingSettings) -> Model {
+/// The model, to be trained as the settings say, and saved in the element type that they name, if they name one.
+fn trained_as(model: Model, settings: &TrainingSettings) -> Model {
+    let model = model.with_checkpoints(settings.gradient_checkpointing == GradientCheckpointing::Blocks);
     match settings.save_dtype {
         Some(dtype) => model.stored_as(dtype.dtype()),
         None => model,

@@ -61,6 +61,8 @@ pub struct Model {
     learning_rate_scales: BTreeMap<&'static str, f64>,
     /// The element type of the adapters' files.
     adapter_dtype: DType,
+    /// Whether its blocks are run again in the backward pass.
+    checkpoints: bool,
 }
 
 impl Model {
@@ -86,6 +88,7 @@ impl Model {
             heads,
             learning_rate_scales,
             adapter_dtype,
+            checkpoints: false,
         })
     }
 
@@ -138,6 +141,17 @@ impl Model {
         self.folder = Arc::new(folder);
         self.adapter_dtype = dtype;
         self
+    }
+
+    /// The same model, whose blocks are run again in the backward pass instead of keeping what they compute, or not (gradient checkpointing, Chen et
+    /// al. 2016). Its numbers are the same.
+    pub fn with_checkpoints(self, checkpoints: bool) -> Self {
+        Model { checkpoints, ..self }
+    }
+
+    /// Whether its blocks are run again in the backward pass.
+    pub fn has_checkpoints(&self) -> bool {
+        self.checkpoints
     }
 
     /// The element type of what [`save`](Self::save) writes: by default that of the base model, and of adapters f32.
@@ -295,7 +309,8 @@ impl Model {
     /// The hidden state at every token of a batch, `[tokens, d_model]`.
     pub fn hidden(&self, batch: &Batch, pass: &Pass) -> Result<Value> {
         let layout = Layout::new(&batch.segments, &self.own_rows());
-        let stream = Stream { tokens: &batch.tokens, types: &batch.types, layout: &layout };
+        let checkpoints = self.checkpoints;
+        let stream = Stream { tokens: &batch.tokens, types: &batch.types, layout: &layout, checkpoints };
         self.transformer.forward(&stream, &self.stacks, pass, None)
     }
 
@@ -308,7 +323,7 @@ impl Model {
 
     /// The hidden state at every token of a stream whose keys and values are kept in `store`.
     pub fn hidden_with_store(&self, tokens: &[u32], layout: &Layout, store: &mut dyn KeyValueStore) -> Result<Value> {
-        let stream = Stream { tokens, types: &[], layout };
+        let stream = Stream { tokens, types: &[], layout, checkpoints: false };
         self.transformer.forward(&stream, &self.stacks, &Pass::default(), Some(store))
     }
 

@@ -1,58 +1,32 @@
 //! The forward pass, once for all families, over a flat stream of tokens.
 
+mod block;
+
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 
-use super::adapter::{Linear, NormChange, Pass, SubLayer};
-use super::architecture::{
-    Architecture, AttentionInput, BlockForm, FeedForward, LinearName, NormKind, Positions, QueryKeyNorms,
-};
+use super::adapter::Pass;
+use super::architecture::{Architecture, Positions};
 use super::layout::Layout;
 use super::rotary::RotaryForm;
-use super::sites::{Sites, Stack, SumNorm, prefixes, virtual_tokens};
-use super::weights::{Weights, block_prefix, output_name};
+use super::sites::{Sites, Stack, prefixes, virtual_tokens};
+use super::weights::{Weights, output_name};
 use crate::error::Result;
-use crate::ops::{self, Value};
+use crate::ops::Value;
+use block::{Again, Angles, Block, Context, Norm};
 
 /// A transformer of some architecture over some weights: typed access to the tensors, which it shares.
 #[derive(Debug, Clone)]
 pub struct Transformer {
-    architecture: Architecture,
+    architecture: Arc<Architecture>,
     embeddings: Value,
     positions: Option<Value>,
     token_types: Option<Value>,
     embedding_norm: Option<Norm>,
-    blocks: Vec<Block>,
+    blocks: Arc<[Block]>,
     final_norm: Option<Norm>,
     output: Value,
-}
-
-#[derive(Debug, Clone)]
-struct Block {
-    attention_norm: Option<Norm>,
-    attention_input: AttentionProjection,
-    query_key_norms: Option<[Norm; 2]>,
-    attention_output: Linear,
-    attention_output_norm: Option<Norm>,
-    feed_forward_norm: Option<Norm>,
-    gate: Option<Linear>,
-    up: Linear,
-    down: Linear,
-    feed_forward_output_norm: Option<Norm>,
-}
-
-#[derive(Debug, Clone)]
-enum AttentionProjection {
-    Separate { query: Linear, key: Linear, value: Linear },
-    Packed(Linear),
-    PackedByHead(Linear),
-}
-
-#[derive(Debug, Clone)]
-struct Norm {
-    name: String,
-    weight: Value,
-    bias: Option<Value>,
-    epsilon: f64,
 }
 
 /// What goes through the transformer: tokens, and how they are laid out.
@@ -63,6 +37,8 @@ pub struct Stream<'a> {
     pub types: &'a [u32],
     /// Positions, attention, and which rows run with which adapters.
     pub layout: &'a Layout,
+    /// Whether blocks are run again in the backward pass instead of keeping what they compute (gradient checkpointing).
+    pub checkpoints: bool,
 }
 
 /// Where keys and values are kept between passes (generation). Without one, a pass attends to its own rows.
@@ -70,12 +46,6 @@ pub trait KeyValueStore {
     /// Takes the keys and values `[rows, kv_heads * head_dim]` of this pass, and gives all that the pass's attention plan refers to, the
     /// prefixes included.
     fn extend(&mut self, layer: usize, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)>;
-}
-
-/// Cosines and sines of a stream's rotary angles, `[rows, rotary dimensions / 2]` each.
-struct Angles {
-    cos: Tensor,
-    sin: Tensor,
 }
 
 impl Transformer {
@@ -101,7 +71,7 @@ impl Transformer {
                 .map(|layer| Block::new(architecture, weights, layer))
                 .collect::<Result<_>>()?,
             final_norm: norm(names.final_norm)?,
-            architecture: architecture.clone(),
+            architecture: Arc::new(architecture.clone()),
             embeddings,
             output,
         })
@@ -137,6 +107,7 @@ impl Transformer {
         let mut x = self.embed(stream, &sites)?; // [rows, d_model]
         let angles = self.angles(layout, x.device())?;
         let prefixes = if store.is_some() { Vec::new() } else { prefixes(stacks)? };
+        let again = stream.checkpoints.then(|| Again::new(self, layout, stacks, pass));
         let depths: Vec<usize> = layout.groups.iter().map(|group| sites.depth(group, self.blocks.len())).collect();
         let deepest = depths.iter().copied().max().unwrap_or(0);
         let mut parts: Vec<Option<Value>> = vec![None; depths.len()];
@@ -147,7 +118,10 @@ impl Transformer {
                 Positions::Learned => None,
             };
             let context = Context { architecture: &self.architecture, layout, sites: &sites, layer, angles };
-            x = context.block(block, x, prefixes.get(layer), store)?;
+            x = match &again {
+                Some(again) if store.is_none() => again.block(layer, &x, prefixes.get(layer), angles)?,
+                _ => context.block(block, x, prefixes.get(layer), store)?,
+            };
             for (part, _) in
                 parts.iter_mut().zip(&depths).filter(|(_, depth)| **depth == layer + 1 && layer + 1 < deepest)
             {
@@ -209,239 +183,4 @@ impl Transformer {
         };
         rotary.forms.iter().map(of_form).collect()
     }
-}
-
-/// What the parts of one block share during a pass.
-struct Context<'a> {
-    architecture: &'a Architecture,
-    layout: &'a Layout,
-    sites: &'a Sites<'a>,
-    layer: usize,
-    angles: Option<&'a Angles>,
-}
-
-impl Context<'_> {
-    /// The residual stream `[rows, d_model]` after a block.
-    fn block(
-        &self,
-        block: &Block,
-        x: Value,
-        prefix: Option<&(Value, Value)>,
-        store: Option<&mut dyn KeyValueStore>,
-    ) -> Result<Value> {
-        let form = self.architecture.block;
-        let attention_norm = |sum: &Value, sites: &Sites| normed(block.attention_norm.as_ref(), sum, sites);
-        let feed_forward_norm = |sum: &Value, sites: &Sites| normed(block.feed_forward_norm.as_ref(), sum, sites);
-        let is_after = form == BlockForm::PostNorm;
-        let attend = |input: &Value, residual: &Value, store| {
-            let output = self.attention(block, input, prefix, store)?;
-            let output = self.output(block.attention_output_norm.as_ref(), output)?;
-            let norm: Option<&SumNorm> = if is_after { Some(&attention_norm) } else { None };
-            self.sites.sub_layer((self.layer, SubLayer::Attention), residual, output, norm)
-        };
-        let transform = |input: &Value, residual: &Value| {
-            let output = self.output(block.feed_forward_output_norm.as_ref(), self.feed_forward(block, input)?)?;
-            let norm: Option<&SumNorm> = if is_after { Some(&feed_forward_norm) } else { None };
-            self.sites.sub_layer((self.layer, SubLayer::FeedForward), residual, output, norm)
-        };
-        match form {
-            BlockForm::PreNorm | BlockForm::OutputNorm | BlockForm::Sandwich => {
-                let x = x.add(&attend(&attention_norm(&x, self.sites)?, &x, store)?)?;
-                x.add(&transform(&feed_forward_norm(&x, self.sites)?, &x)?)
-            }
-            BlockForm::Parallel => {
-                let attended = attend(&attention_norm(&x, self.sites)?, &x, store)?;
-                let transformed = transform(&feed_forward_norm(&x, self.sites)?, &x)?;
-                x.add(&attended)?.add(&transformed)
-            }
-            BlockForm::PostNorm => {
-                let x = attention_norm(&x.add(&attend(&x, &x, store)?)?, self.sites)?;
-                feed_forward_norm(&x.add(&transform(&x, &x)?)?, self.sites)
-            }
-        }
-    }
-
-    /// What a sub-layer gives, given what its last linear gives.
-    fn output(&self, norm: Option<&Norm>, output: Value) -> Result<Value> {
-        let output = normed(norm, &output, self.sites)?;
-        self.architecture.residual_scale.map_or(Ok(output.clone()), |scale| output.scale(scale))
-    }
-
-    fn linear(&self, linear: &Linear, x: &Value) -> Result<Value> {
-        self.sites.linear(linear, x)
-    }
-
-    fn attention(
-        &self,
-        block: &Block,
-        x: &Value,
-        prefix: Option<&(Value, Value)>,
-        store: Option<&mut dyn KeyValueStore>,
-    ) -> Result<Value> {
-        let architecture = self.architecture;
-        let shape = ops::AttentionShape {
-            heads: architecture.heads,
-            kv_heads: architecture.kv_heads,
-            head_dim: architecture.head_dim,
-            scale: architecture.attention_scale,
-            soft_cap: architecture.attention_soft_cap,
-            window: architecture.windows[self.layer],
-            causal: architecture.causal,
-        };
-        let plan = &self.layout.plan;
-        let attended = match &block.attention_input {
-            AttentionProjection::Packed(linear) if self.angles.is_none() && prefix.is_none() && store.is_none() => {
-                ops::attention_packed(&self.linear(linear, x)?, &shape, plan)?
-            }
-            _ => {
-                let (q, k, v) = self.queries_keys_values(block, x)?;
-                let (k, v) = match (prefix, store) {
-                    (_, Some(store)) => {
-                        let (keys, values) = store.extend(self.layer, k.tensor().clone(), v.tensor().clone())?;
-                        (Value::constant(keys), Value::constant(values))
-                    }
-                    (Some((keys, values)), None) => (Value::cat_rows(&[keys, &k])?, Value::cat_rows(&[values, &v])?),
-                    (None, None) => (k, v),
-                };
-                ops::attention(&q, &k, &v, &shape, plan)?
-            }
-        }; // [rows, heads * head_dim]
-        self.linear(&block.attention_output, &attended)
-    }
-
-    fn queries_keys_values(&self, block: &Block, x: &Value) -> Result<(Value, Value, Value)> {
-        let architecture = self.architecture;
-        let head_dim = architecture.head_dim;
-        let (mut q, mut k, v) = match &block.attention_input {
-            AttentionProjection::Separate { query, key, value } => {
-                (self.linear(query, x)?, self.linear(key, x)?, self.linear(value, x)?)
-            }
-            AttentionProjection::Packed(linear) => {
-                let packed = self.linear(linear, x)?;
-                let (q_width, kv_width) = (architecture.query_width(), architecture.kv_width());
-                (
-                    packed.narrow_columns(0, q_width)?,
-                    packed.narrow_columns(q_width, kv_width)?,
-                    packed.narrow_columns(q_width + kv_width, kv_width)?,
-                )
-            }
-            AttentionProjection::PackedByHead(linear) => {
-                let rows = x.dim(0)?;
-                // Of every head, queries, keys and values side by side.
-                let packed = self.linear(linear, x)?.reshape((rows * architecture.heads, 3 * head_dim))?;
-                let part = |index: usize| -> Result<Value> {
-                    packed.narrow_columns(index * head_dim, head_dim)?.reshape((rows, architecture.query_width()))
-                };
-                (part(0)?, part(1)?, part(2)?)
-            }
-        };
-        if let Some([query_norm, key_norm]) = &block.query_key_norms {
-            let widths = match architecture.names.query_key_norms {
-                Some(QueryKeyNorms::Whole(_)) => [architecture.query_width(), architecture.kv_width()],
-                _ => [head_dim; 2],
-            };
-            q = query_norm.forward_by_part(&q, widths[0], self.sites)?;
-            k = key_norm.forward_by_part(&k, widths[1], self.sites)?;
-        }
-        match self.angles {
-            None => Ok((q, k, v)),
-            Some(Angles { cos, sin }) => {
-                Ok((ops::rotary(&q, cos, sin, head_dim)?, ops::rotary(&k, cos, sin, head_dim)?, v))
-            }
-        }
-    }
-
-    fn feed_forward(&self, block: &Block, x: &Value) -> Result<Value> {
-        let up = self.linear(&block.up, x)?; // [rows, d_ff], or [rows, 2 d_ff] where it holds the gate
-        let inner = match (self.architecture.feed_forward, &block.gate) {
-            (FeedForward::Gated(activation), Some(gate)) => ops::gated(&self.linear(gate, x)?, &up, activation)?,
-            (FeedForward::GatedPacked(activation), _) => {
-                let d_ff = self.architecture.d_ff;
-                ops::gated(&up.narrow_columns(0, d_ff)?, &up.narrow_columns(d_ff, d_ff)?, activation)?
-            }
-            (FeedForward::Plain(activation) | FeedForward::Gated(activation), _) => ops::activate(&up, activation)?,
-        }; // [rows, d_ff]
-        self.linear(&block.down, &inner)
-    }
-}
-
-impl Block {
-    fn new(architecture: &Architecture, weights: &Weights, layer: usize) -> Result<Self> {
-        let names = &architecture.names;
-        let prefix = block_prefix(architecture, layer);
-        let linear = |name: LinearName| read_linear(weights, &prefix, name);
-        let norm = |name: &str| Norm::new(architecture, weights, &format!("{prefix}{name}"));
-        let query_key_norms = match names.query_key_norms.map(QueryKeyNorms::names) {
-            Some([query, key]) => Some([norm(query)?, norm(key)?]),
-            None => None,
-        };
-        let attention_norm = names.attention_norm.filter(|_| layer > 0 || architecture.first_attention_norm);
-        Ok(Block {
-            attention_norm: attention_norm.map(norm).transpose()?,
-            attention_input: match names.attention_input {
-                AttentionInput::Separate { query, key, value } => {
-                    AttentionProjection::Separate { query: linear(query)?, key: linear(key)?, value: linear(value)? }
-                }
-                AttentionInput::Packed(packed) => AttentionProjection::Packed(linear(packed)?),
-                AttentionInput::PackedByHead(packed) => AttentionProjection::PackedByHead(linear(packed)?),
-            },
-            query_key_norms,
-            attention_output: linear(names.attention_output)?,
-            attention_output_norm: names.attention_output_norm.map(norm).transpose()?,
-            feed_forward_norm: names.feed_forward_norm.map(norm).transpose()?,
-            gate: names.gate.map(linear).transpose()?,
-            up: linear(names.up)?,
-            down: linear(names.down)?,
-            feed_forward_output_norm: names.feed_forward_output_norm.map(norm).transpose()?,
-        })
-    }
-}
-
-fn read_linear(weights: &Weights, prefix: &str, linear: LinearName) -> Result<Linear> {
-    let name = format!("{prefix}{}", linear.name);
-    let weight = Value::of(&weights.get(&format!("{name}.weight"))?);
-    let bias = linear.bias.then(|| weights.get(&format!("{name}.bias"))).transpose()?;
-    Ok(Linear { name, weight, bias: bias.as_ref().map(Value::of) })
-}
-
-impl Norm {
-    fn new(architecture: &Architecture, weights: &Weights, name: &str) -> Result<Self> {
-        let weight = weights.get(&format!("{name}.weight"))?;
-        let bias = match architecture.norm {
-            NormKind::Rms => None,
-            NormKind::Layer => Some(Value::of(&weights.get(&format!("{name}.bias"))?)),
-            NormKind::LayerWithoutBias => Some(Value::constant(weight.detach().zeros_like()?)),
-        };
-        let weight = Value::of(&weight);
-        Ok(Norm { name: name.to_string(), weight, bias, epsilon: architecture.norm_epsilon })
-    }
-
-    fn forward(&self, x: &Value, sites: &Sites) -> Result<Value> {
-        sites.norm(&self.name, x, |x, change| self.changed(x, change))
-    }
-
-    /// Normalises each part of `x` `[rows, parts * part]` by itself.
-    fn forward_by_part(&self, x: &Value, part: usize, sites: &Sites) -> Result<Value> {
-        sites.norm(&self.name, x, |x, change| {
-            let (rows, width) = x.dims2()?;
-            let parts = x.reshape((rows * width / part, part))?; // [rows * parts, part]
-            self.changed(&parts, change)?.reshape((rows, width))
-        })
-    }
-
-    /// The norm of each row, with what a method has in place of its parameters.
-    fn changed(&self, x: &Value, change: Option<NormChange>) -> Result<Value> {
-        let NormChange { weight, bias } = change.unwrap_or_default();
-        let weight = weight.as_ref().unwrap_or(&self.weight);
-        match (&self.bias, bias) {
-            (Some(own), bias) => ops::layer_norm(x, weight, bias.as_ref().unwrap_or(own), self.epsilon),
-            (None, None) => ops::rms_norm(x, weight, self.epsilon),
-            (None, Some(bias)) => ops::rms_norm(x, weight, self.epsilon)?.add_to_columns(&bias),
-        }
-    }
-}
-
-/// The rows after a norm, or as they are where there is none.
-fn normed(norm: Option<&Norm>, x: &Value, sites: &Sites) -> Result<Value> {
-    norm.map_or(Ok(x.clone()), |norm| norm.forward(x, sites))
 }

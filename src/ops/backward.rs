@@ -4,7 +4,7 @@
 //! are added in place; what an operation kept is freed when its gradient has been passed on.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Shape, Tensor, TensorId, Var};
 
@@ -230,11 +230,6 @@ impl<'a> Backward<'a> {
         Backward { gradients, pending: BTreeMap::new() }
     }
 
-    /// One that adds to the same gradients of parameters.
-    pub(super) fn nested(&mut self) -> Backward<'_> {
-        Backward::new(self.gradients)
-    }
-
     /// Adds to the gradient of a source.
     pub(super) fn add(&mut self, source: &Source, gradient: Gradient) -> Result<()> {
         match source {
@@ -345,37 +340,58 @@ impl Outputs {
     }
 }
 
-/// Runs a part of a pass without keeping what it computed: the backward pass runs it again (gradient checkpointing, Chen et al. 2016). `run` gives
-/// the same numbers each time.
-pub fn checkpoint(x: &Value, run: impl Fn(&Value) -> Result<Value> + Send + 'static) -> Result<Value> {
-    let y = run(x)?;
+/// Runs a part of a pass without keeping what it computed: the backward pass runs it again (gradient checkpointing, Chen et al. 2016).
+///
+/// `run` is given the inputs, gives the same numbers each time, and reads no other value that an operation of the pass gave.
+pub fn checkpoint(inputs: &[&Value], run: impl Fn(&[Value]) -> Result<Value> + Send + 'static) -> Result<Value> {
+    let y = run(&inputs.iter().map(|input| (*input).clone()).collect::<Vec<_>>())?;
     if !y.is_tracked() {
         return Ok(y);
     }
-    let (input, source) = (x.tensor().clone(), x.source());
+    let kept: Vec<(Tensor, Option<Source>)> =
+        inputs.iter().map(|input| (input.tensor().clone(), input.source())).collect();
+    // What it computed is freed here, with the history of `y`.
     Ok(Value::made(y.tensor().clone(), move |gradient, backward| {
-        let found = Arc::new(std::sync::Mutex::new(None));
-        let leaf = match source {
-            None => Value::constant(input),
-            Some(_) => {
-                let found = found.clone();
-                Value::made(input, move |gradient, _| {
-                    *found.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(gradient);
-                    Ok(())
-                })
-            }
+        let found: Vec<Found> = kept.iter().map(|_| Found::default()).collect();
+        let leaf = |((tensor, source), found): (&(Tensor, Option<Source>), &Found)| match source {
+            None => Value::constant(tensor.clone()),
+            Some(_) => found.leaf(tensor.clone()),
         };
-        let y = run(&leaf)?;
-        let mut nested = backward.nested();
+        let leaves: Vec<Value> = kept.iter().zip(&found).map(leaf).collect();
+        let y = run(&leaves)?;
+        let mut again = Backward::new(backward.gradients);
         if let Some(source) = y.source() {
-            nested.add(&source, gradient)?;
+            again.add(&source, gradient)?;
         }
-        drop((y, leaf));
-        nested.run()?;
-        let of_input = found.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        match (source, of_input) {
-            (Some(source), Some(gradient)) => backward.add(&source, gradient),
-            _ => Ok(()),
+        drop((y, leaves));
+        again.run()?;
+        for ((_, source), found) in kept.iter().zip(found) {
+            if let (Some(source), Some(gradient)) = (source, found.take()) {
+                backward.add(source, gradient)?;
+            }
         }
+        Ok(())
     }))
 }
+
+/// The gradient of an input of a part that is run again.
+#[derive(Default)]
+struct Found(Arc<Mutex<Option<Gradient>>>);
+
+impl Found {
+    /// The input, whose gradient comes here.
+    fn leaf(&self, tensor: Tensor) -> Value {
+        let place = self.0.clone();
+        Value::made(tensor, move |gradient, _| {
+            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(gradient);
+            Ok(())
+        })
+    }
+
+    fn take(self) -> Option<Gradient> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+#[cfg(test)]
+mod tests;

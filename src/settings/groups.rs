@@ -141,6 +141,10 @@ pub struct TrainingSettings {
     /// Element type in which the trained weights are saved; they are evaluated as they are saved [default: that of the base model; of adapters f32]
     #[arg(long, help_heading = TRAINING, value_enum)]
     pub save_dtype: Option<ElementType>,
+    /// What a pass keeps for its backward pass. The model learned is the same, byte for byte
+    #[arg(long, help_heading = TRAINING, value_enum, default_value_t)]
+    #[serde(default)]
+    pub gradient_checkpointing: GradientCheckpointing,
     /// The methods' own settings.
     #[command(flatten)]
     #[serde(flatten)]
@@ -153,6 +157,17 @@ pub struct TrainingSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub checkpoints: CheckpointSettings,
+}
+
+/// What of a pass is kept for its backward pass (Chen et al. 2016).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GradientCheckpointing {
+    /// All that gradients are computed from
+    #[default]
+    Off,
+    /// The input of every block, which is run again: a fraction of the memory, about a third more time
+    Blocks,
 }
 
 /// An element type of weights.
@@ -334,6 +349,7 @@ impl TrainingSettings {
     pub fn flags() -> Flags<Self> {
         Flags::new()
             .always(&["method", "resume_optimizer", "max_steps", "batch_size", "learning_rate", "save_dtype"])
+            .always(&["gradient_checkpointing"])
             .of(|training: &Self| &training.optimizer, OptimizerSettings::flags())
             .of(|training: &Self| &training.checkpoints, CheckpointSettings::flags())
             .of(|training: &Self| training, MethodSettings::flags())

@@ -15,7 +15,7 @@ use crate::bail;
 use crate::error::Result;
 
 /// Settings that may be others when a run goes on: they say how long it goes on and what is written, not what it computes.
-const SAFE: [&str; 12] = [
+const SAFE: [&str; 13] = [
     "output",
     "quiet",
     "threads",
@@ -27,6 +27,7 @@ const SAFE: [&str; 12] = [
     "sample_every",
     "samples",
     "max_skipped_steps",
+    "gradient_checkpointing",
     TOKENS_PER_BATCH,
 ];
 /// Sums over micro-batches are then rounded in another order, and nothing else changes; a run that ran out of memory can go on with less.

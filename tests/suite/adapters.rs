@@ -6,7 +6,7 @@ use rlhf::adapt::{Bases, Head, Role, Training};
 use rlhf::data::batch::{Batch, Continuation, TokenTree};
 use rlhf::generate::{PromptTokens, SamplingSettings, Stop, generate};
 use rlhf::model::Model;
-use rlhf::model::adapter::Pass;
+use rlhf::model::adapter::{Parameter, Pass, StepRows};
 use rlhf::ops::Outputs;
 use rlhf::random;
 
@@ -178,6 +178,36 @@ fn every_parameter_of_every_method_matters_and_has_a_gradient() -> Result<()> {
                 let largest: f32 = gradient.to_tensor()?.abs()?.flatten_all()?.max(0)?.to_scalar()?;
                 assert!(largest > 0.0 || is_key_bias, "{shape:?}, {method}: no gradient at {}", parameter.name);
             }
+        }
+    }
+    Ok(())
+}
+
+/// Log-probabilities and the gradient of every parameter, with dropout where the method has it.
+fn log_probs_and_gradients(model: &Model, batch: &Batch) -> Result<(Vec<f32>, Vec<Vec<f32>>)> {
+    let pass = Pass { dropout: Some(StepRows { seed: 3, first_row: 0 }) };
+    let hidden = model.hidden(batch, &pass)?;
+    let mut outputs = Outputs::default();
+    let log_probs = outputs.tensor(&model.log_probs(&hidden, batch, 1.0)?.log_probs)?;
+    let gradients = outputs.gradients(&log_probs.sqr()?.sum_all()?)?;
+    let of = |parameter: &Parameter| -> Result<Vec<f32>> {
+        let gradient =
+            gradients.get(&parameter.variable).unwrap_or_else(|| panic!("no gradient of {}", parameter.name));
+        Ok(gradient.to_tensor()?.flatten_all()?.to_vec1()?)
+    };
+    Ok((log_probs.to_vec1()?, model.trainable_parameters().iter().map(of).collect::<Result<_>>()?))
+}
+
+#[test]
+fn blocks_that_are_run_again_in_the_backward_pass_give_equal_bits() -> Result<()> {
+    let batch = Batch::pack(&trees(3));
+    let methods = [&METHODS[..], &["full", "lora --lora-dropout 0.3", "lora --use-dora --lora-dropout 0.3"]].concat();
+    for shape in SHAPES {
+        let (_, models) = models(shape, &methods, false)?;
+        for (method, model) in methods.iter().zip(models) {
+            let kept = log_probs_and_gradients(&model, &batch)?;
+            let again = log_probs_and_gradients(&model.with_checkpoints(true), &batch)?;
+            assert!(kept == again, "{shape:?}, {method}");
         }
     }
     Ok(())
