@@ -13,6 +13,7 @@ use super::matrix::{MatrixMut, has_kernel, with_contiguous_rows, with_matrix};
 use super::value::{Source, Value, through_candle};
 use crate::error::Result;
 
+mod backward;
 mod kernel;
 mod plan;
 #[cfg(test)]
@@ -215,12 +216,12 @@ impl Operation {
         result: &Tensor,
         log_sums: &[f32],
         gradient: &Gradient,
-        gradients: kernel::Gradients,
+        gradients: backward::Gradients,
     ) -> Result<()> {
         let gradient = gradient.matrix()?;
         self.with_operands(|operands| {
             with_matrix(result, |result| {
-                kernel::backward(operands, result, gradient, log_sums, gradients);
+                backward::backward(operands, result, gradient, log_sums, gradients);
                 Ok(())
             })
         })
@@ -237,7 +238,7 @@ impl Operation {
         let ((tokens, width), (keys, kv_width)) = (self.q.dims2()?, self.k.dims2()?);
         let make = |index: usize, count: usize| wanted[index].then(|| vec![0.0; count]);
         let [mut dq, mut dk, mut dv] = [make(0, tokens * width), make(1, keys * kv_width), make(2, keys * kv_width)];
-        let gradients = kernel::Gradients {
+        let gradients = backward::Gradients {
             queries: dq.as_mut().map(|dq| MatrixMut::new(dq, tokens, width)),
             keys: dk.as_mut().map(|dk| MatrixMut::new(dk, keys, kv_width)),
             values: dv.as_mut().map(|dv| MatrixMut::new(dv, keys, kv_width)),
@@ -261,7 +262,7 @@ impl Operation {
         let all = MatrixMut::new(&mut values, tokens, width);
         // SAFETY: three ranges of columns that do not overlap.
         let [queries, keys, values_] = columns.map(|columns| Some(unsafe { all.block(0..tokens, columns) }));
-        self.backward(result, log_sums, gradient, kernel::Gradients { queries, keys, values: values_ })?;
+        self.backward(result, log_sums, gradient, backward::Gradients { queries, keys, values: values_ })?;
         backward.add(source, Gradient::new(values, (tokens, width)))
     }
 }

@@ -1,14 +1,14 @@
-//! The forward and backward pass of attention, block by block.
+//! The forward pass of attention, block by block.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::plan::{BLOCK_ROWS, Block, Piece, groups_by_shared_keys};
+use super::plan::{BLOCK_ROWS, Block, Piece};
 use super::{AttentionPlan, AttentionShape, Query};
 use crate::ops::dot_products;
 use crate::ops::matrix::{Matrix, MatrixMut, Threads, multiply, written};
-use crate::ops::simd::{LANES, dot, exp, maximum_of, scale, tanh, vectorised};
+use crate::ops::simd::{LANES, exp, maximum_of, scale, tanh, vectorised};
 
 /// Blocks of fewer rows than this are computed row by row: a general product would spend its time on packing.
 const FEWEST_ROWS_FOR_A_PRODUCT: usize = 8;
@@ -26,21 +26,13 @@ pub(super) struct Operands<'a> {
     pub plan: &'a AttentionPlan,
 }
 
-/// Where gradients go; nowhere for what is frozen. Keys' and values' gradients are added to what is there.
-#[derive(Clone, Copy)]
-pub(super) struct Gradients<'a> {
-    pub queries: Option<MatrixMut<'a>>,
-    pub keys: Option<MatrixMut<'a>>,
-    pub values: Option<MatrixMut<'a>>,
-}
-
 impl<'a> Operands<'a> {
-    fn head(&self, head: usize) -> Range<usize> {
+    pub(super) fn head(&self, head: usize) -> Range<usize> {
         head * self.shape.head_dim..(head + 1) * self.shape.head_dim
     }
 
     /// The query heads that read a head of keys and values.
-    fn readers(&self, kv_head: usize) -> Range<usize> {
+    pub(super) fn readers(&self, kv_head: usize) -> Range<usize> {
         let group = self.shape.heads / self.shape.kv_heads;
         kv_head * group..(kv_head + 1) * group
     }
@@ -162,7 +154,14 @@ impl Forward<'_> {
 }
 
 /// `scale q kᵀ` of all pieces, with the soft cap, `[rows, width]`.
-fn score(operands: &Operands, queries: Matrix, pieces: &[Piece], kv_head: usize, values: &mut [f32], width: usize) {
+pub(super) fn score(
+    operands: &Operands,
+    queries: Matrix,
+    pieces: &[Piece],
+    kv_head: usize,
+    values: &mut [f32],
+    width: usize,
+) {
     let scores = MatrixMut::new(values, queries.rows, width);
     for piece in pieces {
         let keys = operands.keys.block(piece.keys.clone(), operands.head(kv_head)); // [keys, head_dim]
@@ -185,7 +184,7 @@ vectorised! {
     }
 
     /// The derivative of capped scores by the scores, `1 - (score / cap)²`.
-    fn cap_slopes<'a>(scores: &'a [f32], cap: f32, slopes: &'a mut [f32]) {
+    pub(super) fn cap_slopes<'a>(scores: &'a [f32], cap: f32, slopes: &'a mut [f32]) {
         let inverse = 1.0 / cap;
         for (slope, &score) in slopes.iter_mut().zip(scores) {
             let ratio = score * inverse;
@@ -194,7 +193,7 @@ vectorised! {
     }
 
     /// Multiplies by the derivative.
-    fn multiply_by<'a>(gradients: &'a mut [f32], slopes: &'a [f32]) {
+    pub(super) fn multiply_by<'a>(gradients: &'a mut [f32], slopes: &'a [f32]) {
         for (gradient, &slope) in gradients.iter_mut().zip(slopes) {
             *gradient *= slope;
         }
@@ -219,7 +218,7 @@ vectorised! {
     }
 
     /// Replaces the scores `start..end` by the probabilities `exp(score - log_sum)` and the others by 0.
-    fn probabilities_row<'a>(scores: &'a mut [f32], start: usize, end: usize, log_sum: f32) {
+    pub(super) fn probabilities_row<'a>(scores: &'a mut [f32], start: usize, end: usize, log_sum: f32) {
         scores[..start].fill(0.0);
         scores[end..].fill(0.0);
         for score in &mut scores[start..end] {
@@ -228,7 +227,7 @@ vectorised! {
     }
 
     /// The gradient of the scores, `p (dp - Σ p dp)`, in the place of `dp`.
-    fn score_gradients_row<'a>(probabilities: &'a [f32], expected: f32, gradients: &'a mut [f32]) {
+    pub(super) fn score_gradients_row<'a>(probabilities: &'a [f32], expected: f32, gradients: &'a mut [f32]) {
         for (gradient, &probability) in gradients.iter_mut().zip(probabilities) {
             *gradient = probability * (*gradient - expected);
         }
@@ -253,125 +252,6 @@ vectorised! {
             for (output, &value) in output.iter_mut().zip(value(index)) {
                 *output = value.mul_add(weight, *output);
             }
-        }
-    }
-}
-
-/// Adds the gradients of `queries`, `keys` and `values`, given the result, its gradient and the logarithms of the forward pass.
-///
-/// Segments that share keys (a prompt's, by its answers) are worked on by one task for each head of keys, one after another: so
-/// that nothing is added to the same number twice at once, and always in the same order.
-pub(super) fn backward(operands: Operands, result: Matrix, gradient: Matrix, log_sums: &[f32], gradients: Gradients) {
-    let shape = operands.shape;
-    let log_sums = Matrix::new(log_sums, shape.heads, operands.queries.rows);
-    let groups = groups_by_shared_keys(operands.plan);
-    let pass = Backward { operands, result, gradient, log_sums, gradients };
-    (0..groups.len() * shape.kv_heads).into_par_iter().for_each_init(Scratch::default, |scratch, task| {
-        let (group, kv_head) = (&groups[task / shape.kv_heads], task % shape.kv_heads);
-        for block in group.iter().copied().flat_map(Query::blocks) {
-            for head in operands.readers(kv_head) {
-                pass.block(&block, head, kv_head, scratch);
-            }
-        }
-    });
-}
-
-#[derive(Default)]
-struct Scratch {
-    probabilities: Vec<f32>,
-    score_gradients: Vec<f32>,
-    /// The soft cap's derivative at each score.
-    slopes: Vec<f32>,
-}
-
-struct Backward<'a> {
-    operands: Operands<'a>,
-    result: Matrix<'a>,
-    gradient: Matrix<'a>,
-    log_sums: Matrix<'a>,
-    gradients: Gradients<'a>,
-}
-
-impl Backward<'_> {
-    fn block(&self, block: &Block, head: usize, kv_head: usize, scratch: &mut Scratch) {
-        let Backward { operands, gradients, .. } = self;
-        let (head_columns, kv_columns) = (operands.head(head), operands.head(kv_head));
-        let visible = block.keys(operands.shape);
-        let pieces = block.pieces(&visible);
-        let (rows, width) = (block.rows, visible.len());
-        scratch.probabilities.resize(rows * width, 0.0);
-        scratch.score_gradients.resize(rows * width, 0.0);
-        let queries = operands.queries.block(block.query_rows(), head_columns.clone()); // [rows, head_dim]
-        let gradient = self.gradient.block(block.query_rows(), head_columns.clone()); // [rows, head_dim]
-        score(operands, queries, &pieces, kv_head, &mut scratch.probabilities, width);
-        if let Some(cap) = operands.shape.soft_cap {
-            scratch.slopes.resize(rows * width, 0.0);
-            cap_slopes(&scratch.probabilities, cap as f32, &mut scratch.slopes);
-        }
-        for (row, scores) in scratch.probabilities.chunks_exact_mut(width).enumerate() {
-            let seen = block.keys_of_row(operands.shape, row);
-            let log_sum = self.log_sums.row(head)[block.query_rows().start + row];
-            probabilities_row(scores, seen.start - visible.start, seen.end - visible.start, log_sum);
-        }
-        let probabilities = Matrix::new(&scratch.probabilities, rows, width);
-        if let Some(d_values) = gradients.values {
-            for piece in &pieces {
-                let weights = probabilities.block(0..rows, piece.columns());
-                // SAFETY: these rows and columns belong to this task's group of segments and head.
-                let target = unsafe { d_values.block(piece.keys.clone(), kv_columns.clone()) };
-                multiply(target, true, 1.0, weights.t(), gradient, Threads::One);
-            }
-        }
-        if gradients.queries.is_none() && gradients.keys.is_none() {
-            return;
-        }
-        self.score_gradients(block, head, kv_head, &pieces, probabilities, &mut scratch.score_gradients);
-        if operands.shape.soft_cap.is_some() {
-            multiply_by(&mut scratch.score_gradients, &scratch.slopes);
-        }
-        let score_gradients = Matrix::new(&scratch.score_gradients, rows, width);
-        let factor = operands.shape.scale as f32;
-        for (index, piece) in pieces.iter().enumerate() {
-            let d_scores = score_gradients.block(0..rows, piece.columns()); // [rows, keys]
-            if let Some(d_keys) = gradients.keys {
-                // SAFETY: as for the values.
-                let target = unsafe { d_keys.block(piece.keys.clone(), kv_columns.clone()) };
-                multiply(target, true, factor, d_scores.t(), queries, Threads::One);
-            }
-            if let Some(d_queries) = gradients.queries {
-                let keys = operands.keys.block(piece.keys.clone(), kv_columns.clone());
-                // SAFETY: each block of query rows and each head is visited once, by one task.
-                let target = unsafe { d_queries.block(block.query_rows(), head_columns.clone()) };
-                multiply(target, index > 0, factor, d_scores, keys, Threads::One);
-            }
-        }
-    }
-
-    /// `p (dp - Σ p dp)` with `dp = dO vᵀ`, where `Σ p dp = dO · O`.
-    fn score_gradients(
-        &self,
-        block: &Block,
-        head: usize,
-        kv_head: usize,
-        pieces: &[Piece],
-        probabilities: Matrix,
-        score_gradients: &mut [f32],
-    ) {
-        let operands = &self.operands;
-        let (rows, columns) = (block.query_rows(), operands.head(head));
-        let gradient = self.gradient.block(rows.clone(), columns.clone());
-        let result = self.result.block(rows, columns);
-        let (rows, width) = (probabilities.rows, probabilities.columns);
-        let all = MatrixMut::new(score_gradients, rows, width);
-        for piece in pieces {
-            let values = operands.values.block(piece.keys.clone(), operands.head(kv_head));
-            // SAFETY: the pieces lie in different columns, and one is written at a time.
-            let target = unsafe { all.block(0..rows, piece.columns()) };
-            multiply(target, false, 1.0, gradient, values.t(), Threads::One);
-        }
-        for (row, score_gradients) in score_gradients.chunks_exact_mut(width).enumerate() {
-            let expected = dot(gradient.row(row), result.row(row));
-            score_gradients_row(probabilities.row(row), expected, score_gradients);
         }
     }
 }

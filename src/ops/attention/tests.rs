@@ -197,6 +197,19 @@ fn bits_do_not_depend_on_the_number_of_threads() {
     let plan = plan(&[(100, None), (30, Some(0)), (90, Some(0)), (64, None), (130, None), (5, Some(4))]);
     let shape = shape(4, 2, 16);
     let tokens = tokens_of(&plan);
+    // One long document, and a prefix that all segments see: their blocks are divided.
+    for (len, prefix) in [(700, 0), (90, 5)] {
+        let queries = (0..800 / len).map(|index| Query {
+            rows: span(index * len, len),
+            keys: vec![span(0, prefix), span(prefix + index * len, len)],
+        });
+        let shared = Arc::new(AttentionPlan { queries: queries.collect() });
+        let kv = Operand::new(&[prefix + tokens_of(&shared), 32]);
+        let operands = [Operand::new(&[tokens_of(&shared), 64]), kv.clone(), kv];
+        let attend = |t: &[Value]| attention(&t[0], &t[1], &t[2], &shape, &shared);
+        assert_same_bits_on_any_number_of_threads(&operands, attend);
+        compare(&operands, attend, |t| reference(&t[0], &t[1], &t[2], &shape, &shared));
+    }
     assert_same_bits_on_any_number_of_threads(&operands(&shape, tokens), |t| {
         attention(&t[0], &t[1], &t[2], &shape, &plan)
     });
