@@ -79,8 +79,10 @@ def files(folder):
 
 
 def curve(folder):
-    timed = {"seconds", "tokens_per_second", "peak_rss_mb"}
-    return [{name: value for name, value in json.loads(line).items() if name not in timed} for line in (folder / "metrics.jsonl").open()]
+    def is_timed(name):
+        return name.startswith("seconds") or name in {"tokens_per_second", "peak_rss_mb"}
+
+    return [{name: value for name, value in json.loads(line).items() if not is_timed(name)} for line in (folder / "metrics.jsonl").open()]
 
 
 def main(programs, data, output, updates=1500, seed=0):

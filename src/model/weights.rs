@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor, Var};
 use rayon::prelude::*;
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::architecture::{Architecture, AttentionInput, FeedForward, LinearName, NormKind, Positions, QueryKeyNorms};
 use crate::error::Result;
@@ -280,9 +280,8 @@ impl Weights {
     fn hash_of_numbers(&self) -> Result<String> {
         let tensors: Vec<(&String, &Tensor)> = self.tensors.iter().collect();
         let of_tensor = |(name, tensor): &(&String, &Tensor)| -> Result<Vec<u8>> {
-            let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
-            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            Ok([name.as_bytes(), format!("{:?}", tensor.dims()).as_bytes(), &xxh3_128(&bytes).to_le_bytes()].concat())
+            let shape = format!("{:?}", tensor.dims());
+            Ok([name.as_bytes(), shape.as_bytes(), &hash_of_values(tensor)?.to_le_bytes()].concat())
         };
         let hashes = tensors.par_iter().map(of_tensor).collect::<Result<Vec<_>>>()?;
         Ok(format!("{:032x}", xxh3_128(&hashes.concat())))
@@ -292,6 +291,27 @@ impl Weights {
     pub fn count(&self) -> usize {
         self.tensors.values().map(Tensor::elem_count).sum()
     }
+}
+
+/// The hash of a tensor's numbers in f32, little-endian, without a copy of them.
+fn hash_of_values(tensor: &Tensor) -> Result<u128> {
+    const NUMBERS_AT_A_TIME: usize = 16 * 1024;
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let mut hash = Xxh3::new();
+    let mut update = |values: &[f32]| {
+        let mut bytes = Vec::with_capacity(4 * NUMBERS_AT_A_TIME);
+        for chunk in values.chunks(NUMBERS_AT_A_TIME) {
+            bytes.clear();
+            bytes.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
+            hash.update(&bytes);
+        }
+    };
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => update(&values[start..end]),
+        _ => update(&tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?),
+    }
+    Ok(hash.digest128())
 }
 
 #[cfg(test)]
@@ -309,6 +329,9 @@ mod tests {
         let mut weights = of(&ones);
         let hash = weights.hash()?;
         assert_eq!((weights.hash()?, weights.clone().hash()?), (hash.clone(), hash.clone()));
+        let many: Vec<f32> = (0..50_000).map(|index| index as f32 * 0.3).collect();
+        let bytes: Vec<u8> = many.iter().flat_map(|value| value.to_le_bytes()).collect();
+        assert_eq!(hash_of_values(&Tensor::from_vec(many, (100, 500), &Device::Cpu)?)?, xxh3_128(&bytes));
         weights.set("b", ones.clone());
         assert_ne!(weights.hash()?, hash);
         weights.remove("b");

@@ -50,7 +50,7 @@ pub fn activate(x: &Value, activation: Activation) -> Result<Value> {
     })?;
     let y = Tensor::from_vec(y, x.shape(), x.device())?;
     let Some(source) = x.source() else { return Ok(Value::constant(y)) };
-    Ok(Value::made(y, move |gradient, backward| {
+    Ok(Value::made_keeping(y, &[&operand.clone()], move |gradient, backward| {
         let g = gradient.values()?;
         let dx = with_elements(&operand, |x| {
             Ok::<_, candle_core::Error>(fill(x.len(), |start, dx| {
@@ -79,7 +79,7 @@ pub fn gated(gate: &Value, up: &Value, activation: Activation) -> Result<Value> 
     if of_gate.is_none() && of_up.is_none() {
         return Ok(Value::constant(y));
     }
-    Ok(Value::made(y, move |gradient, backward| {
+    Ok(Value::made_keeping(y, &[&gates.clone(), &ups.clone()], move |gradient, backward| {
         let g = gradient.values()?;
         if let Some(source) = of_gate {
             let dgate = map_pairs(&gates, &ups, |range, gate, up, dgate| {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Shape, Tensor, TensorId, Var};
 
+use super::kept;
 use super::matrix::{Matrix, has_kernel, update_chunks, with_elements, written};
 use super::simd::add_to;
 use super::value::{Node, Source, Value};
@@ -344,20 +345,22 @@ impl Outputs {
 ///
 /// `run` is given the inputs, gives the same numbers each time, and reads no other value that an operation of the pass gave.
 pub fn checkpoint(inputs: &[&Value], run: impl Fn(&[Value]) -> Result<Value> + Send + 'static) -> Result<Value> {
-    let y = run(&inputs.iter().map(|input| (*input).clone()).collect::<Vec<_>>())?;
+    let given: Vec<Value> = inputs.iter().map(|input| (*input).clone()).collect();
+    let y = kept::without_counting(|| run(&given))?;
     if !y.is_tracked() {
         return Ok(y);
     }
-    let kept: Vec<(Tensor, Option<Source>)> =
+    let inputs: Vec<(Tensor, Option<Source>)> =
         inputs.iter().map(|input| (input.tensor().clone(), input.source())).collect();
     // What it computed is freed here, with the history of `y`.
+    kept::note(&inputs.iter().map(|(tensor, _)| tensor).collect::<Vec<_>>());
     Ok(Value::made(y.tensor().clone(), move |gradient, backward| {
-        let found: Vec<Found> = kept.iter().map(|_| Found::default()).collect();
+        let found: Vec<Found> = inputs.iter().map(|_| Found::default()).collect();
         let leaf = |((tensor, source), found): (&(Tensor, Option<Source>), &Found)| match source {
             None => Value::constant(tensor.clone()),
             Some(_) => found.leaf(tensor.clone()),
         };
-        let leaves: Vec<Value> = kept.iter().zip(&found).map(leaf).collect();
+        let leaves: Vec<Value> = inputs.iter().zip(&found).map(leaf).collect();
         let y = run(&leaves)?;
         let mut again = Backward::new(backward.gradients);
         if let Some(source) = y.source() {
@@ -365,7 +368,7 @@ pub fn checkpoint(inputs: &[&Value], run: impl Fn(&[Value]) -> Result<Value> + S
         }
         drop((y, leaves));
         again.run()?;
-        for ((_, source), found) in kept.iter().zip(found) {
+        for ((_, source), found) in inputs.iter().zip(found) {
             if let (Some(source), Some(gradient)) = (source, found.take()) {
                 backward.add(source, gradient)?;
             }

@@ -108,6 +108,7 @@ impl Value {
         }
         let x = of_factors.is_some().then(|| self.tensor().clone());
         let factors = factors.tensor().clone();
+        super::kept::note(&x.iter().collect::<Vec<_>>());
         Ok(Value::made(result, move |gradient, backward| {
             let g = gradient.matrix()?;
             if let (Some(source), Some(x)) = (&of_factors, &x) {

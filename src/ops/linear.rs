@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 
 use super::backward::{Backward, Gradient};
+use super::kept;
 use super::matrix::{
     Matrix, MatrixMut, Threads, add_column_sums, has_kernel, multiply, with_contiguous_rows, with_elements,
     with_matrix, with_strided, written,
@@ -33,16 +34,17 @@ pub fn linear(x: &Value, weight: &Value, bias: Option<&Value>) -> Result<Value> 
     if of_x.is_none() && of_weight.is_none() && of_bias.is_none() {
         return Ok(Value::constant(y));
     }
-    let kept = of_weight.is_some().then_some(x_rows);
+    let x_kept = of_weight.is_some().then_some(x_rows);
     let (weight, width) = (weight.tensor().clone(), x.dim(1)?);
+    kept::note(&x_kept.iter().collect::<Vec<_>>());
     Ok(Value::made(y, move |gradient, backward| {
         if let Some(of_bias) = &of_bias {
             gradient_of_bias(of_bias, &gradient, backward)?;
         }
-        if let (Some(of_weight), Some(x)) = (&of_weight, &kept) {
+        if let (Some(of_weight), Some(x)) = (&of_weight, &x_kept) {
             gradient_of_weight(of_weight, x, &gradient, 1.0, backward)?;
         }
-        drop(kept);
+        drop(x_kept);
         match &of_x {
             Some(of_x) => gradient_of_input(of_x, &weight, &gradient, width, backward),
             None => Ok(()),

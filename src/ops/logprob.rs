@@ -14,7 +14,7 @@ use super::value::{Source, Value, through_candle};
 use crate::error::Result;
 
 /// Rows whose logits are held at a time. Fixed, so that sums over targets do not depend on the number of threads.
-const ROWS: usize = 256;
+pub const ROWS_OF_LOGITS: usize = 256;
 
 /// What [`log_probs`] gives.
 #[derive(Debug, Clone)]
@@ -60,7 +60,7 @@ fn both(hidden: &Value, weight: &Value, targets: &[u32], temperature: f64, soft_
     if sources.iter().all(Option::is_none) {
         return Ok(Value::constant(result));
     }
-    Ok(Value::made(result, move |gradient, backward| {
+    Ok(Value::made_keeping(result, &[&hidden_rows.clone()], move |gradient, backward| {
         let given = Given { log_sums: &log_sums, entropies: &entropies, gradient: gradient.values()? };
         with_matrix(&hidden_rows, |hidden| {
             with_matrix(&weight_rows, |weight| operation.backward(hidden, weight, &given, &sources, backward))
@@ -210,8 +210,8 @@ impl Operation {
 
 /// The chunks of rows and a buffer for the logits of one.
 fn chunks(targets: usize, vocabulary: usize) -> (impl Iterator<Item = Range<usize>>, Vec<f32>) {
-    let ranges = (0..targets).step_by(ROWS).map(move |start| start..(start + ROWS).min(targets));
-    (ranges, vec![0.0; ROWS.min(targets) * vocabulary])
+    let ranges = (0..targets).step_by(ROWS_OF_LOGITS).map(move |start| start..(start + ROWS_OF_LOGITS).min(targets));
+    (ranges, vec![0.0; ROWS_OF_LOGITS.min(targets) * vocabulary])
 }
 
 impl Operation {

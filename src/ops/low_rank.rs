@@ -7,6 +7,7 @@ use candle_core::Tensor;
 
 use super::backward::{Backward, Gradient};
 use super::dropout::{Dropout, Mask, dropout};
+use super::kept;
 use super::linear::{self, gradient_of_bias, gradient_of_input, gradient_of_weight, linear};
 use super::matrix::{
     Matrix, MatrixMut, Threads, has_kernel, multiply, product, with_contiguous_rows, with_elements, with_matrix,
@@ -77,13 +78,14 @@ pub fn low_rank_linear(x: &Value, weight: &Value, bias: Option<&Value>, update: 
     }
     let kept = Kept {
         x: (sources.a.is_some() || sources.weight.is_some()).then_some(rows),
-        inner: sources.b.is_some().then_some(inner),
+        inner: if sources.b.is_some() { Some(Tensor::from_vec(inner, (tokens, rank), x.device())?) } else { None },
         weight: weight_rows,
         a: update.a.tensor().clone(),
         b: update.b.tensor().clone(),
         scale,
         dropout,
     };
+    kept::note(&kept.x.iter().chain(&kept.inner).collect::<Vec<_>>());
     Ok(Value::made(y, move |gradient, backward| kept.backward(&sources, &gradient, backward)))
 }
 
@@ -116,7 +118,7 @@ impl Sources {
 struct Kept {
     x: Option<Tensor>,
     /// `dropout(x) Aᵀ`, `[tokens, rank]`, for the gradient of B.
-    inner: Option<Vec<f32>>,
+    inner: Option<Tensor>,
     weight: Tensor,
     a: Tensor,
     b: Tensor,
@@ -136,13 +138,14 @@ impl Kept {
             gradient_of_weight(weight, x, gradient, 1.0, backward)?;
         }
         if let (Some(b), Some(inner)) = (&sources.b, &self.inner) {
-            let inner = Matrix::new(inner, tokens, rank);
-            // SAFETY: a product sets every number or adds to it.
-            unsafe {
-                backward.write(b, (d_out, rank), |db, accumulate| {
-                    multiply(MatrixMut::new(db, d_out, rank), accumulate, self.scale, g.t(), inner, Threads::All);
-                })
-            }?;
+            with_matrix(inner, |inner| {
+                // SAFETY: a product sets every number or adds to it.
+                unsafe {
+                    backward.write(b, (d_out, rank), |db, accumulate| {
+                        multiply(MatrixMut::new(db, d_out, rank), accumulate, self.scale, g.t(), inner, Threads::All);
+                    })
+                }
+            })?;
         }
         let d_inner = with_matrix(&self.b, |b| Ok::<_, candle_core::Error>(product(self.scale, g, b)))?; // [tokens, rank]
         let d_inner = Matrix::new(&d_inner, tokens, rank);

@@ -29,7 +29,7 @@ pub fn rms_norm(x: &Value, weight: &Value, epsilon: f64) -> Result<Value> {
         return Ok(Value::constant(y));
     }
     let weight = weight.tensor().clone();
-    Ok(Value::made(y, move |gradient, backward| {
+    Ok(Value::made_keeping(y, &[&rows.clone()], move |gradient, backward| {
         let gradient = gradient.matrix()?;
         with_matrix(&rows, |x| {
             if let Some(source) = &of_weight {
@@ -73,7 +73,7 @@ pub fn layer_norm(x: &Value, weight: &Value, bias: &Value, epsilon: f64) -> Resu
         return Ok(Value::constant(y));
     }
     let weight = weight.tensor().clone();
-    Ok(Value::made(y, move |gradient, backward| {
+    Ok(Value::made_keeping(y, &[&rows.clone()], move |gradient, backward| {
         let gradient = gradient.matrix()?;
         with_matrix(&rows, |x| {
             if of_weight.is_some() || of_bias.is_some() {

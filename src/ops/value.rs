@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{Device, Shape, Tensor, Var};
 
 use super::backward::{Backward, Gradient};
+use super::kept;
 use crate::error::Result;
 
 /// A tensor of a pass, mostly `[rows, columns]`, and what it was made of where something that trains is part of it.
@@ -75,6 +76,16 @@ impl Value {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let node = Node { number, step: Mutex::new(Some(Box::new(step))) };
         Value { tensor, source: Some(Source::Node(Arc::new(node))) }
+    }
+
+    /// The same of an operation whose step keeps these tensors.
+    pub(super) fn made_keeping(
+        tensor: Tensor,
+        kept: &[&Tensor],
+        step: impl FnOnce(Gradient, &mut Backward) -> Result<()> + Send + 'static,
+    ) -> Self {
+        kept::note(kept);
+        Value::made(tensor, step)
     }
 
     /// Its numbers, as a constant.
@@ -170,6 +181,7 @@ pub(super) fn through_candle(operands: &[&Value], run: impl FnOnce(&[Tensor]) ->
     if sources.is_empty() {
         return Ok(Value::constant(result));
     }
+    kept::note(&sources.iter().map(|(_, leaf)| leaf).collect::<Vec<_>>());
     Ok(Value::made(result.detach(), move |gradient, backward| {
         let gradients = (result * gradient.into_tensor()?)?.sum_all()?.backward()?;
         for (source, leaf) in sources {

@@ -21,6 +21,9 @@ pub mod settings;
 pub mod update;
 pub mod watch;
 
+use std::borrow::Cow;
+use std::time::Instant;
+
 use candle_core::Device;
 
 use crate::adapt::{self, Bases};
@@ -189,6 +192,25 @@ fn train(
     Ok(())
 }
 
+/// How long the phases of an update take.
+struct Phases {
+    since: Instant,
+    seconds: Vec<(Cow<'static, str>, f64)>,
+}
+
+impl Phases {
+    fn start() -> Self {
+        Phases { since: Instant::now(), seconds: Vec::new() }
+    }
+
+    /// Notes the time since the last phase.
+    fn end(&mut self, name: &'static str) {
+        let now = Instant::now();
+        self.seconds.push((name.into(), (now - self.since).as_secs_f64()));
+        self.since = now;
+    }
+}
+
 /// Samples, looks, learns, records.
 fn one_update(
     settings: &PpoSettings,
@@ -198,6 +220,7 @@ fn one_update(
     course: &mut Course,
     run: &mut Run,
 ) -> Result<Measures> {
+    let mut phases = Phases::start();
     let chosen = material.prompts.step(step.number)?;
     let chosen = values(&chosen);
     let policy = roles.policy.model.frozen()?;
@@ -208,14 +231,17 @@ fn one_update(
         run.checkpoint_within(step.number, |state| course.add_to(state, roles, material.mix.as_ref()))?;
     }
     let answers = course.rollout.take().unwrap_or_default();
+    phases.end("seconds/sample");
     let mut groups = rollout::groups(&chosen, answers, material.tokenizer)?;
     rollout::look(roles, &policy, &mut groups, settings)?;
+    phases.end("seconds/score");
     advantage::estimate_advantages(&mut groups, settings, step.kl_coefficient);
     let origins = || groups.iter().map(|group| &group.prompt.origin);
     let report = match update(roles, material.mix.as_mut(), &groups, settings, step) {
         Err(error @ Error::NotFinite(_)) => return Err(run.gave_up(error, origins())),
         report => report?,
     };
+    phases.end("seconds/update");
     if let Some(what) = &report.not_finite {
         let (update, skipped, prompts) = (step.number + 1, report.skipped, rows_named(origins()));
         run.warn(&format!(
@@ -229,6 +255,7 @@ fn one_update(
     let measures = Measures::new(&groups, &report, roles.rewards.truncated(), settings.algorithm);
     let (loss, mut metrics) = metrics(&groups, &measures, &report, settings, step);
     metrics.extend(source_metrics(&groups, &roles.rewards.names()));
+    metrics.extend(phases.seconds);
     let warnings = course.watch.update(step.number, &measures);
     warnings.iter().try_for_each(|warning| run.warn(warning))?;
     metrics.push(("warnings".into(), warnings.len() as f64));

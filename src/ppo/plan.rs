@@ -11,6 +11,7 @@ use crate::adapt;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::generate::MOST_ACTIVE;
+use crate::model::Model;
 use crate::train::examples::Examples;
 use crate::train::memory::{self, Footprint};
 use crate::train::plan::{Plan, TrainingPlan, Workload};
@@ -131,15 +132,18 @@ pub fn plan(settings: &PpoSettings, roles: &Roles, material: &Material, schedule
     let evaluation_truncation = material.held_out.as_ref().map(|held_out| held_out.truncation()).unwrap_or_default();
     let workload = Workload::new("prompts", prompts, |prompt| tokens(settings, prompt));
     let workload = Workload { evaluation, evaluation_truncation, ..workload };
-    let mut beside: Vec<Footprint> =
-        roles.value.iter().map(|value| Footprint::of("value model", &value.model)).collect();
+    let mut beside: Vec<Footprint> = Vec::new();
+    let models = |role: &'static str, models: Vec<&Model>| -> Result<Vec<Footprint>> {
+        models.into_iter().map(|model| Footprint::of(role, model)).collect()
+    };
+    beside.extend(models("value model", roles.value.iter().map(|value| &value.model).collect())?);
     if roles.average.is_some() {
         beside.push(Footprint::of_average(roles.policy.model.trainable_count()));
     }
-    beside.push(Footprint::of("reference", &roles.reference));
-    beside.extend(roles.rewards.models().iter().map(|model| Footprint::of("reward model", model.model())));
+    beside.extend(models("reference", vec![&roles.reference])?);
+    beside.extend(models("reward model", roles.rewards.models().iter().map(|model| model.model()).collect())?);
     let judges = material.held_out.iter().flat_map(|held_out| held_out.judge_models());
-    beside.extend(judges.map(|judge| Footprint::of("judge", judge.model())));
+    beside.extend(models("judge", judges.map(|judge| judge.model()).collect())?);
     let plan = TrainingPlan {
         program: "ppo",
         model: &roles.policy.model,

@@ -152,7 +152,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     // A frozen model has the weights of the one that trains, and here has to keep those of the start.
     let copy = if examples.is_streamed() { Some(bases.load(&role)?.frozen()?) } else { None };
     drop(bases);
-    let beside: Vec<Footprint> = copy.iter().map(|copy| Footprint::of("reference", copy)).collect();
+    let beside = copy.iter().map(|copy| Footprint::of("reference", copy)).collect::<Result<Vec<_>>>()?;
     let workload = Workload::new("preferences", &examples, |preference| preference.tree.tokens());
     let schedule = settings.schedule_of(&examples);
     let plan = settings

@@ -8,11 +8,14 @@ use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
 use crate::adapt;
 use crate::bail;
+use crate::data::batch::{Continuation, TokenTree};
 use crate::error::Result;
 use crate::model::Model;
+use crate::model::adapter::Pass;
 use crate::model::architecture::{Architecture, FeedForward};
 use crate::model::weights::tensor_specs;
-use crate::settings::{ModelSettings, TrainingSettings};
+use crate::ops::{ROWS_OF_LOGITS, count_kept};
+use crate::settings::{GradientCheckpointing, ModelSettings, TrainingSettings};
 
 /// A model in its role, as it stands in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,25 +30,89 @@ pub struct Footprint {
     pub added: usize,
     /// Numbers that train.
     pub trained: usize,
-    /// Numbers a token that its pass keeps for the backward pass; none where nothing trains.
-    pub kept: usize,
+    /// What its pass needs to be trained; nothing where nothing trains.
+    pub pass: PassFootprint,
+    /// About what it would need with gradient checkpointing.
+    pub checkpointed: PassFootprint,
     /// Numbers that are put aside while the model is evaluated rounded, as it is saved.
     pub rounded: usize,
 }
 
+/// The numbers that a pass holds for a model to be trained.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PassFootprint {
+    /// Those that are kept for the backward pass, a row of the pass.
+    pub kept: usize,
+    /// Those that the backward pass of one block works with, a row of the pass.
+    pub working: usize,
+    /// Those of a chunk of logits.
+    pub logits: usize,
+}
+
+impl PassFootprint {
+    /// The most that a pass of so many rows holds at a time: while logits are differentiated, or a block.
+    pub fn numbers(&self, rows: usize) -> usize {
+        self.kept.saturating_mul(rows).saturating_add(self.logits.max(self.working.saturating_mul(rows)))
+    }
+
+    /// Of a model as it trains, by a pass of a few tokens, in which what operations keep is counted.
+    fn of(model: &Model) -> Result<Self> {
+        let architecture = model.architecture();
+        let vocabulary = architecture.vocabulary.max(1) as u32;
+        let tokens: Vec<u32> = (0..PROBED_TOKENS).map(|token| token % vocabulary).collect();
+        let answer = Continuation { learned: vec![true; tokens.len()], tokens };
+        let batch = model.pack([&TokenTree { prompt: Vec::new(), answers: vec![answer] }]);
+        let kept = |model: &Model| -> Result<usize> {
+            let bytes = count_kept(|| model.hidden(&batch, &Pass::default()))?;
+            Ok((bytes / size_of::<f32>()).div_ceil(model.rows(&batch).max(1)))
+        };
+        let found = kept(model)?;
+        // A block that is run again keeps for a while what it would have kept.
+        let again = match model.has_checkpoints() {
+            true => kept(&model.clone().with_checkpoints(false))? / architecture.layers.max(1),
+            false => 0,
+        };
+        let working = again + working_numbers(architecture);
+        let logits = if model.head().is_some() { 0 } else { chunk_of_logits(architecture) };
+        // The loss reads the last hidden state of targets and, beside it, its gradient.
+        Ok(PassFootprint { kept: found + 2 * architecture.d_model, working, logits })
+    }
+
+    /// The same by a model's configuration, as if all its weights trained.
+    fn before_reading(architecture: &Architecture, checkpoints: bool) -> Self {
+        let Architecture { layers, d_model, .. } = *architecture;
+        let (of_block, working) = (kept_numbers(architecture), working_numbers(architecture));
+        let logits = chunk_of_logits(architecture);
+        match checkpoints {
+            true => PassFootprint { kept: (layers + 2) * d_model, working: of_block + working, logits },
+            false => PassFootprint { kept: layers * of_block + 2 * d_model, working, logits },
+        }
+    }
+}
+
+/// Tokens of the pass in which what it keeps is counted.
+const PROBED_TOKENS: u32 = 32;
+
 impl Footprint {
     /// Of a model that is read.
-    pub fn of(role: &'static str, model: &Model) -> Self {
+    ///
+    /// # Errors
+    /// Where a pass of the model fails.
+    pub fn of(role: &'static str, model: &Model) -> Result<Self> {
         let trained = model.trainable_count();
-        Footprint {
+        Ok(Footprint {
             role,
             copy: format!("{:p}", model.weights().as_ref()),
             base: model.base_parameters(),
             added: model.added_parameters(),
             trained,
-            kept: if trained > 0 { kept_numbers(model.architecture()) } else { 0 },
+            pass: if trained > 0 { PassFootprint::of(model)? } else { PassFootprint::default() },
+            checkpointed: match trained > 0 {
+                true => PassFootprint::before_reading(model.architecture(), true),
+                false => PassFootprint::default(),
+            },
             rounded: if model.saved_dtype() == DType::F32 { 0 } else { trained },
-        }
+        })
     }
 
     /// Of a model that is not read yet, by its `config.json`. Adapters and heads, which are small, are left out; full weights that train are a copy of their own.
@@ -59,14 +126,22 @@ impl Footprint {
         let base = tensor_specs(&architecture).iter().map(|spec| spec.shape.iter().product::<usize>()).sum();
         let trains_all = training.is_some_and(|training| training.method.is_full());
         let copy = if trains_all { format!("of the {role}") } else { folder.display().to_string() };
-        let kept = if training.is_some() { kept_numbers(&architecture) } else { 0 };
-        Ok(Footprint { role, copy, base, added: 0, trained: if trains_all { base } else { 0 }, kept, rounded: 0 })
+        let of = |checkpoints: bool| match training {
+            Some(_) => PassFootprint::before_reading(&architecture, checkpoints),
+            None => PassFootprint::default(),
+        };
+        let blocks = GradientCheckpointing::Blocks;
+        let has_checkpoints = training.is_some_and(|training| training.gradient_checkpointing == blocks);
+        let (pass, checkpointed) = (of(has_checkpoints), of(true));
+        let trained = if trains_all { base } else { 0 };
+        Ok(Footprint { role, copy, base, added: 0, trained, pass, checkpointed, rounded: 0 })
     }
 
     /// Of a moving average of this many numbers.
     pub fn of_average(numbers: usize) -> Self {
-        let role = "moving average";
-        Footprint { role, copy: role.to_string(), base: numbers, added: 0, trained: 0, kept: 0, rounded: 0 }
+        let (role, pass) = ("moving average", PassFootprint::default());
+        let copy = role.to_string();
+        Footprint { role, copy, base: numbers, added: 0, trained: 0, pass, checkpointed: pass, rounded: 0 }
     }
 }
 
@@ -113,16 +188,25 @@ fn check_against(
     if needed <= machine {
         return Ok(());
     }
-    let least = total(models, 0);
-    let a_token = (needed - least) / micro_batch_tokens.max(1) as u64;
-    let tokens = machine.saturating_sub(least).checked_div(a_token).unwrap_or(0);
-    let light: Vec<Footprint> = models.iter().map(|model| Footprint { trained: 0, ..model.clone() }).collect();
-    let advice = if tokens >= LEAST_TOKENS {
-        format!("--tokens-per-batch {} would fit", tokens / LEAST_TOKENS * LEAST_TOKENS)
-    } else if models.iter().any(|model| model.trained > 0) && total(&light, LEAST_TOKENS as usize) <= machine {
-        "a lightweight method, such as --method lora, would fit".to_string()
-    } else {
-        "take a smaller model or a machine with more".to_string()
+    // The most tokens at a time that fit, if they are worth a pass of their own.
+    let fitting = |models: &[Footprint]| {
+        let steps = (1..=micro_batch_tokens as u64 / LEAST_TOKENS).rev();
+        steps.map(|step| step * LEAST_TOKENS).find(|&tokens| total(models, tokens as usize) <= machine)
+    };
+    let with = |change: &dyn Fn(&Footprint) -> Footprint| models.iter().map(change).collect::<Vec<_>>();
+    let again = with(&|model| Footprint { pass: model.checkpointed, ..model.clone() });
+    let light = with(&|model| Footprint { trained: 0, ..model.clone() });
+    let advice = match (fitting(models), fitting(&again)) {
+        (Some(tokens), _) if tokens >= MANY_TOKENS => format!("--tokens-per-batch {tokens} would fit"),
+        (_, Some(tokens)) if tokens == micro_batch_tokens as u64 / LEAST_TOKENS * LEAST_TOKENS => {
+            "--gradient-checkpointing blocks would fit".to_string()
+        }
+        (_, Some(tokens)) => format!("--gradient-checkpointing blocks with --tokens-per-batch {tokens} would fit"),
+        (Some(tokens), None) => format!("--tokens-per-batch {tokens} would fit"),
+        (None, None) if models.iter().any(|model| model.trained > 0) && fitting(&light).is_some() => {
+            "a lightweight method, such as --method lora, would fit".to_string()
+        }
+        _ => "take a smaller model or a machine with more".to_string(),
     };
     let parts = expected(models, micro_batch_tokens, sampler);
     let parts: Vec<String> = parts.iter().map(|(what, bytes)| format!("{what} {}", DecimalBytes(*bytes))).collect();
@@ -136,9 +220,11 @@ fn check_against(
 
 /// The fewest tokens that are worth a pass of their own.
 const LEAST_TOKENS: u64 = 64;
+/// With fewer at a time than these, running blocks again costs less.
+const MANY_TOKENS: u64 = 512;
 
 /// The bytes held at the peak of a training step by what holds them, all numbers being `f32`: each base model once, for each trained parameter its
-/// gradient, the sum of the gradients of earlier micro-batches and AdamW's two moments, what one micro-batch keeps for its backward pass (models train in turn),
+/// gradient, which those of all micro-batches are added to, and AdamW's two moments, what one micro-batch holds for its backward pass (models train in turn),
 /// and the keys and values of a sampler of this architecture.
 pub fn expected(
     models: &[Footprint],
@@ -153,14 +239,14 @@ pub fn expected(
             Some(other) => (0, format!(" (on the weights of {})", other.role)),
             None => (model.base, String::new()),
         };
-        let trained = model.trained.saturating_mul(4);
+        let trained = model.trained.saturating_mul(3);
         parts.push((format!("{}{note}", model.role), bytes(own.saturating_add(model.added).saturating_add(trained))));
     }
-    let kept = models.iter().map(|model| model.kept).max().unwrap_or(0);
-    parts.push(("kept for the backward pass".to_string(), bytes(kept.saturating_mul(micro_batch_tokens))));
+    let pass = models.iter().map(|model| model.pass.numbers(micro_batch_tokens)).max().unwrap_or(0);
+    parts.push(("kept for the backward pass".to_string(), bytes(pass)));
     // Nothing is kept for a backward pass while a model is evaluated.
     let rounded = models.iter().map(|model| model.rounded).max().unwrap_or(0);
-    let put_aside = rounded.saturating_sub(kept.saturating_mul(micro_batch_tokens));
+    let put_aside = rounded.saturating_sub(pass);
     if put_aside > 0 {
         parts.push(("put aside while rounded weights are evaluated".to_string(), bytes(put_aside)));
     }
@@ -172,13 +258,22 @@ pub fn expected(
     parts
 }
 
-/// The numbers a token that a pass keeps for its backward pass. Of each block: what enters it, both norms' output, both sub-layers' output and
-/// the sum between them; queries and keys before and after their rotation, values, what attention gives; and the rows of the feed-forward, those that
-/// hold gate and input together also apart.
+/// The numbers a row that a block all of whose weights train keeps for its backward pass: what enters it, both norms' output and the sum between the
+/// sub-layers; queries, keys and values, what attention gives; and gate, input and output of the feed-forward's non-linearity.
 fn kept_numbers(architecture: &Architecture) -> usize {
-    let Architecture { layers, d_model, d_ff, .. } = *architecture;
-    let inner = if matches!(architecture.feed_forward, FeedForward::GatedPacked(_)) { 5 * d_ff } else { 3 * d_ff };
-    layers * (6 * d_model + 3 * architecture.query_width() + 3 * architecture.kv_width() + inner)
+    let Architecture { d_model, d_ff, .. } = *architecture;
+    let inner = if matches!(architecture.feed_forward, FeedForward::Plain(_)) { 2 * d_ff } else { 3 * d_ff };
+    4 * d_model + 2 * architecture.query_width() + 2 * architecture.kv_width() + inner
+}
+
+/// The numbers a row that the backward pass of a block works with: the gradients of the feed-forward's rows and of the stream.
+fn working_numbers(architecture: &Architecture) -> usize {
+    3 * architecture.d_ff + 3 * architecture.d_model
+}
+
+/// The logits that are held at a time.
+fn chunk_of_logits(architecture: &Architecture) -> usize {
+    architecture.vocabulary.saturating_mul(ROWS_OF_LOGITS)
 }
 
 #[cfg(test)]
@@ -198,16 +293,21 @@ mod tests {
             base: 10_000_000,
             added: 0,
             trained: 10_000_000,
-            kept: kept_numbers(&architecture),
+            pass: PassFootprint { kept: 2304, working: 0, logits: 0 },
+            checkpointed: PassFootprint { kept: 300, working: 700, logits: 0 },
             rounded: 0,
         };
         let check = |machine| check_against(machine, std::slice::from_ref(&model), 4096, (&architecture, 0));
-        // Weights, gradients, their sum and two moments are 200 MB; the pass keeps 9,216 bytes a token, 38 MB.
-        check(340_000_000).unwrap();
+        // Weights, gradients and two moments are 160 MB, the process 100 MB; the pass keeps 9,216 bytes a token, 38 MB, or 4,000 bytes, 16 MB.
+        check(300_000_000).unwrap();
         let fault = |machine| check(machine).unwrap_err().to_string();
-        let tokens = fault(310_000_000);
-        assert!(tokens.ends_with("and there are 310.00 MB; --tokens-per-batch 1024 would fit"), "{tokens}");
-        assert!(tokens.contains("model 200.00 MB"), "{tokens}");
+        let tokens = fault(270_000_000);
+        assert!(tokens.ends_with("and there are 270.00 MB; --tokens-per-batch 1024 would fit"), "{tokens}");
+        assert!(tokens.contains("model 160.00 MB"), "{tokens}");
+        let both = fault(263_000_000);
+        assert!(both.ends_with("; --gradient-checkpointing blocks with --tokens-per-batch 704 would fit"), "{both}");
+        let few = check_against(262_500_000, std::slice::from_ref(&model), 448, (&architecture, 0)).unwrap_err();
+        assert!(few.to_string().ends_with("; --gradient-checkpointing blocks would fit"), "{few}");
         assert!(fault(150_000_000).ends_with("--method lora, would fit"), "{}", fault(150_000_000));
         assert!(fault(100_000_000).ends_with("a smaller model or a machine with more"));
         assert!(machine() > 100_000_000);

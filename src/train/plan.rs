@@ -291,7 +291,7 @@ impl TrainingPlan<'_> {
         let TrainingPlan { model, training, examples, .. } = *self;
         // A step's examples may be fewer tokens than go through the model at a time.
         let step = training.batch_size * examples.tokens.div_ceil(examples.training.max(1));
-        let footprints = [&[Footprint::of("model", model)], self.beside].concat();
+        let footprints = [&[Footprint::of("model", model)?], self.beside].concat();
         let tokens = self.common.tokens_per_batch.min(step);
         let sampler = (model.architecture(), self.cached_tokens);
         memory::check(&footprints, tokens, sampler)?;

@@ -70,7 +70,8 @@ fn models(run: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 fn curves(bench: &Workbench, run: &str) -> Vec<BTreeMap<String, Value>> {
     let mut lines = bench.metrics(run);
     for line in &mut lines {
-        line.retain(|name, _| !["seconds", "tokens_per_second", "peak_rss_mb"].contains(&&**name));
+        let is_time = |name: &str| name.starts_with("seconds") || name == "tokens_per_second";
+        line.retain(|name, _| !is_time(name) && name != "peak_rss_mb");
     }
     lines
 }
