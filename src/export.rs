@@ -41,8 +41,8 @@ pub struct ExportSettings {
 
 impl Program for ExportSettings {
     fn flags() -> Flags<Self> {
-        // It reads no data: what it compares are short sequences of random tokens.
-        let unread = &["max_length", "tokens_per_batch"];
+        // It reads no data: what it compares are short sequences of random tokens, in f32.
+        let unread = &["max_length", "tokens_per_batch", "precision"];
         Flags::new()
             .of(|export: &Self| &export.model, ModelSettings::flags())
             .always(&["dtype"])

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::generate::{PromptTokens, SamplingSettings, Stop, generate};
 use crate::model::Model;
 use crate::model::architecture::BeyondContext;
+use crate::ops::Arithmetic;
 use crate::settings::{CommonSettings, Flags, ModelSettings, NamedFolder, Program, UserSettings, at_least_one};
 use crate::train::plan::{Plan, TRANSCRIPT};
 use crate::train::progress::Progress;
@@ -104,6 +105,7 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
         .line("model", settings.model.model.display())
         .line("prompts", rows)
         .line("answers", format!("{} to each, {}", settings.answers, settings.sampling))
+        .line("products", Arithmetic::current())
         .line("prompts keep", format!("their last {prompt_length} tokens"))
         .print(common.quiet);
     let sampler = Sampler::new(&model, &tokenizer, settings.sampling, settings.answers, common);

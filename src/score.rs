@@ -34,7 +34,7 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::model::adapter::Pass;
 use crate::model::architecture::BeyondContext;
-use crate::ops::Value;
+use crate::ops::{Arithmetic, Value};
 use crate::sample::{parquet_output, say_chat_format};
 use crate::settings::{CommonSettings, Flags, ModelSettings, NamedFolder, Program, UserSettings};
 use crate::train::plan::Plan;
@@ -205,6 +205,7 @@ fn print_plan(settings: &ScoreSettings, model: &Model, rows: usize) {
         .line("model", settings.model.model.display())
         .line("rows", rows)
         .line("scores", gives)
+        .line("products", Arithmetic::current())
         .line("answers end", ending::described(settings, model))
         .line("at most", format!("{} tokens a text (--max-length)", settings.common.max_length))
         .print(settings.common.quiet);

@@ -62,8 +62,8 @@ use crate::files::write_atomically;
 pub use flags::{Flags, Program};
 pub use groups::{
     CheckpointSettings, CommonSettings, ElementType, EpsilonPlace, ExampleSettings, GradientCheckpointing, Interval,
-    ModelSettings, OptimizerSettings, SHUFFLE_WINDOW, ScheduleShape, TrainingSettings, at_least_one, below_one,
-    learning_rate_help, not_negative, ratio,
+    ModelSettings, OptimizerSettings, Precision, SHUFFLE_WINDOW, ScheduleShape, TrainingSettings, at_least_one,
+    below_one, learning_rate_help, not_negative, ratio,
 };
 pub use methods::{
     BiasGroup, BottleneckSettings, LoraBias, LoraInit, LoraSettings, Method, MethodSettings, Methods, Pattern,
@@ -72,7 +72,7 @@ pub use methods::{
 pub use named::{NamedFolder, UserSettings};
 pub use pipeline::PipelineSettings;
 
-/// Runs a program: reads its settings, sets the number of threads, calls `main`, and turns an error into a sentence on
+/// Runs a program: reads its settings, sets the number of threads and the precision, calls `main`, and turns an error into a sentence on
 /// the standard error stream and the exit code that belongs to it (2 for bad input, 1 for anything else).
 pub fn run_program<S: Program>(main: impl FnOnce(S) -> Result<()>) -> ExitCode {
     crate::ops::threads::leave_threads_to_rayon();
@@ -81,6 +81,9 @@ pub fn run_program<S: Program>(main: impl FnOnce(S) -> Result<()>) -> ExitCode {
         let settings = resolved.checked()?;
         if let Ok(Some(&threads)) = resolved.matches.try_get_one::<usize>("threads") {
             use_threads(threads)?;
+        }
+        if let Ok(Some(precision)) = resolved.matches.try_get_one::<Precision>("precision") {
+            precision.set()?;
         }
         let is_quiet = matches!(resolved.matches.try_get_one::<bool>("quiet"), Ok(Some(true)));
         if is_quiet {

@@ -8,7 +8,7 @@ use mimalloc::MiMalloc;
 use rlhf::evaluate::{self, EvaluateSettings};
 use rlhf::ppo::settings::PpoSettings;
 use rlhf::reward::RewardSettings;
-use rlhf::settings::{PipelineSettings, Program, command_line, from_arguments, run_program};
+use rlhf::settings::{PipelineSettings, Precision, Program, command_line, from_arguments, run_program};
 use rlhf::sft::SftSettings;
 use rlhf::{Result, say};
 use serde::Serialize;
@@ -43,6 +43,10 @@ fn run(settings: PipelineSettings) -> Result<()> {
     let stage = |output: &Path| {
         let arguments =
             Arguments(Vec::new()).path("output", output).flag("seed", settings.seed).flag("max-length", 256);
+        let arguments = match settings.precision {
+            Precision::F32 => arguments,
+            Precision::Bf16 => arguments.flag("precision", "bf16"),
+        };
         settings.threads.iter().fold(arguments, |arguments, threads| arguments.flag("threads", threads))
     };
     let training = |output: &Path, full: f64| {

@@ -87,8 +87,9 @@ pub fn new(modules: &[String], base: &Base) -> Result<Weights> {
 
 /// What they make of a linear.
 pub fn linear(tensors: &Weights, name: &str) -> LinearChange {
-    let part = |part: &str| tensors.find(&format!("{name}.{part}")).map(Value::of);
-    LinearChange { weight: part("weight"), bias: part("bias"), ..LinearChange::default() }
+    let part = |part: &str| tensors.find(&format!("{name}.{part}"));
+    let weight = part("weight").map(|weight| Value::weight(weight, None));
+    LinearChange { weight, bias: part("bias").map(Value::of), ..LinearChange::default() }
 }
 
 /// What they make of a norm.

@@ -53,6 +53,7 @@ use crate::error::{Error, Result};
 use crate::files::FolderLock;
 use crate::generate::SamplingSettings;
 use crate::model::head::Form;
+use crate::ops::Arithmetic;
 use crate::remote::hub;
 use crate::rewards::ending;
 use crate::settings::NamedFolder;
@@ -149,7 +150,7 @@ fn evaluate_alone(settings: &EvaluateSettings) -> Result<Report> {
 
 fn print_plan(settings: &EvaluateSettings, models: &[NamedFolder], judges: &[Identity]) -> Result<()> {
     let names = |names: Vec<&str>| if names.is_empty() { "none".to_string() } else { names.join(", ") };
-    let mut plan = Plan::new("evaluate");
+    let mut plan = Plan::new("evaluate").line("products", Arithmetic::current());
     plan = match &settings.answers {
         Some(answers) => plan.line("answers", answers),
         None => plan.line("models", names(models.iter().map(|model| model.name.as_str()).collect())),

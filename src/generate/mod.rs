@@ -93,7 +93,8 @@ pub fn generate(
     first: u64,
 ) -> Result<Vec<Vec<Answer>>> {
     settings.check()?;
-    let model = model.frozen()?;
+    // No weight changes while answers are sampled.
+    let model = model.snapshot()?;
     let mut batch = ContinuousBatch::new(&model, prompts, answers, settings, stop)?;
     let mut waiting = 0..prompts.len();
     while !waiting.is_empty() || !batch.active.is_empty() {

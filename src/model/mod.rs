@@ -211,7 +211,16 @@ impl Model {
 
     /// The same storage seen as frozen: passes through it record nothing for a backward pass, and see every later update.
     pub fn frozen(&self) -> Result<Self> {
-        let weights = Arc::new(self.weights.frozen());
+        self.frozen_over(self.weights.frozen())
+    }
+
+    /// The same, to be dropped before anything is updated: what weights are packed to for products is kept as long, where the base trains too.
+    pub fn snapshot(&self) -> Result<Self> {
+        self.frozen_over(self.weights.snapshot())
+    }
+
+    fn frozen_over(&self, weights: Weights) -> Result<Self> {
+        let weights = Arc::new(weights);
         Ok(Model {
             transformer: Transformer::new(&self.architecture, &weights)?,
             weights,

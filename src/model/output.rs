@@ -44,7 +44,7 @@ impl Model {
         // The operation is fused over the matrix, so that all changes have to be in it.
         let matrix = match &self.output_changes(stack)[..] {
             [] => self.output().weight,
-            changes => Value::of(&changed_weight(&self.output(), changes)?),
+            changes => Value::weight(&changed_weight(&self.output(), changes)?, None),
         }; // [vocabulary, d_model]
         ops::log_probs(&hidden, &matrix, &tokens, temperature, soft_cap)
     }

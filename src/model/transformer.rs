@@ -61,8 +61,8 @@ impl Transformer {
             Positions::Rotary(_) => None,
         };
         // A classifier's folder may lack an output matrix; nothing reads it there.
-        let output = output_name(architecture).and_then(|name| weights.find(name));
-        let output = output.map_or_else(|| embeddings.clone(), Value::of);
+        let output = output_name(architecture).filter(|name| weights.find(name).is_some());
+        let output = weights.matrix(output.unwrap_or(&named(names.embeddings)))?;
         Ok(Transformer {
             positions,
             token_types: names.token_types.map(table).transpose()?,

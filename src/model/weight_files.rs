@@ -81,7 +81,7 @@ pub fn read(folder: &Path, architecture: &mut Architecture, device: &Device) -> 
         weights.set(&name, tensor);
     }
     files.unread(architecture).iter().for_each(|warning| warn_once(warning));
-    Ok(Some((weights, StorageForm { dtype: dtype.unwrap_or(DType::F32), shards: files.shards })))
+    Ok(Some((weights.fixed(), StorageForm { dtype: dtype.unwrap_or(DType::F32), shards: files.shards })))
 }
 
 /// Whether a model, which is a folder or a GGUF file, has weights.

@@ -1,7 +1,7 @@
 //! The tensors of a model: which an architecture has, and new ones from a seed. Their files are in [`super::weight_files`].
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, Var};
 use rayon::prelude::*;
@@ -9,6 +9,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::architecture::{Architecture, AttentionInput, FeedForward, LinearName, NormKind, Positions, QueryKeyNorms};
 use crate::error::Result;
+use crate::ops::{PackedWeight, Value};
 use crate::{bail, random};
 
 /// The most parameters of a model that is made from its `config.json` alone.
@@ -172,6 +173,8 @@ pub struct Weights {
     is_view: bool,
     /// [`Weights::hash`], once it is known, of numbers that do not change.
     hash: OnceLock<String>,
+    /// What tensors whose numbers never change are packed to for products.
+    packed: BTreeMap<String, Arc<PackedWeight>>,
 }
 
 impl Weights {
@@ -201,7 +204,7 @@ impl Weights {
             };
             tensors.insert(spec.name, tensor);
         }
-        Ok(Weights { tensors, ..Weights::default() })
+        Ok(Weights { tensors, ..Weights::default() }.fixed())
     }
 
     /// The tensor `name`; it was checked to be there when the weights were read.
@@ -217,9 +220,26 @@ impl Weights {
         self.tensors.get(name)
     }
 
-    /// Puts a frozen tensor in, or in place of another.
+    /// The matrix `name` for products, which are made in the precision that is set.
+    pub fn matrix(&self, name: &str) -> Result<Value> {
+        Ok(Value::weight(&self.get(name)?, self.packed.get(name)))
+    }
+
+    /// These weights as ones that were just made or read, so that the numbers of those that do not train never change: nothing else shares their
+    /// storage. What they are packed to for products is then kept.
+    pub fn fixed(mut self) -> Self {
+        for (name, tensor) in &self.tensors {
+            if tensor.rank() == 2 && !self.variables.contains_key(name) {
+                self.packed.entry(name.clone()).or_default();
+            }
+        }
+        self
+    }
+
+    /// Puts a frozen tensor in, or in place of another. It may share the storage of a variable.
     pub fn set(&mut self, name: &str, tensor: Tensor) {
         self.hash.take();
+        self.packed.remove(name);
         self.variables.remove(name);
         self.tensors.insert(name.to_string(), tensor);
     }
@@ -227,6 +247,7 @@ impl Weights {
     /// Takes a tensor out, if it is there.
     pub fn remove(&mut self, name: &str) {
         self.hash.take();
+        self.packed.remove(name);
         self.variables.remove(name);
         self.tensors.remove(name);
     }
@@ -234,6 +255,7 @@ impl Weights {
     /// Puts a variable in, or in place of another.
     pub fn set_variable(&mut self, name: &str, variable: Var) {
         self.hash.take();
+        self.packed.remove(name);
         self.tensors.insert(name.to_string(), variable.as_tensor().clone());
         self.variables.insert(name.to_string(), variable);
     }
@@ -252,7 +274,12 @@ impl Weights {
     pub fn frozen(&self) -> Self {
         let tensors = self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect();
         let is_view = self.is_view || !self.variables.is_empty();
-        Weights { tensors, is_view, ..Weights::default() }
+        Weights { tensors, is_view, packed: self.packed.clone(), ..Weights::default() }
+    }
+
+    /// The same, to be dropped before a variable is updated: what its tensors are packed to for products is kept as long.
+    pub fn snapshot(&self) -> Self {
+        self.frozen().fixed()
     }
 
     /// A copy in which everything trains.
@@ -317,6 +344,36 @@ fn hash_of_values(tensor: &Tensor) -> Result<u128> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_never_changes_is_kept_packed() -> Result<()> {
+        let mut weights = Weights::default();
+        let ones = Tensor::ones((2, 3), DType::F32, &Device::Cpu)?;
+        ["a", "b", "c"].into_iter().for_each(|name| weights.set(name, ones.clone()));
+        assert!(weights.packed.is_empty());
+        weights.set("bias", ones.get(0)?);
+        let mut fixed = weights.fixed();
+        let names = |weights: &Weights| weights.packed.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&fixed), ["a", "b", "c"]);
+        // Copies and frozen views share it.
+        for copy in [fixed.clone(), fixed.frozen(), fixed.snapshot()] {
+            assert!(copy.packed.iter().all(|(name, packed)| Arc::ptr_eq(packed, &fixed.packed[name])));
+        }
+        // What is put in may be a view of a variable, and is none of what was packed.
+        fixed.set("a", ones.clone());
+        fixed.set_variable("b", Var::from_tensor(&ones)?);
+        assert_eq!(names(&fixed), ["c"]);
+        let view = fixed.frozen();
+        assert_eq!(names(&view), ["c"]);
+        assert_eq!(names(&fixed.trainable()?), [""; 0]);
+        // A snapshot is of numbers of its time.
+        let snapshots = [fixed.snapshot(), view.snapshot()];
+        assert_eq!(snapshots.each_ref().map(names), [["a", "b", "c"]; 2]);
+        assert!(!Arc::ptr_eq(&snapshots[0].packed["b"], &snapshots[1].packed["b"]));
+        fixed.remove("c");
+        assert_eq!(names(&fixed), [""; 0]);
+        Ok(())
+    }
 
     #[test]
     fn a_hash_is_of_the_numbers_as_they_are() -> Result<()> {

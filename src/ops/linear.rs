@@ -5,9 +5,10 @@ use candle_core::Tensor;
 use super::backward::{Backward, Gradient};
 use super::kept;
 use super::matrix::{
-    Matrix, MatrixMut, Threads, add_column_sums, has_kernel, multiply, with_contiguous_rows, with_elements,
-    with_matrix, with_strided, written,
+    Matrix, MatrixMut, add_column_sums, has_kernel, with_contiguous_rows, with_elements, with_matrix, with_strided,
+    written,
 };
+use super::products::Products;
 use super::value::{Source, Value, through_candle};
 use crate::error::Result;
 
@@ -21,10 +22,11 @@ pub fn linear(x: &Value, weight: &Value, bias: Option<&Value>) -> Result<Value> 
         return through_candle(&operands, |t| reference(&t[0], &t[1], t.get(2)));
     }
     let x_rows = with_contiguous_rows(x.tensor())?;
+    let products = weight.products();
     let y = with_matrix(&x_rows, |x| {
         with_strided(weight.tensor(), |weight| match bias {
-            Some(bias) => with_elements(bias.tensor(), |bias| forward(x, weight, Some(bias))),
-            None => forward(x, weight, None),
+            Some(bias) => with_elements(bias.tensor(), |bias| forward(x, weight, Some(bias), products)),
+            None => forward(x, weight, None, products),
         })
     })?;
     let shape = (x.dim(0)?, weight.dim(0)?);
@@ -35,18 +37,18 @@ pub fn linear(x: &Value, weight: &Value, bias: Option<&Value>) -> Result<Value> 
         return Ok(Value::constant(y));
     }
     let x_kept = of_weight.is_some().then_some(x_rows);
-    let (weight, width) = (weight.tensor().clone(), x.dim(1)?);
+    let (weight, products, width) = (weight.tensor().clone(), products.clone(), x.dim(1)?);
     kept::note(&x_kept.iter().collect::<Vec<_>>());
     Ok(Value::made(y, move |gradient, backward| {
         if let Some(of_bias) = &of_bias {
             gradient_of_bias(of_bias, &gradient, backward)?;
         }
         if let (Some(of_weight), Some(x)) = (&of_weight, &x_kept) {
-            gradient_of_weight(of_weight, x, &gradient, 1.0, backward)?;
+            gradient_of_weight(of_weight, x, &gradient, &products, backward)?;
         }
         drop(x_kept);
         match &of_x {
-            Some(of_x) => gradient_of_input(of_x, &weight, &gradient, width, backward),
+            Some(of_x) => gradient_of_input(of_x, (&weight, &products), &gradient, width, backward),
             None => Ok(()),
         }
     }))
@@ -62,7 +64,7 @@ pub fn reference(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<T
 }
 
 /// `x Wᵀ + b`, `[tokens, d_out]`.
-pub(super) fn forward(x: Matrix, weight: Matrix, bias: Option<&[f32]>) -> Result<Vec<f32>> {
+pub(super) fn forward(x: Matrix, weight: Matrix, bias: Option<&[f32]>, products: &Products) -> Result<Vec<f32>> {
     let (tokens, d_in, d_out) = (x.rows, x.columns, weight.rows);
     if weight.columns != d_in || bias.is_some_and(|bias| bias.len() != d_out) {
         let bias = bias.map(|bias| bias.len());
@@ -78,7 +80,7 @@ pub(super) fn forward(x: Matrix, weight: Matrix, bias: Option<&[f32]>) -> Result
                 super::matrix::update_rows(values, d_out, |_, row| row.copy_from_slice(bias));
             }
             let target = MatrixMut::new(values, tokens, d_out);
-            multiply(target, bias.is_some(), 1.0, x, weight.t(), Threads::All);
+            products.times_transposed(target, bias.is_some(), 1.0, x, weight);
         })
     })
 }
@@ -92,7 +94,7 @@ pub(super) fn gradient_of_bias(bias: &Source, gradient: &Gradient, backward: &mu
 /// Adds `g W`, `[tokens, d_in]`.
 pub(super) fn gradient_of_input(
     x: &Source,
-    weight: &Tensor,
+    (weight, products): (&Tensor, &Products),
     gradient: &Gradient,
     width: usize,
     backward: &mut Backward,
@@ -103,18 +105,18 @@ pub(super) fn gradient_of_input(
         // SAFETY: a product sets every number or adds to it.
         unsafe {
             backward.write(x, (rows, width), |dx, accumulate| {
-                multiply(MatrixMut::new(dx, rows, width), accumulate, 1.0, gradient, weight, Threads::All);
+                products.times(MatrixMut::new(dx, rows, width), accumulate, 1.0, gradient, weight);
             })
         }
     })
 }
 
-/// Adds `factor gᵀ x`, `[d_out, d_in]`.
+/// Adds `gᵀ x`, `[d_out, d_in]`.
 pub(super) fn gradient_of_weight(
     weight: &Source,
     x: &Tensor,
     gradient: &Gradient,
-    factor: f32,
+    products: &Products,
     backward: &mut Backward,
 ) -> Result<()> {
     let gradient = gradient.matrix()?;
@@ -123,7 +125,7 @@ pub(super) fn gradient_of_weight(
         // SAFETY: a product sets every number or adds to it.
         unsafe {
             backward.write(weight, (rows, columns), |dw, accumulate| {
-                multiply(MatrixMut::new(dw, rows, columns), accumulate, factor, gradient.t(), x, Threads::All);
+                products.of_gradient(MatrixMut::new(dw, rows, columns), accumulate, 1.0, gradient, x);
             })
         }
     })

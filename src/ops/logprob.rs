@@ -6,9 +6,8 @@ use candle_core::{D, Tensor};
 use rayon::prelude::*;
 
 use super::backward::{Backward, Gradient};
-use super::matrix::{
-    Matrix, MatrixMut, Threads, has_kernel, multiply, update_chunks, with_contiguous_rows, with_matrix,
-};
+use super::matrix::{Matrix, MatrixMut, has_kernel, update_chunks, with_contiguous_rows, with_matrix};
+use super::products::Products;
 use super::simd::{LANES, exp, maximum_of, tanh, vectorised};
 use super::value::{Source, Value, through_candle};
 use crate::error::Result;
@@ -51,6 +50,7 @@ fn both(hidden: &Value, weight: &Value, targets: &[u32], temperature: f64, soft_
         targets: targets.to_vec(),
         inverse_temperature: (1.0 / temperature) as f32,
         soft_cap: soft_cap.map(|cap| cap as f32),
+        products: weight.products().clone(),
     };
     let (hidden_rows, weight_rows) = (with_contiguous_rows(hidden.tensor())?, with_contiguous_rows(weight.tensor())?);
     let forward = with_matrix(&hidden_rows, |hidden| with_matrix(&weight_rows, |w| operation.forward(hidden, w)))?;
@@ -155,6 +155,8 @@ struct Operation {
     targets: Vec<u32>,
     inverse_temperature: f32,
     soft_cap: Option<f32>,
+    /// Those with the output matrix.
+    products: Products,
 }
 
 /// What the forward pass computes.
@@ -177,10 +179,10 @@ struct Given<'a> {
 
 impl Operation {
     /// The logits of a chunk of rows, `[rows, vocabulary]`.
-    fn logits(&self, hidden: Matrix, weight: Matrix, rows: &Range<usize>, chunk: &mut [f32]) {
+    fn logits(&self, products: &Products, hidden: Matrix, weight: Matrix, rows: &Range<usize>, chunk: &mut [f32]) {
         let target = MatrixMut::new(chunk, rows.len(), weight.rows);
         let factor = if self.soft_cap.is_some() { 1.0 } else { self.inverse_temperature };
-        multiply(target, false, factor, hidden.rows(rows.clone()), weight.t(), Threads::All);
+        products.times_transposed(target, false, factor, hidden.rows(rows.clone()), weight);
         if let Some(cap) = self.soft_cap {
             update_chunks(chunk, |_, logits| cap_logits(logits, cap, self.inverse_temperature));
         }
@@ -222,9 +224,10 @@ impl Operation {
         let mut log_sums = vec![0.0; targets];
         let (log_probs, entropies) = result.split_at_mut(targets);
         let (ranges, mut buffer) = chunks(targets, vocabulary);
+        let products = self.products.kept();
         for rows in ranges {
             let logits = &mut buffer[..rows.len() * vocabulary];
-            self.logits(hidden, weight, &rows, logits);
+            self.logits(&products, hidden, weight, &rows, logits);
             (&mut log_probs[rows.clone()], &mut entropies[rows.clone()], &mut log_sums[rows.clone()])
                 .into_par_iter()
                 .zip(logits.par_chunks_exact(vocabulary))
@@ -249,22 +252,23 @@ impl Operation {
     ) -> Result<()> {
         let (targets, vocabulary, width) = (hidden.rows, weight.rows, weight.columns);
         let (ranges, mut buffer) = chunks(targets, vocabulary);
+        let products = self.products.kept();
         let ranges: Vec<Range<usize>> = ranges.collect();
         let mut d_hidden = sources[0].is_some().then(|| vec![0.0; targets * width]);
         let mut run = |d_weight: &mut Option<&mut [f32]>, accumulate: bool| {
             for rows in &ranges {
                 let logits = &mut buffer[..rows.len() * vocabulary];
-                self.logits(hidden, weight, rows, logits);
+                self.logits(&products, hidden, weight, rows, logits);
                 self.logit_gradients(rows, given, logits, vocabulary);
                 let d_logits = Matrix::new(logits, rows.len(), vocabulary);
                 if let Some(d_hidden) = &mut d_hidden {
                     let target = MatrixMut::new(&mut d_hidden[rows.start * width..rows.end * width], rows.len(), width);
-                    multiply(target, false, self.inverse_temperature, d_logits, weight, Threads::All);
+                    products.times(target, false, self.inverse_temperature, d_logits, weight);
                 }
                 if let Some(d_weight) = d_weight {
                     let target = MatrixMut::new(d_weight, vocabulary, width);
                     let (hidden, adds) = (hidden.rows(rows.clone()), accumulate || rows.start > 0);
-                    multiply(target, adds, self.inverse_temperature, d_logits.t(), hidden, Threads::All);
+                    products.of_gradient(target, adds, self.inverse_temperature, d_logits, hidden);
                 }
             }
             if let Some(d_weight) = d_weight.as_mut().filter(|_| ranges.is_empty() && !accumulate) {

@@ -12,6 +12,7 @@ use super::linear::{self, gradient_of_bias, gradient_of_input, gradient_of_weigh
 use super::matrix::{
     Matrix, MatrixMut, Threads, has_kernel, multiply, product, with_contiguous_rows, with_elements, with_matrix,
 };
+use super::products::Products;
 use super::value::{Source, Value};
 use crate::error::Result;
 
@@ -48,10 +49,11 @@ pub fn low_rank_linear(x: &Value, weight: &Value, bias: Option<&Value>, update: 
     // The update is of contiguous rows, which dropout needs.
     let (rows, scale) = (x.tensor().contiguous()?, update.scale as f32);
     let weight_rows = with_contiguous_rows(weight.tensor())?;
+    let products = weight.products();
     let mut y = with_matrix(&rows, |x| {
         with_matrix(&weight_rows, |weight| match bias {
-            Some(bias) => with_elements(bias.tensor(), |bias| linear::forward(x, weight, Some(bias))),
-            None => linear::forward(x, weight, None),
+            Some(bias) => with_elements(bias.tensor(), |bias| linear::forward(x, weight, Some(bias), products)),
+            None => linear::forward(x, weight, None, products),
         })
     })?; // [tokens, d_out]
     let tokens = rows.dim(0)?;
@@ -80,6 +82,7 @@ pub fn low_rank_linear(x: &Value, weight: &Value, bias: Option<&Value>, update: 
         x: (sources.a.is_some() || sources.weight.is_some()).then_some(rows),
         inner: if sources.b.is_some() { Some(Tensor::from_vec(inner, (tokens, rank), x.device())?) } else { None },
         weight: weight_rows,
+        products: products.clone(),
         a: update.a.tensor().clone(),
         b: update.b.tensor().clone(),
         scale,
@@ -120,6 +123,7 @@ struct Kept {
     /// `dropout(x) Aᵀ`, `[tokens, rank]`, for the gradient of B.
     inner: Option<Tensor>,
     weight: Tensor,
+    products: Products,
     a: Tensor,
     b: Tensor,
     scale: f32,
@@ -135,7 +139,7 @@ impl Kept {
             gradient_of_bias(bias, gradient, backward)?;
         }
         if let (Some(weight), Some(x)) = (&sources.weight, &self.x) {
-            gradient_of_weight(weight, x, gradient, 1.0, backward)?;
+            gradient_of_weight(weight, x, gradient, &self.products, backward)?;
         }
         if let (Some(b), Some(inner)) = (&sources.b, &self.inner) {
             with_matrix(inner, |inner| {
@@ -162,7 +166,7 @@ impl Kept {
             })?;
         }
         let Some(x) = &sources.x else { return Ok(()) };
-        gradient_of_input(x, &self.weight, gradient, d_in, backward)?;
+        gradient_of_input(x, (&self.weight, &self.products), gradient, d_in, backward)?;
         with_matrix(&self.a, |a| {
             backward.accumulate(x, (tokens, d_in), |dx| match &self.dropout {
                 None => multiply(MatrixMut::new(dx, tokens, d_in), true, 1.0, d_inner, a, Threads::All),

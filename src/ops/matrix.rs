@@ -88,7 +88,8 @@ impl<'a> Matrix<'a> {
         &self.data[row * self.row_stride..][..self.columns]
     }
 
-    fn is_within_its_data(&self) -> bool {
+    /// Whether every element is one of its data.
+    pub fn is_within_its_data(&self) -> bool {
         self.rows == 0
             || self.columns == 0
             || (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride < self.data.len()
@@ -127,6 +128,11 @@ impl<'a> MatrixMut<'a> {
         // SAFETY: the first element of a block within the bounds just checked.
         let pointer = unsafe { self.pointer.add(rows.start * self.row_stride + columns.start) };
         MatrixMut { pointer, rows: rows.len(), columns: columns.len(), ..*self }
+    }
+
+    /// The first element, and how far it is from one row to the next.
+    pub fn as_mut_ptr(&self) -> (*mut f32, usize) {
+        (self.pointer, self.row_stride)
     }
 
     /// One row.

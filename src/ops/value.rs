@@ -8,6 +8,7 @@ use candle_core::{Device, Shape, Tensor, Var};
 
 use super::backward::{Backward, Gradient};
 use super::kept;
+use super::products::{PackedWeight, Products};
 use crate::error::Result;
 
 /// A tensor of a pass, mostly `[rows, columns]`, and what it was made of where something that trains is part of it.
@@ -17,6 +18,7 @@ use crate::error::Result;
 pub struct Value {
     tensor: Tensor,
     source: Option<Source>,
+    products: Products,
 }
 
 /// Where the gradient of a value goes.
@@ -57,15 +59,26 @@ impl Value {
     /// A constant, whatever it was made of.
     pub fn constant(tensor: Tensor) -> Self {
         let tensor = if tensor.track_op() { tensor.detach() } else { tensor };
-        Value { tensor, source: None }
+        Value { tensor, source: None, products: Products::Exact }
     }
 
     /// A tensor that trains where it is a variable or was computed from variables by candle, a constant otherwise.
     pub fn of(tensor: &Tensor) -> Self {
         match tensor.track_op() {
-            true => Value { tensor: tensor.detach(), source: Some(Source::Parameter(tensor.clone())) },
-            false => Value { tensor: tensor.clone(), source: None },
+            true => {
+                let source = Some(Source::Parameter(tensor.clone()));
+                Value { tensor: tensor.detach(), source, products: Products::Exact }
+            }
+            false => Value { tensor: tensor.clone(), source: None, products: Products::Exact },
         }
+    }
+
+    /// The same of a weight of the model, `[d_out, d_in]`: products with it are made in the precision that is set. `packed` is what it is packed to
+    /// for them, kept where its numbers never change.
+    pub fn weight(tensor: &Tensor, packed: Option<&Arc<PackedWeight>>) -> Self {
+        let value = Value::of(tensor);
+        let packed = packed.filter(|_| !value.is_tracked()).cloned();
+        Value { products: Products::of_weight(packed), ..value }
     }
 
     /// The result of an operation that does this with its gradient.
@@ -75,7 +88,7 @@ impl Value {
     ) -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let node = Node { number, step: Mutex::new(Some(Box::new(step))) };
-        Value { tensor, source: Some(Source::Node(Arc::new(node))) }
+        Value { tensor, source: Some(Source::Node(Arc::new(node))), products: Products::Exact }
     }
 
     /// The same of an operation whose step keeps these tensors.
@@ -103,7 +116,7 @@ impl Value {
 
     /// The same numbers without a history.
     pub fn detach(&self) -> Self {
-        Value { tensor: self.tensor.clone(), source: None }
+        Value { tensor: self.tensor.clone(), source: None, products: self.products.clone() }
     }
 
     /// Whether something that trains is part of it.
@@ -114,6 +127,11 @@ impl Value {
     /// Where its gradient goes.
     pub(super) fn source(&self) -> Option<Source> {
         self.source.clone()
+    }
+
+    /// How products with it are made.
+    pub(super) fn products(&self) -> &Products {
+        &self.products
     }
 
     /// The sizes of its dimensions.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::flags::Flags;
 use super::methods::{MethodSettings, Methods};
 use crate::error::Result;
+use crate::ops::Arithmetic;
 
 // A heading stands at each flag, as one set for a whole group would go on over the flags that follow the group.
 const TRAINING: &str = "Training";
@@ -45,6 +46,11 @@ pub struct CommonSettings {
     /// Tokens that go through the model at a time: sets the memory needed, not the result, but for rounding
     #[arg(long, default_value_t = 4096, value_parser = at_least_one)]
     pub tokens_per_batch: usize,
+    /// How products with the model's weights are made: in f32, or with operands rounded to bf16, which is faster where the processor has
+    /// instructions for it (AMX, AVX512-BF16 of AMD). Sums, weights that train, gradients and the optimizer stay f32
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub precision: Precision,
     /// Print neither the plan nor the progress
     #[arg(long)]
     #[serde(default)]
@@ -54,7 +60,30 @@ pub struct CommonSettings {
 impl CommonSettings {
     /// When they are read.
     pub fn flags() -> Flags<Self> {
-        Flags::new().always(&["settings", "output", "seed", "threads", "max_length", "tokens_per_batch", "quiet"])
+        Flags::new()
+            .always(&["settings", "output", "seed", "threads", "max_length", "tokens_per_batch"])
+            .always(&["precision", "quiet"])
+    }
+}
+
+/// In which precision the products of a model's weights are made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits
+    #[default]
+    F32,
+    /// Operands of 16 bits with the range of 32, sums of 32 bits
+    Bf16,
+}
+
+impl Precision {
+    /// Makes it that of this process; can be done once, before the first product.
+    pub fn set(self) -> Result<()> {
+        match self {
+            Precision::F32 => Arithmetic::F32.set(),
+            Precision::Bf16 => Arithmetic::bf16()?.set(),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use super::flags::{Flags, Program};
+use super::groups::Precision;
 use super::methods::Methods;
 
 /// Aligns the base model that ships with the project, and says what that did: sft, reward, ppo, evaluate
@@ -26,6 +27,9 @@ pub struct PipelineSettings {
     /// Number of threads [default: one per core]
     #[arg(long)]
     pub threads: Option<usize>,
+    /// How products with the models' weights are made
+    #[arg(long, value_enum, default_value_t)]
+    pub precision: Precision,
     /// Go on at the stage and step where an earlier run stopped
     #[arg(long)]
     pub resume: bool,
@@ -33,6 +37,6 @@ pub struct PipelineSettings {
 
 impl Program for PipelineSettings {
     fn flags() -> Flags<Self> {
-        Flags::new().always(&["data", "output", "method", "seed", "threads", "resume"])
+        Flags::new().always(&["data", "output", "method", "seed", "threads", "precision", "resume"])
     }
 }

@@ -14,7 +14,7 @@ use crate::model::Model;
 use crate::model::adapter::Pass;
 use crate::model::architecture::{Architecture, FeedForward};
 use crate::model::weights::tensor_specs;
-use crate::ops::{ROWS_OF_LOGITS, count_kept};
+use crate::ops::{Arithmetic, ROWS_OF_LOGITS, count_kept};
 use crate::settings::{GradientCheckpointing, ModelSettings, TrainingSettings};
 
 /// A model in its role, as it stands in memory.
@@ -223,8 +223,9 @@ const LEAST_TOKENS: u64 = 64;
 /// With fewer at a time than these, running blocks again costs less.
 const MANY_TOKENS: u64 = 512;
 
-/// The bytes held at the peak of a training step by what holds them, all numbers being `f32`: each base model once, for each trained parameter its
-/// gradient, which those of all micro-batches are added to, and AdamW's two moments, what one micro-batch holds for its backward pass (models train in turn),
+/// The bytes held at the peak of a training step by what holds them, all numbers being `f32` but what is packed for products in bf16: each base
+/// model once, for each trained parameter its gradient, which those of all micro-batches are added to, and AdamW's two moments, what one micro-batch
+/// holds for its backward pass (models train in turn),
 /// and the keys and values of a sampler of this architecture.
 pub fn expected(
     models: &[Footprint],
@@ -240,6 +241,9 @@ pub fn expected(
             None => (model.base, String::new()),
         };
         let trained = model.trained.saturating_mul(3);
+        // Packed for products in bf16, of 2 bytes a number: of what trains, while answers are sampled.
+        let is_packed = Arithmetic::current().packs() && (model.trained < own || cached_tokens > 0);
+        let own = if is_packed { own.saturating_add(own / 2) } else { own };
         parts.push((format!("{}{note}", model.role), bytes(own.saturating_add(model.added).saturating_add(trained))));
     }
     let pass = models.iter().map(|model| model.pass.numbers(micro_batch_tokens)).max().unwrap_or(0);

@@ -18,6 +18,7 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::model::architecture::{Architecture, BeyondContext};
 use crate::model::dtype;
+use crate::ops::Arithmetic;
 use crate::settings::{CommonSettings, ModelSettings, TrainingSettings};
 
 /// The format of conversations for a model without a chat template, in words.
@@ -265,6 +266,7 @@ impl TrainingPlan<'_> {
         plan = plan
             .line("method", &training.method)
             .parameters(model.base_parameters() + model.added_parameters(), model.trainable_count())
+            .line("products", Arithmetic::current())
             .line("saved as", dtype::name(model.saved_dtype()))
             .line(examples.what, examples.examples());
         plan = match examples.sampled_rows {

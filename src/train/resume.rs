@@ -13,6 +13,7 @@ use super::metrics::Position;
 use super::state::{StateReader, StateWriter};
 use crate::bail;
 use crate::error::Result;
+use crate::ops::Arithmetic;
 
 /// Settings that may be others when a run goes on: they say how long it goes on and what is written, not what it computes.
 const SAFE: [&str; 13] = [
@@ -36,6 +37,9 @@ const TOKENS_PER_BATCH: &str = "tokens_per_batch";
 const INPUTS: [&str; 8] =
     ["model", "adapter", "data", "evaluation_data", "demonstrations", "ptx_data", "reward_model", "judge_model"];
 
+/// Settings that the checkpoints of earlier versions lack, and what they were there.
+const ADDED: [(&str, &str); 1] = [("precision", "f32")];
+
 /// What makes a run the one that it is.
 #[derive(Debug)]
 pub struct Identity {
@@ -56,6 +60,9 @@ pub struct Record {
     pub program: String,
     /// How many steps it had.
     pub total_steps: usize,
+    /// How products were made, in words.
+    #[serde(default = "in_f32")]
+    pub products: String,
     /// What it has learned.
     #[serde(default)]
     pub learned: Learned,
@@ -67,6 +74,11 @@ pub struct Record {
     pub warnings: usize,
     /// How far its curves were.
     pub metrics: Position,
+}
+
+/// How products were made before there was a choice.
+fn in_f32() -> String {
+    Arithmetic::F32.to_string()
 }
 
 /// A checkpoint from which a run may go on.
@@ -124,6 +136,14 @@ impl Identity {
                 self.total_steps, record.total_steps
             ));
         }
+        let products = Arithmetic::current().to_string();
+        if record.products != products {
+            notes.push(format!(
+                "products are now made in {products} and were made in {}, as this is another kind of processor; sums are rounded in another order, so the \
+                 run ends with other last digits than one that was not interrupted",
+                record.products
+            ));
+        }
         if let (Some(now), Some(then)) = (self.settings.get(TOKENS_PER_BATCH), then.get(TOKENS_PER_BATCH))
             && now != then
         {
@@ -158,15 +178,17 @@ pub fn choose(resume: Option<&Path>, own: &Checkpoints, run: &Identity) -> Resul
 /// Refuses to go on with other settings.
 pub fn check_settings(now: &Table, then: &Table, checkpoint: &Path) -> Result<()> {
     for key in now.keys().chain(then.keys()) {
-        if SAFE.contains(&&**key) || INPUTS.contains(&&**key) || now.get(key) == then.get(key) {
+        let added = ADDED.iter().find(|(added, _)| added == key).map(|&(_, value)| Value::from(value));
+        let [was, is] = [then, now].map(|table| table.get(key).or(added.as_ref()));
+        if SAFE.contains(&&**key) || INPUTS.contains(&&**key) || is == was {
             continue;
         }
         let shown = |value: Option<&Value>| value.map_or("not given".to_string(), Value::to_string);
         bail!(
             "--{}: was {} when the run began, now it is {}, and the run cannot go on from {} as it would have; set it to what it was, or start a new run in another --output",
             key.replace('_', "-"),
-            shown(then.get(key)),
-            shown(now.get(key)),
+            shown(was),
+            shown(is),
             checkpoint.display()
         );
     }
@@ -188,5 +210,13 @@ mod tests {
         assert!(rate.starts_with("--learning-rate: was 0.0001 when the run began, now it is 0.0002"), "{rate}");
         let seed = fault("output = 'a'\nepochs = 1\ndata = 'x'\nlearning_rate = 1e-4");
         assert!(seed.starts_with("--seed: was 3 when the run began, now it is not given"), "{seed}");
+        // Runs of versions without the setting were in f32.
+        let same = "output = 'a'\nepochs = 1\ndata = 'x'\nlearning_rate = 1e-4\nseed = 3\nprecision = ";
+        check(&format!("{same}'f32'")).unwrap();
+        let precision = fault(&format!("{same}'bf16'"));
+        assert!(
+            precision.starts_with("--precision: was \"f32\" when the run began, now it is \"bf16\""),
+            "{precision}"
+        );
     }
 }

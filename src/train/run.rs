@@ -26,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::files::{
     FolderLock, clear_run_folder, publish, replace_folder_atomically, take_run_folder, write_atomically,
 };
+use crate::ops::Arithmetic;
 use crate::settings::{self, CheckpointSettings, CommonSettings, Interval};
 use crate::stop;
 
@@ -203,6 +204,7 @@ impl Run {
         let record = Record {
             program: self.identity.program.clone(),
             total_steps: self.identity.total_steps,
+            products: Arithmetic::current().to_string(),
             learned: self.learned.clone(),
             best: self.kept.best(),
             last_kept: self.last_kept,
@@ -367,10 +369,12 @@ impl Run {
     /// Makes the run's folder itself the best model, and says where it is.
     pub fn finish(self) -> Result<()> {
         let best = self.kept.publish_best()?;
-        self.write(
-            FINISHED,
-            &format!("{}\n", serde_json::json!({ "steps": self.identity.total_steps, "model_of_step": best.step })),
-        )?;
+        let finished = serde_json::json!({
+            "steps": self.identity.total_steps,
+            "model_of_step": best.step,
+            "products": Arithmetic::current().to_string(),
+        });
+        self.write(FINISHED, &format!("{finished}\n"))?;
         self.progress.finish();
         if !self.quiet {
             eprintln!("model of step {} in {}", best.step, self.folder.display());

@@ -28,6 +28,7 @@ mod oracle;
 mod packing;
 mod ppo;
 mod ppo_runs;
+mod precision;
 mod programs;
 mod remote;
 mod report_in_browser;

@@ -142,17 +142,18 @@ fn kill_often(bench: &Workbench, line: &str, run: &str, longest: Duration, kills
 fn survives(stage: &str) {
     let bench = bench();
     let mut random = stream(0, stage, 0);
-    for method in ["full", "lora", "prefix-tuning", "adapters"] {
+    let cases = ["full", "lora", "prefix-tuning", "adapters"].map(|method| (method, "f32"));
+    for (method, precision) in cases.into_iter().chain([("full", "bf16"), ("lora", "bf16")]) {
         for threads in [1, 2] {
-            let line = format!("{} --method {method} --threads {threads}", line(stage));
-            let [whole, killed] = ["whole", "killed"].map(|name| format!("{name}-{method}-{threads}"));
+            let line = format!("{} --method {method} --precision {precision} --threads {threads}", line(stage));
+            let [whole, killed] = ["whole", "killed"].map(|name| format!("{name}-{method}-{precision}-{threads}"));
             let started = Instant::now();
             bench.succeed(&format!("{line} --output {whole}"));
             kill_often(&bench, &line, &killed, started.elapsed(), kills(), &mut random);
             assert_same(&bench, &whole, &killed);
         }
         // And whatever the number of threads.
-        assert_same(&bench, &format!("whole-{method}-1"), &format!("killed-{method}-2"));
+        assert_same(&bench, &format!("whole-{method}-{precision}-1"), &format!("killed-{method}-{precision}-2"));
     }
 }
 

@@ -283,7 +283,7 @@ impl Block {
 
 fn read_linear(weights: &Weights, prefix: &str, linear: LinearName) -> Result<Linear> {
     let name = format!("{prefix}{}", linear.name);
-    let weight = Value::of(&weights.get(&format!("{name}.weight"))?);
+    let weight = weights.matrix(&format!("{name}.weight"))?;
     let bias = linear.bias.then(|| weights.get(&format!("{name}.bias"))).transpose()?;
     Ok(Linear { name, weight, bias: bias.as_ref().map(Value::of) })
 }
