@@ -75,6 +75,7 @@ pub use pipeline::PipelineSettings;
 /// Runs a program: reads its settings, sets the number of threads and the precision, calls `main`, and turns an error into a sentence on
 /// the standard error stream and the exit code that belongs to it (2 for bad input, 1 for anything else).
 pub fn run_program<S: Program>(main: impl FnOnce(S) -> Result<()>) -> ExitCode {
+    crate::ops::memory::keep_freed_memory();
     crate::ops::threads::leave_threads_to_rayon();
     let run = || -> Result<()> {
         let resolved = resolve::<S>(std::env::args_os().collect())?.unwrap_or_else(|error| error.exit());

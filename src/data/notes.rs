@@ -1,5 +1,6 @@
 //! What a reader of data has to say once: which files and columns are not used, and how many rows were read otherwise than they are written.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -64,15 +65,73 @@ fn notes() -> MutexGuard<'static, Notes> {
     NOTES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+thread_local! {
+    /// What is not said yet of what this thread reads.
+    static HELD: RefCell<Option<Vec<Note>>> = const { RefCell::new(None) };
+}
+
+enum Note {
+    Sentence(String),
+    Row(&'static str, Origin),
+}
+
+impl Note {
+    fn say(self) {
+        if let Some(note) = self.kept_back() {
+            match note {
+                Note::Sentence(sentence) => notes().add(sentence),
+                Note::Row(what, origin) => notes().count(what, &origin),
+            }
+        }
+    }
+
+    /// Puts it with what the thread holds, if it holds notes.
+    fn kept_back(self) -> Option<Note> {
+        HELD.with_borrow_mut(|held| match held {
+            Some(held) => {
+                held.push(self);
+                None
+            }
+            None => Some(self),
+        })
+    }
+}
+
+/// Notes that are not said yet; without [`say`](Held::say) they never are.
+pub struct Held(Vec<Note>);
+
+impl Held {
+    /// Says them.
+    pub fn say(self) {
+        self.0.into_iter().for_each(Note::say);
+    }
+}
+
+/// Holds what `step` notes on this thread: for rows that are read before their turn, or not in their order.
+pub fn held<T>(step: impl FnOnce() -> T) -> (T, Held) {
+    /// Also where `step` panics, the thread notes for itself again.
+    struct Outer(Option<Vec<Note>>);
+    impl Drop for Outer {
+        fn drop(&mut self) {
+            HELD.set(self.0.take());
+        }
+    }
+    let outer = Outer(HELD.replace(Some(Vec::new())));
+    let result = step();
+    let held = HELD.take().unwrap_or_default();
+    drop(outer);
+    (result, Held(held))
+}
+
 /// Adds a sentence, unless it was added before.
 pub(super) fn add(sentence: String) {
-    notes().add(sentence);
+    Note::Sentence(sentence).say();
 }
 
 /// Counts a row of which `what` holds, a sentence without its subject ("hold …"). A row counts once, however
 /// often it is read.
 pub(super) fn count(what: &'static str, origin: &Origin) {
-    notes().count(what, origin);
+    Note::Row(what, origin.clone()).say();
 }
 
 /// Whether a sentence that begins so was added.
@@ -124,5 +183,27 @@ mod tests {
         assert_eq!(read(3..5), first);
         assert!(read(3..5).is_empty());
         assert_eq!(read(3..6), ["1 rows are odd (the first is a.jsonl: row 5 (counted from 0))"]);
+    }
+
+    #[test]
+    fn what_is_held_is_said_in_its_turn_or_never() {
+        let said = || was_added("held: the second");
+        let (result, held) = held(|| {
+            add("held: the second".to_owned());
+            // Held within what is held, and let go.
+            drop(super::held(|| add("held: never".to_owned())));
+            let (_, inner) = super::held(|| add("held: the third".to_owned()));
+            inner.say();
+            7
+        });
+        assert!(result == 7 && !said());
+        assert!(std::panic::catch_unwind(|| super::held(|| panic!("in a step"))).is_err());
+        add("held: the first".to_owned());
+        held.say();
+        assert!(said() && was_added("held: the first") && was_added("held: the third") && !was_added("held: never"));
+        let notes = notes();
+        let place = |text: &str| notes.waiting.iter().position(|sentence| sentence == text);
+        // Another test may have taken what was waiting.
+        assert!(place("held: the first").is_none() || place("held: the first") < place("held: the second"));
     }
 }

@@ -1,11 +1,12 @@
-//! The AdamW step, in place, and the sums that an optimizer needs.
+//! The AdamW step and moving averages, in place, and the sums that an optimizer needs.
 
 use std::sync::Mutex;
 
-use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor, Var, bail};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Shape, Tensor, Var, bail};
 use rayon::prelude::*;
 
-use super::matrix::{CHUNK, elements, has_kernel, with_elements};
+use super::backward::Gradient;
+use super::matrix::{CHUNK, has_kernel, update_chunks, with_elements};
 use super::simd::{LANES, vectorised};
 use crate::error::Result;
 
@@ -65,12 +66,50 @@ impl AdamwStep {
 ///
 /// `gradient` has the shape of `parameter`. Fails if `state` belongs to a parameter of another size.
 pub fn adamw(parameter: &Var, gradient: &Tensor, state: &mut AdamwState, step: &AdamwStep) -> Result<()> {
+    prepare(parameter, gradient.shape(), state)?;
+    if !has_kernel(&[parameter, gradient]) || !parameter.is_contiguous() {
+        return adamw_reference(parameter, gradient, state, step);
+    }
+    with_elements(gradient, |gradient| update_in_place(parameter, gradient, state, step))
+}
+
+/// What a step does to one of several parameters.
+pub struct AdamwUpdate<'a> {
+    /// The parameter.
+    pub parameter: &'a Var,
+    /// Its gradient.
+    pub gradient: Gradient,
+    /// Its moments.
+    pub state: &'a mut AdamwState,
+    /// The step.
+    pub step: AdamwStep,
+}
+
+/// [`adamw`] for many parameters at once, in one parallel loop over all of them and their chunks: most of an adapter's are smaller than a chunk.
+/// The parameters must not share memory.
+///
+/// # Errors
+/// That of the first parameter that has one.
+pub fn adamw_all(updates: Vec<AdamwUpdate>) -> Result<()> {
+    let results = updates.into_par_iter().map(|AdamwUpdate { parameter, gradient, state, step }| {
+        if !has_kernel(&[parameter]) || !parameter.is_contiguous() {
+            return adamw(parameter, &gradient.into_tensor()?, state, &step);
+        }
+        prepare(parameter, gradient.shape(), state)?;
+        update_in_place(parameter, gradient.values()?, state, &step)
+    });
+    let results: Vec<Result<()>> = results.collect();
+    results.into_iter().collect()
+}
+
+/// Clears moments that are there for the first time, and checks that all belong together.
+fn prepare(parameter: &Var, gradient: &Shape, state: &mut AdamwState) -> Result<()> {
     let count = parameter.elem_count();
     if state.first_moment.is_empty() && state.second_moment.is_empty() {
         *state = AdamwState { first_moment: vec![0.0; count], second_moment: vec![0.0; count] };
     }
     let counts = [state.first_moment.len(), state.second_moment.len(), gradient.elem_count()];
-    if counts != [count; 3] || gradient.dims() != parameter.dims() {
+    if counts != [count; 3] || gradient != parameter.shape() {
         crate::bail!(
             "AdamW: a parameter of shape {:?} does not fit a gradient of shape {:?} and moments of {} and {} elements",
             parameter.dims(),
@@ -79,11 +118,11 @@ pub fn adamw(parameter: &Var, gradient: &Tensor, state: &mut AdamwState, step: &
             counts[1]
         );
     }
-    if !has_kernel(&[parameter, gradient]) || !parameter.is_contiguous() {
-        return adamw_reference(parameter, gradient, state, step);
-    }
-    let operation = Update { coefficients: step.coefficients(), state: Mutex::new(state) };
-    Ok(parameter.inplace_op2(&gradient.contiguous()?, &operation)?)
+    Ok(())
+}
+
+fn update_in_place(parameter: &Var, gradient: &[f32], state: &mut AdamwState, step: &AdamwStep) -> Result<()> {
+    Ok(parameter.inplace_op1(&Update { coefficients: step.coefficients(), gradient, state: Mutex::new(state) })?)
 }
 
 /// [`adamw`] in candle's own operations.
@@ -118,6 +157,9 @@ pub fn squared_norm(gradient: &Tensor) -> Result<f64> {
 
 /// The sum of squares, which does not depend on the number of threads.
 pub(super) fn squares(values: &[f32]) -> f64 {
+    if values.len() <= CHUNK {
+        return sum_of_squares(values);
+    }
     let sums: Vec<f64> = values.par_chunks(CHUNK).map(sum_of_squares).collect();
     sums.iter().sum()
 }
@@ -146,6 +188,12 @@ vectorised! {
         }
     }
 
+    fn move_average<'a>(decay: f32, rest: f32, average: &'a mut [f32], values: &'a [f32]) {
+        for (average, &value) in average.iter_mut().zip(values) {
+            *average = decay * *average + rest * value;
+        }
+    }
+
     fn sum_of_squares<'a>(x: &'a [f32]) -> f64 {
         let mut lanes = [0.0_f64; LANES];
         for chunk in x.chunks(LANES) {
@@ -159,34 +207,70 @@ vectorised! {
 
 struct Update<'a> {
     coefficients: Coefficients,
+    gradient: &'a [f32],
     /// An operation is shared by reference; the lock gives its one user the moments to change.
     state: Mutex<&'a mut AdamwState>,
 }
 
-impl InplaceOp2 for Update<'_> {
+impl InplaceOp1 for Update<'_> {
     fn name(&self) -> &'static str {
         "AdamW step"
     }
 
-    fn cpu_fwd(
-        &self,
-        parameter: &mut CpuStorage,
-        parameter_layout: &Layout,
-        gradient: &CpuStorage,
-        gradient_layout: &Layout,
-    ) -> candle_core::Result<()> {
-        let parameter = elements_mut(parameter, parameter_layout)?;
-        let gradient = elements(gradient, gradient_layout)?;
+    fn cpu_fwd(&self, parameter: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let parameter = elements_mut(parameter, layout)?;
         let Ok(mut state) = self.state.lock() else {
             bail!("AdamW: a step failed before");
         };
         let AdamwState { first_moment, second_moment } = &mut **state;
-        (parameter.par_chunks_mut(CHUNK), gradient.par_chunks(CHUNK))
+        if parameter.len() <= CHUNK {
+            update(self.coefficients, parameter, self.gradient, first_moment, second_moment);
+            return Ok(());
+        }
+        (parameter.par_chunks_mut(CHUNK), self.gradient.par_chunks(CHUNK))
             .into_par_iter()
             .zip((first_moment.par_chunks_mut(CHUNK), second_moment.par_chunks_mut(CHUNK)))
             .for_each(|((parameter, gradient), (first, second))| {
                 update(self.coefficients, parameter, gradient, first, second);
             });
+        Ok(())
+    }
+}
+
+/// `a ← decay a + (1 - decay) w` for pairs of an average `a` and a variable `w`, in place, in one parallel loop. The averages must not share memory.
+///
+/// # Errors
+/// That of the first pair that has one.
+pub fn move_averages<'a, 'v>(pairs: impl IntoIterator<Item = (&'a mut Tensor, &'v Var)>, decay: f64) -> Result<()> {
+    let pairs: Vec<_> = pairs.into_iter().collect();
+    let results = pairs.into_par_iter().map(|(average, variable)| {
+        let is_plain = average.is_contiguous() && average.shape() == variable.shape();
+        if !is_plain || !has_kernel(&[average, variable]) {
+            let kept = average.affine(decay, 0.0)?;
+            *average = (kept + variable.as_tensor().detach().affine(1.0 - decay, 0.0)?)?;
+            return Ok(());
+        }
+        with_elements(variable, |values| Ok(average.inplace_op1(&MovingAverage { decay, values })?))
+    });
+    let results: Vec<Result<()>> = results.collect();
+    results.into_iter().collect()
+}
+
+struct MovingAverage<'a> {
+    decay: f64,
+    values: &'a [f32],
+}
+
+impl InplaceOp1 for MovingAverage<'_> {
+    fn name(&self) -> &'static str {
+        "moving average"
+    }
+
+    fn cpu_fwd(&self, average: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let (decay, rest) = (self.decay as f32, (1.0 - self.decay) as f32);
+        update_chunks(elements_mut(average, layout)?, |start, chunk| {
+            move_average(decay, rest, chunk, &self.values[start..][..chunk.len()]);
+        });
         Ok(())
     }
 }
@@ -277,6 +361,74 @@ mod tests {
             pool.install(|| squared_norm(&x)).unwrap()
         });
         assert!((norms[0] / expected - 1.0).abs() < 1e-12 && norms[0] == norms[1] && norms[0] == norms[2]);
+        Ok(())
+    }
+
+    #[test]
+    fn many_parameters_at_once_are_as_one_after_another_on_any_number_of_threads() -> Result<()> {
+        // Smaller than a chunk, larger, and one without a kernel.
+        let shapes: Vec<Vec<usize>> = (0..40).map(|index| vec![index + 1, 8]).chain([vec![300, 200]]).collect();
+        let initial: Vec<Tensor> = (0..).zip(&shapes).map(|(seed, shape)| random(shape, seed)).collect();
+        let gradients: Vec<Tensor> = (100..).zip(&shapes).map(|(seed, shape)| random(shape, seed)).collect();
+        let double = |index: usize| if index == 7 { DType::F64 } else { DType::F32 };
+        let variables = || -> Result<Vec<Var>> {
+            let typed = initial.iter().enumerate().map(|(index, tensor)| tensor.to_dtype(double(index)));
+            typed.map(|tensor| Ok(Var::from_tensor(&tensor?)?)).collect()
+        };
+        let numbers = |variables: &[Var]| -> Result<Vec<Vec<f64>>> {
+            variables.iter().map(|variable| Ok(variable.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?)).collect()
+        };
+        let expected = variables()?;
+        for (variable, gradient) in expected.iter().zip(&gradients) {
+            let gradient = gradient.to_dtype(variable.dtype())?;
+            adamw(variable, &gradient, &mut AdamwState::default(), &STEP)?;
+        }
+        for threads in [1, 2, 3] {
+            let found = variables()?;
+            let mut states = vec![AdamwState::default(); shapes.len()];
+            let mut updates = Vec::new();
+            for ((parameter, gradient), state) in found.iter().zip(&gradients).zip(&mut states) {
+                let gradient = Gradient::of_tensor(gradient.to_dtype(parameter.dtype())?)?;
+                updates.push(AdamwUpdate { parameter, gradient, state, step: STEP });
+            }
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| adamw_all(updates))?;
+            assert_eq!(numbers(&found)?, numbers(&expected)?, "{threads} threads");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn of_many_parameters_the_first_that_does_not_fit_is_the_error() -> Result<()> {
+        let parameters = [3, 4, 5].map(|length| Var::from_tensor(&random(&[length], 1)).unwrap());
+        let mut states = vec![AdamwState::default(); 3];
+        let updates = parameters.iter().zip(&mut states).map(|(parameter, state)| {
+            let gradient = Gradient::of_tensor(random(&[3], 2)).unwrap();
+            AdamwUpdate { parameter, gradient, state, step: STEP }
+        });
+        let error = adamw_all(updates.collect()).unwrap_err().to_string();
+        assert!(error.contains("of shape [4] does not fit a gradient of shape [3]"), "{error}");
+        Ok(())
+    }
+
+    #[test]
+    fn averages_move_as_in_candles_operations() -> Result<()> {
+        let shapes = [vec![3], vec![170, 200], vec![5, 4]];
+        let variables: Vec<Var> = (1..)
+            .zip(&shapes)
+            .map(|(seed, shape)| Ok(Var::from_tensor(&random(shape, seed))?))
+            .collect::<Result<_>>()?;
+        let mut averages: Vec<Tensor> = (9..).zip(&shapes).map(|(seed, shape)| random(shape, seed)).collect();
+        // Not contiguous, so that candle's operations have to do it.
+        averages[2] = random(&[4, 5], 3).t()?;
+        let expected = averages.iter().zip(&variables).map(|(average, variable)| {
+            Ok((average.affine(0.9, 0.0)? + variable.as_detached_tensor().affine(1.0 - 0.9, 0.0)?)?)
+        });
+        let expected: Vec<Tensor> = expected.collect::<Result<_>>()?;
+        move_averages(averages.iter_mut().zip(&variables), 0.9)?;
+        for (found, expected) in averages.iter().zip(&expected) {
+            assert_eq!(found.flatten_all()?.to_vec1::<f32>()?, expected.flatten_all()?.to_vec1::<f32>()?);
+        }
         Ok(())
     }
 }

@@ -21,6 +21,7 @@ pub mod linear;
 pub mod logprob;
 pub mod low_rank;
 mod matrix;
+pub mod memory;
 pub mod norm;
 pub mod pooling;
 pub mod precision;
@@ -35,7 +36,7 @@ pub mod threads;
 pub mod value;
 
 pub use activation::{Activation, activate, gated, softplus};
-pub use adamw::{AdamwState, AdamwStep, adamw, squared_norm};
+pub use adamw::{AdamwState, AdamwStep, AdamwUpdate, adamw, adamw_all, move_averages, squared_norm};
 pub use attention::{AttentionPlan, AttentionShape, Query, Span, attention, attention_packed};
 pub use backward::{Gradient, Gradients, Outputs, checkpoint};
 pub use dropout::{Mask, dropout};

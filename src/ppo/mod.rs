@@ -22,6 +22,7 @@ pub mod update;
 pub mod watch;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Device;
@@ -37,7 +38,7 @@ use crate::error::{Error, Result};
 use crate::files::replace_folder_atomically;
 use crate::rewards::REWARD_RULE;
 use crate::say;
-use crate::train::examples::{Examples, values};
+use crate::train::examples::{Example, Examples, values};
 use crate::train::plan::{self as training_plan, check_length};
 use crate::train::rounding::check_trained;
 use crate::train::run::{Run, rows_named};
@@ -84,13 +85,13 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
     let mut roles = Roles::load(settings, &mut bases, &tokenizer)?;
     drop(bases);
     let schedule = settings.schedule(total_updates);
-    let material = Material { tokenizer: &tokenizer, stop, prompts, held_out, mix };
-    let too_long = check_lengths(settings, &roles, &material)?;
-    let plan = plan::plan(settings, &roles, &material, &schedule)?.warning(too_long).chat_format(&tokenizer);
+    let material = Material { tokenizer: &tokenizer, stop, held_out, mix };
+    let too_long = check_lengths(settings, &roles, &prompts, &material)?;
+    let plan = plan::plan(settings, &roles, &prompts, &material, &schedule)?.warning(too_long).chat_format(&tokenizer);
     let checkpoints = &settings.training.checkpoints;
     let mut run =
         Run::start(&settings.resolved(), &settings.common, checkpoints, &plan, total_updates, settings.inputs()?)?;
-    if let Err((updates, error)) = train(settings, &mut roles, material, &schedule, &mut run) {
+    if let Err((updates, error)) = train(settings, &mut roles, prompts, material, &schedule, &mut run) {
         return Err(keep_what_is_learned(&mut roles, updates, error, run));
     }
     keep(&mut roles, total_updates, None, &mut run)?;
@@ -127,8 +128,13 @@ fn check_critic_warmup(settings: &PpoSettings, total_updates: usize) -> Result<(
 
 /// Refuses models that cannot read what they will have to; gives a warning where they were not made for the
 /// longest answers to some of the prompts.
-fn check_lengths(settings: &PpoSettings, roles: &Roles, material: &Material) -> Result<Option<String>> {
-    let Material { prompts, held_out, mix, .. } = material;
+fn check_lengths(
+    settings: &PpoSettings,
+    roles: &Roles,
+    prompts: &Examples<PromptExample>,
+    material: &Material,
+) -> Result<Option<String>> {
+    let Material { held_out, mix, .. } = material;
     let held_out_length = held_out.as_ref().map_or(0, HeldOut::longest);
     let longest = prompts.largest(|prompt| prompt.tokens.len());
     let longest = longest.map(|longest| longest.max(held_out_length) + settings.sampling.response_length);
@@ -149,12 +155,11 @@ fn check_lengths(settings: &PpoSettings, roles: &Roles, material: &Material) -> 
     Ok(too_long.map(|warning| format!("with answers of --response-length {length} tokens, {warning}")))
 }
 
-/// What the run works through.
+/// What the run works with beside its models and prompts.
 struct Material<'a> {
     tokenizer: &'a Tokenizer,
     /// Tokens that end an answer.
     stop: Vec<u32>,
-    prompts: Examples<'a, PromptExample>,
     held_out: Option<HeldOut>,
     mix: Option<PretrainingMix<'a>>,
 }
@@ -163,6 +168,7 @@ struct Material<'a> {
 fn train(
     settings: &PpoSettings,
     roles: &mut Roles,
+    mut prompts: Examples<PromptExample>,
     mut material: Material,
     schedule: &Schedule,
     run: &mut Run,
@@ -180,8 +186,10 @@ fn train(
             value_learning_rate: value_schedule.learning_rate(number),
             kl_coefficient: course.kl_coefficient.value(),
         };
-        let measures =
-            one_update(settings, roles, &mut material, step, &mut course, run).map_err(|error| (number, error))?;
+        let measures = prompts.during(number, total_updates, |chosen| {
+            one_update(settings, roles, &chosen, &mut material, step, &mut course, run)
+        });
+        let measures = measures.map_err(|error| (number, error))?;
         course.kl_coefficient.update(measures.kl, measures.episodes);
         let (updates, last) = (number + 1, number + 1 == total_updates);
         let evaluates = last || updates % evaluate_every == 0;
@@ -215,14 +223,14 @@ impl Phases {
 fn one_update(
     settings: &PpoSettings,
     roles: &mut Roles,
+    chosen: &[Arc<Example<PromptExample>>],
     material: &mut Material,
     step: Step,
     course: &mut Course,
     run: &mut Run,
 ) -> Result<Measures> {
     let mut phases = Phases::start();
-    let chosen = material.prompts.step(step.number)?;
-    let chosen = values(&chosen);
+    let chosen = values(chosen);
     let policy = roles.policy.model.frozen()?;
     if course.rollout.is_none() {
         let first = (step.number * settings.training.batch_size) as u64;

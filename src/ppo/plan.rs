@@ -125,9 +125,14 @@ fn name(value: impl ValueEnum) -> String {
 }
 
 /// Parameters, data, memory as the models are, where the reward comes from, and what preset and algorithm set.
-pub fn plan(settings: &PpoSettings, roles: &Roles, material: &Material, schedule: &Schedule) -> Result<Plan> {
+pub fn plan(
+    settings: &PpoSettings,
+    roles: &Roles,
+    prompts: &Examples<PromptExample>,
+    material: &Material,
+    schedule: &Schedule,
+) -> Result<Plan> {
     let training = &settings.training;
-    let prompts = &material.prompts;
     let evaluation = material.held_out.as_ref().map_or(0, |held_out| held_out.len());
     let evaluation_truncation = material.held_out.as_ref().map(|held_out| held_out.truncation()).unwrap_or_default();
     let workload = Workload::new("prompts", prompts, |prompt| tokens(settings, prompt));

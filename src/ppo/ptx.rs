@@ -81,19 +81,25 @@ impl<'a> PretrainingMix<'a> {
 
     /// Adds the gradient of `γ` times the mean loss of a token of the next texts to the policy's, and gives that mean loss.
     pub fn accumulate(&mut self, policy: &mut Learner) -> Result<f64> {
-        let chosen = self.texts.step(self.taken)?;
-        let texts = values(&chosen);
+        let (number, coefficient, tokens_per_batch) = (self.taken, self.coefficient, self.tokens_per_batch);
         self.taken += 1;
-        let tokens: usize = texts.iter().map(|text| text.learned_tokens()).sum();
-        let sizes: Vec<usize> = texts.iter().map(|text| text.tokens()).collect();
-        let mut mean = 0.0;
-        for range in split_by_budget(&sizes, self.tokens_per_batch) {
-            let (loss, outputs) = loss(&policy.model, &policy.model.pack(texts[range].iter().copied()), tokens)?;
-            mean += f64::from(loss.to_scalar::<f32>()?);
-            policy.optimizer.backward(&loss.affine(self.coefficient, 0.0)?, outputs)?;
-        }
-        Ok(mean)
+        // How many minibatches are to come is not known here, but one follows most of them.
+        self.texts
+            .during(number, usize::MAX, |chosen| accumulate(policy, &values(&chosen), coefficient, tokens_per_batch))
     }
+}
+
+/// Adds the gradient of `coefficient` times the mean loss of a token of these texts, and gives that mean loss.
+fn accumulate(policy: &mut Learner, texts: &[&TokenTree], coefficient: f64, tokens_per_batch: usize) -> Result<f64> {
+    let tokens: usize = texts.iter().map(|text| text.learned_tokens()).sum();
+    let sizes: Vec<usize> = texts.iter().map(|text| text.tokens()).collect();
+    let mut mean = 0.0;
+    for range in split_by_budget(&sizes, tokens_per_batch) {
+        let (loss, outputs) = loss(&policy.model, &policy.model.pack(texts[range].iter().copied()), tokens)?;
+        mean += f64::from(loss.to_scalar::<f32>()?);
+        policy.optimizer.backward(&loss.affine(coefficient, 0.0)?, outputs)?;
+    }
+    Ok(mean)
 }
 
 /// `-Σ log π(token | what stands before it) / tokens` over a micro-batch's share of `tokens` tokens, and what it was computed from.

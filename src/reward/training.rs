@@ -1,11 +1,13 @@
 //! The optimizer steps of a reward model, its evaluations, and which model is kept.
 
+use std::sync::Arc;
+
 use super::evaluation::{evaluate, score};
 use super::{RankedTree, RewardSettings, agreement, normalization};
 use crate::data::batch::{TokenTree, split_by_budget};
 use crate::error::Result;
 use crate::model::{Model, StepPasses};
-use crate::train::examples::{Examples, values};
+use crate::train::examples::{Example, Examples, values};
 use crate::train::optimizer::Optimizer;
 use crate::train::rounding::as_saved;
 use crate::train::run::Run;
@@ -48,7 +50,7 @@ impl Trainer<'_> {
         let total_steps = self.schedule.total_steps;
         let evaluate_every = settings.examples.evaluate_every.unwrap_or(examples.steps_per_epoch());
         for step in done..total_steps {
-            self.learn(step, examples, run)?;
+            examples.during(step, total_steps, |chosen| self.learn(step, &chosen, run))?;
             if step + 1 == total_steps || (step + 1) % evaluate_every == 0 {
                 self.evaluate_and_keep(step + 1, examples, run)?;
             }
@@ -87,10 +89,9 @@ impl Trainer<'_> {
     }
 
     /// One optimizer step, recorded. Of streamed data all rows of a step may hold nothing to learn: it changes nothing then and has no loss.
-    fn learn(&mut self, step: usize, examples: &mut Examples<RankedTree>, run: &mut Run) -> Result<()> {
+    fn learn(&mut self, step: usize, chosen: &[Arc<Example<RankedTree>>], run: &mut Run) -> Result<()> {
         let learning_rate = self.schedule.learning_rate(step);
-        let chosen = examples.step(step)?;
-        let ranked = values(&chosen);
+        let ranked = values(chosen);
         let (loss, accuracy) = match &ranked[..] {
             [] => (f64::NAN, f64::NAN),
             ranked => self.accumulate(ranked, step as u64)?,

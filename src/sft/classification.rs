@@ -1,7 +1,7 @@
 //! Labelled texts to classes: by a head over a hidden state, or by the words with which a language model names the classes.
 
-use std::cell::OnceCell;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use candle_core::{D, Device, Tensor};
 use serde_json::{Map, Value as Json, json};
@@ -39,7 +39,7 @@ pub struct LabelledText {
     /// The class.
     pub label: usize,
     /// The hidden state that stands for the text, once it is computed, as the model under a probe does not change.
-    features: OnceCell<Vec<f32>>,
+    features: OnceLock<Vec<f32>>,
 }
 
 impl LabelledText {
@@ -165,7 +165,7 @@ fn read<'a>(
         } else {
             (with_words(settings, tokenizer, &record, truncation)?, Vec::new())
         };
-        Ok(Some(LabelledText { tree, types, label, features: OnceCell::new() }))
+        Ok(Some(LabelledText { tree, types, label, features: OnceLock::new() }))
     })
 }
 

@@ -3,10 +3,10 @@
 //! A ranking of k answers gives all its pairs of answers that differ, which share the prompt's segment and count together as one element, as the pairwise loss of
 //! reward models has them. The reference is the model as it is at the start; its log-probabilities are computed once.
 
-use std::cell::OnceCell;
 use std::cmp::Ordering;
 use std::fmt;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use candle_core::{Device, Tensor};
 use clap::{Args, ValueEnum};
@@ -66,7 +66,7 @@ struct Preference {
     /// The pairs of answers that are no tie and differ.
     pairs: Vec<Pair>,
     weight: f32,
-    reference: OnceCell<Vec<f32>>,
+    reference: OnceLock<Vec<f32>>,
 }
 
 /// The pairs of a micro-batch: one number each.
@@ -186,7 +186,7 @@ fn preference(
         |ranking: &Ranking, max_length, truncation: &mut Truncation| tokenizer.ranking(ranking, max_length, truncation);
     let tokens = ranked_tokens(ranking, max_length, truncation, tokenize, by_learned_tokens)?;
     let weight = ranking.weight;
-    Ok(tokens.map(|RankedTokens { tree, pairs, .. }| Preference { tree, pairs, weight, reference: OnceCell::new() }))
+    Ok(tokens.map(|RankedTokens { tree, pairs, .. }| Preference { tree, pairs, weight, reference: OnceLock::new() }))
 }
 
 /// Computes the log-probabilities of the answers under the reference where they are not known.

@@ -27,6 +27,7 @@ use crate::train::examples::{Example, Examples, Source};
 use crate::train::memory;
 use crate::train::optimizer::Optimizer;
 use crate::train::plan::{Workload, check_lengths};
+use crate::train::prepared::in_order;
 use crate::train::run::Run;
 
 pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
@@ -100,13 +101,13 @@ fn read<'a>(
         let tree = tokenizer.demonstration(demonstration, max_length, truncation)?;
         Ok((tree.learned_tokens() > 0).then_some(tree))
     };
-    let in_memory = |mixture: Mixture, truncation: &mut Truncation| {
-        let example = |demonstration: Demonstration| {
-            let value = prepare(&demonstration, truncation).transpose();
+    let in_memory = |mixture: Mixture, truncation: &mut Truncation| -> Result<Vec<_>> {
+        let made = in_order(mixture.into_demonstrations().collect(), truncation, |demonstration, truncation| {
+            let value = prepare(&demonstration, truncation)?;
             truncation.left_out += usize::from(value.is_none());
-            Some(value?.map(|value| Example { origin: demonstration.origin, value }))
-        };
-        mixture.into_demonstrations().filter_map(example).collect::<Result<Vec<_>>>()
+            Ok(value.map(|value| Example { origin: demonstration.origin, value }))
+        })?;
+        Ok(made.into_iter().flatten().collect())
     };
     // Mixtures are in memory, the ones to evaluate on too.
     let held_out = match source.evaluation_data {

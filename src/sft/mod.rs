@@ -7,6 +7,7 @@ pub mod dpo;
 pub mod language_modelling;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use clap::{Parser, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -16,7 +17,7 @@ use crate::model::Model;
 use crate::settings::{
     CommonSettings, ExampleSettings, Flags, Method, ModelSettings, Program, TrainingSettings, learning_rate_help,
 };
-use crate::train::examples::{Examples, Source, values};
+use crate::train::examples::{Example, Examples, Source, values};
 use crate::train::inputs::Inputs;
 use crate::train::memory::Footprint;
 use crate::train::optimizer::Optimizer;
@@ -208,7 +209,7 @@ struct Accumulated {
 /// What the objectives differ in.
 trait Task {
     /// What is learned from one row.
-    type Value;
+    type Value: Send + Sync;
 
     /// Adds the gradient of one optimizer step's mean loss over the chosen examples, of which there is at least one.
     fn accumulate(&self, optimizer: &mut Optimizer, chosen: &[&Self::Value], step: u64) -> Result<Accumulated>;
@@ -240,7 +241,9 @@ fn train<T: Task>(
         optimizer.take_from(state, OPTIMIZER)
     })?;
     for step in done..total_steps {
-        learn(task, examples, &mut optimizer, (step, schedule.learning_rate(step)), &mut report, run)?;
+        let rate = schedule.learning_rate(step);
+        examples
+            .during(step, total_steps, |chosen| learn(task, &chosen, &mut optimizer, (step, rate), &mut report, run))?;
         if step + 1 == total_steps || (step + 1) % evaluate_every == 0 {
             let held_out = values(examples.evaluation()?);
             let evaluation = match held_out.is_empty() {
@@ -267,14 +270,13 @@ fn train<T: Task>(
 /// One optimizer step, recorded. Of streamed data all rows of a step may hold nothing to learn: it changes nothing then and has no loss.
 fn learn<T: Task>(
     task: &T,
-    examples: &mut Examples<T::Value>,
+    chosen: &[Arc<Example<T::Value>>],
     optimizer: &mut Optimizer,
     (step, learning_rate): (usize, f64),
     report: &mut SftReport,
     run: &mut Run,
 ) -> Result<()> {
-    let chosen = examples.step(step)?;
-    let Accumulated { loss, tokens, mut metrics } = match &chosen[..] {
+    let Accumulated { loss, tokens, mut metrics } = match chosen {
         [] => Accumulated { loss: f64::NAN, tokens: 0, metrics: Vec::new() },
         chosen => task.accumulate(optimizer, &values(chosen), step as u64)?,
     };

@@ -1,9 +1,11 @@
 //! The moving average of a model's trained weights (Ouyang et al. 2022, appendix C.4).
 
 use candle_core::{Tensor, Var};
+use rayon::prelude::*;
 
 use super::state::{StateReader, StateWriter};
 use crate::error::Result;
+use crate::ops::move_averages;
 
 /// What its tensors' names begin with in a state.
 const SCOPE: &str = "moving average";
@@ -39,21 +41,18 @@ impl MovingAverage {
 
     /// Takes in the weights as they are now.
     pub fn update<'a>(&mut self, variables: impl Iterator<Item = &'a Var>) -> Result<()> {
-        for (average, variable) in self.averages.iter_mut().zip(variables) {
-            let kept = average.affine(self.decay, 0.0)?;
-            *average = (kept + variable.as_tensor().detach().affine(1.0 - self.decay, 0.0)?)?;
-        }
-        Ok(())
+        move_averages(self.averages.iter_mut().zip(variables), self.decay)
     }
 
     /// Puts the average into the variables, and what was in them aside; a second call undoes the first.
     pub fn swap<'a>(&mut self, variables: impl Iterator<Item = &'a Var>) -> Result<()> {
-        for (average, variable) in self.averages.iter_mut().zip(variables) {
+        let pairs: Vec<_> = self.averages.iter_mut().zip(variables).collect();
+        pairs.into_par_iter().try_for_each(|(average, variable)| {
             let now = variable.as_tensor().detach().copy()?;
             variable.set(average)?;
             *average = now;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 }
 

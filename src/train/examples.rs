@@ -6,14 +6,14 @@
 //! Either way a step's examples depend on the seed, the step and the files alone.
 
 use std::collections::HashSet;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use super::order::{MOST_HELD_OUT, Order, Steps, evaluation_split, held_out_rows};
+use super::prepared::{Prepare, Read, of_rows, read_first};
+use super::streamed::Streamed;
 use crate::data::row_index::{RowIndex, RowReader};
 use crate::data::schema::{Layouts, Origin};
 use crate::data::splits::Pattern;
-use crate::data::table::Rows;
 use crate::data::tokenize_records::Truncation;
 use crate::data::window::WindowedRows;
 use crate::error::Result;
@@ -74,17 +74,6 @@ enum Way<'a, T> {
     Streamed(Box<Streamed<'a, T>>),
 }
 
-/// Examples that are made when they are asked for.
-struct Streamed<'a, T> {
-    index: Arc<RowIndex>,
-    rows: WindowedRows,
-    window: usize,
-    prepare: Prepare<'a, T>,
-    /// The examples of the first rows.
-    sample: Vec<Arc<Example<T>>>,
-    sampled_rows: usize,
-}
-
 /// Chosen rows, of which examples can be made.
 struct Unread<'a, T> {
     index: Arc<RowIndex>,
@@ -93,20 +82,20 @@ struct Unread<'a, T> {
     prepare: Prepare<'a, T>,
 }
 
-/// Makes an example, or nothing, of each row.
-type Prepare<'a, T> = Rc<dyn Fn(&Rows, &mut Truncation) -> Result<Vec<Option<T>>> + 'a>;
-
 impl<'a, T> Examples<'a, T> {
     /// The examples that `prepare` makes of the records of `source`; where it gives `None`, there is nothing to learn from a row. It counts
     /// what it cuts.
     ///
     /// # Errors
     /// Where a file cannot be read or has none of the layouts; and where a row cannot be used, if the data fit in memory.
-    pub fn open<R: 'a>(
+    pub fn open<R: Send + 'a>(
         source: &Source,
         layouts: Layouts<R>,
-        prepare: impl Fn(R, &mut Truncation) -> Result<Option<T>> + 'a,
-    ) -> Result<Self> {
+        prepare: impl Fn(R, &mut Truncation) -> Result<Option<T>> + Send + Sync + 'a,
+    ) -> Result<Self>
+    where
+        T: Send,
+    {
         let index = Arc::new(RowIndex::open(source.data, &layouts)?);
         let evaluation =
             source.evaluation_data.map(|pattern| RowIndex::open(Pattern::evaluation(pattern), &layouts)).transpose()?;
@@ -127,12 +116,15 @@ impl<'a, T> Examples<'a, T> {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn with_evaluation_data<R: 'a>(
+    pub fn with_evaluation_data<R: Send + 'a>(
         self,
         source: &Source,
         layouts: Layouts<R>,
-        prepare: impl Fn(R, &mut Truncation) -> Result<Option<T>> + 'a,
-    ) -> Result<Self> {
+        prepare: impl Fn(R, &mut Truncation) -> Result<Option<T>> + Send + Sync + 'a,
+    ) -> Result<Self>
+    where
+        T: Send,
+    {
         let Some(pattern) = source.evaluation_data else { return Ok(self) };
         let index = RowIndex::open(Pattern::evaluation(pattern), &layouts)?;
         self.evaluating(Arc::new(index), source, of_rows(layouts, prepare))
@@ -165,6 +157,7 @@ impl<'a, T> Examples<'a, T> {
                 prepare,
                 sample,
                 sampled_rows,
+                ahead: None,
             })),
             evaluation: Vec::new(),
             unread: Some(unread),
@@ -370,14 +363,30 @@ impl<'a, T> Examples<'a, T> {
     pub fn step(&mut self, step: usize) -> Result<Vec<Arc<Example<T>>>> {
         match &mut self.way {
             Way::InMemory { all, order, .. } => Ok(order.step(step).iter().map(|&index| all[index].clone()).collect()),
-            Way::Streamed(streamed) => {
-                let (epoch, places) = self.steps.places(step);
-                let mut read = Read::new();
-                for rows in streamed.rows.at(epoch, places)? {
-                    read.add(&rows, &streamed.prepare)?;
-                }
-                Ok(read.examples.into_iter().map(Arc::new).collect())
+            Way::Streamed(streamed) => streamed.step(step, &self.steps),
+        }
+    }
+
+    /// Hands the examples of optimizer step `step` to `work`. Where they are streamed, those of the next step of `total` are made meanwhile on another
+    /// thread, unless the program has only one: `work` is most of the time of a step.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step); what is wrong with the next step's examples is an error of the next step.
+    pub fn during<R>(
+        &mut self,
+        step: usize,
+        total: usize,
+        work: impl FnOnce(Vec<Arc<Example<T>>>) -> Result<R>,
+    ) -> Result<R>
+    where
+        T: Send + Sync,
+    {
+        let chosen = self.step(step)?;
+        match &mut self.way {
+            Way::Streamed(streamed) if step + 1 < total && rayon::current_num_threads() > 1 => {
+                streamed.while_making(step + 1, &self.steps, || work(chosen))
             }
+            _ => work(chosen),
         }
     }
 
@@ -426,48 +435,5 @@ impl<'s> Source<'s> {
     }
 }
 
-/// Makes examples of rows by what makes them of records.
-fn of_rows<'a, R: 'a, T>(
-    layouts: Layouts<R>,
-    prepare: impl Fn(R, &mut Truncation) -> Result<Option<T>> + 'a,
-) -> Prepare<'a, T> {
-    Rc::new(move |rows, truncation| {
-        layouts.records(rows)?.into_iter().map(|record| prepare(record, truncation)).collect()
-    })
-}
-
-/// What was made of some rows.
-struct Read<T> {
-    examples: Vec<Example<T>>,
-    truncation: Truncation,
-}
-
-impl<T> Read<T> {
-    fn new() -> Self {
-        Read { examples: Vec::new(), truncation: Truncation::default() }
-    }
-
-    fn add(&mut self, rows: &Rows, prepare: &Prepare<T>) -> Result<()> {
-        for (row, value) in prepare(rows, &mut self.truncation)?.into_iter().enumerate() {
-            match value {
-                Some(value) => self.examples.push(Example { origin: rows.origin(row), value }),
-                None => self.truncation.left_out += 1,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Reads the first rows of the indexed files, at most `count`.
-fn read_first<T>(index: &Arc<RowIndex>, count: usize, prepare: &Prepare<T>) -> Result<Read<T>> {
-    let (mut read, mut reader) = (Read::new(), RowReader::new(index.clone()));
-    for group in index.groups() {
-        let mut left = group.rows.start..group.rows.end.min(count);
-        while !left.is_empty() {
-            let rows = reader.read(left.clone())?;
-            left.start += rows.batch.num_rows();
-            read.add(&rows, prepare)?;
-        }
-    }
-    Ok(read)
-}
+#[cfg(test)]
+mod tests;

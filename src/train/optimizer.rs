@@ -5,12 +5,13 @@ use std::fmt;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::state::{StateReader, StateWriter};
 use crate::error::{Error, Result};
 use crate::model::{Model, adapter, weight_files};
-use crate::ops::adamw::{AdamwState, AdamwStep, adamw};
+use crate::ops::adamw::{AdamwState, AdamwStep, AdamwUpdate, adamw_all};
 use crate::ops::{Gradients, Outputs};
 use crate::remote::hub;
 use crate::settings::{EpsilonPlace, ModelSettings, OptimizerSettings, TrainingSettings};
@@ -199,11 +200,12 @@ impl Optimizer {
     /// # Errors
     /// After `max_skipped_steps` such steps in a row: what made them so does not go away by itself.
     pub fn step(&mut self, learning_rate: f64) -> Result<StepReport> {
-        let gradient_norm = self.gradient_norm()?;
+        let squared_norms = self.squared_norms()?;
+        let gradient_norm = squared_norms.iter().flatten().sum::<f64>().sqrt();
         let max_norm = self.settings.max_gradient_norm;
         let gradient_scale = if max_norm > 0.0 { (max_norm / (gradient_norm + 1e-6)).min(1.0) } else { 1.0 };
         if !gradient_norm.is_finite() {
-            let not_finite = self.not_finite()?;
+            let not_finite = self.not_finite(&squared_norms);
             self.discard();
             self.skipped_steps += 1;
             self.skipped_in_a_row += 1;
@@ -216,25 +218,15 @@ impl Optimizer {
             return Ok(StepReport { gradient_norm, gradient_scale: 0.0, not_finite: Some(not_finite), changed: false });
         }
         self.skipped_in_a_row = 0;
+        let mut updates = Vec::with_capacity(self.parameters.len());
         for parameter in &mut self.parameters {
             let Some(gradient) = self.gradients.take(&parameter.variable) else { continue };
             parameter.updates += 1;
-            let OptimizerSettings { beta1, beta2, epsilon, epsilon_place, .. } = self.settings;
-            let step = AdamwStep {
-                learning_rate: learning_rate * parameter.learning_rate_scale,
-                beta1,
-                beta2,
-                epsilon: match epsilon_place {
-                    EpsilonPlace::AfterCorrection => epsilon,
-                    // The same as adding it to √v, before both are divided.
-                    EpsilonPlace::BeforeCorrection => epsilon / (1.0 - beta2.powf(parameter.updates as f64)).sqrt(),
-                },
-                weight_decay: parameter.weight_decay,
-                step: parameter.updates,
-                gradient_scale: gradient_scale as f32,
-            };
-            adamw(&parameter.variable, &gradient.into_tensor()?, &mut parameter.moments, &step)?;
+            let step = parameter.step(&self.settings, learning_rate, gradient_scale);
+            let Parameter { variable, moments, .. } = parameter;
+            updates.push(AdamwUpdate { parameter: variable, gradient, state: moments, step });
         }
+        adamw_all(updates)?;
         self.gradients.clear();
         Ok(StepReport { gradient_norm, gradient_scale, not_finite: None, changed: learning_rate != 0.0 })
     }
@@ -255,23 +247,42 @@ impl Optimizer {
     }
 
     /// What of the gradients is not finite, in words.
-    fn not_finite(&self) -> Result<String> {
-        for Parameter { name, variable, .. } in &self.parameters {
-            if let Some(gradient) = self.gradients.get(variable)
-                && !gradient.squared_norm()?.is_finite()
-            {
-                return Ok(format!("that of \"{name}\""));
-            }
+    fn not_finite(&self, squared_norms: &[Option<f64>]) -> String {
+        let mut norms = self.parameters.iter().zip(squared_norms);
+        match norms.find(|(_, norm)| norm.is_some_and(|norm| !norm.is_finite())) {
+            Some((Parameter { name, .. }, _)) => format!("that of \"{name}\""),
+            None => "their norm, though no single one".to_string(),
         }
-        Ok("their norm, though no single one".to_string())
     }
 
-    fn gradient_norm(&self) -> Result<f64> {
-        let mut sum = 0.0;
-        for gradient in self.parameters.iter().filter_map(|parameter| self.gradients.get(&parameter.variable)) {
-            sum += gradient.squared_norm()?;
+    /// `Σ g²` of each parameter's gradient, where there is one. Their sum is made in the order of the parameters, so that it is the same
+    /// on any number of threads.
+    fn squared_norms(&self) -> Result<Vec<Option<f64>>> {
+        let norm = |parameter: &Parameter| {
+            self.gradients.get(&parameter.variable).map(|gradient| gradient.squared_norm()).transpose()
+        };
+        let norms: Vec<Result<Option<f64>>> = self.parameters.par_iter().map(norm).collect();
+        norms.into_iter().collect()
+    }
+}
+
+impl Parameter {
+    /// What the update that was just counted is made with.
+    fn step(&self, settings: &OptimizerSettings, learning_rate: f64, gradient_scale: f64) -> AdamwStep {
+        let OptimizerSettings { beta1, beta2, epsilon, epsilon_place, .. } = *settings;
+        AdamwStep {
+            learning_rate: learning_rate * self.learning_rate_scale,
+            beta1,
+            beta2,
+            epsilon: match epsilon_place {
+                EpsilonPlace::AfterCorrection => epsilon,
+                // The same as adding it to √v, before both are divided.
+                EpsilonPlace::BeforeCorrection => epsilon / (1.0 - beta2.powf(self.updates as f64)).sqrt(),
+            },
+            weight_decay: self.weight_decay,
+            step: self.updates,
+            gradient_scale: gradient_scale as f32,
         }
-        Ok(sum.sqrt())
     }
 }
 

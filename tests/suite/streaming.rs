@@ -244,7 +244,7 @@ fn a_bad_row_beyond_the_first_ends_its_step_alone() {
 
 #[test]
 fn every_layout_reads_the_same_row_by_row() {
-    fn compare<R: std::fmt::Debug + PartialEq + 'static>(data: &str, layouts: fn() -> Layouts<R>) {
+    fn compare<R: std::fmt::Debug + PartialEq + Send + 'static>(data: &str, layouts: fn() -> Layouts<R>) {
         let read = |window| {
             let source = Source { window, batch_size: 16, ..source(data) };
             let mut examples = Examples::open(&source, layouts(), |record, _| Ok(Some(record))).unwrap();
