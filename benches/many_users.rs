@@ -9,7 +9,7 @@ use clap::Parser;
 use mimalloc::MiMalloc;
 use rlhf::adapt::{Bases, Head, Role, Training};
 use rlhf::data::batch::{Batch, Continuation, TokenTree};
-use rlhf::generate::{PromptTokens, SamplingSettings, Stop, generate};
+use rlhf::generate::{Generation, PromptTokens, SamplingSettings, Stop, generate};
 use rlhf::model::Model;
 use rlhf::model::adapter::Pass;
 use rlhf::model::folder::{WithoutWeights, open};
@@ -86,9 +86,16 @@ fn seconds(model: &Model, stack: impl Fn(usize) -> usize) -> rlhf::Result<[f64; 
     let scored = started.elapsed().as_secs_f64();
     let prompts: Vec<PromptTokens> =
         (0..USERS).map(|row| PromptTokens { tokens: tokens(row, PROMPT), stack: stack(row), origin: None }).collect();
-    let settings = SamplingSettings { response_length: RESPONSE, ..SamplingSettings::default() };
+    let generation = Generation {
+        answers: 1,
+        sampling: SamplingSettings { response_length: RESPONSE, ..SamplingSettings::default() },
+        stop: Stop::default(),
+        seed: 1,
+        first: 0,
+        tokens_per_pass: 4096,
+    };
     let started = Instant::now();
-    generate(model, &prompts, 1, &settings, Stop::default(), 1, 0)?;
+    generate(model, &prompts, &generation)?;
     Ok([scored, started.elapsed().as_secs_f64()])
 }
 

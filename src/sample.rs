@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrow::array::{BooleanBuilder, ListBuilder, StringBuilder};
 use candle_core::Device;
 use clap::{Arg, Parser};
+use indicatif::{DecimalBytes, HumanCount};
 use serde::{Deserialize, Serialize};
 
 use crate::adapt::{self, Bases, Head, Role, Training, users};
@@ -16,9 +17,9 @@ use crate::data::text_column::{TextForm, batch_of, named};
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::error::{Error, Result};
-use crate::generate::{PromptTokens, SamplingSettings, Stop, generate};
+use crate::generate::{Generation, PromptTokens, SamplingSettings, Stop, generate};
 use crate::model::Model;
-use crate::model::architecture::BeyondContext;
+use crate::model::architecture::{Architecture, BeyondContext};
 use crate::ops::Arithmetic;
 use crate::settings::{CommonSettings, Flags, ModelSettings, NamedFolder, Program, UserSettings, at_least_one};
 use crate::train::plan::{Plan, TRANSCRIPT};
@@ -26,7 +27,7 @@ use crate::train::progress::Progress;
 
 /// Samples answers to prompts and writes them to a Parquet file (columns prompt, responses, and ended: whether each ended by itself)
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
-#[command(name = "sample", version, mut_arg("output", parquet_output), mut_arg("tokens_per_batch", cached_tokens))]
+#[command(name = "sample", version, mut_arg("output", parquet_output))]
 pub struct SampleSettings {
     /// The model that answers.
     #[command(flatten)]
@@ -68,13 +69,6 @@ pub(crate) fn parquet_output(argument: Arg) -> Arg {
     argument.value_name("FILE").help("Parquet file to write")
 }
 
-/// `--tokens-per-batch` of a program that samples.
-pub(crate) fn cached_tokens(argument: Arg) -> Arg {
-    argument
-        .default_value("32768")
-        .help("Tokens of prompts and answers whose keys and values are held at a time: sets the memory needed, not the result")
-}
-
 /// What came out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SampleReport {
@@ -86,6 +80,10 @@ pub struct SampleReport {
     pub ended: usize,
     /// Tokens of all answers.
     pub tokens: usize,
+    /// Tokens of all prompts.
+    pub prompt_tokens: usize,
+    /// Those of them that were not computed again, as prompts begin alike.
+    pub shared_tokens: usize,
     /// Prompts that lost their start to `--max-length`, how prompts end, and what of them the chat template
     /// does not write.
     pub truncation: Truncation,
@@ -107,6 +105,7 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
         .line("answers", format!("{} to each, {}", settings.answers, settings.sampling))
         .line("products", Arithmetic::current())
         .line("prompts keep", format!("their last {prompt_length} tokens"))
+        .line("keys and values", cache(model.architecture(), settings.sampling.kv_cache_tokens))
         .print(common.quiet);
     let sampler = Sampler::new(&model, &tokenizer, settings.sampling, settings.answers, common);
     let mut progress = Progress::new("sample", rows, common.quiet);
@@ -115,7 +114,7 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
     let mut output = Output { settings, form: form(&settings.data)?, writer: None };
     let mut prompts = schema::prompts(&settings.data)?;
     loop {
-        let chunk: Vec<Prompt> = prompts.by_ref().take(ANSWERS_A_CALL).collect::<Result<_>>()?;
+        let chunk: Vec<Prompt> = prompts.by_ref().take(PROMPTS_AT_A_TIME).collect::<Result<_>>()?;
         if chunk.is_empty() {
             break;
         }
@@ -125,8 +124,10 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
                 Ok(PromptTokens { tokens, stack, origin: Some(prompt.origin.clone()) })
             })
             .collect::<Result<_>>()?;
-        let answers = sampler.sample(&tokens, report.prompts, &mut progress)?;
+        let SampledAnswers { answers, shared_tokens } = sampler.sample(&tokens, report.prompts, &mut progress)?;
         report.prompts += chunk.len();
+        report.prompt_tokens += tokens.iter().map(|prompt| prompt.tokens.len()).sum::<usize>();
+        report.shared_tokens += shared_tokens;
         for (prompt, answers) in tokens.iter().zip(&answers) {
             answers.iter().for_each(|answer| lengths.add(prompt.tokens.len() + answer.tokens.len()));
         }
@@ -149,6 +150,12 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
     Ok(report)
 }
 
+/// What is kept of how many tokens, in words.
+fn cache(architecture: &Architecture, tokens: usize) -> String {
+    let numbers = (2 * architecture.layers * architecture.kv_width() * tokens) as u64;
+    format!("of at most {} tokens at a time, {}", HumanCount(tokens as u64), DecimalBytes(4 * numbers))
+}
+
 fn say(report: &SampleReport, settings: &SampleSettings) {
     eprintln!(
         "{} answers to {} prompts in {} ({} ended by themselves, {:.1} tokens on average)",
@@ -158,6 +165,12 @@ fn say(report: &SampleReport, settings: &SampleSettings) {
         report.ended,
         report.tokens as f64 / report.answers.max(1) as f64
     );
+    if report.shared_tokens > 0 {
+        let SampleReport { prompt_tokens, shared_tokens, .. } = report;
+        eprintln!(
+            "{shared_tokens} of {prompt_tokens} tokens of prompts were not computed again, as prompts begin alike"
+        );
+    }
     if let Some(cuts) = report.truncation.cuts(settings.common.max_length) {
         eprintln!("{cuts}");
     }
@@ -209,10 +222,20 @@ pub struct Sampled {
     pub ended: bool,
 }
 
-/// Answers handed out by one call of [`generate`], at most: enough for its batch to be full nearly all of the time.
+/// Prompts that are read, and their answers written, at a time.
+const PROMPTS_AT_A_TIME: usize = 2048;
+/// Answers sampled by one call of [`generate`], at least.
 const ANSWERS_A_CALL: usize = 512;
-/// Answers that [`generate`] computes at the same time.
-const ANSWERS_AT_ONCE: usize = 128;
+/// Caches that the answers of one call fill, at least: its last answers are computed with fewer others.
+const CACHES_A_CALL: usize = 4;
+
+/// The answers to each of some prompts.
+pub struct SampledAnswers {
+    /// The answers to each prompt.
+    pub answers: Vec<Vec<Sampled>>,
+    /// Tokens of the prompts that were not computed again, as another prompt begins with them too.
+    pub shared_tokens: usize,
+}
 
 /// Samples answers, as many prompts at a time as fit the memory.
 pub struct Sampler<'a> {
@@ -221,7 +244,7 @@ pub struct Sampler<'a> {
     settings: SamplingSettings,
     answers: usize,
     seed: u64,
-    cached_tokens: usize,
+    tokens_per_pass: usize,
 }
 
 impl<'a> Sampler<'a> {
@@ -233,18 +256,26 @@ impl<'a> Sampler<'a> {
         answers: usize,
         common: &CommonSettings,
     ) -> Self {
-        Sampler { model, tokenizer, settings, answers, seed: common.seed, cached_tokens: common.tokens_per_batch }
+        Sampler { model, tokenizer, settings, answers, seed: common.seed, tokens_per_pass: common.tokens_per_batch }
     }
 
     /// The answers to each of `prompts`. The first of them is prompt number `first` of the whole run, which chooses the random
     /// streams: an answer does not depend on which prompts are sampled with its own.
-    pub fn sample(&self, prompts: &[PromptTokens], first: usize, progress: &mut Progress) -> Result<Vec<Vec<Sampled>>> {
+    pub fn sample(&self, prompts: &[PromptTokens], first: usize, progress: &mut Progress) -> Result<SampledAnswers> {
         let mut all = Vec::with_capacity(prompts.len());
+        let mut shared_tokens = 0;
         for group in prompts.chunks(self.prompts_a_call(prompts)) {
-            let first = ((first + all.len()) * self.answers) as u64;
-            let stop = Stop::at(self.tokenizer.stop_tokens());
-            let answers = generate(self.model, group, self.answers, &self.settings, stop, self.seed, first)?;
-            for (prompt, answers) in group.iter().zip(answers) {
+            let generation = Generation {
+                answers: self.answers,
+                sampling: self.settings,
+                stop: Stop::at(self.tokenizer.stop_tokens()),
+                seed: self.seed,
+                first: ((first + all.len()) * self.answers) as u64,
+                tokens_per_pass: self.tokens_per_pass,
+            };
+            let generated = generate(self.model, group, &generation)?;
+            shared_tokens += generated.shared_tokens;
+            for (prompt, answers) in group.iter().zip(generated.answers) {
                 let tokens: usize = answers.iter().map(|answer| answer.tokens.len()).sum();
                 progress.advance(None, prompt.tokens.len() + tokens);
                 let sampled = answers.into_iter().map(|answer| {
@@ -255,14 +286,13 @@ impl<'a> Sampler<'a> {
                 all.push(sampled.collect::<Result<_>>()?);
             }
         }
-        Ok(all)
+        Ok(SampledAnswers { answers: all, shared_tokens })
     }
 
     fn prompts_a_call(&self, prompts: &[PromptTokens]) -> usize {
         let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
-        let fitting = (self.cached_tokens / (longest + self.answers * self.settings.response_length)).max(1);
-        let is_memory_short = fitting * self.answers < ANSWERS_AT_ONCE;
-        if is_memory_short { fitting } else { (ANSWERS_A_CALL / self.answers).max(1) }
+        let fitting = self.settings.kv_cache_tokens / (longest + self.answers * self.settings.response_length);
+        (CACHES_A_CALL * fitting).max(ANSWERS_A_CALL / self.answers).max(1)
     }
 }
 

@@ -59,8 +59,6 @@ pub struct Answers {
 
 /// Answers that are kept together in the journal, about.
 const ANSWERS_A_PIECE: usize = 1024;
-/// Tokens that go through a model at a time where their log-probabilities are looked up.
-const PASS_TOKENS: usize = 4096;
 
 /// Warns where a model reads sequences of these lengths that are longer than it was made for.
 pub(super) fn warn_of_lengths(name: &str, model: &Model, lengths: impl IntoIterator<Item = usize>) {
@@ -128,7 +126,7 @@ impl<'a> Answering<'a> {
             let first = sampled.len();
             let piece = format!("{part}-{}-{first}", self.number);
             let answers: Vec<Vec<Sampled>> =
-                journal.piece(&piece, &prompts, || sampler.sample(prompts, first, progress))?;
+                journal.piece(&piece, &prompts, || Ok(sampler.sample(prompts, first, progress)?.answers))?;
             sampled.extend(answers);
         }
         let length = |(prompt, answers): (&PromptTokens, &Vec<Sampled>)| {
@@ -145,7 +143,7 @@ impl<'a> Answering<'a> {
         let temperature = self.asking.sampling.temperature;
         let temperature = if self.asking.sampling.is_greedy() { 1.0 } else { temperature };
         let asked = (self.asking.questions, &self.prompts[..]);
-        divergence::log_probs(&self.model, asked, sampled, temperature, PASS_TOKENS)
+        divergence::log_probs(&self.model, asked, sampled, temperature, self.asking.common.tokens_per_batch)
     }
 
     /// Whether answers of this vocabulary are of this model's too.

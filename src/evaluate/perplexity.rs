@@ -77,9 +77,6 @@ struct OfModel {
     tokens: u64,
 }
 
-/// Tokens that go through a model at a time, at most: an evaluation's `--tokens-per-batch` is about what sampling keeps, which is less.
-const PASS_TOKENS: usize = 4096;
-
 fn measure(
     model: &NamedFolder,
     texts: &[Demonstration],
@@ -100,10 +97,11 @@ fn measure(
     }
     let is_measured = |text: &HeldOut| text.tree.learned_tokens() > 0;
     let trees: Vec<TokenTree> = read.iter().filter(|text| is_measured(text)).map(|text| text.tree.clone()).collect();
-    let budget = common.tokens_per_batch.min(PASS_TOKENS);
     let origins = texts.iter().zip(&read).filter(|(_, text)| is_measured(text)).map(|(text, _)| &text.origin).collect();
     let answers = AnswerTrees { trees: &trees, stacks: &vec![0; trees.len()], origins };
-    let scores = score::scores(&model.frozen()?, &answers, budget, |tree| progress.advance(None, tree.tokens()))?;
+    let scores = score::scores(&model.frozen()?, &answers, common.tokens_per_batch, |tree| {
+        progress.advance(None, tree.tokens())
+    })?;
     let mut scores = scores.into_iter();
     let measured = |text: &HeldOut| {
         let mut found =

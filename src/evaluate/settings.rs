@@ -14,12 +14,11 @@ use super::scorers::ScorerSettings;
 use super::tasks::TaskSettings;
 use super::toxicity::ToxicitySettings;
 use crate::generate::SamplingSettings;
-use crate::sample::cached_tokens;
 use crate::settings::{CommonSettings, Flags, NamedFolder, Program, UserSettings, at_least_one};
 
 /// Says what alignment did: toxicity, hallucination and preference, of models or of answers made elsewhere, in one report
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
-#[command(name = "evaluate", version, mut_arg("tokens_per_batch", cached_tokens))]
+#[command(name = "evaluate", version)]
 pub struct EvaluateSettings {
     /// Models and what to call them; answers are compared with those of the one called base, else of the first
     #[arg(long, value_name = "NAME=FOLDER", num_args = 1.., required_unless_present_any = ["answers", "labelled", "votes"], conflicts_with = "answers")]
@@ -125,6 +124,11 @@ impl Program for EvaluateSettings {
                 "with a --temperature above 0, where models answer prompts (--data): continuations have --toxicity-top-p",
                 &["top_p"],
                 move |of| of.answers_prompts() && is_random(of),
+            )
+            .only(
+                "where models answer prompts (--data) or --tasks, or continue some (--toxicity-prompts)",
+                &["kv_cache_tokens"],
+                move |of| samples(of) || of.tasks.tasks.is_some(),
             )
             .only(
                 "where models answer prompts (--data) or --tasks: continuations have --toxicity-response-length",

@@ -11,6 +11,7 @@ use crate::ops::{self, Span, Value};
 pub struct KeyValueCache {
     layers: Vec<(Tensor, Tensor)>,
     free: FreeRows,
+    capacity: usize,
     /// The rows that the tokens of the next pass go to.
     write: Vec<u32>,
 }
@@ -38,8 +39,19 @@ impl KeyValueCache {
         Ok(KeyValueCache {
             layers: layers.collect::<Result<_>>()?,
             free: FreeRows { spans: vec![Span { start: prefix_rows, len: capacity }] },
+            capacity,
             write: Vec::new(),
         })
+    }
+
+    /// Its rows, prefixes apart.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Those that nobody has borrowed.
+    pub fn free_rows(&self) -> usize {
+        self.free.spans.iter().map(|span| span.len).sum()
     }
 
     /// Borrows `len` rows that lie together, if there are any.

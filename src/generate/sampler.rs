@@ -5,10 +5,11 @@ use std::fmt;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
+use super::truncation;
 use crate::bail;
 use crate::error::Result;
 use crate::random::Stream;
-use crate::settings::Flags;
+use crate::settings::{Flags, at_least_one};
 
 /// How answers are sampled.
 #[derive(Debug, Clone, Copy, PartialEq, clap::Args, Serialize, Deserialize)]
@@ -25,17 +26,33 @@ pub struct SamplingSettings {
     /// The most tokens that an answer may have
     #[arg(long, default_value_t = SamplingSettings::default().response_length)]
     pub response_length: usize,
+    /// Tokens of prompts and answers whose keys and values are kept at a time: sets the memory needed and how many answers are sampled
+    /// together, not the answers, but for rounding
+    #[arg(long, value_name = "TOKENS", default_value_t = SamplingSettings::default().kv_cache_tokens, value_parser = at_least_one)]
+    #[serde(default = "kv_cache_tokens")]
+    pub kv_cache_tokens: usize,
 }
 
 impl Default for SamplingSettings {
     fn default() -> Self {
-        SamplingSettings { temperature: 1.0, top_k: 0, top_p: 1.0, response_length: 53 }
+        SamplingSettings {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            response_length: 53,
+            kv_cache_tokens: kv_cache_tokens(),
+        }
     }
+}
+
+/// The default of `--kv-cache-tokens`.
+fn kv_cache_tokens() -> usize {
+    32_768
 }
 
 impl fmt::Display for SamplingSettings {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let SamplingSettings { temperature, top_k, top_p, response_length } = self;
+        let SamplingSettings { temperature, top_k, top_p, response_length, .. } = self;
         write!(formatter, "of at most {response_length} tokens, ")?;
         if self.is_greedy() {
             return formatter.write_str("the most probable token each time");
@@ -54,7 +71,7 @@ impl fmt::Display for SamplingSettings {
 impl SamplingSettings {
     /// When they are read.
     pub fn flags() -> Flags<Self> {
-        Flags::new().always(&["temperature", "response_length"]).only(
+        Flags::new().always(&["temperature", "response_length", "kv_cache_tokens"]).only(
             "with a --temperature above 0",
             &["top_k", "top_p"],
             |sampling: &Self| !sampling.is_greedy(),
@@ -84,66 +101,73 @@ impl SamplingSettings {
         (1.0 / self.temperature) as f32
     }
 
-    /// The next token, given the logits `[vocabulary]` and the answer's own stream, and its log-probability at the temperature among all tokens,
-    /// those that are not sampled from included.
+    /// What the next token is drawn from, given the logits `[vocabulary]`.
     ///
     /// # Errors
     /// Where a logit is no number or infinite, or none is above `-∞`: there is no distribution to draw from.
-    pub fn draw(&self, logits: &[f32], stream: &mut Stream) -> Result<(u32, f32), NotFinite> {
-        if self.is_greedy() {
-            return Ok((most_probable(logits)?, 0.0));
-        }
+    pub fn distribution(&self, logits: &[f32]) -> Result<Distribution, NotFinite> {
         let maximum = maximum(logits)?;
-        let inverse = self.inverse_temperature();
-        let mut weights: Vec<f32> = logits.iter().map(|&logit| ((logit - maximum) * inverse).exp()).collect();
-        let whole: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
-        let mut total = whole;
-        if self.top_k > 0 || self.top_p < 1.0 {
-            self.truncate(logits, &mut weights);
-            total = weights.iter().map(|&weight| f64::from(weight)).sum();
+        if self.is_greedy() {
+            let first = logits.iter().position(|&logit| logit == maximum).ok_or(NotFinite::All)?;
+            return Ok(Distribution::Certain(first as u32));
         }
+        let inverse = self.inverse_temperature();
+        let weights: Vec<f32> = logits.iter().map(|&logit| ((logit - maximum) * inverse).exp()).collect();
+        let whole = sum(&weights);
+        if self.top_k == 0 && self.top_p >= 1.0 {
+            return Ok(Distribution::Weighted { tokens: None, weights, total: whole, whole });
+        }
+        let tokens = truncation::kept(logits, &weights, whole, self.top_k, self.top_p);
+        let weights: Vec<f32> = tokens.iter().map(|&token| weights[token as usize]).collect();
+        let total = sum(&weights);
+        Ok(Distribution::Weighted { tokens: Some(tokens), weights, total, whole })
+    }
+}
+
+/// What a token is drawn from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Distribution {
+    /// Always this token.
+    Certain(u32),
+    /// A token with a probability in proportion to its weight.
+    Weighted {
+        /// The tokens that may be drawn, in the order of the vocabulary; all where there are none.
+        tokens: Option<Vec<u32>>,
+        /// Their weights.
+        weights: Vec<f32>,
+        /// The sum of these.
+        total: f64,
+        /// The sum of the weights of all tokens, those that may not be drawn included.
+        whole: f64,
+    },
+}
+
+impl Distribution {
+    /// A token, and its log-probability at the temperature among all tokens, those that are not sampled from included. Takes one number of
+    /// the stream, or none where there is nothing to choose.
+    pub fn draw(&self, stream: &mut Stream) -> (u32, f32) {
+        let (tokens, weights, total, whole) = match self {
+            &Distribution::Certain(token) => return (token, 0.0),
+            Distribution::Weighted { tokens, weights, total, whole } => (tokens, weights, total, whole),
+        };
         let mut left = stream.random::<f64>() * total;
         let mut last = 0;
-        for (token, &weight) in weights.iter().enumerate() {
+        for (index, &weight) in weights.iter().enumerate() {
             if weight > 0.0 {
-                last = token;
+                last = index;
                 left -= f64::from(weight);
                 if left < 0.0 {
                     break;
                 }
             }
         }
-        Ok((last as u32, (f64::from(weights[last]) / whole).ln() as f32))
+        let token = tokens.as_ref().map_or(last as u32, |tokens| tokens[last]);
+        (token, (f64::from(weights[last]) / whole).ln() as f32)
     }
+}
 
-    /// Sets the weights of all tokens outside the top k, and then of those outside the nucleus of what is left, to 0, in the order and with the
-    /// ties of transformers and vLLM: every token that is as probable as the k-th stays; of those at the edge of the nucleus that are
-    /// equally probable the last ones of the vocabulary stay.
-    fn truncate(&self, logits: &[f32], weights: &mut [f32]) {
-        if self.top_k > 0 && self.top_k < logits.len() {
-            let mut ordered = logits.to_vec();
-            let (_, &mut least, _) = ordered.select_nth_unstable_by(self.top_k - 1, |a, b| b.total_cmp(a));
-            for (weight, logit) in weights.iter_mut().zip(logits) {
-                if *logit < least {
-                    *weight = 0.0;
-                }
-            }
-        }
-        if self.top_p < 1.0 {
-            let mut order: Vec<usize> = (0..weights.len()).filter(|&token| weights[token] > 0.0).collect();
-            order.sort_unstable_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(b.cmp(&a)));
-            let left: f64 = order.iter().map(|&token| f64::from(weights[token])).sum();
-            // A token stays while those before it hold less than the share, so the most probable one always does.
-            let mut before = 0.0;
-            for token in order {
-                let weight = f64::from(weights[token]);
-                if before >= self.top_p * left {
-                    weights[token] = 0.0;
-                }
-                before += weight;
-            }
-        }
-    }
+fn sum(weights: &[f32]) -> f64 {
+    weights.iter().map(|&weight| f64::from(weight)).sum()
 }
 
 /// Why nothing can be drawn from logits.
@@ -166,21 +190,20 @@ impl fmt::Display for NotFinite {
 
 /// The greatest logit, which is finite; others may be `-∞`.
 fn maximum(logits: &[f32]) -> Result<f32, NotFinite> {
-    let mut maximum = f32::NEG_INFINITY;
-    for (token, &logit) in logits.iter().enumerate() {
-        if logit.is_nan() || logit == f32::INFINITY {
-            return Err(NotFinite::Token(token, logit));
-        }
-        maximum = maximum.max(logit);
+    // Both loops are such that the compiler makes vector instructions of them.
+    let is_bad = |logit: f32| logit.is_nan() || logit == f32::INFINITY;
+    if logits.iter().fold(false, |found, &logit| found | is_bad(logit)) {
+        let first = logits.iter().position(|&logit| is_bad(logit)).unwrap_or(0);
+        return Err(NotFinite::Token(first, logits[first]));
     }
+    let greater = |a: f32, b: f32| if a > b { a } else { b };
+    let (chunks, rest) = logits.as_chunks::<16>();
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, &logit)| *lane = greater(logit, *lane));
+    }
+    let maximum = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, greater);
     if maximum.is_finite() { Ok(maximum) } else { Err(NotFinite::All) }
-}
-
-/// The token of the greatest logit, the first of equals.
-fn most_probable(logits: &[f32]) -> Result<u32, NotFinite> {
-    let maximum = maximum(logits)?;
-    let first = logits.iter().position(|&logit| logit == maximum);
-    first.map(|token| token as u32).ok_or(NotFinite::All)
 }
 
 #[cfg(test)]
@@ -192,8 +215,12 @@ mod tests {
         let mut stream = random::stream(3, "test", 0);
         let mut counts = vec![0; logits.len()];
         const DRAWS: usize = 40_000;
-        (0..DRAWS).for_each(|_| counts[settings.draw(logits, &mut stream).unwrap().0 as usize] += 1);
+        (0..DRAWS).for_each(|_| counts[settings.distribution(logits).unwrap().draw(&mut stream).0 as usize] += 1);
         counts.into_iter().map(|count| f64::from(count) / DRAWS as f64).collect()
+    }
+
+    fn draw(settings: &SamplingSettings, logits: &[f32]) -> (u32, f32) {
+        settings.distribution(logits).unwrap().draw(&mut random::stream(1, "test", 0))
     }
 
     #[test]
@@ -213,7 +240,7 @@ mod tests {
         let logits = [0.0, 1.0, 2.0, -1.0];
         let total: f64 = logits.iter().map(|&logit| (f64::from(logit) / 0.5).exp()).sum();
         let settings = SamplingSettings { temperature: 0.5, top_k: 2, ..Default::default() };
-        let (token, log_prob) = settings.draw(&logits, &mut random::stream(3, "test", 1)).unwrap();
+        let (token, log_prob) = settings.distribution(&logits).unwrap().draw(&mut random::stream(3, "test", 1));
         let expected = f64::from(logits[token as usize]) / 0.5 - total.ln();
         assert!((f64::from(log_prob) - expected).abs() < 1e-6);
     }
@@ -242,7 +269,7 @@ mod tests {
         for (logits, expected) in cases {
             for (temperature, top_k, top_p) in modes {
                 let settings = SamplingSettings { temperature, top_k, top_p, ..Default::default() };
-                let found = settings.draw(&logits, &mut random::stream(1, "test", 0)).unwrap_err();
+                let found = settings.distribution(&logits).unwrap_err();
                 assert_eq!(format!("{found:?}"), format!("{expected:?}"), "{logits:?} at {temperature}");
             }
         }
@@ -250,7 +277,7 @@ mod tests {
         let masked = [f32::NEG_INFINITY, 1.0, f32::NEG_INFINITY];
         for temperature in [0.0, 1.0] {
             let settings = SamplingSettings { temperature, ..Default::default() };
-            assert_eq!(settings.draw(&masked, &mut random::stream(1, "test", 0)), Ok((1, 0.0)));
+            assert_eq!(draw(&settings, &masked), (1, 0.0));
         }
     }
 
@@ -260,11 +287,11 @@ mod tests {
         for temperature in [1e-40, 1e-300, f64::MIN_POSITIVE, 1e-39] {
             let settings = SamplingSettings { temperature, ..Default::default() };
             assert!(settings.is_greedy() && settings.check().is_ok());
-            assert_eq!(settings.draw(&logits, &mut random::stream(1, "test", 0)), Ok((1, 0.0)));
+            assert_eq!(draw(&settings, &logits), (1, 0.0));
         }
         // The smallest that is no overflow differs in nothing.
         let settings = SamplingSettings { temperature: 1e-38, ..Default::default() };
-        assert_eq!(settings.draw(&logits, &mut random::stream(1, "test", 0)), Ok((1, 0.0)));
+        assert_eq!(draw(&settings, &logits), (1, 0.0));
     }
 
     /// The tokens that a transformers pipeline of temperature, top-k and top-p leaves (`tests/golden/sampling.py`).
@@ -281,12 +308,11 @@ mod tests {
                 top_p: case["top_p"].as_f64().unwrap(),
                 ..Default::default()
             };
-            let mut weights = vec![1.0; logits.len()];
-            let inverse = settings.inverse_temperature();
-            let greatest = maximum(&logits).unwrap();
-            weights.iter_mut().zip(&logits).for_each(|(weight, logit)| *weight = ((logit - greatest) * inverse).exp());
-            settings.truncate(&logits, &mut weights);
-            let kept: Vec<u64> = (0..weights.len() as u64).filter(|&token| weights[token as usize] > 0.0).collect();
+            let Distribution::Weighted { tokens, .. } = settings.distribution(&logits).unwrap() else {
+                panic!("nothing to choose: {case}")
+            };
+            let kept: Vec<u64> =
+                tokens.map_or((0..logits.len() as u64).collect(), |tokens| tokens.into_iter().map(u64::from).collect());
             let expected: Vec<u64> = serde_json::from_value(case["kept"].clone()).unwrap();
             assert_eq!(kept, expected, "{case}");
         }

@@ -10,6 +10,7 @@ pub mod head;
 pub mod layout;
 pub mod linear_change;
 mod output;
+mod resolved;
 pub mod rotary;
 pub mod sites;
 pub mod tables;
@@ -126,7 +127,8 @@ impl Model {
     /// The same model over other base weights.
     pub fn with_weights(&self, weights: Weights) -> Result<Self> {
         let weights = Arc::new(weights);
-        Ok(Model { transformer: Transformer::new(&self.architecture, &weights)?, weights, ..self.clone() })
+        let transformer = Transformer::new(&self.architecture, &weights)?.with_tables_of(&self.transformer);
+        Ok(Model { transformer, weights, ..self.clone() })
     }
 
     /// The same model without adapters over weights into which they were folded; `architecture` says whether its output is still tied.
@@ -222,7 +224,7 @@ impl Model {
     fn frozen_over(&self, weights: Weights) -> Result<Self> {
         let weights = Arc::new(weights);
         Ok(Model {
-            transformer: Transformer::new(&self.architecture, &weights)?,
+            transformer: Transformer::new(&self.architecture, &weights)?.with_tables_of(&self.transformer),
             weights,
             stacks: self.stacks.iter().map(|stack| stack.iter().map(|adapter| adapter.frozen()).collect()).collect(),
             heads: self.heads.iter().map(|head| head.as_ref().map(Head::frozen)).collect(),

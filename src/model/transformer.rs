@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use super::adapter::Pass;
 use super::architecture::{Architecture, Positions};
 use super::layout::Layout;
-use super::rotary::RotaryForm;
+use super::rotary::{RotaryForm, RotaryTables};
 use super::sites::{Sites, Stack, prefixes, virtual_tokens};
 use super::weights::{Weights, output_name};
 use crate::error::Result;
@@ -27,6 +27,7 @@ pub struct Transformer {
     blocks: Arc<[Block]>,
     final_norm: Option<Norm>,
     output: Value,
+    rotary_tables: RotaryTables,
 }
 
 /// What goes through the transformer: tokens, and how they are laid out.
@@ -74,7 +75,13 @@ impl Transformer {
             architecture: Arc::new(architecture.clone()),
             embeddings,
             output,
+            rotary_tables: RotaryTables::default(),
         })
+    }
+
+    /// The same with the rotary tables of another transformer.
+    pub(super) fn with_tables_of(self, other: &Transformer) -> Self {
+        Transformer { rotary_tables: other.rotary_tables.clone(), ..self }
     }
 
     /// The token embeddings, `[vocabulary, d_model]`.
@@ -177,7 +184,7 @@ impl Transformer {
         let Positions::Rotary(rotary) = &self.architecture.positions else { return Ok(Vec::new()) };
         let rows = layout.positions.len();
         let of_form = |form: &RotaryForm| -> Result<Angles> {
-            let [cos, sin] = form.cos_sin(&layout.positions, &layout.lengths);
+            let [cos, sin] = form.cos_sin(&layout.positions, &layout.lengths, &self.rotary_tables);
             let shape = (rows, cos.len().checked_div(rows).unwrap_or(0));
             Ok(Angles { cos: Tensor::from_vec(cos, shape, device)?, sin: Tensor::from_vec(sin, shape, device)? })
         };

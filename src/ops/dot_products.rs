@@ -2,7 +2,8 @@
 //!
 //! A general product packs its operands first, which costs more than the product when one side has few rows, as in generation (a row for
 //! each sequence) and in low-rank updates. Here rows are read in place and multiplied four by four, so that each number that is loaded
-//! is used four times.
+//! is used four times. The rows of `b`, in generation the weights, come from main memory: while one tile is computed, the next is fetched, as the
+//! rows of a tile are too short for the processor to see by itself where it goes on.
 
 use std::ops::Range;
 
@@ -16,6 +17,9 @@ const TILE: usize = 4;
 
 /// Rows of the longer side in one parallel task.
 const ROWS_PER_TASK: usize = 64;
+
+/// How many numbers ahead one row after the other is brought into the cache: 4 KiB, which memory needs about as long for as it takes to answer.
+const AHEAD: usize = 1024;
 
 /// The least number of multiplications that is worth waking other threads for.
 const PARALLEL_WORK: usize = 1 << 18;
@@ -58,42 +62,65 @@ impl WithSimd for Kernel<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let (a_rows, b_rows) = (self.a.rows, self.b.rows);
+        if a_rows == 1 {
+            // Rows one after the other are a single stream, which is read fastest.
+            (0..b_rows).for_each(|b_row| self.tile::<S, 1, 1, true>(simd, 0, b_row));
+            return;
+        }
         for b_first in (0..b_rows).step_by(TILE) {
-            for a_first in (0..a_rows).step_by(TILE) {
-                match ((a_rows - a_first).min(TILE), (b_rows - b_first).min(TILE)) {
-                    (4, 4) => self.tile::<S, 4, 4>(simd, a_first, b_first),
-                    (3, 4) => self.tile::<S, 3, 4>(simd, a_first, b_first),
-                    (2, 4) => self.tile::<S, 2, 4>(simd, a_first, b_first),
-                    (1, 4) => self.tile::<S, 1, 4>(simd, a_first, b_first),
-                    (4, 3) => self.tile::<S, 4, 3>(simd, a_first, b_first),
-                    (4, 2) => self.tile::<S, 4, 2>(simd, a_first, b_first),
-                    (4, 1) => self.tile::<S, 4, 1>(simd, a_first, b_first),
-                    (rows, columns) => (0..rows * columns).for_each(|index| {
-                        self.tile::<S, 1, 1>(simd, a_first + index / columns, b_first + index % columns);
-                    }),
-                }
+            self.tiles::<S, true>(simd, 0, b_first);
+            for a_first in (TILE..a_rows).step_by(TILE) {
+                self.tiles::<S, false>(simd, a_first, b_first);
             }
         }
     }
 }
 
 impl Kernel<'_> {
+    /// The dot products of up to `TILE` rows of `a` with as many of `b`. With `FETCH` the rows of `b` that come next are brought into the cache
+    /// meanwhile.
+    #[inline(always)]
+    fn tiles<S: Simd, const FETCH: bool>(&self, simd: S, a_first: usize, b_first: usize) {
+        match ((self.a.rows - a_first).min(TILE), (self.b.rows - b_first).min(TILE)) {
+            (0, _) => (),
+            (4, 4) => self.tile::<S, 4, 4, FETCH>(simd, a_first, b_first),
+            (3, 4) => self.tile::<S, 3, 4, FETCH>(simd, a_first, b_first),
+            (2, 4) => self.tile::<S, 2, 4, FETCH>(simd, a_first, b_first),
+            (1, 4) => self.tile::<S, 1, 4, FETCH>(simd, a_first, b_first),
+            (4, 3) => self.tile::<S, 4, 3, FETCH>(simd, a_first, b_first),
+            (4, 2) => self.tile::<S, 4, 2, FETCH>(simd, a_first, b_first),
+            (4, 1) => self.tile::<S, 4, 1, FETCH>(simd, a_first, b_first),
+            (rows, columns) => (0..rows * columns).for_each(|index| {
+                self.tile::<S, 1, 1, false>(simd, a_first + index / columns, b_first + index % columns);
+            }),
+        }
+    }
+
     /// The dot products of `A` rows with `B` rows. Each is summed in the same order in whatever tile it falls.
     #[inline(always)]
-    fn tile<S: Simd, const A: usize, const B: usize>(&self, simd: S, a_first: usize, b_first: usize) {
+    fn tile<S: Simd, const A: usize, const B: usize, const FETCH: bool>(
+        &self,
+        simd: S,
+        a_first: usize,
+        b_first: usize,
+    ) {
         let mut sums = [[simd.splat_f32s(0.0); B]; A];
         let a: [(&[S::f32s], &[f32]); A] = std::array::from_fn(|row| S::as_simd_f32s(self.a.row(a_first + row)));
         let b: [(&[S::f32s], &[f32]); B] = std::array::from_fn(|row| S::as_simd_f32s(self.b.row(b_first + row)));
         let vectors = b[0].0.len();
+        let ahead = if B == 1 { AHEAD } else { B * self.b.row_stride };
         // Slices of one length, so that the loop needs no bounds checks.
         let a_heads: [&[S::f32s]; A] = std::array::from_fn(|row| &a[row].0[..vectors]);
         let b_heads: [&[S::f32s]; B] = std::array::from_fn(|row| &b[row].0[..vectors]);
         for index in 0..vectors {
             let x: [S::f32s; A] = std::array::from_fn(|row| a_heads[row][index]);
             for column in 0..B {
-                let y = b_heads[column][index];
+                let y = &b_heads[column][index];
+                if FETCH {
+                    fetch(std::ptr::from_ref(y).cast::<f32>().wrapping_add(ahead));
+                }
                 for row in 0..A {
-                    sums[row][column] = simd.mul_add_e_f32s(x[row], y, sums[row][column]);
+                    sums[row][column] = simd.mul_add_e_f32s(x[row], *y, sums[row][column]);
                 }
             }
         }
@@ -110,6 +137,19 @@ impl Kernel<'_> {
             }
         }
     }
+}
+
+/// Starts to bring the cache line of an address into the cache. Where the processor has no such instruction, nothing happens.
+#[inline(always)]
+fn fetch(address: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 processor has the instruction, and it reads nothing: no address is wrong.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 #[cfg(test)]

@@ -50,5 +50,5 @@ pub use precision::Arithmetic;
 pub use products::PackedWeight;
 pub use rotary::rotary;
 pub use row_updates::{RowUpdate, add_low_rank_to_rows};
-pub use rows::write_rows;
+pub use rows::{with_numbers, write_rows};
 pub use value::Value;

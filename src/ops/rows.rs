@@ -1,7 +1,8 @@
-//! Writing rows into a buffer in place.
+//! Rows in place: writing them into a buffer, reading them from a result.
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
 
+use super::matrix::{has_kernel, with_elements};
 use crate::error::Result;
 
 /// Writes row `i` of `values` `[n, d]` over row `rows[i]` of `buffer` `[capacity, d]`. Neither may be part of a graph.
@@ -14,6 +15,14 @@ pub fn write_rows(buffer: &Tensor, values: &Tensor, rows: &[u32]) -> Result<()> 
         buffer.slice_set(&values.narrow(0, index, 1)?, 0, row as usize)?;
     }
     Ok(())
+}
+
+/// Runs `read` on the numbers of a tensor, row by row, which are copied only where they are not such in main memory.
+pub fn with_numbers<T>(x: &Tensor, read: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+    if has_kernel(&[x]) {
+        return with_elements(x, read);
+    }
+    read(&x.flatten_all()?.to_vec1::<f32>()?)
 }
 
 struct WriteRows<'a> {

@@ -10,7 +10,6 @@ use super::settings::{PpoSettings, ValueSource, presets};
 use crate::adapt;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
-use crate::generate::MOST_ACTIVE;
 use crate::model::Model;
 use crate::train::examples::Examples;
 use crate::train::memory::{self, Footprint};
@@ -61,8 +60,7 @@ fn tokens_of_one(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> u
 
 /// Tokens whose keys and values the sampler holds.
 fn cached_tokens(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> usize {
-    let at_once = settings.prompts_an_update().min(MOST_ACTIVE.div_ceil(settings.episode.answers));
-    at_once * tokens_of_one(settings, prompts)
+    (settings.prompts_an_update() * tokens_of_one(settings, prompts)).min(settings.sampling.kv_cache_tokens)
 }
 
 /// How several rewards are combined.

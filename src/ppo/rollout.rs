@@ -6,7 +6,7 @@ use crate::data::batch::{Batch, Continuation, TokenTree, split_by_budget};
 use crate::data::schema::Prompt;
 use crate::data::tokenize::Tokenizer;
 use crate::error::{Error, Result};
-use crate::generate::{Answer, PromptTokens, Stop, generate};
+use crate::generate::{Answer, Generation, PromptTokens, Stop, generate};
 use crate::model::Model;
 use crate::model::adapter::Pass;
 use crate::numbers::largest;
@@ -151,8 +151,15 @@ pub fn sample(
         ..PromptTokens::from(prompt.tokens.clone())
     };
     let asked: Vec<PromptTokens> = prompts.iter().map(of_policy).collect();
-    let stop = Stop { tokens: stop, after: settings.episode.stop_after };
-    generate(policy, &asked, settings.episode.answers, &settings.sampling, stop, settings.common.seed, first)
+    let generation = Generation {
+        answers: settings.episode.answers,
+        sampling: settings.sampling,
+        stop: Stop { tokens: stop, after: settings.episode.stop_after },
+        seed: settings.common.seed,
+        first,
+        tokens_per_pass: settings.common.tokens_per_batch,
+    };
+    Ok(generate(policy, &asked, &generation)?.answers)
 }
 
 /// Prompts with answers of which nothing else is known yet.

@@ -38,9 +38,10 @@ fn every_prompt_gets_its_answers_whatever_is_sampled_at_a_time() {
     let texts: Vec<String> = (0..9).map(|index| format!("Prompt {index}: ")).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let data = prompts(folder.path(), &texts);
-    let sample = |name: &str, tokens_per_batch: &str| {
+    let sample = |name: &str, tokens: &str| {
         let output = folder.path().join(name);
-        let flags = ["--answers", "3", "--response-length", "8", "--tokens-per-batch", tokens_per_batch];
+        let flags = ["--answers", "3", "--response-length", "8"];
+        let flags = [&flags[..], &["--tokens-per-batch", tokens, "--kv-cache-tokens", tokens]].concat();
         let report = run(&settings(&model, &data, &output, &flags)).unwrap();
         assert_eq!((report.prompts, report.answers), (9, 27));
         read(&output)

@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::ops::Arithmetic;
 
 /// Settings that may be others when a run goes on: they say how long it goes on and what is written, not what it computes.
-const SAFE: [&str; 13] = [
+const SAFE: [&str; 14] = [
     "output",
     "quiet",
     "threads",
@@ -30,9 +30,12 @@ const SAFE: [&str; 13] = [
     "max_skipped_steps",
     "gradient_checkpointing",
     TOKENS_PER_BATCH,
+    KV_CACHE_TOKENS,
 ];
 /// Sums over micro-batches are then rounded in another order, and nothing else changes; a run that ran out of memory can go on with less.
 const TOKENS_PER_BATCH: &str = "tokens_per_batch";
+/// So are sums over answers that are sampled together.
+const KV_CACHE_TOKENS: &str = "kv_cache_tokens";
 /// Settings that name files and folders, which are compared by what is in them ([`super::inputs`]).
 const INPUTS: [&str; 8] =
     ["model", "adapter", "data", "evaluation_data", "demonstrations", "ptx_data", "reward_model", "judge_model"];
@@ -144,13 +147,15 @@ impl Identity {
                 record.products
             ));
         }
-        if let (Some(now), Some(then)) = (self.settings.get(TOKENS_PER_BATCH), then.get(TOKENS_PER_BATCH))
-            && now != then
-        {
-            notes.push(format!(
-                "--tokens-per-batch is now {now} and was {then}; sums are rounded in another order, so the run ends with other last digits than one that \
-                 was not interrupted"
-            ));
+        for (key, flag) in [(TOKENS_PER_BATCH, "--tokens-per-batch"), (KV_CACHE_TOKENS, "--kv-cache-tokens")] {
+            if let (Some(now), Some(then)) = (self.settings.get(key), then.get(key))
+                && now != then
+            {
+                notes.push(format!(
+                    "{flag} is now {now} and was {then}; sums are rounded in another order, so the run ends with other last digits than one that \
+                     was not interrupted"
+                ));
+            }
         }
         notes
     }

@@ -4,13 +4,13 @@ use candle_core::{Device, Tensor};
 use rlhf::Result;
 use rlhf::adapt::{Bases, Head, Role, Training};
 use rlhf::data::batch::{Batch, Continuation, TokenTree};
-use rlhf::generate::{PromptTokens, SamplingSettings, Stop, generate};
+use rlhf::generate::{PromptTokens, SamplingSettings};
 use rlhf::model::Model;
 use rlhf::model::adapter::{Parameter, Pass, StepRows};
 use rlhf::ops::Outputs;
 use rlhf::random;
 
-use crate::common::{Shape, assert_same_answers, training_settings, write_model};
+use crate::common::{Shape, answers_to, assert_same_answers, training_settings, write_model};
 use crate::oracle::assert_close;
 
 /// Arguments of every method, and of some that stand on top of each other.
@@ -241,16 +241,37 @@ fn sampling_with_all_methods_in_one_batch_gives_what_each_gives_alone() -> Resul
         let (base, models) = models(shape, &METHODS, false)?;
         let mixed = base.clone().with_stacks_of(&models)?;
         let stack = |index: usize| index * 5 % (METHODS.len() + 1);
+        // Prompts of every other stack begin alike.
+        let beginning = |stack: usize| if stack.is_multiple_of(2) { vec![7; 36] } else { Vec::new() };
         let prompts: Vec<PromptTokens> = (trees(40).into_iter().enumerate())
-            .map(|(index, tree)| PromptTokens { tokens: tree.prompt, stack: stack(index), origin: None })
+            .map(|(index, tree)| (stack(index), tree.prompt))
+            .map(|(stack, tokens)| PromptTokens { tokens: [beginning(stack), tokens].concat(), stack, origin: None })
             .collect();
-        let together = generate(&mixed, &prompts, 2, &settings, Stop::at(&[3]), 5, 0)?;
+        let generated = answers_to(&mixed, &prompts, settings, &[3], 5, 0)?;
+        assert_eq!(generated.shared_tokens == 0, shape == Shape::Phi3, "{shape:?}");
+        let together = generated.answers;
         for (index, prompt) in prompts.iter().enumerate() {
             let model = prompt.stack.checked_sub(1).map_or(&base, |index| &models[index]);
             let alone = [PromptTokens::from(prompt.tokens.clone())];
-            let alone = generate(model, &alone, 2, &settings, Stop::at(&[3]), 5, 2 * index as u64)?;
+            let alone = answers_to(model, &alone, settings, &[3], 5, 2 * index as u64)?.answers;
             let what = format!("{shape:?}, prompt {index} with stack {}", prompt.stack);
             assert_same_answers(&together[index], &alone[0], &what);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn adapters_that_are_asked_once_change_what_they_change_when_asked_each_time() -> Result<()> {
+    for shape in [Shape::Llama, Shape::Gpt2, Shape::GptNeox] {
+        let (_, models) = models(shape, &METHODS, false)?;
+        for (model, method) in models.iter().zip(METHODS) {
+            let batch = Batch::pack(&trees(3));
+            let expected = log_probs(&model.frozen()?, &batch)?;
+            let resolved = model.frozen()?.resolved();
+            for pass in 0..2 {
+                assert_eq!(log_probs(&resolved, &batch)?, expected, "{shape:?}, {method}, pass {pass}");
+            }
         }
     }
     Ok(())

@@ -9,7 +9,7 @@ use arrow::datatypes::Field;
 use candle_core::Device;
 use rlhf::Result;
 use rlhf::adapt::{Bases, Head, Role, Training};
-use rlhf::generate::Answer;
+use rlhf::generate::{Answer, Generated, Generation, PromptTokens, SamplingSettings, Stop, generate};
 use rlhf::model::Model;
 use rlhf::settings::{Flags, Program, TrainingSettings, from_arguments};
 
@@ -149,6 +149,19 @@ pub fn lists(items: ArrayRef, ends: &[i32]) -> ArrayRef {
     let offsets = OffsetBuffer::new(ScalarBuffer::from_iter(std::iter::once(0).chain(ends.iter().copied())));
     let field = Arc::new(Field::new("element", items.data_type().clone(), true));
     Arc::new(ListArray::new(field, offsets, items, None))
+}
+
+/// Two answers to each prompt, which end with one of these tokens; the first of them is number `first` of those of this seed.
+pub fn answers_to(
+    model: &Model,
+    prompts: &[PromptTokens],
+    sampling: SamplingSettings,
+    stop: &[u32],
+    seed: u64,
+    first: u64,
+) -> Result<Generated> {
+    let generation = Generation { answers: 2, sampling, stop: Stop::at(stop), seed, first, tokens_per_pass: 64 };
+    generate(model, prompts, &generation)
 }
 
 /// Fails unless both are the same answers, but for rounding in their log-probabilities.

@@ -1,10 +1,10 @@
 //! A packed batch gives, sequence by sequence, what each sequence gives alone; answers that share a prompt's segment give what
 //! separate sequences give.
 
-use crate::common::{Shape, assert_same_answers, tiny_model};
+use crate::common::{Shape, answers_to, assert_same_answers, tiny_model};
 use rlhf::Result;
 use rlhf::data::batch::{Batch, Continuation, TokenTree};
-use rlhf::generate::{PromptTokens, SamplingSettings, Stop, generate};
+use rlhf::generate::{PromptTokens, SamplingSettings};
 use rlhf::model::Model;
 use rlhf::model::adapter::{Parameter, Pass};
 use rlhf::ops::Outputs;
@@ -112,7 +112,7 @@ fn generation_with_the_cache_equals_passes_without_it() -> Result<()> {
         let model = tiny_model(shape, false)?;
         let prompts = [7usize, 2, 13].map(|len| PromptTokens::from(tree(len as u64, len, &[]).prompt));
         let settings = SamplingSettings { temperature: 0.0, response_length: 9, ..Default::default() };
-        let answers = generate(&model, &prompts, 2, &settings, Stop::at(&[3]), 0, 0)?;
+        let answers = answers_to(&model, &prompts, settings, &[3], 0, 0)?.answers;
         for (prompt, answers) in prompts.iter().zip(&answers) {
             assert_eq!(answers[0], answers[1]);
             let mut so_far = prompt.tokens.clone();
@@ -139,10 +139,47 @@ fn what_an_answer_becomes_does_not_depend_on_its_company() -> Result<()> {
     let prompts: Vec<PromptTokens> =
         (0..150).map(|index| tree(index, 1 + index as usize % 9, &[]).prompt.into()).collect();
     let settings = SamplingSettings { response_length: 6, ..Default::default() };
-    let together = generate(&model, &prompts, 2, &settings, Stop::at(&[3, 5, 8]), 4, 0)?;
+    let together = answers_to(&model, &prompts, settings, &[3, 5, 8], 4, 0)?.answers;
     for index in [0usize, 70, 149] {
-        let alone = generate(&model, &prompts[index..=index], 2, &settings, Stop::at(&[3, 5, 8]), 4, 2 * index as u64)?;
+        let alone = answers_to(&model, &prompts[index..=index], settings, &[3, 5, 8], 4, 2 * index as u64)?.answers;
         assert_same_answers(&alone[0], &together[index], "alone and together");
+    }
+    Ok(())
+}
+
+/// Whatever the cache holds at a time, prompts that begin alike are answered as each is alone.
+#[test]
+fn a_shared_beginning_and_the_size_of_the_cache_change_no_answer() -> Result<()> {
+    for shape in SHAPES {
+        let model = tiny_model(shape, false)?;
+        let beginnings = [17usize, 23].map(|len| tree(len as u64, len, &[]).prompt);
+        let prompt = |index: usize| {
+            let end = tree(100 + index as u64, 1 + index % 5, &[]).prompt;
+            // Two beginnings in turn, and some prompts without one.
+            PromptTokens::from(match index % 3 {
+                2 => end,
+                beginning => [&beginnings[beginning][..], &end].concat(),
+            })
+        };
+        let prompts: Vec<PromptTokens> = (0..14).map(prompt).collect();
+        let sampling = SamplingSettings { response_length: 6, top_p: 0.95, ..Default::default() };
+        let alone = |index: usize| {
+            let generated = answers_to(&model, &prompts[index..=index], sampling, &[3], 4, 2 * index as u64)?;
+            assert_eq!(generated.shared_tokens, 0);
+            Ok(generated.answers)
+        };
+        let alone = (0..prompts.len()).map(alone).collect::<Result<Vec<_>>>()?;
+        for kv_cache_tokens in [1, 80, 200, 10_000] {
+            let sampling = SamplingSettings { kv_cache_tokens, ..sampling };
+            let together = answers_to(&model, &prompts, sampling, &[3], 4, 0)?;
+            // Five prompts each have one; of Phi-3's shape they are too long for rotations that are alike.
+            let shared = if shape == Shape::Phi3 { 0 } else { 4 * (17 + 23) };
+            assert_eq!(together.shared_tokens, shared, "{shape:?}, {kv_cache_tokens}");
+            for (index, alone) in alone.iter().enumerate() {
+                let what = format!("{shape:?}, prompt {index}, {kv_cache_tokens} tokens at a time");
+                assert_same_answers(&together.answers[index], &alone[0], &what);
+            }
+        }
     }
     Ok(())
 }
