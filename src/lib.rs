@@ -28,10 +28,12 @@
 //!       [`data::tokenize`] gives trees of token ids (a prompt with the answers that continue it),
 //!       [`data::chat_counts`] counts what a model does not learn or read of them, [`data::pairs`] says which
 //!       ranked answers make pairs, [`data::batch`] lays sequences end to end.
-//! * [`ops`]: the operations that carry a transformer, each with its own backward pass that skips what is
-//!   frozen, and a reference in candle's own operations beside it. candle drops the gradients of many of its
-//!   fused operations without a word and computes those of frozen weights; nothing outside this module calls
-//!   one of them.
+//! * [`ops`]: the operations that carry a transformer, over values whose backward pass is ours
+//!   ([`ops::backward`]): an operation keeps what its gradients need and no more, adds gradients in place, in
+//!   parallel, and skips what is frozen; beside it stands a reference in candle's own operations. candle drops
+//!   the gradients of many of its fused operations without a word and computes those of frozen weights; nothing
+//!   outside this module calls one of them. Losses are small and stay in candle's operations
+//!   ([`ops::Outputs`]).
 //! * [`model`]: [`model::architecture`] says what a family is, [`model::family`] reads each one's
 //!   `config.json`, of which every field is read, known to change no number, or refused by its name
 //!   (`model/config.rs`). [`model::transformer`] is the forward pass, once for all, [`model::layout`] says
@@ -64,7 +66,8 @@
 //! of this a token tree ([`data::tokenize::Tokenizer::demonstration`]); each optimizer step takes its
 //! examples ([`train::examples::Examples::step`]), packs some at a time ([`model::Model::pack`]), computes
 //! hidden states `[tokens, d_model]` ([`model::Model::hidden`]), the log-probabilities of the targets alone
-//! ([`model::Model::log_probs`]), their gradient (`backward`), and steps ([`train::optimizer::Optimizer`]).
+//! ([`model::Model::log_probs`]), a loss of these in candle's operations, its gradients
+//! ([`train::optimizer::Optimizer::backward`]), and steps ([`train::optimizer::Optimizer::step`]).
 //! [`reward::run`] does the same with scores at each answer's last token and the k-wise loss
 //! ([`reward::loss`]). [`ppo::run`] samples answers ([`generate::generate`]), scores them with policy,
 //! reference, value model and the sources of rewards ([`rewards`], [`ppo::rollout`]), estimates advantages
@@ -79,6 +82,10 @@
 //! **Only what the loss needs.** Log-probabilities are computed at target positions, fused with the output matrix, in chunks;
 //! `[tokens, vocabulary]` is never held. A reward head sees one position an answer.
 //!
+//! **The backward pass is ours.** candle's clears and adds a tensor for each gradient, on one thread, and keeps every activation until the loss is
+//! dropped. Here an operation's step is run once, in the order opposite to that of the pass ([`ops::backward`]), adds to its operands' gradients in
+//! place and frees what it kept; a block can be run again instead of being kept (`--gradient-checkpointing`), with equal bits.
+//!
 //! **Roles share one base.** A [`model::Model`] is base weights, which several roles may share, with an adapter and a head of its own. With
 //! a lightweight method, PPO's policy, reference, reward and value models are four small adapters on one copy of the base.
 //!
@@ -86,6 +93,9 @@
 //! ([`model::adapter`]). So methods stack, a base's product is computed once for rows of different users, and the transformer knows none of them.
 //!
 //! **Bit for bit.** Reductions run over fixed chunks, so that the same seed gives the same bytes on any number of threads.
+//!
+//! **One setting for products.** Products with a model's weights are made in f32, or with operands rounded to bf16 by the kernel that suits the processor
+//! ([`ops::precision`]); each kernel has its own bits, the same on any number of threads. All else is f32.
 //!
 //! **A run goes on as if nothing had happened.** Everything that changes from step to step is in a checkpoint ([`train::state`]); a step's examples and
 //! random numbers depend on its number alone. So a run that was killed ends in the bytes of one that was not. Another processor (other kernels), another

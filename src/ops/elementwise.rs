@@ -314,7 +314,7 @@ mod tests {
         for (rows, columns) in [(1, 1), (7, 5), (300, 130), (0, 4)] {
             let (x, y, v) = (Operand::new(&[rows, columns]), Operand::new(&[rows, columns]), Operand::new(&[columns]));
             compare(&[x.clone(), y.clone()], |t| t[0].add(&t[1]), |t| Ok((&t[0] + &t[1])?));
-            compare(&[x.clone()], |t| t[0].scale(0.3), |t| Ok(t[0].affine(0.3, 0.0)?));
+            compare(std::slice::from_ref(&x), |t| t[0].scale(0.3), |t| Ok(t[0].affine(0.3, 0.0)?));
             let both = [x.clone(), v];
             compare(&both, |t| t[0].scale_columns(&t[1]), |t| Ok(t[0].broadcast_mul(&t[1])?));
             compare(&both, |t| t[0].add_to_columns(&t[1]), |t| Ok(t[0].broadcast_add(&t[1])?));

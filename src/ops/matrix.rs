@@ -162,6 +162,9 @@ pub(super) fn multiply(target: MatrixMut, accumulate: bool, factor: f32, a: Matr
     if a.column_stride == 1 && b.row_stride == 1 && dot_products::is_faster(a.rows, b.columns, a.columns) {
         return dot_products::multiply(target, accumulate, factor, a, b.t(), threads);
     }
+    if threads == Threads::All && is_narrow(&target, a.columns) {
+        return multiply_narrow(target, accumulate, factor, a, b);
+    }
     let parallelism = match threads {
         Threads::One => Parallelism::None,
         Threads::All => Parallelism::Rayon(0),
@@ -191,6 +194,31 @@ pub(super) fn multiply(target: MatrixMut, accumulate: bool, factor: f32, a: Matr
             parallelism,
         );
     }
+}
+
+/// Rows or columns up to which a product counts as narrow.
+const NARROW: usize = 64;
+
+/// Columns, or rows, of one task of a narrow product. Fixed, so that sums do not depend on the number of threads.
+const NARROW_PART: usize = 128;
+
+/// Whether a product is worth dividing that gemm would leave to one thread: it divides the rows of large ones.
+fn is_narrow(target: &MatrixMut, terms: usize) -> bool {
+    let (short, long) = (target.rows.min(target.columns), target.rows.max(target.columns));
+    short <= NARROW && long >= 2 * NARROW_PART && short * long * terms >= 1 << 17
+}
+
+/// A narrow product, such as those of low-rank updates, its longer side divided.
+fn multiply_narrow(target: MatrixMut, accumulate: bool, factor: f32, a: Matrix, b: Matrix) {
+    let by_columns = target.columns >= target.rows;
+    let length = if by_columns { target.columns } else { target.rows };
+    (0..length.div_ceil(NARROW_PART)).into_par_iter().for_each(|part| {
+        let range = part * NARROW_PART..((part + 1) * NARROW_PART).min(length);
+        let (rows, columns) = if by_columns { (0..a.rows, range) } else { (range, 0..b.columns) };
+        let (a, b) = (a.rows(rows.clone()), b.block(0..b.rows, columns.clone()));
+        // SAFETY: the parts do not overlap.
+        multiply(unsafe { target.block(rows, columns) }, accumulate, factor, a, b, Threads::One);
+    });
 }
 
 /// A new contiguous matrix `factor a b`.

@@ -117,7 +117,7 @@ fn trees(count: u64) -> Vec<TokenTree> {
 
 fn log_probs(model: &Model, batch: &Batch) -> Result<Vec<f32>> {
     let hidden = model.hidden(batch, &Pass::default())?;
-    Ok(model.log_probs(&hidden, batch, 1.0)?.log_probs.to_vec1()?)
+    model.log_probs(&hidden, batch, 1.0)?.log_probs.to_vec1()
 }
 
 fn logits(model: &Model, batch: &Batch) -> Result<Vec<f32>> {

@@ -43,7 +43,7 @@ fn separated(tree: &TokenTree) -> Vec<TokenTree> {
 fn log_probs(model: &Model, trees: &[TokenTree]) -> Result<Vec<f32>> {
     let batch = model.pack(trees);
     let hidden = model.hidden(&batch, &Pass::default())?;
-    Ok(model.log_probs(&hidden, &batch, 1.0)?.log_probs.to_vec1()?)
+    model.log_probs(&hidden, &batch, 1.0)?.log_probs.to_vec1()
 }
 
 /// The gradient of every parameter, by name.

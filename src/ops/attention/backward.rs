@@ -112,7 +112,7 @@ impl Own {
 
     fn sums(&mut self) -> Sums<'_> {
         let (rows, columns, first) = (self.rows.len(), self.columns, self.rows.start);
-        fn sum(numbers: &mut Vec<f32>, rows: usize, columns: usize, first: usize) -> Sum<'_> {
+        fn sum(numbers: &mut [f32], rows: usize, columns: usize, first: usize) -> Sum<'_> {
             Sum { matrix: MatrixMut::new(numbers, rows, columns), first }
         }
         Sums {

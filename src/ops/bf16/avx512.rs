@@ -71,6 +71,12 @@ mod x86 {
         unsafe {
             let mut a = strip.a.as_ptr().add(row / HALF).cast::<i32>().add(row % HALF * (SIDE / 2));
             let mut b = strip.b.as_ptr().add(panel * strip.panel).cast::<__m512i>();
+            // The lines to be written are fetched while the sums are made.
+            for index in 0..R {
+                let line = strip.target.wrapping_add((row + index) * strip.row_stride + first).cast::<i8>();
+                _mm_prefetch::<_MM_HINT_ET0>(line);
+                _mm_prefetch::<_MM_HINT_ET0>(line.wrapping_add(64));
+            }
             let mut sums = [[_mm512_setzero_ps(); 2]; R];
             for _ in 0..strip.steps {
                 for pair in 0..SIDE / 2 {

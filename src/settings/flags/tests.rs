@@ -132,6 +132,11 @@ const EXAMPLES: &[Example] = &[
         &["--models=a=b", "--multiple-choice=m"],
     ),
     (
+        "where models answer prompts (--data) or --tasks, or continue some (--toxicity-prompts)",
+        &["--models=a=b", "--toxicity-prompts=t"],
+        &["--models=a=b", "--multiple-choice=m"],
+    ),
+    (
         "with a --temperature above 0, where models answer prompts (--data) or continue some (--toxicity-prompts)",
         &["--models=a=b", "--toxicity-prompts=t"],
         &["--models=a=b", "--temperature=0"],

@@ -122,15 +122,13 @@ fn of_several_rows_at_fault_the_first_is_named() {
     let folder = folder();
     let data = folder.path().to_str().unwrap();
     let fault = on_threads(3, || {
-        let opened = Examples::open(&source(data, ROWS), DEMONSTRATIONS, |record, truncation| {
-            let fault = if record.origin.row % 50 == 40 { ROWS } else { 0 };
-            number(record, truncation, fault).and_then(|number| match fault {
-                0 => Ok(number),
-                _ => Err(Error::input("late".to_owned())),
-            })
+        let opened = Examples::open(&source(data, ROWS), DEMONSTRATIONS, |record: Demonstration, _| {
+            match record.origin.row % 50 {
+                45 => Err(Error::input(record.origin.to_string())),
+                _ => Ok(Some(0)),
+            }
         });
         opened.err().map(|error| error.to_string())
     });
-    // Row 0 is a number at fault; rows 40, 90 and so on are errors of another kind.
-    assert!(fault.is_some_and(|fault| fault.contains("0.parquet") && fault.contains("row 0 ")));
+    assert!(fault.is_some_and(|fault| fault.contains("0.parquet") && fault.contains("row 45 ")));
 }
