@@ -1,4 +1,5 @@
-//! Continuous batching: prompts enter as the cache has room for them, and answers leave when they are finished.
+//! Continuous batching: prompts enter as the cache has room for them, and answers leave when they are
+//! finished.
 
 use std::collections::VecDeque;
 
@@ -117,7 +118,8 @@ impl<'a> ContinuousBatch<'a> {
         let own_rows = model.own_rows();
         let answer = generation.sampling.response_length;
         let switch = model.architecture().rotations_switch_after();
-        // Where rotations depend on the length of a sequence, sequences of different lengths cannot share keys.
+        // Where rotations depend on the length of a sequence, sequences of different lengths cannot share
+        // keys.
         let may_share = |prompt: &PromptTokens| {
             let OwnRows { virtual_rows, prefix_rows } = own_rows[prompt.stack];
             switch.is_none_or(|original| virtual_rows + prefix_rows + prompt.tokens.len() + answer <= original)
@@ -159,7 +161,8 @@ impl<'a> ContinuousBatch<'a> {
         Ok(batch)
     }
 
-    /// The rows that all prompts need, but no more than allowed; in any case those that each of them needs with its beginning.
+    /// The rows that all prompts need, but no more than allowed; in any case those that each of them needs
+    /// with its beginning.
     fn capacity(&self) -> usize {
         let needs = || (0..self.prompts.len()).map(|prompt| self.rows_of(prompt).needed(self.generation.answers));
         let rows_of_beginning =
@@ -204,8 +207,8 @@ impl<'a> ContinuousBatch<'a> {
         Ok(())
     }
 
-    /// The next waiting prompts that make up one pass, with rows of the cache; none where there is no room for any. All of them have a shared
-    /// beginning, or none has.
+    /// The next waiting prompts that make up one pass, with rows of the cache; none where there is no room
+    /// for any. All of them have a shared beginning, or none has.
     fn take_prompts(&mut self) -> Result<Option<Vec<(usize, Span)>>> {
         let mut taken: Vec<(usize, Span)> = Vec::new();
         let mut tokens = 0;
@@ -229,7 +232,8 @@ impl<'a> ContinuousBatch<'a> {
         Ok(if taken.is_empty() { None } else { Some(taken) })
     }
 
-    /// Rows for a prompt and its answers, where the cache has room for them and for the prompt's beginning, which is then computed.
+    /// Rows for a prompt and its answers, where the cache has room for them and for the prompt's beginning,
+    /// which is then computed.
     fn take_rows(&mut self, prompt: usize) -> Result<Option<Span>> {
         let Some(number) = self.beginning_of[prompt] else {
             return Ok(self.cache.take(self.rows_of(prompt).needed(self.generation.answers)));
@@ -270,7 +274,8 @@ impl<'a> ContinuousBatch<'a> {
         pass
     }
 
-    /// Runs a pass whose keys and values go to the last span of keys of each segment, and gives the hidden state `[tokens, d_model]`.
+    /// Runs a pass whose keys and values go to the last span of keys of each segment, and gives the hidden
+    /// state `[tokens, d_model]`.
     fn compute(&mut self, pass: &Pass) -> Result<Value> {
         self.cache.write_next_to(pass.newest_keys());
         self.model.hidden_with_store(&pass.tokens, &pass.layout, &mut self.cache)
@@ -404,8 +409,9 @@ impl<'a> ContinuousBatch<'a> {
         Ok(())
     }
 
-    /// Computes the keys and values of prompt and answer anew, all but the newest token's, for an answer that this token makes longer than the
-    /// rotations of shorter sequences reach. They go to the answer's own rows and the spare ones before these.
+    /// Computes the keys and values of prompt and answer anew, all but the newest token's, for an answer that
+    /// this token makes longer than the rotations of shorter sequences reach. They go to the answer's own
+    /// rows and the spare ones before these.
     fn restart(&mut self, index: usize) -> Result<()> {
         let Active { prompt, stack, ref tokens, first_position, own, spare, .. } = self.active[index];
         let known = &tokens[..tokens.len() - 1];
@@ -420,7 +426,8 @@ impl<'a> ContinuousBatch<'a> {
         Ok(())
     }
 
-    /// The error of logits from which nothing can be drawn, after `context` rows of prefix and prompt and `known` tokens of the answer.
+    /// The error of logits from which nothing can be drawn, after `context` rows of prefix and prompt and
+    /// `known` tokens of the answer.
     fn not_finite(&self, prompt: usize, context: usize, known: usize, why: NotFinite) -> Error {
         let place = match &self.prompts[prompt].origin {
             Some(origin) => origin.to_string(),

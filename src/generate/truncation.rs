@@ -2,9 +2,10 @@
 
 use std::cmp::Ordering;
 
-/// The tokens, in the order of the vocabulary, that the top k and then the nucleus of what these leave hold, with the ties of transformers and vLLM:
-/// every token that is as probable as the k-th stays; of those at the edge of the nucleus that are equally probable the last ones of the
-/// vocabulary stay. Tokens of weight 0 are never among them.
+/// The tokens, in the order of the vocabulary, that the top k and then the nucleus of what these leave hold,
+/// with the ties of transformers and vLLM: every token that is as probable as the k-th stays; of those at the
+/// edge of the nucleus that are equally probable the last ones of the vocabulary stay. Tokens of weight 0 are
+/// never among them.
 ///
 /// `weights` are probabilities times `whole`, their sum. A `top_k` of 0 and a `top_p` of 1 leave everything.
 pub fn kept(logits: &[f32], weights: &[f32], whole: f64, top_k: usize, top_p: f64) -> Vec<u32> {
@@ -62,7 +63,8 @@ impl TopK<'_> {
         self.logits[b as usize].total_cmp(&self.logits[a as usize]).then(b.cmp(&a))
     }
 
-    /// The nucleus, `left` being the sum of all weights; none where the order in which weights are summed could decide at its edge.
+    /// The nucleus, `left` being the sum of all weights; none where the order in which weights are summed
+    /// could decide at its edge.
     ///
     /// A token stays while those before it hold less than the share, so the most probable one always does.
     fn nucleus(&self, left: f64, top_p: f64) -> Option<Vec<u32>> {
@@ -73,11 +75,13 @@ impl TopK<'_> {
         if beyond <= 4.0 * doubt {
             return None;
         }
-        // All tokens below this weight hold less than half of what is beyond the share, so that none of them is in the nucleus.
+        // All tokens below this weight hold less than half of what is beyond the share, so that none of them
+        // is in the nucleus.
         let least_weight = (0.5 * beyond * left / count) as f32;
         let mut candidates = self.tokens(least_weight);
         let (share, doubt) = (top_p * left, doubt * left);
-        // Of the candidates in order, the one at `first` is in the nucleus, the one at `end` is not, and those before `first` hold `before`.
+        // Of the candidates in order, the one at `first` is in the nucleus, the one at `end` is not, and
+        // those before `first` hold `before`.
         let (mut first, mut end, mut before) = (0, candidates.len(), 0.0);
         while end - first > 1 {
             let rest = &mut candidates[first..end];
@@ -165,7 +169,8 @@ mod tests {
             assert_same(&logits, top_k, top_p);
         }
 
-        /// Equal logits at every edge, zeros of both signs and impossible tokens among them; masses that meet the share but for rounding.
+        /// Equal logits at every edge, zeros of both signs and impossible tokens among them; masses that meet
+        /// the share but for rounding.
         #[test]
         fn selection_keeps_the_same_ones_of_equals(
             logits in prop::collection::vec(

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 
 use super::backward::{Backward, Gradient};
-use super::kept as noted;
 use super::matrix::{MatrixMut, has_kernel, with_contiguous_rows, with_matrix};
 use super::value::{Source, Value, through_candle};
 use crate::error::Result;
@@ -79,7 +78,7 @@ pub fn attention(q: &Value, k: &Value, v: &Value, shape: &AttentionShape, plan: 
     let (result, log_sums) = operation.forward(sources.iter().any(Option::is_some))?;
     let Some(log_sums) = log_sums else { return Ok(Value::constant(result)) };
     let kept = result.clone();
-    noted::note(&[&operation.q, &operation.k, &operation.v, &result]);
+    super::kept::note(&[&operation.q, &operation.k, &operation.v, &result]);
     Ok(Value::made(result, move |gradient, backward| {
         let [dq, dk, dv] = operation.separate(&kept, &log_sums, &gradient, [0, 1, 2].map(|i| sources[i].is_some()))?;
         let rows = [operation.q.dim(0)?, operation.k.dim(0)?, operation.k.dim(0)?];
@@ -112,7 +111,7 @@ pub fn attention_packed(qkv: &Value, shape: &AttentionShape, plan: &Arc<Attentio
     let (result, log_sums) = operation.forward(source.is_some())?;
     let (Some(log_sums), Some(source)) = (log_sums, source) else { return Ok(Value::constant(result)) };
     let kept = result.clone();
-    noted::note(&[&operation.q, &operation.k, &operation.v, &result]);
+    super::kept::note(&[&operation.q, &operation.k, &operation.v, &result]);
     Ok(Value::made(result, move |gradient, backward| {
         operation.packed(&kept, &log_sums, &gradient, &source, [q, k, v], backward)
     }))

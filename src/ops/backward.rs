@@ -1,7 +1,8 @@
 //! The backward pass.
 //!
-//! Operations are visited in the order opposite to that in which they were run, so that each has its whole gradient when its turn comes. Gradients
-//! are added in place; what an operation kept is freed when its gradient has been passed on.
+//! Operations are visited in the order opposite to that in which they were run, so that each has its whole
+//! gradient when its turn comes. Gradients are added in place; what an operation kept is freed when its
+//! gradient has been passed on.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -245,7 +246,8 @@ impl<'a> Backward<'a> {
         }
     }
 
-    /// Adds to the gradient of a source in its place: `write` is given its numbers and whether it is to add to what is there.
+    /// Adds to the gradient of a source in its place: `write` is given its numbers and whether it is to add
+    /// to what is there.
     ///
     /// # Safety
     /// Where it is not to add, `write` sets every number and reads none before.
@@ -299,7 +301,8 @@ impl<'a> Backward<'a> {
     }
 }
 
-/// What losses are computed from, in candle's operations: values of a pass, as tensors whose gradients go on into the pass.
+/// What losses are computed from, in candle's operations: values of a pass, as tensors whose gradients go on
+/// into the pass.
 #[derive(Debug, Default)]
 pub struct Outputs {
     leaves: Vec<(Var, Source)>,
@@ -322,8 +325,8 @@ impl Outputs {
         Ok(gradients)
     }
 
-    /// Adds the gradients of a loss, a scalar, to `gradients`: candle's backward pass gives those of the outputs, ours those of what they were
-    /// computed from.
+    /// Adds the gradients of a loss, a scalar, to `gradients`: candle's backward pass gives those of the
+    /// outputs, ours those of what they were computed from.
     pub fn backward(self, loss: &Tensor, gradients: &mut Gradients) -> Result<()> {
         let (leaves, sources): (Vec<Var>, Vec<Source>) = self.leaves.into_iter().unzip();
         let of_outputs = gradients.add_of_loss(loss, &leaves)?;
@@ -341,9 +344,11 @@ impl Outputs {
     }
 }
 
-/// Runs a part of a pass without keeping what it computed: the backward pass runs it again (gradient checkpointing, Chen et al. 2016).
+/// Runs a part of a pass without keeping what it computed: the backward pass runs it again (gradient
+/// checkpointing, Chen et al. 2016).
 ///
-/// `run` is given the inputs, gives the same numbers each time, and reads no other value that an operation of the pass gave.
+/// `run` is given the inputs, gives the same numbers each time, and reads no other value that an operation of
+/// the pass gave.
 pub fn checkpoint(inputs: &[&Value], run: impl Fn(&[Value]) -> Result<Value> + Send + 'static) -> Result<Value> {
     let given: Vec<Value> = inputs.iter().map(|input| (*input).clone()).collect();
     let y = kept::without_counting(|| run(&given))?;

@@ -197,10 +197,10 @@ impl Value {
             return Ok((*one).clone());
         }
         let tensors: Vec<&Tensor> = parts.iter().map(|part| part.tensor()).collect();
-        let result = Tensor::cat(&tensors, 0)?;
         if !has_kernel(&tensors) {
             return through_candle(parts, |t| Ok(Tensor::cat(t, 0)?));
         }
+        let result = Tensor::cat(&tensors, 0)?;
         if !parts.iter().any(|part| part.is_tracked()) {
             return Ok(Value::constant(result));
         }
@@ -224,14 +224,15 @@ impl Value {
         }))
     }
 
-    /// Columns of `self` and `other` `[rows, ..]`, which are counted on from it: column `i` of the result is `columns[i]` of both side by side. In
-    /// candle's operations: it is for single columns of what is small.
+    /// Columns of `self` and `other` `[rows, ..]`, which are counted on from it: column `i` of the result is
+    /// `columns[i]` of both side by side. In candle's operations: it is for single columns of what is small.
     pub fn select_columns(&self, other: &Value, columns: &[u32]) -> Result<Value> {
         let index = Tensor::from_slice(columns, columns.len(), self.device())?;
         through_candle(&[self, other], |t| Ok(Tensor::cat(t, 1)?.index_select(&index, 1)?))
     }
 
-    /// Some columns of a matrix as rows: row `i` of the result is column `columns[i]` of `self`. In candle's operations.
+    /// Some columns of a matrix as rows: row `i` of the result is column `columns[i]` of `self`. In candle's
+    /// operations.
     pub fn columns_as_rows(&self, columns: &[u32]) -> Result<Value> {
         let index = Tensor::from_slice(columns, columns.len(), self.device())?;
         through_candle(&[self], |t| Ok(t[0].index_select(&index, 1)?.t()?.contiguous()?))

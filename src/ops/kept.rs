@@ -29,8 +29,8 @@ pub(super) fn without_counting<T>(run: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Runs a pass and gives the bytes that it keeps for its backward pass: of tensors in main memory, each once, weights apart. `run` holds on to what it
-/// computed until the end.
+/// Runs a pass and gives the bytes that it keeps for its backward pass: of tensors in main memory, each once,
+/// weights apart. `run` holds on to what it computed until the end.
 pub fn count_kept<T>(run: impl FnOnce() -> Result<T>) -> Result<usize> {
     let before = COUNTED.replace(Some(HashMap::new()));
     let result = run();

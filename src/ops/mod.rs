@@ -1,11 +1,13 @@
 //! Differentiable operations that carry a transformer.
 //!
-//! candle drops the gradients of many of its fused operations without a word, computes those of frozen weights, clears and adds a tensor for each
-//! gradient on one thread, and keeps every operand until the loss is dropped. So the stream through a transformer is made of [`Value`]s, whose
-//! backward pass ([`backward`]) is ours: an operation keeps what its gradients need and no more, adds gradients in place, in parallel, with the same
-//! bits on any number of threads, and skips what is frozen. Beside each operation stands a reference in candle's own differentiable operations,
-//! which is the oracle of its tests and the path on devices for which no kernel is written. Losses are small and stay in candle's operations
-//! ([`Outputs`]). Nothing outside this module may call a candle function that loses gradients.
+//! candle drops the gradients of many of its fused operations without a word, computes those of frozen
+//! weights, clears and adds a tensor for each gradient on one thread, and keeps every operand until the loss
+//! is dropped. So the stream through a transformer is made of [`Value`]s, whose backward pass ([`backward`])
+//! is ours: an operation keeps what its gradients need and no more, adds gradients in place, in parallel,
+//! with the same bits on any number of threads, and skips what is frozen. Beside each operation stands a
+//! reference in candle's own differentiable operations, which is the oracle of its tests and the path on
+//! devices for which no kernel is written. Losses are small and stay in candle's operations ([`Outputs`]).
+//! Nothing outside this module may call a candle function that loses gradients.
 #![allow(unsafe_code)] // Here alone; each block says why it is sound.
 
 pub mod activation;

@@ -11,9 +11,11 @@ use super::kept;
 use super::products::{PackedWeight, Products};
 use crate::error::Result;
 
-/// A tensor of a pass, mostly `[rows, columns]`, and what it was made of where something that trains is part of it.
+/// A tensor of a pass, mostly `[rows, columns]`, and what it was made of where something that trains is part
+/// of it.
 ///
-/// Operations of this module take and give values. What is frozen is a value without a history, and costs nothing in the backward pass.
+/// Operations of this module take and give values. What is frozen is a value without a history, and costs
+/// nothing in the backward pass.
 #[derive(Debug, Clone)]
 pub struct Value {
     tensor: Tensor,
@@ -62,7 +64,8 @@ impl Value {
         Value { tensor, source: None, products: Products::Exact }
     }
 
-    /// A tensor that trains where it is a variable or was computed from variables by candle, a constant otherwise.
+    /// A tensor that trains where it is a variable or was computed from variables by candle, a constant
+    /// otherwise.
     pub fn of(tensor: &Tensor) -> Self {
         match tensor.track_op() {
             true => {
@@ -73,8 +76,8 @@ impl Value {
         }
     }
 
-    /// The same of a weight of the model, `[d_out, d_in]`: products with it are made in the precision that is set. `packed` is what it is packed to
-    /// for them, kept where its numbers never change.
+    /// The same of a weight of the model, `[d_out, d_in]`: products with it are made in the precision that is
+    /// set. `packed` is what it is packed to for them, kept where its numbers never change.
     pub fn weight(tensor: &Tensor, packed: Option<&Arc<PackedWeight>>) -> Self {
         let value = Value::of(tensor);
         let packed = packed.filter(|_| !value.is_tracked()).cloned();
@@ -182,9 +185,11 @@ impl From<Tensor> for Value {
     }
 }
 
-/// An operation in candle's own operations: the oracle of tests, the path of devices without a kernel, and enough for what is small.
+/// An operation in candle's own operations: the oracle of tests, the path of devices without a kernel, and
+/// enough for what is small.
 ///
-/// `run` is given the operands' tensors, those that train as variables, from which candle computes their gradients.
+/// `run` is given the operands' tensors, those that train as variables, from which candle computes their
+/// gradients.
 pub(super) fn through_candle(operands: &[&Value], run: impl FnOnce(&[Tensor]) -> Result<Tensor>) -> Result<Value> {
     let leaf = |operand: &&Value| -> Result<Tensor> {
         match operand.is_tracked() {

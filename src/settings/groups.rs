@@ -195,7 +195,7 @@ pub enum GradientCheckpointing {
     /// All that gradients are computed from
     #[default]
     Off,
-    /// The input of every block, which is run again: a fraction of the memory, about a third more time
+    /// The input of every block, which is run again: less memory, more time
     Blocks,
 }
 

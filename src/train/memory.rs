@@ -1,4 +1,5 @@
-//! The memory that a training run is expected to need, by what holds it: from the models' configurations, before any is read, or from the models.
+//! The memory that a training run is expected to need, by what holds it: from the models' configurations,
+//! before any is read, or from the models.
 
 use std::path::{Path, PathBuf};
 
@@ -115,7 +116,8 @@ impl Footprint {
         })
     }
 
-    /// Of a model that is not read yet, by its `config.json`. Adapters and heads, which are small, are left out; full weights that train are a copy of their own.
+    /// Of a model that is not read yet, by its `config.json`. Adapters and heads, which are small, are left
+    /// out; full weights that train are a copy of their own.
     pub fn before_reading(
         role: &'static str,
         folder: &Path,
@@ -156,7 +158,8 @@ pub fn check(models: &[Footprint], micro_batch_tokens: usize, sampler: (&Archite
     check_against(machine(), models, micro_batch_tokens, sampler)
 }
 
-/// The same of a run whose models are not read yet, by their configurations; nothing but the weights and their training is counted.
+/// The same of a run whose models are not read yet, by their configurations; nothing but the weights and
+/// their training is counted.
 pub fn check_before_reading(model: &ModelSettings, training: &TrainingSettings) -> Result<()> {
     let footprint = Footprint::before_reading("model", &model.model, &model.adapter, Some(training))?;
     let (_, architecture) = adapt::base(&model.model, &model.adapter)?;
@@ -223,10 +226,10 @@ const LEAST_TOKENS: u64 = 64;
 /// With fewer at a time than these, running blocks again costs less.
 const MANY_TOKENS: u64 = 512;
 
-/// The bytes held at the peak of a training step by what holds them, all numbers being `f32` but what is packed for products in bf16: each base
-/// model once, for each trained parameter its gradient, which those of all micro-batches are added to, and AdamW's two moments, what one micro-batch
-/// holds for its backward pass (models train in turn),
-/// and the keys and values of a sampler of this architecture.
+/// The bytes held at the peak of a training step by what holds them, all numbers being `f32` but what is
+/// packed for products in bf16: each base model once, for each trained parameter its gradient, which those of
+/// all micro-batches are added to, and AdamW's two moments, what one micro-batch holds for its backward pass
+/// (models train in turn), and the keys and values of a sampler of this architecture.
 pub fn expected(
     models: &[Footprint],
     micro_batch_tokens: usize,
@@ -262,15 +265,17 @@ pub fn expected(
     parts
 }
 
-/// The numbers a row that a block all of whose weights train keeps for its backward pass: what enters it, both norms' output and the sum between the
-/// sub-layers; queries, keys and values, what attention gives; and gate, input and output of the feed-forward's non-linearity.
+/// The numbers a row that a block all of whose weights train keeps for its backward pass: what enters it,
+/// both norms' output and the sum between the sub-layers; queries, keys and values, what attention gives; and
+/// gate, input and output of the feed-forward's non-linearity.
 fn kept_numbers(architecture: &Architecture) -> usize {
     let Architecture { d_model, d_ff, .. } = *architecture;
     let inner = if matches!(architecture.feed_forward, FeedForward::Plain(_)) { 2 * d_ff } else { 3 * d_ff };
     4 * d_model + 2 * architecture.query_width() + 2 * architecture.kv_width() + inner
 }
 
-/// The numbers a row that the backward pass of a block works with: the gradients of the feed-forward's rows and of the stream.
+/// The numbers a row that the backward pass of a block works with: the gradients of the feed-forward's rows
+/// and of the stream.
 fn working_numbers(architecture: &Architecture) -> usize {
     3 * architecture.d_ff + 3 * architecture.d_model
 }
@@ -302,7 +307,8 @@ mod tests {
             rounded: 0,
         };
         let check = |machine| check_against(machine, std::slice::from_ref(&model), 4096, (&architecture, 0));
-        // Weights, gradients and two moments are 160 MB, the process 100 MB; the pass keeps 9,216 bytes a token, 38 MB, or 4,000 bytes, 16 MB.
+        // Weights, gradients and two moments are 160 MB, the process 100 MB; the pass keeps 9,216 bytes a
+        // token, 38 MB, or 4,000 bytes, 16 MB.
         check(300_000_000).unwrap();
         let fault = |machine| check(machine).unwrap_err().to_string();
         let tokens = fault(270_000_000);

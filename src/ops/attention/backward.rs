@@ -18,14 +18,17 @@ pub(super) struct Gradients<'a> {
     pub values: Option<MatrixMut<'a>>,
 }
 
-/// With fewer tasks than this, blocks that share keys are divided. Fixed, so that sums do not depend on the number of threads.
+/// With fewer tasks than this, blocks that share keys are divided. Fixed, so that sums do not depend on the
+/// number of threads.
 const FEW_TASKS: usize = 16;
 
-/// Adds the gradients of `queries`, `keys` and `values`, given the result, its gradient and the logarithms of the forward pass.
+/// Adds the gradients of `queries`, `keys` and `values`, given the result, its gradient and the logarithms of
+/// the forward pass.
 ///
-/// Segments that share keys (a prompt's, by its answers) are worked on by one task for each head of keys, one after another: so
-/// that nothing is added to the same number twice at once, and always in the same order. Where that makes few tasks (one long document, a prefix
-/// that all segments see), the blocks are divided into parts, each with sums of its own for keys and values, which are then added in order.
+/// Segments that share keys (a prompt's, by its answers) are worked on by one task for each head of keys, one
+/// after another: so that nothing is added to the same number twice at once, and always in the same order.
+/// Where that makes few tasks (one long document, a prefix that all segments see), the blocks are divided
+/// into parts, each with sums of its own for keys and values, which are then added in order.
 pub(super) fn backward(operands: Operands, result: Matrix, gradient: Matrix, log_sums: &[f32], gradients: Gradients) {
     let kv_heads = operands.shape.kv_heads;
     let log_sums = Matrix::new(log_sums, operands.shape.heads, operands.queries.rows);

@@ -1,9 +1,10 @@
 //! Products whose operands are rounded to bf16 and whose sums are f32.
 //!
-//! Operands are rounded to nearest, ties to even, while they are packed into tiles of 1 KiB ([`pack`]); one of the kernels multiplies
-//! panels of tiles. All kernels read the same tiles, and in each every element of the result is a sum over `k` in an order that depends on
-//! `k` alone: not on the number of threads, nor on how many other rows there are. Bits are those of a kernel; between kernels sums are
-//! rounded in another order.
+//! Operands are rounded to nearest, ties to even, while they are packed into tiles of 1 KiB ([`pack`]); one
+//! of the kernels multiplies panels of tiles. All kernels read the same tiles, and in each every element of
+//! the result is a sum over `k` in an order that depends on `k` alone: not on the number of threads, nor on
+//! how many other rows there are. Bits are those of a kernel; between kernels sums are rounded in another
+//! order.
 
 mod amx;
 mod avx512;
@@ -30,7 +31,8 @@ pub enum Kernel {
     Avx512,
     /// The tile product in plain code: the oracle of the others, too slow for work.
     Scalar,
-    /// Products in f32 of rounded operands, where the processor has no instruction for bf16 that is faster than f32.
+    /// Products in f32 of rounded operands, where the processor has no instruction for bf16 that is faster
+    /// than f32.
     Widened,
 }
 
@@ -47,8 +49,8 @@ impl Kernel {
         }
     }
 
-    /// The fastest on this kind of processor. Intel's AVX512-BF16 is slower than its f32 (half of it on Sapphire Rapids), AMD's twice as
-    /// fast, so that the instruction alone does not decide.
+    /// The fastest on this kind of processor. Intel's AVX512-BF16 is slower than its f32 (half of it on
+    /// Sapphire Rapids), AMD's twice as fast, so that the instruction alone does not decide.
     pub fn fastest() -> Self {
         match () {
             () if amx::is_available() => Kernel::Amx,
@@ -79,10 +81,12 @@ impl fmt::Display for Kernel {
     }
 }
 
-/// The most of `k` in one block of sums: 32 columns of it stay in the first cache. Fixed, as it is part of the order of a sum.
+/// The most of `k` in one block of sums: 32 columns of it stay in the first cache. Fixed, as it is part of
+/// the order of a sum.
 const DEPTH: usize = 640;
 
-/// The most columns that are multiplied with all rows of a task before the next: their tiles stay in the second cache.
+/// The most columns that are multiplied with all rows of a task before the next: their tiles stay in the
+/// second cache.
 const WIDTH: usize = 512;
 
 /// The most rows of a task.
@@ -229,7 +233,8 @@ impl Product<'_> {
                 let width = WIDTH.min(columns.end - first);
                 for (panel, a) in tiles.chunks_exact(2 * steps).enumerate() {
                     let row = panel * SIDE;
-                    // SAFETY: within the block, which is the caller's own; the kernel is available, which was checked.
+                    // SAFETY: within the block, which is the caller's own; the kernel is available, which was
+                    // checked.
                     unsafe {
                         self.kernel.run(&Strip {
                             a,
