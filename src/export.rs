@@ -82,7 +82,7 @@ pub fn run(settings: &ExportSettings) -> Result<f32> {
         head: Head::AsFound,
         seed: common.seed,
     };
-    let model = Bases::new(Device::Cpu).load(&role)?;
+    let model = Bases::of(common, Device::Cpu).load(&role)?;
     let methods: Vec<&str> = model.adapters().iter().map(|adapter| adapter.method()).collect();
     let dtype = settings.dtype.map_or(model.folder().form.dtype, ElementType::dtype);
     Plan::new("export")

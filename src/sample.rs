@@ -97,7 +97,7 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
     let common = &settings.common;
     let prompt_length = prompt_length(common, &settings.sampling)?;
     let rows = TableRows::open(&settings.data)?.rows();
-    let (model, tokenizer) = load(&settings.model, &settings.users.adapters, common.seed)?;
+    let (model, tokenizer) = load(&settings.model, &settings.users.adapters, common)?;
     let stacks = users::stacks_of_rows(&settings.users, &settings.data)?;
     Plan::new("sample")
         .line("model", settings.model.model.display())
@@ -198,16 +198,20 @@ pub(crate) fn prompt_length(common: &CommonSettings, sampling: &SamplingSettings
 }
 
 /// A frozen language model with its tokenizer, and the adapters of users on top of it.
-pub(crate) fn load(settings: &ModelSettings, users: &[NamedFolder], seed: u64) -> Result<(Model, Tokenizer)> {
+pub(crate) fn load(
+    settings: &ModelSettings,
+    users: &[NamedFolder],
+    common: &CommonSettings,
+) -> Result<(Model, Tokenizer)> {
     let tokenizer = adapt::tokenizer(&settings.model, &settings.adapter)?;
     let role = Role {
         folder: &settings.model,
         adapters: &settings.adapter,
         training: Training::Frozen,
         head: Head::Language,
-        seed,
+        seed: common.seed,
     };
-    let model = Bases::new(Device::Cpu).load_with_users(&role, users)?;
+    let model = Bases::of(common, Device::Cpu).load_with_users(&role, users)?;
     Ok((model, tokenizer))
 }
 

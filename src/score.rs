@@ -122,7 +122,7 @@ pub fn run(settings: &ScoreSettings) -> Result<ScoreReport> {
     let row_count = rows.rows();
     let stored = check_columns(settings, &rows)?;
     let tokenizer = adapt::tokenizer(&settings.model.model, &settings.model.adapter)?;
-    let model = load(&settings.model, &settings.users.adapters, common.seed)?;
+    let model = load(&settings.model, &settings.users.adapters, common)?;
     let stacks = users::stacks_of_rows(&settings.users, &settings.data)?;
     if settings.best && model.head().is_none() {
         bail!(
@@ -226,15 +226,15 @@ fn say(report: &ScoreReport, settings: &ScoreSettings) {
 }
 
 /// A frozen model, with its scalar head where it has one, and the adapters of users on top of it.
-fn load(settings: &ModelSettings, users: &[NamedFolder], seed: u64) -> Result<Model> {
+fn load(settings: &ModelSettings, users: &[NamedFolder], common: &CommonSettings) -> Result<Model> {
     let role = Role {
         folder: &settings.model,
         adapters: &settings.adapter,
         training: Training::Frozen,
         head: Head::AsFound,
-        seed,
+        seed: common.seed,
     };
-    Bases::new(Device::Cpu).load_with_users(&role, users)
+    Bases::of(common, Device::Cpu).load_with_users(&role, users)
 }
 
 /// The schema of all files, as the output has one: refuses files that differ, and columns that are there already.

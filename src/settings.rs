@@ -61,9 +61,9 @@ use crate::files::write_atomically;
 
 pub use flags::{Flags, Program};
 pub use groups::{
-    CheckpointSettings, CommonSettings, ElementType, EpsilonPlace, ExampleSettings, GradientCheckpointing, Interval,
-    ModelSettings, OptimizerSettings, Precision, SHUFFLE_WINDOW, ScheduleShape, TrainingSettings, at_least_one,
-    below_one, learning_rate_help, not_negative, ratio,
+    BasePrecision, CheckpointSettings, CommonSettings, ElementType, EpsilonPlace, ExampleSettings,
+    GradientCheckpointing, Interval, ModelSettings, OptimizerSettings, Precision, SHUFFLE_WINDOW, ScheduleShape,
+    TrainingSettings, at_least_one, below_one, learning_rate_help, not_negative, ratio,
 };
 pub use methods::{
     BiasGroup, BottleneckSettings, LoraBias, LoraInit, LoraSettings, Method, MethodSettings, Methods, Pattern,

@@ -29,7 +29,7 @@ pub struct Bitfit {
 
 /// A method's bias of a norm of this name.
 pub fn norm_bias(tensors: &Weights, name: &str) -> Option<NormChange> {
-    let bias = tensors.find(&format!("{name}.bias")).map(ops::Value::of);
+    let bias = tensors.find(&format!("{name}.bias")).map(ops::Value::from);
     bias.map(|bias| NormChange { weight: None, bias: Some(bias) })
 }
 
@@ -47,7 +47,7 @@ impl Bitfit {
         let mut new = Vec::new();
         for (name, width) in places(base.architecture(), groups) {
             let bias = match base.model.weights().find(&name) {
-                Some(bias) => bias.clone(),
+                Some(bias) => bias,
                 None => {
                     new.push(name.clone());
                     Tensor::zeros(width, DType::F32, base.device())?
@@ -68,7 +68,7 @@ impl Bitfit {
         for (name, width) in places(base.architecture(), &[BiasGroup::All]) {
             if let Some(bias) = files.take_if_of_shape(&name, &[width])? {
                 tensors.set(&name, bias);
-                if base.model.weights().find(&name).is_none() {
+                if !base.model.weights().has(&name) {
                     new.push(name);
                 }
             }
@@ -113,7 +113,7 @@ fn places(architecture: &Architecture, groups: &[BiasGroup]) -> Vec<(String, usi
 impl Adapter for Bitfit {
     fn linear(&self, name: &str) -> Option<LinearChange> {
         let bias = self.tensors.find(&format!("{name}.bias"))?;
-        Some(LinearChange { bias: Some(ops::Value::of(bias)), ..LinearChange::default() })
+        Some(LinearChange { bias: Some(ops::Value::from(bias)), ..LinearChange::default() })
     }
 
     fn norm(&self, name: &str) -> Option<NormChange> {
@@ -121,7 +121,7 @@ impl Adapter for Bitfit {
     }
 
     fn parameters(&self) -> usize {
-        self.new.iter().filter_map(|name| self.tensors.find(name)).map(Tensor::elem_count).sum()
+        self.new.iter().filter_map(|name| self.tensors.find(name)).map(|bias| bias.elem_count()).sum()
     }
 
     fn trainable_parameters(&self) -> Vec<Parameter> {
@@ -146,7 +146,7 @@ impl Adapter for Bitfit {
     }
 
     fn merge(&self, weights: &Weights) -> Result<Weights> {
-        if let Some(name) = self.new.iter().find(|name| self.tensors.find(name).is_some()) {
+        if let Some(name) = self.new.iter().find(|name| self.tensors.has(name)) {
             bail!(
                 "\"{name}\" is a bias that the base model's family has no place for, so that bitfit cannot be folded into its weights; keep the adapter"
             );
@@ -158,7 +158,7 @@ impl Adapter for Bitfit {
 
     fn save(&self, folder: &Path, saving: &Saving) -> Result<()> {
         let tensors: BTreeMap<String, Tensor> =
-            self.tensors.iter().map(|(name, bias)| (peft::key(name), bias.clone())).collect();
+            self.tensors.iter().map(|(name, bias)| (peft::key(name), bias)).collect();
         peft::write(folder, json!({ "peft_type": "BITFIT" }), tensors, saving)
     }
 }

@@ -83,7 +83,7 @@ impl Bottleneck {
     }
 
     fn adapt(&self, layer: usize, which: SubLayer, x: &Value) -> Result<Option<Value>> {
-        let part = |part: &str| self.tensors.find(&name(layer, which, part)).map(Value::of);
+        let part = |part: &str| self.tensors.find(&name(layer, which, part)).map(Value::from);
         let (Some(down), Some(up)) = (part("down.weight"), part("up.weight")) else { return Ok(None) };
         let inner = ops::linear(x, &down, part("down.bias").as_ref())?; // [rows, bottleneck]
         let inner = ops::activate(&inner, self.activation)?;
@@ -126,7 +126,7 @@ fn add_norms(tensors: &mut Weights, base: &Base) -> Result<()> {
             for part in ["weight", "bias"] {
                 let name = format!("{module}.{part}");
                 if let Some(values) = base.model.weights().find(&name) {
-                    tensors.set(&name, values.clone());
+                    tensors.set(&name, values);
                 }
             }
         }
@@ -136,7 +136,7 @@ fn add_norms(tensors: &mut Weights, base: &Base) -> Result<()> {
 
 impl Adapter for Bottleneck {
     fn norm(&self, name: &str) -> Option<NormChange> {
-        let part = |part: &str| self.tensors.find(&format!("{name}.{part}")).map(Value::of);
+        let part = |part: &str| self.tensors.find(&format!("{name}.{part}")).map(Value::from);
         let (weight, bias) = (part("weight"), part("bias"));
         (weight.is_some() || bias.is_some()).then_some(NormChange { weight, bias })
     }

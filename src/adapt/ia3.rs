@@ -119,7 +119,7 @@ impl Ia3 {
         Ok(ia3)
     }
 
-    fn linears(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+    fn linears(&self) -> impl Iterator<Item = (&str, Tensor)> {
         self.tensors.iter().filter_map(|(key, vector)| Some((key.strip_suffix(".ia3_l")?, vector)))
     }
 }
@@ -132,7 +132,7 @@ impl Adapter for Ia3 {
 
     fn linear(&self, name: &str) -> Option<LinearChange> {
         let mut change = whole::linear(&self.tensors, name);
-        let vector = self.tensors.find(&vector_key(name)).map(ops::Value::of);
+        let vector = self.tensors.find(&vector_key(name)).map(ops::Value::from);
         match self.feed_forward.contains(name) {
             true => change.input_scale = vector,
             false => change.output_scale = vector,
@@ -171,13 +171,13 @@ impl Adapter for Ia3 {
         for (name, vector) in self.linears() {
             let key = if name == self.output.module { self.output.tensor.clone() } else { format!("{name}.weight") };
             // Nothing reads an output matrix that a classifier's folder lacks.
-            let Some(weight) = merged.find(&key).cloned() else { continue };
+            let Some(weight) = merged.find(&key) else { continue };
             let is_feed_forward = self.feed_forward.contains(name);
             let vector = vector.detach();
             let factor = if is_feed_forward { vector.unsqueeze(0)? } else { vector.unsqueeze(1)? };
             merged.set(&key, weight.broadcast_mul(&factor)?);
             let bias = format!("{name}.bias");
-            if let (false, Some(own)) = (is_feed_forward, merged.find(&bias).cloned()) {
+            if let (false, Some(own)) = (is_feed_forward, merged.find(&bias)) {
                 merged.set(&bias, own.mul(&vector)?);
             }
         }
@@ -192,7 +192,7 @@ impl Adapter for Ia3 {
             tensors.insert(peft::key(&vector_key(name)), vector);
         }
         for (name, tensor) in self.tensors.iter().filter(|(name, _)| !name.ends_with(".ia3_l")) {
-            tensors.insert(peft::key(name), self.shape.on_disk(name, tensor)?);
+            tensors.insert(peft::key(name), self.shape.on_disk(name, &tensor)?);
         }
         let (output, linears): (Vec<&str>, Vec<&str>) =
             self.linears().map(|(name, _)| name).partition(|name| *name == self.output.module);

@@ -140,7 +140,7 @@ impl Lora {
                 self.output.module
             );
         }
-        self.add_update(&self.output.module.clone(), base.model.transformer().output().clone(), base)
+        self.add_update(&self.output.module.clone(), base.model.transformer().output().to_tensor()?, base)
     }
 
     /// A new update of a linear `[d_out, d_in]` of this name.
@@ -198,8 +198,8 @@ impl Lora {
 
     /// Biases that train beside the updates; only those that the model has, as in PEFT.
     fn add_biases(&mut self, base: &Base) -> Result<()> {
-        let wanted: Vec<String> = (base.model.weights().iter())
-            .filter_map(|(name, _)| name.strip_suffix(".bias"))
+        let wanted: Vec<String> = (base.model.weights().names())
+            .filter_map(|name| name.strip_suffix(".bias"))
             .filter(|module| match self.settings.lora_bias {
                 LoraBias::None => false,
                 LoraBias::All => true,
@@ -217,7 +217,7 @@ impl Lora {
     fn add_modules(&mut self, base: &Base) -> Result<()> {
         let whole = whole::new(&self.settings.modules_to_save, base)?;
         for (name, tensor) in whole.iter() {
-            self.tensors.set(name, tensor.clone());
+            self.tensors.set(name, tensor);
         }
         Ok(())
     }
@@ -231,7 +231,7 @@ impl Lora {
     }
 
     fn update(&self, tensors: &Weights, name: &str, scale: f64) -> Option<LowRankChange> {
-        let (down, up) = (Value::of(tensors.find(&down_key(name))?), Value::of(tensors.find(&up_key(name))?));
+        let (down, up) = (Value::from(tensors.find(&down_key(name))?), Value::from(tensors.find(&up_key(name))?));
         Some(LowRankChange { down, up, scale, dropout: self.settings.lora_dropout })
     }
 
@@ -245,7 +245,7 @@ impl Lora {
     /// The adapter as PEFT has it: an update that started from principal components becomes one of twice the rank on the original weights.
     fn without_start(&self) -> Result<Self> {
         let mut plain = Lora { start: Weights::default(), ..self.clone() };
-        if self.start.iter().next().is_none() {
+        if self.start.names().next().is_none() {
             return Ok(plain);
         }
         for name in self.scales.keys() {
@@ -295,7 +295,7 @@ impl Lora {
 impl Adapter for Lora {
     fn embedding(&self) -> Option<EmbeddingChange> {
         let name = &self.embedding;
-        let part = |part: &str| self.tensors.find(&format!("{name}.lora_embedding_{part}")).map(Value::of);
+        let part = |part: &str| self.tensors.find(&format!("{name}.lora_embedding_{part}")).map(Value::from);
         let low_rank = part("A").zip(part("B")).zip(self.scales.get(name));
         let low_rank = low_rank.map(|((down, up), &scale)| LowRankChange { down, up, scale, dropout: 0.0 });
         let rows = self.tokens.of_embedding(&self.tensors);
@@ -304,7 +304,7 @@ impl Adapter for Lora {
     }
 
     fn linear(&self, name: &str) -> Option<LinearChange> {
-        let magnitude = self.tensors.find(&magnitude_key(name)).map(Value::of);
+        let magnitude = self.tensors.find(&magnitude_key(name)).map(Value::from);
         let own = whole::linear(&self.tensors, name);
         let mut change = LinearChange { low_rank: self.updates(name), magnitude, ..own };
         if name == self.output.module {
@@ -355,7 +355,7 @@ impl Adapter for Lora {
         for name in self.scales.keys().filter(|name| **name != self.embedding) {
             let key = if *name == self.output.module { self.output.tensor.clone() } else { format!("{name}.weight") };
             // Nothing reads an output matrix that a classifier's folder lacks.
-            let Some(mut weight) = merged.find(&key).cloned() else { continue }; // [d_out, d_in]
+            let Some(mut weight) = merged.find(&key) else { continue }; // [d_out, d_in]
             let mut factor = None;
             for update in self.updates(name) {
                 if let Some(magnitude) = self.tensors.find(&magnitude_key(name)) {
@@ -384,7 +384,7 @@ impl Adapter for Lora {
         let plain = self.without_start()?;
         let mut tensors = BTreeMap::new();
         for (name, tensor) in plain.tensors.iter() {
-            tensors.insert(self.key(name), self.shape.on_disk(name, tensor)?);
+            tensors.insert(self.key(name), self.shape.on_disk(name, &tensor)?);
         }
         tensors.extend(self.copies_of_tied(&plain.tensors)?);
         peft::write(folder, plain.config(saving), tensors, saving)

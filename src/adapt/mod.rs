@@ -39,8 +39,9 @@ use crate::model::sites::Stack;
 use crate::model::tying::are_equal;
 use crate::model::weight_files;
 use crate::model::weights::{Weights, embedding_name, output_name};
+use crate::ops::BaseForm;
 use crate::remote::hub;
-use crate::settings::{GradientCheckpointing, Method, TrainingSettings};
+use crate::settings::{CommonSettings, GradientCheckpointing, Method, TrainingSettings};
 use base::Base;
 use bitfit::Bitfit;
 use bottleneck::Bottleneck;
@@ -97,6 +98,7 @@ pub struct Role<'a> {
 /// The base models read so far, without adapters: roles on the same folder share one copy.
 pub struct Bases {
     device: Device,
+    form: BaseForm,
     /// By the base's folder and those of the adapters that brought tables in place of its own.
     read: HashMap<Vec<PathBuf>, Model>,
 }
@@ -108,9 +110,14 @@ struct Read {
 }
 
 impl Bases {
-    /// No base yet; models will be read onto `device`.
+    /// No base yet; models will be read onto `device`, their matrices as they are stored.
     pub fn new(device: Device) -> Self {
-        Bases { device, read: HashMap::new() }
+        Bases { device, form: BaseForm::Stored, read: HashMap::new() }
+    }
+
+    /// The same, their matrices as a program's settings say.
+    pub fn of(common: &CommonSettings, device: Device) -> Self {
+        Bases { form: common.base_precision.form(), ..Bases::new(device) }
     }
 
     /// Reads one model in one role.
@@ -124,6 +131,13 @@ impl Bases {
             }
             _ => WithoutWeights::Refuse,
         };
+        if let (Training::With(settings), BaseForm::Quantised(form)) = (role.training, self.form)
+            && settings.method.is_full()
+        {
+            bail!(
+                "--base-precision {form}: quantised weights cannot train, and with --method full all of them do; leave it out, or train a lightweight method"
+            );
+        }
         let base = self.base(&base_folder, without_weights)?;
         let (bare, read) = self.read_adapters(base, &base_folder, &adapter_folders, role)?;
         let base = Base { model: &bare, seed: role.seed };
@@ -160,7 +174,7 @@ impl Bases {
             }
             return Ok(base.clone());
         }
-        let (folder, architecture, weights) = folder::open(folder, without_weights, &self.device)?;
+        let (folder, architecture, weights) = folder::open(folder, without_weights, self.form, &self.device)?;
         let base = Model::new(Arc::new(folder), Arc::new(architecture), Arc::new(weights), Vec::new(), None)?;
         self.read.insert(key, base.clone());
         Ok(base)
@@ -215,10 +229,10 @@ impl Bases {
         }
         let in_adapters = read.iter().rev().find_map(|read| read.head.clone());
         let found = match in_adapters {
-            Some(head) => Some(head.completed_by(architecture, |name| base.weights().find(name).cloned())),
+            Some(head) => Some(head.completed_by(architecture, |name| base.weights().find(name))),
             None => {
                 let (form, pad) = (Form::read(&base.folder().path)?, base.folder().pad_token_id());
-                let found = head::Head::find(architecture, form, pad, |name| base.weights().find(name).cloned());
+                let found = head::Head::find(architecture, form, pad, |name| base.weights().find(name));
                 found.map(|head| head.with_labels_of(&base.folder().config))
             }
         };
@@ -259,7 +273,7 @@ impl Bases {
             labels: names,
             seed: role.seed,
         };
-        head::Head::new(architecture, &new, |name| base.weights().find(name).cloned(), &self.device).map(Some)
+        head::Head::new(architecture, &new, |name| base.weights().find(name), &self.device).map(Some)
     }
 }
 
@@ -275,7 +289,7 @@ fn trained_as(model: Model, settings: &TrainingSettings) -> Model {
 fn check_language_model(base: &Model, source: &Path) -> Result<()> {
     resolve::refuse_encoder(base.architecture(), source)?;
     if let Some(name) = output_name(base.architecture())
-        && base.weights().find(name).is_none()
+        && !base.weights().has(name)
     {
         bail!(
             "{}: tensor \"{name}\" is missing, so this is a classifier, which cannot write answers; give a language model",
@@ -342,7 +356,7 @@ fn merged_weights(model: &Model, stack: &[Arc<dyn Adapter>], has_head: bool) -> 
     if unties {
         // What changes one of the two need not change the other.
         architecture.tied_output = false;
-        weights.set(architecture.names.output, model.transformer().output().detach());
+        weights.set_same(architecture.names.output, &embedding_name(&architecture))?;
     }
     let unfolded = weights.clone();
     for adapter in stack {
@@ -354,7 +368,7 @@ fn merged_weights(model: &Model, stack: &[Arc<dyn Adapter>], has_head: bool) -> 
         architecture.tied_output = true;
         weights.remove(output);
     }
-    let names: Vec<String> = weights.iter().map(|(name, _)| name.clone()).collect();
+    let names: Vec<String> = weights.names().cloned().collect();
     for name in names {
         let is_output = output_name(&architecture) == Some(name.as_str());
         if is_head_tensor(&architecture, &name) || is_output && has_head {

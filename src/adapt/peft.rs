@@ -203,7 +203,7 @@ impl AdapterFiles {
         let mut modules = name.match_indices('.').map(|(end, _)| &name[..end]);
         let of_base = |module: &&str| {
             let tensors = ["weight", "bias"].map(|part| format!("{module}.{part}"));
-            base.weights().iter().any(|(name, _)| tensors.contains(name))
+            base.weights().names().any(|name| tensors.contains(name))
                 || *module == base.architecture().names.output_module
         };
         let Some(module) = modules.find(of_base) else {

@@ -104,7 +104,7 @@ impl PrefixTuning {
     /// The whole prefix, `[virtual tokens, 2 layers * kv_heads * head_dim]`.
     fn matrix(&self) -> Result<Value> {
         if let Some(matrix) = self.tensors.find(KEY) {
-            return Ok(Value::of(matrix));
+            return Ok(Value::from(matrix));
         }
         let get = |name: &str| self.tensors.get(name).map(Value::from);
         let [weight, bias, out_weight, out_bias] = PROJECTION.map(get);

@@ -84,7 +84,7 @@ impl Adapter for Probing {
     }
 
     fn last_block(&self, x: Value) -> Result<Value> {
-        let find = |name: &str| self.tensors.find(name).map(Value::of);
+        let find = |name: &str| self.tensors.find(name).map(Value::from);
         let [Some(weight), Some(bias)] = OUT.map(find) else { return Ok(x) };
         let inner = match HIDDEN.map(find) {
             [Some(weight), bias] => ops::activate(&ops::linear(&x, &weight, bias.as_ref())?, Activation::Tanh)?,
@@ -115,7 +115,7 @@ impl Adapter for Probing {
 
     fn save(&self, folder: &Path, saving: &Saving) -> Result<()> {
         let tensors: BTreeMap<String, Tensor> =
-            self.tensors.iter().map(|(name, tensor)| (peft::key(name), tensor.clone())).collect();
+            self.tensors.iter().map(|(name, tensor)| (peft::key(name), tensor)).collect();
         peft::write(folder, json!({ "peft_type": "PROBING", "layer": self.layer }), tensors, saving)
     }
 }

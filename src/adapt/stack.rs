@@ -53,11 +53,13 @@ pub fn fold_together(
     for (key, name) in of_blocks.chain(output) {
         let changes: Vec<LinearChange> = stack.iter().filter_map(|adapter| adapter.linear(&name)).collect();
         // Nothing reads an output matrix that a classifier's folder lacks.
-        let Some(weight) = unfolded.find(&key).filter(|_| changes.len() > 1) else { continue };
+        if changes.len() < 2 || !unfolded.has(&key) {
+            continue;
+        }
         let bias_key = format!("{name}.bias");
-        let (weight, bias) = (Value::of(weight), unfolded.find(&bias_key).map(Value::of));
+        let (weight, bias) = (unfolded.matrix(&key)?, unfolded.find(&bias_key).map(Value::from));
         let linear = folded(&Linear { name, weight, bias }, &changes)?;
-        weights.set(&key, linear.weight.tensor().clone());
+        weights.set(&key, linear.weight.to_tensor()?);
         linear.bias.iter().for_each(|bias| weights.set(&bias_key, bias.tensor().clone()));
     }
     Ok(())

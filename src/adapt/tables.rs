@@ -111,7 +111,10 @@ pub fn take(files: &mut AdapterFiles, base: &Model, adapter: usize) -> Result<Op
             missing.module
         )
     };
-    let transformer = base.transformer();
+    if rows == known && embedding.base.is_none() && output.base.is_none() {
+        return Ok(None);
+    }
+    let own_embeddings = base.transformer().embeddings().to_tensor()?;
     if architecture.tied_output || !architecture.causal {
         if let (Some(a), Some(b)) = (&embedding.base, &output.base)
             && !are_equal(a, b)?
@@ -127,18 +130,19 @@ pub fn take(files: &mut AdapterFiles, base: &Model, adapter: usize) -> Result<Op
             own: embedding.own.clone().or(output.own.clone()),
             ..Found::default()
         };
-        let Some(table) = one.grown(transformer.embeddings(), rows)? else { return grown(&embedding).map(Some) };
-        let is_new = !are_equal(&table, transformer.embeddings())?;
+        let Some(table) = one.grown(&own_embeddings, rows)? else { return grown(&embedding).map(Some) };
+        let is_new = !are_equal(&table, &own_embeddings)?;
         return Ok(is_new.then_some(NewTables { adapter, embedding: table, output: None }));
     }
-    let Some(table) = embedding.grown(transformer.embeddings(), rows)? else { return grown(&embedding).map(Some) };
-    let mut is_new = !are_equal(&table, transformer.embeddings())?;
+    let Some(table) = embedding.grown(&own_embeddings, rows)? else { return grown(&embedding).map(Some) };
+    let mut is_new = !are_equal(&table, &own_embeddings)?;
     let mut matrix = None;
     // A classifier may be without an output matrix, and nothing reads one under a head.
     if base.has_output_matrix() {
-        matrix = output.grown(transformer.output(), rows)?;
+        let own = base.transformer().output().to_tensor()?;
+        matrix = output.grown(&own, rows)?;
         match &matrix {
-            Some(matrix) => is_new |= !are_equal(matrix, transformer.output())?,
+            Some(matrix) => is_new |= !are_equal(matrix, &own)?,
             None if files.config().text("task_type", "")? == "SEQ_CLS" => {}
             None => return grown(&output).map(Some),
         }

@@ -168,7 +168,7 @@ impl TokenRows {
 
     fn change(&self, tensors: &Weights, module: &str) -> Option<RowsChange> {
         let ids = self.ids.get(module)?.clone();
-        Some(RowsChange { ids, values: ops::Value::of(tensors.find(&self.key(module))?) })
+        Some(RowsChange { ids, values: ops::Value::from(tensors.find(&self.key(module))?) })
     }
 
     /// The rows in place of the token embeddings'.
@@ -187,7 +187,7 @@ impl TokenRows {
         for (name, rows) in [(&embedding, self.of_embedding(tensors)), (&output.tensor, self.of_output(tensors))] {
             if let (Some(RowsChange { ids, values }), Some(table)) = (rows, merged.find(name)) {
                 let rows = RowsChange { ids, values: values.detach() };
-                merged.set(name, rows.applied(table)?);
+                merged.set(name, rows.applied(&table)?);
             }
         }
         Ok(())
@@ -272,7 +272,7 @@ impl Adapter for TrainableTokens {
 
     fn save(&self, folder: &Path, saving: &Saving) -> Result<()> {
         let mut tensors: BTreeMap<String, Tensor> =
-            self.tensors.iter().map(|(name, tensor)| (peft::key(name), tensor.clone())).collect();
+            self.tensors.iter().map(|(name, tensor)| (peft::key(name), tensor)).collect();
         if let Some((of, to)) = self.rows.copies() {
             tensors.insert(peft::key(&to), self.tensors.get(&of)?);
         }

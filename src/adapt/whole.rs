@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::model::adapter::{EmbeddingChange, LinearChange, NormChange};
 use crate::model::architecture::{Architecture, Positions};
 use crate::model::weights::{Role, Stored, TensorSpec, Weights, embedding_name, output_name, tensor_specs};
-use crate::ops::Value;
+use crate::ops::{Value, Weight};
 
 /// The tensors that an adapter may have whole, by their names in `transformers`: all but tables of positions and of kinds of tokens, at which
 /// no adapter changes the forward pass.
@@ -74,9 +74,9 @@ pub fn new(modules: &[String], base: &Base) -> Result<Weights> {
             let transformer = base.model.transformer();
             let tensor = match &spec.name {
                 name if name.trim_end_matches(".weight") == architecture.names.output_module => {
-                    transformer.output().clone()
+                    transformer.output().to_tensor()?
                 }
-                name if *name == embedding_name(architecture) => transformer.embeddings().clone(),
+                name if *name == embedding_name(architecture) => transformer.embeddings().to_tensor()?,
                 name => base.model.weights().get(name)?,
             };
             tensors.set(&spec.name, tensor.copy()?);
@@ -88,13 +88,14 @@ pub fn new(modules: &[String], base: &Base) -> Result<Weights> {
 /// What they make of a linear.
 pub fn linear(tensors: &Weights, name: &str) -> LinearChange {
     let part = |part: &str| tensors.find(&format!("{name}.{part}"));
-    let weight = part("weight").map(|weight| Value::weight(weight, None));
-    LinearChange { weight, bias: part("bias").map(Value::of), ..LinearChange::default() }
+    let weight = part("weight").map(|weight| Weight::new(&weight, None));
+    LinearChange { weight, bias: part("bias").map(Value::from), ..LinearChange::default() }
 }
 
 /// What they make of a norm.
 pub fn norm(tensors: &Weights, name: &str) -> Option<NormChange> {
-    let LinearChange { weight, bias, .. } = linear(tensors, name);
+    let part = |part: &str| tensors.find(&format!("{name}.{part}")).map(Value::from);
+    let (weight, bias) = (part("weight"), part("bias"));
     (weight.is_some() || bias.is_some()).then_some(NormChange { weight, bias })
 }
 
@@ -105,7 +106,7 @@ pub fn embedding(tensors: &Weights, name: &str) -> EmbeddingChange {
 
 /// Puts them in place of the base's. An output matrix that the base lacks, as under a head, is left out.
 pub fn set(weights: &mut Weights, tensors: &Weights, output: &targets::Output) {
-    let names: Vec<String> = weights.iter().map(|(name, _)| name.clone()).collect();
+    let names: Vec<String> = weights.names().cloned().collect();
     for name in names {
         let module = if name == output.tensor { &output.module_weight } else { &name };
         if let Some(tensor) = tensors.find(module) {

@@ -73,14 +73,13 @@ fn tokenizer_and_text<'a>(settings: &'a PromptSettings, base: &Base) -> Result<(
 
 /// The embeddings that virtual tokens start from, `[virtual tokens, d_model]`.
 pub fn embeddings(settings: &PromptSettings, base: &Base, name: &str) -> Result<Tensor> {
-    let table = base.model.transformer().embeddings().detach(); // [vocabulary, d_model]
+    let table = base.model.transformer().embeddings(); // [vocabulary, d_model]
     let shape = [settings.num_virtual_tokens, base.architecture().d_model];
     let scale = base.architecture().embedding_scale.unwrap_or(1.0);
     if let Some(words) = words(settings, base, name)? {
         let mean = |tokens: &Vec<u32>| -> Result<Tensor> {
-            let ids = Tensor::from_slice(tokens, tokens.len(), base.device())?;
             // Virtual tokens stand where words do after their scaling.
-            Ok(table.index_select(&ids, 0)?.mean_keepdim(0)?.affine(scale, 0.0)?)
+            Ok(table.select_rows(tokens)?.tensor().mean_keepdim(0)?.affine(scale, 0.0)?)
         };
         return Ok(Tensor::cat(&words.iter().map(mean).collect::<Result<Vec<_>>>()?, 0)?);
     }
@@ -88,6 +87,7 @@ pub fn embeddings(settings: &PromptSettings, base: &Base, name: &str) -> Result<
         return Ok(Tensor::zeros(&shape, DType::F32, base.device())?);
     }
     // At the table's own scale; PEFT's standard normal numbers are some fifty times larger than a word's embedding.
+    let table = table.to_tensor()?;
     let mean = f64::from(table.mean_all()?.to_scalar::<f32>()?);
     let deviation = f64::from(table.affine(1.0, -mean)?.sqr()?.mean_all()?.to_scalar::<f32>()?).sqrt();
     Ok(random::normal(&mut base.stream(name), &shape, scale * deviation, base.device())?.affine(1.0, scale * mean)?)

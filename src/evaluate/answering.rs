@@ -81,7 +81,7 @@ impl<'a> Answering<'a> {
         let folder = ModelSettings { model: model.folder.clone(), adapter: Vec::new() };
         let name = model.name.clone();
         let adapters = asking.users.map_or(&[][..], |(_, users)| &users.adapters);
-        let (model, tokenizer) = sample::load(&folder, adapters, asking.common.seed)?;
+        let (model, tokenizer) = sample::load(&folder, adapters, asking.common)?;
         let stacks = match asking.users {
             Some((data, users)) if !users.adapters.is_empty() => {
                 users::stacks_of_rows(users, Pattern::evaluation(data))?

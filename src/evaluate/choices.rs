@@ -33,7 +33,7 @@ pub fn log_probs(
         return Ok(Found::default());
     }
     let folder = ModelSettings { model: model.folder.clone(), adapter: Vec::new() };
-    let (name, (model, tokenizer)) = (&model.name, sample::load(&folder, &[], common.seed)?);
+    let (name, (model, tokenizer)) = (&model.name, sample::load(&folder, &[], common)?);
     let mut truncation = Truncation::default();
     let reader = AnswerReader { tokenizer: &tokenizer, is_encoder: false, max_length: common.max_length };
     let tree = |question| reader.answered(question, |_| Ending::AsIs, &mut truncation);

@@ -84,7 +84,7 @@ fn measure(
     progress: &mut Progress,
 ) -> Result<OfModel> {
     let folder = ModelSettings { model: model.folder.clone(), adapter: Vec::new() };
-    let (name, (model, tokenizer)) = (&model.name, sample::load(&folder, &[], common.seed)?);
+    let (name, (model, tokenizer)) = (&model.name, sample::load(&folder, &[], common)?);
     let longest = model.architecture().longest().unwrap_or(usize::MAX).min(common.max_length);
     let mut truncation = Truncation::default();
     let read = texts.iter().map(|text| tokenizer.held_out(text, longest, &mut truncation));

@@ -47,7 +47,7 @@ pub(super) fn rewards(
     cuts: &mut Cuts,
 ) -> Result<ByModel<f64>> {
     let CommonSettings { max_length, tokens_per_batch, seed, .. } = *common;
-    let model = RewardModel::load(folder, &mut Bases::new(Device::Cpu), max_length, seed)?;
+    let model = RewardModel::load(folder, &mut Bases::of(common, Device::Cpu), max_length, seed)?;
     let mut model = model.reading_as_is(as_is);
     let prompt = |question: &Question| Prompt::new(question.prompt.clone(), question.origin.clone());
     let prompts: Vec<Prompt> = questions.iter().map(prompt).collect();

@@ -245,7 +245,6 @@ fn policies_are_measured_by_their_distance_from_the_base_model() {
     let base = random_model(folder.path(), false);
     random_model(folder.path(), true);
     let policy = random_model_in(folder.path().join("run/policies/step-000010"), false, 0.3, 9);
-    let load = |folder: &Path| sample::load(&ModelSettings { model: folder.into(), adapter: Vec::new() }, &[], 0);
     let flags = [
         "--models",
         "base=FOLDER/model",
@@ -256,8 +255,11 @@ fn policies_are_measured_by_their_distance_from_the_base_model() {
         "--reward-model",
         "FOLDER/reward-model",
     ];
-    let evaluation = evaluate(&settings(folder.path(), &flags)).unwrap().evaluation.unwrap();
+    let asked = settings(folder.path(), &flags);
+    let evaluation = evaluate(&asked).unwrap().evaluation.unwrap();
     assert_eq!(evaluation.models[1].name, "step-000010");
+    let load =
+        |folder: &Path| sample::load(&ModelSettings { model: folder.into(), adapter: Vec::new() }, &[], &asked.common);
     let (base, tokenizer) = load(&base).unwrap();
     let (policy, _) = load(&policy).unwrap();
     let settings_of = settings(folder.path(), &flags);

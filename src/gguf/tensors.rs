@@ -10,6 +10,7 @@ use super::container::{Gguf, TensorInfo};
 use crate::bail;
 use crate::error::{Error, Result};
 use crate::limits;
+use crate::ops::{Compact, CompactBuilder, CompactForm};
 
 /// Names within a block, Hugging Face's and llama.cpp's. Where a norm's name differs by family, [`GgufTensors::stored_name`] decides.
 const BLOCK_NAMES: &[(&str, &str)] = &[
@@ -109,32 +110,60 @@ impl GgufTensors {
         let Some(info) = self.gguf.tensors.get(&own) else { return Ok(None) };
         let numbers = self.gguf.numbers(&own, info)?;
         let rows = info.shape[0];
-        match self.change(&own) {
-            Change::None => Ok(Some(numbers)),
+        Ok(Some(match self.order(&own, rows)? {
+            Some(from) => reordered(&numbers, rows, from),
+            None => numbers,
+        }))
+    }
+
+    /// The matrix of this name in computation form as it is stored, in fewer bytes than f32; `None` where it is not, or not there.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn read_compact(&self, name: &str) -> Result<Option<Compact>> {
+        let Some(own) = self.stored_name(name) else { return Ok(None) };
+        let Some(info) = self.gguf.tensors.get(&own) else { return Ok(None) };
+        let (&[rows, columns], Some(form)) = (&info.shape[..], CompactForm::of_ggml(info.dtype)) else {
+            return Ok(None);
+        };
+        let bytes = self.gguf.bytes(info)?;
+        let mut builder = CompactBuilder::new(form, rows, columns)?;
+        match self.order(&own, rows)? {
+            Some(from) => {
+                let width = form.row_bytes(columns);
+                (0..rows).for_each(|row| builder.push_bytes(&bytes[from(row) * width..][..width]));
+            }
+            None => builder.push_bytes(&bytes),
+        }
+        builder.build().map(Some)
+    }
+
+    /// From which row of a stored tensor each row comes, where the converter changed their order.
+    fn order(&self, own: &str, rows: usize) -> Result<Option<Order>> {
+        Ok(match self.change(own) {
+            Change::None => None,
             Change::Interleaved { heads } if rows.is_multiple_of(2 * heads.max(1)) && heads > 0 => {
                 let half = rows / heads / 2;
                 // Row (head, half, place) lies at (head, place, half).
-                let from = |row: usize| {
+                Some(Box::new(move |row: usize| {
                     let (head, within) = (row / (2 * half), row % (2 * half));
                     head * 2 * half + within % half * 2 + within / half
-                };
-                Ok(Some(reordered(&numbers, rows, from)))
+                }))
             }
             Change::ByKind { heads } if rows.is_multiple_of(3 * heads.max(1)) && heads > 0 => {
                 let head_dim = rows / heads / 3;
                 // Row (head, kind, place) lies at (kind, head, place).
-                let from = |row: usize| {
+                Some(Box::new(move |row: usize| {
                     let (head, kind, place) = (row / (3 * head_dim), row / head_dim % 3, row % head_dim);
                     (kind * heads + head) * head_dim + place
-                };
-                Ok(Some(reordered(&numbers, rows, from)))
+                }))
             }
             _ => bail!(
                 "{}: tensor \"{own}\" has {rows} rows, which cannot be divided among {} attention heads",
                 self.gguf.path.display(),
                 self.heads
             ),
-        }
+        })
     }
 
     /// llama.cpp's name of a tensor, whether it is there or not.
@@ -165,6 +194,9 @@ impl GgufTensors {
         }
     }
 }
+
+/// From which row each row comes.
+type Order = Box<dyn Fn(usize) -> usize>;
 
 /// Rows in another order: the row that comes to `row` is `from(row)`.
 fn reordered(numbers: &[f32], rows: usize, from: impl Fn(usize) -> usize) -> Vec<f32> {

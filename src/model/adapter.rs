@@ -10,7 +10,7 @@ use super::head::Head;
 use super::weights::Weights;
 use crate::bail;
 use crate::error::Result;
-use crate::ops::{self, Value};
+use crate::ops::{self, Value, Weight};
 use crate::settings::MethodSettings;
 
 /// What a site is told about the pass it is part of.
@@ -36,7 +36,7 @@ pub struct Linear {
     /// Its name on disk, without `.weight`.
     pub name: String,
     /// `[d_out, d_in]`.
-    pub weight: Value,
+    pub weight: Weight,
     /// `[d_out]`, where it has one.
     pub bias: Option<Value>,
 }
@@ -48,7 +48,7 @@ pub struct Linear {
 #[derive(Debug, Clone, Default)]
 pub struct LinearChange {
     /// In place of the base's weight and of all changes before this one, `[d_out, d_in]` (PEFT's `modules_to_save`).
-    pub weight: Option<Value>,
+    pub weight: Option<Weight>,
     /// In place of single rows of the weight (trainable tokens in the output matrix).
     pub rows: Option<RowsChange>,
     /// `[d_in]` (IA3 on the feed-forward).
@@ -127,7 +127,7 @@ impl RowsChange {
 #[derive(Debug, Clone, Default)]
 pub struct EmbeddingChange {
     /// In place of `E` and of all changes before this one, `[vocabulary, d_model]`.
-    pub table: Option<Value>,
+    pub table: Option<Weight>,
     /// `A` is `[rank, vocabulary]`, `B` `[d_model, rank]`.
     pub low_rank: Option<LowRankChange>,
     /// In place of the embeddings of single tokens.

@@ -76,6 +76,18 @@ pub fn from_bytes(bytes: &[u8], dtype: DType) -> Vec<f32> {
     }
 }
 
+/// How many numbers among bytes of this type are not finite: every bit of their exponent is set.
+pub fn count_not_finite(bytes: &[u8], dtype: DType) -> usize {
+    let count = |exponent: u16| {
+        bytes.as_chunks::<2>().0.iter().filter(|&&half| u16::from_le_bytes(half) & exponent == exponent).count()
+    };
+    match dtype {
+        DType::BF16 => count(0x7f80),
+        DType::F16 => count(0x7c00),
+        _ => from_bytes(bytes, dtype).iter().filter(|value| !value.is_finite()).count(),
+    }
+}
+
 /// The bytes of numbers in this type, little-endian.
 pub fn to_bytes(values: &[f32], dtype: DType) -> Vec<u8> {
     match dtype {
@@ -111,6 +123,7 @@ mod tests {
                 }
                 prop_assert_eq!(count_beyond(&[value], dtype), usize::from(value.is_finite() && back[0].is_infinite()));
                 prop_assert_eq!(of_stored(stored(dtype)), Some(dtype));
+                prop_assert_eq!(count_not_finite(&to_bytes(&[value], dtype), dtype), usize::from(!back[0].is_finite()));
             }
         }
     }

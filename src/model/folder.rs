@@ -19,6 +19,7 @@ use crate::data::tokenizer_files::additional_templates;
 use crate::error::{Error, Result};
 use crate::gguf;
 use crate::limits;
+use crate::ops::BaseForm;
 
 /// Files that belong to the tokenizer or to generation and are carried along unchanged.
 const COMPANIONS: [&str; 10] = [
@@ -93,17 +94,18 @@ pub enum WithoutWeights {
     NewFromSeed(u64),
 }
 
-/// Reads `config.json` and the weights.
+/// Reads `config.json` and the weights, whose matrices are kept in this form.
 ///
 /// # Errors
 /// Where a file is missing or damaged; where there are no weights, unless new ones are allowed.
 pub fn open(
     path: &Path,
     without_weights: WithoutWeights,
+    base_form: BaseForm,
     device: &Device,
 ) -> Result<(ModelFolder, Architecture, Weights)> {
     let (mut config, mut architecture) = read_architecture(path)?;
-    let found = weight_files::read(path, &mut architecture, device)?;
+    let found = weight_files::read(path, &mut architecture, base_form, device)?;
     let (weights, form, new_from_seed) = match (found, without_weights) {
         (Some((weights, form)), _) => (weights, form, None),
         (None, WithoutWeights::Refuse) => return Err(weight_files::no_weights(path)),

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::adapter::{Linear, LinearChange, LowRankChange, Pass, StepRows};
 use crate::error::Result;
-use crate::ops::{self, LowRank, Mask, Value};
+use crate::ops::{self, LowRank, Mask, Value, Weight};
 use crate::random;
 
 impl LinearChange {
@@ -66,7 +66,7 @@ pub(super) fn changed_linear(linear: &Linear, x: &Value, changes: &[LinearChange
 /// The weight `[d_out, d_in]` with which a linear without bias gives what the changes make of it, dropout apart, in candle's operations.
 pub(super) fn changed_weight(linear: &Linear, changes: &[LinearChange]) -> Result<Tensor> {
     let (linear, changes) = &start(linear, changes);
-    let mut weight = linear.weight.in_candle();
+    let mut weight = linear.weight.in_candle()?;
     for LinearChange { low_rank, magnitude, rows, .. } in *changes {
         let base = weight.clone();
         for LowRankChange { down, up, scale, .. } in low_rank {
@@ -99,7 +99,11 @@ pub fn folded(linear: &Linear, changes: &[LinearChange]) -> Result<Linear> {
     for scale in changes.iter().filter_map(|change| change.output_scale.as_ref()) {
         bias = bias.map(|bias| bias.mul(scale.tensor())).transpose()?;
     }
-    Ok(Linear { name: linear.name.clone(), weight: Value::constant(weight), bias: bias.map(Value::constant) })
+    Ok(Linear {
+        name: linear.name.clone(),
+        weight: Weight::new(&weight.detach(), None),
+        bias: bias.map(Value::constant),
+    })
 }
 
 /// `W' x + b + Σ s B A x`, single rows of `W` replaced in `W'` where their change comes.
@@ -155,7 +159,7 @@ fn decomposed(linear: &Linear, x: &Value, bias: Option<&Value>, change: &LinearC
     let (Some(update), Some(magnitude)) = (change.low_rank.first(), &change.magnitude) else {
         crate::bail!("{}: a magnitude stands beside a low-rank update", linear.name);
     };
-    let factor = magnitude.in_candle().div(&updated_row_norms(linear.weight.tensor(), update)?)?; // [d_out]
+    let factor = magnitude.in_candle().div(&updated_row_norms(&linear.weight.to_tensor()?, update)?)?; // [d_out]
     let (scaled, base) = match low_rank(update, linear, pass) {
         LowRank { dropout: None, .. } => (updated(linear, x, None, std::iter::once(update), pass)?, None),
         LowRank { a, b, scale, dropout: Some(mask) } => {
@@ -196,7 +200,7 @@ mod tests {
         let update = LowRankChange { down: ones(&[1, 2])?, up: ones(&[3, 1])?, scale: 1.0, dropout: 0.0 };
         let low_rank = LinearChange { low_rank: vec![update.clone()], ..LinearChange::default() };
         let decomposed = LinearChange { magnitude: Some(ones(&[3])?), ..low_rank.clone() };
-        let whole = LinearChange { weight: Some(ones(&[3, 2])?), ..LinearChange::default() };
+        let whole = LinearChange { weight: Some(Weight::from(&ones(&[3, 2])?)), ..LinearChange::default() };
         let scaled = LinearChange { output_scale: Some(ones(&[3])?), ..LinearChange::default() };
         let twice = LinearChange { low_rank: vec![update.clone(), update], ..decomposed.clone() };
         let found = |changes: &[&LinearChange]| {

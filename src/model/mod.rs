@@ -253,7 +253,7 @@ impl Model {
     /// Names the tensor, and the first of its places.
     pub fn check_finite(&self) -> Result<()> {
         let trained = self.trainable_parameters();
-        let trained = trained.iter().map(|parameter| (&parameter.name, parameter.variable.as_tensor()));
+        let trained = trained.iter().map(|parameter| (&parameter.name, parameter.variable.as_tensor().clone()));
         for (name, tensor) in self.weights.iter().chain(trained) {
             let tensor = tensor.detach();
             if ops::squared_norm(&tensor.contiguous()?)?.is_finite() {

@@ -9,13 +9,13 @@ use super::linear_change::{changed_linear, changed_weight};
 use super::{Model, weights};
 use crate::data::batch::{Batch, Target};
 use crate::error::Result;
-use crate::ops::{self, LogProbs, Value};
+use crate::ops::{self, LogProbs, Value, Weight};
 
 impl Model {
     /// Whether it can tell the probability of a token: a classifier may be without an output matrix, and an encoder is.
     pub fn has_output_matrix(&self) -> bool {
         let architecture = &self.architecture;
-        let stored = weights::output_name(architecture).is_some_and(|name| self.weights.find(name).is_some());
+        let stored = weights::output_name(architecture).is_some_and(|name| self.weights.has(name));
         architecture.causal && (architecture.tied_output || stored)
     }
 
@@ -44,7 +44,7 @@ impl Model {
         // The operation is fused over the matrix, so that all changes have to be in it.
         let matrix = match &self.output_changes(stack)[..] {
             [] => self.output().weight,
-            changes => Value::weight(&changed_weight(&self.output(), changes)?, None),
+            changes => Weight::new(&changed_weight(&self.output(), changes)?, None),
         }; // [vocabulary, d_model]
         ops::log_probs(&hidden, &matrix, &tokens, temperature, soft_cap)
     }
@@ -68,7 +68,7 @@ impl Model {
                 }
                 Tensor::cat(&logits, 0)?
             }
-            _ => ops::linear(&hidden, &output.weight.detach(), None)?.tensor().clone(),
+            _ => ops::linear(&hidden, output.weight.detach(), None)?.tensor().clone(),
         }; // [rows, vocabulary]
         Ok(match self.architecture.output_soft_cap {
             Some(cap) => {
@@ -87,7 +87,7 @@ impl Model {
     /// The base's output matrix, as the linear that it is.
     fn output(&self) -> Linear {
         let name = self.architecture.names.output_module.to_string();
-        Linear { name, weight: self.transformer.output_value().clone(), bias: None }
+        Linear { name, weight: self.transformer.output().clone(), bias: None }
     }
 
     /// What the adapters of a stack make of it.

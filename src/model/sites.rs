@@ -7,7 +7,7 @@ use super::adapter::{
 };
 use super::linear_change::changed_linear;
 use crate::error::Result;
-use crate::ops::{self, RowUpdate, Span, Value};
+use crate::ops::{self, RowUpdate, Span, Value, Weight};
 
 /// Adapters that change the same rows, each on top of those before it.
 pub type Stack = Vec<Arc<dyn Adapter>>;
@@ -49,7 +49,7 @@ impl Sites<'_> {
     }
 
     /// The embeddings `[tokens, d_model]` of tokens, given the base's table. Groups are those of the tokens, virtual rows left out.
-    pub fn embed(&self, table: &Value, ids: &[u32], groups: &[Group]) -> Result<Value> {
+    pub fn embed(&self, table: &Weight, ids: &[u32], groups: &[Group]) -> Result<Value> {
         let sites = Sites { groups, ..*self };
         if !sites.any(|adapter| adapter.embedding().is_some()) {
             return table.select_rows(ids);
@@ -185,7 +185,7 @@ fn joined(parts: impl Iterator<Item = Result<Value>>) -> Result<Value> {
 }
 
 /// The embeddings of tokens by a table and what some adapters make of it.
-fn embed_with(table: &Value, ids: &[u32], changes: &[EmbeddingChange]) -> Result<Value> {
+fn embed_with(table: &Weight, ids: &[u32], changes: &[EmbeddingChange]) -> Result<Value> {
     // A whole table takes the place of everything before it.
     let first = changes.iter().rposition(|change| change.table.is_some()).unwrap_or(0);
     let changes = &changes[first..];

@@ -13,20 +13,20 @@ use super::rotary::{RotaryForm, RotaryTables};
 use super::sites::{Sites, Stack, prefixes, virtual_tokens};
 use super::weights::{Weights, output_name};
 use crate::error::Result;
-use crate::ops::Value;
+use crate::ops::{Value, Weight};
 use block::{Again, Angles, Block, Context, Norm};
 
 /// A transformer of some architecture over some weights: typed access to the tensors, which it shares.
 #[derive(Debug, Clone)]
 pub struct Transformer {
     architecture: Arc<Architecture>,
-    embeddings: Value,
+    embeddings: Weight,
     positions: Option<Value>,
     token_types: Option<Value>,
     embedding_norm: Option<Norm>,
     blocks: Arc<[Block]>,
     final_norm: Option<Norm>,
-    output: Value,
+    output: Weight,
     rotary_tables: RotaryTables,
 }
 
@@ -56,13 +56,13 @@ impl Transformer {
         let named = |name: &str| format!("{}{name}", names.prefix);
         let norm = |name: Option<&str>| name.map(|name| Norm::new(architecture, weights, &named(name))).transpose();
         let table = |name: &str| Ok::<_, crate::Error>(Value::of(&weights.get(&named(name))?));
-        let embeddings = table(names.embeddings)?;
+        let embeddings = weights.matrix(&named(names.embeddings))?;
         let positions = match architecture.positions {
             Positions::Learned => Some(table(names.positions)?),
             Positions::Rotary(_) => None,
         };
         // A classifier's folder may lack an output matrix; nothing reads it there.
-        let output = output_name(architecture).filter(|name| weights.find(name).is_some());
+        let output = output_name(architecture).filter(|name| weights.has(name));
         let output = weights.matrix(output.unwrap_or(&named(names.embeddings)))?;
         Ok(Transformer {
             positions,
@@ -85,17 +85,12 @@ impl Transformer {
     }
 
     /// The token embeddings, `[vocabulary, d_model]`.
-    pub fn embeddings(&self) -> &Tensor {
-        self.embeddings.tensor()
+    pub fn embeddings(&self) -> &Weight {
+        &self.embeddings
     }
 
     /// The output matrix, `[vocabulary, d_model]`.
-    pub fn output(&self) -> &Tensor {
-        self.output.tensor()
-    }
-
-    /// The output matrix, which may train.
-    pub(super) fn output_value(&self) -> &Value {
+    pub fn output(&self) -> &Weight {
         &self.output
     }
 

@@ -12,11 +12,14 @@ use candle_core::{DType, Device, Tensor};
 use super::architecture::Architecture;
 use super::head::head_specs;
 use super::tying;
-use super::weights::{Role, Stored, TensorSpec, Weights, embedding_name, output_name, tensor_specs};
+use super::weights::{
+    Kept, NumbersHash, Role, Stored, TensorSpec, Weights, embedding_name, kept_form, output_name, tensor_specs,
+};
 use crate::bail;
 use crate::error::Result;
 use crate::files::warn_once;
 use crate::gguf::{self, Gguf, GgufTensors, is_gguf};
+use crate::ops::{BaseForm, Compact, CompactBuilder};
 pub use locate::{
     INDEX_FILE, Located, NAMED_IN_CONFIG, SINGLE_FILE, Shards, locate, no_weights, refuse_pickles,
     warn_of_weights_below,
@@ -47,7 +50,12 @@ const TEXT_PARTS: [&str; 3] = ["model.language_model.", "language_model.model.",
 /// Reads all tensors the architecture needs, and a classification head where there is one; `None` where the
 /// folder holds no weights. Whether the output matrix is tied to the embeddings is decided here, by what is
 /// stored ([`tying::decide`]).
-pub fn read(folder: &Path, architecture: &mut Architecture, device: &Device) -> Result<Option<(Weights, StorageForm)>> {
+pub fn read(
+    folder: &Path,
+    architecture: &mut Architecture,
+    base_form: BaseForm,
+    device: &Device,
+) -> Result<Option<(Weights, StorageForm)>> {
     let Some(mut files) = TensorFiles::find(folder)? else { return Ok(None) };
     let stored_embedding = tying::decide(&mut files, architecture)?;
     let architecture = &*architecture;
@@ -76,12 +84,29 @@ pub fn read(folder: &Path, architecture: &mut Architecture, device: &Device) -> 
         } else if let (true, Some(stored)) = (Some(name.as_str()) == output_name(architecture), &stored_output) {
             spec.name = stored.clone();
         }
-        let (tensor, found_dtype) = files.read(&spec, architecture.names.prefix, device)?;
+        let (kept, found_dtype) = match is_matrix(architecture, &name, &spec) && device.is_cpu() {
+            true => files.read_kept(&spec, architecture.names.prefix, base_form)?,
+            false => {
+                let (tensor, dtype) = files.read(&spec, architecture.names.prefix, device)?;
+                (Kept::Plain(tensor), dtype)
+            }
+        };
         dtype.get_or_insert(found_dtype);
-        weights.set(&name, tensor);
+        weights.set_kept(&name, kept);
     }
     files.unread(architecture).iter().for_each(|warning| warn_once(warning));
     Ok(Some((weights.fixed(), StorageForm { dtype: dtype.unwrap_or(DType::F32), shards: files.shards })))
+}
+
+/// Whether a tensor is one of the matrices that rows are multiplied with: a linear of a block, the embeddings or the output matrix.
+fn is_matrix(architecture: &Architecture, name: &str, spec: &TensorSpec) -> bool {
+    match spec.role {
+        Role::Linear | Role::ResidualLinear => {
+            name.starts_with(&format!("{}{}.", architecture.names.prefix, architecture.names.blocks))
+        }
+        Role::Embedding => name == embedding_name(architecture) || Some(name) == output_name(architecture),
+        Role::Bias | Role::NormWeight => false,
+    }
 }
 
 /// Whether a model, which is a folder or a GGUF file, has weights.
@@ -164,12 +189,31 @@ impl TensorFiles {
             self.read.extend(gguf.stored_name(&spec.name));
             return Ok((read_gguf(gguf, spec, device)?, DType::F32));
         }
+        let (file, name) = self.needed(spec, prefix)?;
+        let read = self.files[file].read(&name, spec, device);
+        self.read.insert(name);
+        read
+    }
+
+    /// A matrix in the form in which it is to be kept, with its element type on disk.
+    ///
+    /// # Errors
+    /// As [`TensorFiles::read`].
+    pub fn read_kept(&mut self, spec: &TensorSpec, prefix: &str, base_form: BaseForm) -> Result<(Kept, DType)> {
+        if let Some(gguf) = &self.gguf {
+            self.read.extend(gguf.stored_name(&spec.name));
+            return Ok((read_gguf_matrix(gguf, spec, base_form)?, DType::F32));
+        }
+        let (file, name) = self.needed(spec, prefix)?;
+        let read = self.files[file].read_kept(&name, spec, base_form);
+        self.read.insert(name);
+        read
+    }
+
+    /// The file that holds a tensor which the architecture asks for, and its name there.
+    fn needed(&self, spec: &TensorSpec, prefix: &str) -> Result<(usize, String)> {
         match self.find_stored(&spec.name, prefix) {
-            Some((file, name)) => {
-                let read = self.files[file].read(&name, spec, device);
-                self.read.insert(name);
-                read
-            }
+            Some(found) => Ok(found),
             None => bail!(
                 "{}: tensor \"{}\" of shape {:?} is missing, which config.json asks for; check that config.json belongs to these weights",
                 self.folder.display(),
@@ -271,6 +315,32 @@ fn read_gguf(gguf: &GgufTensors, spec: &TensorSpec, device: &Device) -> Result<T
             spec.name,
             spec.shape
         ),
+    }
+}
+
+/// A matrix of a GGUF file in the form in which it is to be kept.
+fn read_gguf_matrix(gguf: &GgufTensors, spec: &TensorSpec, base_form: BaseForm) -> Result<Kept> {
+    let stored = match gguf.shape(&spec.name) == Some(&spec.shape[..]) {
+        true => gguf.read_compact(&spec.name)?,
+        false => None,
+    };
+    let form = kept_form(base_form, spec.role, spec.shape[1], stored.as_ref().map(Compact::form));
+    match (stored, form) {
+        (Some(matrix), Some(form)) if matrix.form() == form => Ok(Kept::Compact { matrix, hash: None }),
+        (Some(stored), Some(form)) => {
+            let mut rows = CompactBuilder::new(form, spec.shape[0], spec.shape[1])?;
+            let mut hash = NumbersHash::default();
+            stored.for_each_part(|values| {
+                hash.update(values);
+                rows.push(values);
+            });
+            Ok(Kept::Compact { matrix: rows.build()?, hash: Some(hash.digest()) })
+        }
+        (Some(stored), None) => Ok(Kept::Plain(stored.to_tensor())),
+        (None, form) => {
+            let tensor = read_gguf(gguf, spec, &Device::Cpu)?;
+            Kept::of(tensor, form)
+        }
     }
 }
 

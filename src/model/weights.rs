@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use rayon::prelude::*;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::architecture::{Architecture, AttentionInput, FeedForward, LinearName, NormKind, Positions, QueryKeyNorms};
 use crate::error::Result;
-use crate::ops::{PackedWeight, Value};
+use crate::ops::{self, BaseForm, Compact, CompactForm, PackedWeight, Weight};
 use crate::{bail, random};
 
 /// The most parameters of a model that is made from its `config.json` alone.
@@ -164,10 +164,121 @@ impl Specs<'_> {
     }
 }
 
-/// Named tensors in computation form (f32, linears `[d_out, d_in]`); those that train are variables.
+/// The form of a matrix whose rows have so many numbers and are stored so (`None` for f32); `None` again for f32.
+pub fn kept_form(base_form: BaseForm, role: Role, columns: usize, stored: Option<CompactForm>) -> Option<CompactForm> {
+    let fitting: &[CompactForm] = match (base_form, role) {
+        (BaseForm::F32, _) => return None,
+        (BaseForm::Stored, _) => return stored,
+        (BaseForm::Quantised(_), Role::Embedding) => &[CompactForm::Q8_0],
+        // As llama.cpp does where rows do not divide into blocks of 256.
+        (BaseForm::Quantised(CompactForm::Q4_K), _) => &[CompactForm::Q4_K, CompactForm::Q5_0],
+        (BaseForm::Quantised(form), _) => &[form],
+    };
+    let wanted = fitting.iter().copied().find(|form| form.fits(columns));
+    let bytes = |form: Option<CompactForm>| form.map_or(4 * columns, |form| form.row_bytes(columns));
+    if bytes(wanted) < bytes(stored) { wanted } else { stored }
+}
+
+/// A tensor in computation form (linears `[d_out, d_in]`), in the form that it is kept in.
+#[derive(Debug, Clone)]
+pub enum Kept {
+    /// f32, which may be a variable's storage.
+    Plain(Tensor),
+    /// A frozen matrix in fewer bytes.
+    Compact {
+        /// The matrix.
+        matrix: Compact,
+        /// The hash of its numbers as they were stored, where they were quantised when they were read.
+        hash: Option<u128>,
+    },
+}
+
+impl Kept {
+    /// A tensor in this form, a matrix if there is one.
+    pub fn of(tensor: Tensor, form: Option<CompactForm>) -> Result<Self> {
+        let plain = Kept::Plain(tensor);
+        let (Some(form), Kept::Plain(tensor)) = (form, &plain) else { return Ok(plain) };
+        let hash = if form.is_quantised() { Some(plain.hash()?) } else { None };
+        Ok(Kept::Compact { matrix: Compact::of(tensor, form)?, hash })
+    }
+
+    /// Its numbers in f32; a copy of those that are kept in fewer bytes.
+    pub fn to_tensor(&self) -> Tensor {
+        match self {
+            Kept::Plain(tensor) => tensor.clone(),
+            Kept::Compact { matrix, .. } => matrix.to_tensor(),
+        }
+    }
+
+    /// Its shape.
+    pub fn dims(&self) -> Vec<usize> {
+        match self {
+            Kept::Plain(tensor) => tensor.dims().to_vec(),
+            Kept::Compact { matrix, .. } => matrix.dims().to_vec(),
+        }
+    }
+
+    /// Number of scalars.
+    pub fn count(&self) -> usize {
+        self.dims().iter().product()
+    }
+
+    /// The bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Kept::Plain(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
+            Kept::Compact { matrix, .. } => matrix.bytes(),
+        }
+    }
+
+    /// The hash of its numbers as they were stored, in f32, little-endian.
+    fn hash(&self) -> Result<u128> {
+        let mut hash = NumbersHash::default();
+        match self {
+            Kept::Compact { hash: Some(hash), .. } => return Ok(*hash),
+            Kept::Compact { matrix, hash: None } => matrix.for_each_part(|values| hash.update(values)),
+            Kept::Plain(tensor) => ops::with_numbers(&tensor.detach(), |values| {
+                hash.update(values);
+                Ok(())
+            })?,
+        }
+        Ok(hash.digest())
+    }
+
+    fn detach(&self) -> Self {
+        match self {
+            Kept::Plain(tensor) => Kept::Plain(tensor.detach()),
+            compact @ Kept::Compact { .. } => compact.clone(),
+        }
+    }
+}
+
+/// The hash of numbers that come part by part (XXH3, 128 bits, of f32, little-endian).
+#[derive(Default)]
+pub struct NumbersHash(Xxh3);
+
+impl NumbersHash {
+    /// Adds numbers.
+    pub fn update(&mut self, values: &[f32]) {
+        const NUMBERS_AT_A_TIME: usize = 16 * 1024;
+        let mut bytes = Vec::with_capacity(4 * NUMBERS_AT_A_TIME.min(values.len()));
+        for chunk in values.chunks(NUMBERS_AT_A_TIME) {
+            bytes.clear();
+            bytes.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
+            self.0.update(&bytes);
+        }
+    }
+
+    /// The hash of all of them.
+    pub fn digest(&self) -> u128 {
+        self.0.digest128()
+    }
+}
+
+/// Named tensors in computation form; those that train are variables, and frozen matrices may be kept in fewer bytes than f32.
 #[derive(Debug, Clone, Default)]
 pub struct Weights {
-    tensors: BTreeMap<String, Tensor>,
+    tensors: BTreeMap<String, Kept>,
     variables: BTreeMap<String, Var>,
     /// Whether some of the tensors are variables' storage, whose numbers change.
     is_view: bool,
@@ -202,34 +313,47 @@ impl Weights {
                 Role::Bias => Tensor::zeros(&spec.shape[..], DType::F32, device)?,
                 Role::NormWeight => Tensor::ones(&spec.shape[..], DType::F32, device)?,
             };
-            tensors.insert(spec.name, tensor);
+            tensors.insert(spec.name, Kept::Plain(tensor));
         }
         Ok(Weights { tensors, ..Weights::default() }.fixed())
     }
 
-    /// The tensor `name`; it was checked to be there when the weights were read.
+    /// The tensor `name` in f32; it was checked to be there when the weights were read.
     pub fn get(&self, name: &str) -> Result<Tensor> {
-        match self.tensors.get(name) {
-            Some(tensor) => Ok(tensor.clone()),
-            None => bail!("tensor \"{name}\" is missing from the model"),
-        }
+        Ok(self.needed(name)?.to_tensor())
     }
 
-    /// The tensor `name`, if the model has it.
-    pub fn find(&self, name: &str) -> Option<&Tensor> {
-        self.tensors.get(name)
+    /// The tensor `name` in f32, if the model has it.
+    pub fn find(&self, name: &str) -> Option<Tensor> {
+        self.tensors.get(name).map(Kept::to_tensor)
+    }
+
+    /// Whether the model has the tensor `name`.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
     }
 
     /// The matrix `name` for products, which are made in the precision that is set.
-    pub fn matrix(&self, name: &str) -> Result<Value> {
-        Ok(Value::weight(&self.get(name)?, self.packed.get(name)))
+    pub fn matrix(&self, name: &str) -> Result<Weight> {
+        let packed = self.packed.get(name);
+        Ok(match self.needed(name)? {
+            Kept::Plain(tensor) => Weight::new(tensor, packed),
+            Kept::Compact { matrix, .. } => Weight::compact(matrix, packed),
+        })
+    }
+
+    fn needed(&self, name: &str) -> Result<&Kept> {
+        match self.tensors.get(name) {
+            Some(kept) => Ok(kept),
+            None => bail!("tensor \"{name}\" is missing from the model"),
+        }
     }
 
     /// These weights as ones that were just made or read, so that the numbers of those that do not train never change: nothing else shares their
     /// storage. What they are packed to for products is then kept.
     pub fn fixed(mut self) -> Self {
-        for (name, tensor) in &self.tensors {
-            if tensor.rank() == 2 && !self.variables.contains_key(name) {
+        for (name, kept) in &self.tensors {
+            if kept.dims().len() == 2 && !self.variables.contains_key(name) {
                 self.packed.entry(name.clone()).or_default();
             }
         }
@@ -238,10 +362,20 @@ impl Weights {
 
     /// Puts a frozen tensor in, or in place of another. It may share the storage of a variable.
     pub fn set(&mut self, name: &str, tensor: Tensor) {
-        self.hash.take();
-        self.packed.remove(name);
-        self.variables.remove(name);
-        self.tensors.insert(name.to_string(), tensor);
+        self.set_kept(name, Kept::Plain(tensor));
+    }
+
+    /// The same, in whatever form it is kept.
+    pub fn set_kept(&mut self, name: &str, kept: Kept) {
+        self.remove(name);
+        self.tensors.insert(name.to_string(), kept);
+    }
+
+    /// Puts the tensor `from` in under another name too; both are then one.
+    pub fn set_same(&mut self, name: &str, from: &str) -> Result<()> {
+        let kept = self.needed(from)?.detach();
+        self.set_kept(name, kept);
+        Ok(())
     }
 
     /// Takes a tensor out, if it is there.
@@ -256,13 +390,23 @@ impl Weights {
     pub fn set_variable(&mut self, name: &str, variable: Var) {
         self.hash.take();
         self.packed.remove(name);
-        self.tensors.insert(name.to_string(), variable.as_tensor().clone());
+        self.tensors.insert(name.to_string(), Kept::Plain(variable.as_tensor().clone()));
         self.variables.insert(name.to_string(), variable);
     }
 
-    /// All tensors by name, in the order of their names.
-    pub fn iter(&self) -> impl Iterator<Item = (&String, &Tensor)> {
+    /// All tensors in f32 by name, in the order of their names. Each is widened when its turn comes.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, Tensor)> {
+        self.tensors.iter().map(|(name, kept)| (name, kept.to_tensor()))
+    }
+
+    /// The same as they are kept.
+    pub fn kept(&self) -> impl Iterator<Item = (&String, &Kept)> {
         self.tensors.iter()
+    }
+
+    /// The names of all tensors, in order.
+    pub fn names(&self) -> impl Iterator<Item = &String> {
+        self.tensors.keys()
     }
 
     /// Those that train.
@@ -272,7 +416,7 @@ impl Weights {
 
     /// The same storage seen as frozen: what is computed with it leaves no gradient. Later updates of the variables are seen.
     pub fn frozen(&self) -> Self {
-        let tensors = self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect();
+        let tensors = self.tensors.iter().map(|(name, kept)| (name.clone(), kept.detach())).collect();
         let is_view = self.is_view || !self.variables.is_empty();
         Weights { tensors, is_view, packed: self.packed.clone(), ..Weights::default() }
     }
@@ -285,14 +429,14 @@ impl Weights {
     /// A copy in which everything trains.
     pub fn trainable(&self) -> Result<Self> {
         let mut copy = Weights::default();
-        for (name, tensor) in &self.tensors {
-            copy.set_variable(name, Var::from_tensor(tensor)?);
+        for (name, kept) in &self.tensors {
+            copy.set_variable(name, Var::from_tensor(&kept.to_tensor())?);
         }
         Ok(copy)
     }
 
     /// A hash of names, shapes and values, by which an adapter knows the base that it belongs to (XXH3, 128 bits, in hexadecimal). It does not
-    /// depend on how the weights lie on disk. Of weights that do not train it is computed once.
+    /// depend on how the weights lie on disk or in memory. Of weights that do not train it is computed once.
     pub fn hash(&self) -> Result<String> {
         if self.is_view || !self.variables.is_empty() {
             return self.hash_of_numbers();
@@ -305,10 +449,10 @@ impl Weights {
     }
 
     fn hash_of_numbers(&self) -> Result<String> {
-        let tensors: Vec<(&String, &Tensor)> = self.tensors.iter().collect();
-        let of_tensor = |(name, tensor): &(&String, &Tensor)| -> Result<Vec<u8>> {
-            let shape = format!("{:?}", tensor.dims());
-            Ok([name.as_bytes(), shape.as_bytes(), &hash_of_values(tensor)?.to_le_bytes()].concat())
+        let tensors: Vec<(&String, &Kept)> = self.tensors.iter().collect();
+        let of_tensor = |(name, kept): &(&String, &Kept)| -> Result<Vec<u8>> {
+            let shape = format!("{:?}", kept.dims());
+            Ok([name.as_bytes(), shape.as_bytes(), &kept.hash()?.to_le_bytes()].concat())
         };
         let hashes = tensors.par_iter().map(of_tensor).collect::<Result<Vec<_>>>()?;
         Ok(format!("{:032x}", xxh3_128(&hashes.concat())))
@@ -316,29 +460,13 @@ impl Weights {
 
     /// Number of scalars.
     pub fn count(&self) -> usize {
-        self.tensors.values().map(Tensor::elem_count).sum()
+        self.tensors.values().map(Kept::count).sum()
     }
-}
 
-/// The hash of a tensor's numbers in f32, little-endian, without a copy of them.
-fn hash_of_values(tensor: &Tensor) -> Result<u128> {
-    const NUMBERS_AT_A_TIME: usize = 16 * 1024;
-    let tensor = tensor.contiguous()?;
-    let (storage, layout) = tensor.storage_and_layout();
-    let mut hash = Xxh3::new();
-    let mut update = |values: &[f32]| {
-        let mut bytes = Vec::with_capacity(4 * NUMBERS_AT_A_TIME);
-        for chunk in values.chunks(NUMBERS_AT_A_TIME) {
-            bytes.clear();
-            bytes.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
-            hash.update(&bytes);
-        }
-    };
-    match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => update(&values[start..end]),
-        _ => update(&tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?),
+    /// The bytes that they take, apart from what is packed.
+    pub fn bytes(&self) -> usize {
+        self.tensors.values().map(Kept::bytes).sum()
     }
-    Ok(hash.digest128())
 }
 
 #[cfg(test)]
@@ -388,7 +516,15 @@ mod tests {
         assert_eq!((weights.hash()?, weights.clone().hash()?), (hash.clone(), hash.clone()));
         let many: Vec<f32> = (0..50_000).map(|index| index as f32 * 0.3).collect();
         let bytes: Vec<u8> = many.iter().flat_map(|value| value.to_le_bytes()).collect();
-        assert_eq!(hash_of_values(&Tensor::from_vec(many, (100, 500), &Device::Cpu)?)?, xxh3_128(&bytes));
+        let many = Tensor::from_vec(many, (100, 500), &Device::Cpu)?;
+        assert_eq!(Kept::Plain(many.clone()).hash()?, xxh3_128(&bytes));
+        // Kept in fewer bytes, it is of the same numbers, or of those that were stored.
+        let matrix = Compact::of(&many, CompactForm::BF16)?;
+        let widened = Kept::Plain(matrix.to_tensor()).hash()?;
+        let compact = |hash| Kept::Compact { matrix: matrix.clone(), hash };
+        assert_eq!(compact(None).hash()?, widened);
+        assert_ne!(widened, xxh3_128(&bytes));
+        assert_eq!(compact(Some(7)).hash()?, 7);
         weights.set("b", ones.clone());
         assert_ne!(weights.hash()?, hash);
         weights.remove("b");

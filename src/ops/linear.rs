@@ -5,31 +5,27 @@ use candle_core::Tensor;
 use super::backward::{Backward, Gradient};
 use super::kept;
 use super::matrix::{
-    Matrix, MatrixMut, add_column_sums, has_kernel, with_contiguous_rows, with_elements, with_matrix, with_strided,
-    written,
+    Matrix, MatrixMut, add_column_sums, has_kernel, with_contiguous_rows, with_elements, with_matrix, written,
 };
 use super::products::Products;
 use super::value::{Source, Value, through_candle};
+use super::weight::{Operand, Weight};
 use crate::error::Result;
 
 /// `y = x Wᵀ + b`: `x` is `[tokens, d_in]`, `weight` `[d_out, d_in]`, `bias` `[d_out]`, the result `[tokens, d_out]`.
 ///
 /// No gradient is computed for an operand that is frozen, and `x` is kept only where the weight trains.
-pub fn linear(x: &Value, weight: &Value, bias: Option<&Value>) -> Result<Value> {
-    let tensors: Vec<&Tensor> = [Some(x), Some(weight), bias].into_iter().flatten().map(Value::tensor).collect();
-    if !has_kernel(&tensors) {
-        let operands: Vec<&Value> = [Some(x), Some(weight), bias].into_iter().flatten().collect();
+pub fn linear(x: &Value, weight: impl Into<Weight>, bias: Option<&Value>) -> Result<Value> {
+    let weight = weight.into();
+    let tensors: Vec<&Tensor> = [Some(x), bias].into_iter().flatten().map(Value::tensor).collect();
+    if !has_kernel(&tensors) || !weight.has_kernel() {
+        let weight = weight.to_value()?;
+        let operands: Vec<&Value> = [Some(x), Some(&weight), bias].into_iter().flatten().collect();
         return through_candle(&operands, |t| reference(&t[0], &t[1], t.get(2)));
     }
     let x_rows = with_contiguous_rows(x.tensor())?;
-    let products = weight.products();
-    let y = with_matrix(&x_rows, |x| {
-        with_strided(weight.tensor(), |weight| match bias {
-            Some(bias) => with_elements(bias.tensor(), |bias| forward(x, weight, Some(bias), products)),
-            None => forward(x, weight, None, products),
-        })
-    })?;
-    let shape = (x.dim(0)?, weight.dim(0)?);
+    let y = with_matrix(&x_rows, |x| forward(x, &weight, bias))?;
+    let shape = (x.dim(0)?, weight.dims()?[0]);
     let y = Tensor::from_vec(y, shape, x.device())?;
     let (of_x, of_weight) = (x.source(), weight.source());
     let of_bias = bias.and_then(Value::source);
@@ -37,18 +33,18 @@ pub fn linear(x: &Value, weight: &Value, bias: Option<&Value>) -> Result<Value> 
         return Ok(Value::constant(y));
     }
     let x_kept = of_weight.is_some().then_some(x_rows);
-    let (weight, products, width) = (weight.tensor().clone(), products.clone(), x.dim(1)?);
+    let width = x.dim(1)?;
     kept::note(&x_kept.iter().collect::<Vec<_>>());
     Ok(Value::made(y, move |gradient, backward| {
         if let Some(of_bias) = &of_bias {
             gradient_of_bias(of_bias, &gradient, backward)?;
         }
         if let (Some(of_weight), Some(x)) = (&of_weight, &x_kept) {
-            gradient_of_weight(of_weight, x, &gradient, &products, backward)?;
+            gradient_of_weight(of_weight, x, &gradient, weight.products(), backward)?;
         }
         drop(x_kept);
         match &of_x {
-            Some(of_x) => gradient_of_input(of_x, (&weight, &products), &gradient, width, backward),
+            Some(of_x) => gradient_of_input(of_x, &weight, &gradient, width, backward),
             None => Ok(()),
         }
     }))
@@ -64,14 +60,18 @@ pub fn reference(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<T
 }
 
 /// `x Wᵀ + b`, `[tokens, d_out]`.
-pub(super) fn forward(x: Matrix, weight: Matrix, bias: Option<&[f32]>, products: &Products) -> Result<Vec<f32>> {
-    let (tokens, d_in, d_out) = (x.rows, x.columns, weight.rows);
-    if weight.columns != d_in || bias.is_some_and(|bias| bias.len() != d_out) {
-        let bias = bias.map(|bias| bias.len());
-        crate::bail!(
-            "linear: input [{tokens}, {d_in}], weight [{d_out}, {}] and bias {bias:?} do not fit",
-            weight.columns
-        );
+pub(super) fn forward(x: Matrix, weight: &Weight, bias: Option<&Value>) -> Result<Vec<f32>> {
+    weight.with_operand(|operand| match bias {
+        Some(bias) => with_elements(bias.tensor(), |bias| product(x, operand, Some(bias), weight.products())),
+        None => product(x, operand, None, weight.products()),
+    })
+}
+
+fn product(x: Matrix, weight: Operand, bias: Option<&[f32]>, products: &Products) -> Result<Vec<f32>> {
+    let (tokens, [d_out, columns]) = (x.rows, weight.dims());
+    if columns != x.columns || bias.is_some_and(|bias| bias.len() != d_out) {
+        let (d_in, bias) = (x.columns, bias.map(|bias| bias.len()));
+        crate::bail!("linear: input [{tokens}, {d_in}], weight [{d_out}, {columns}] and bias {bias:?} do not fit");
     }
     // SAFETY: the rows are set to the bias before the product is added, or the product sets every element.
     Ok(unsafe {
@@ -94,18 +94,19 @@ pub(super) fn gradient_of_bias(bias: &Source, gradient: &Gradient, backward: &mu
 /// Adds `g W`, `[tokens, d_in]`.
 pub(super) fn gradient_of_input(
     x: &Source,
-    (weight, products): (&Tensor, &Products),
+    weight: &Weight,
     gradient: &Gradient,
     width: usize,
     backward: &mut Backward,
 ) -> Result<()> {
     let gradient = gradient.matrix()?;
     let rows = gradient.rows;
-    with_strided(weight, |weight| {
+    weight.with_operand(|operand| {
         // SAFETY: a product sets every number or adds to it.
         unsafe {
             backward.write(x, (rows, width), |dx, accumulate| {
-                products.times(MatrixMut::new(dx, rows, width), accumulate, 1.0, gradient, weight);
+                let target = MatrixMut::new(dx, rows, width);
+                weight.products().times(target, accumulate, 1.0, gradient, operand);
             })
         }
     })

@@ -10,6 +10,7 @@ use super::matrix::{Matrix, MatrixMut, has_kernel, update_chunks, with_contiguou
 use super::products::Products;
 use super::simd::{LANES, exp, maximum_of, tanh, vectorised};
 use super::value::{Source, Value, through_candle};
+use super::weight::{Operand, Weight};
 use crate::error::Result;
 
 /// Rows whose logits are held at a time. Fixed, so that sums over targets do not depend on the number of threads.
@@ -31,20 +32,22 @@ pub struct LogProbs {
 /// in chunks, and again in the backward pass.
 pub fn log_probs(
     hidden: &Value,
-    weight: &Value,
+    weight: impl Into<Weight>,
     targets: &[u32],
     temperature: f64,
     soft_cap: Option<f64>,
 ) -> Result<LogProbs> {
-    let both = both(hidden, weight, targets, temperature, soft_cap)?; // [2, targets]
+    let both = both(hidden, &weight.into(), targets, temperature, soft_cap)?; // [2, targets]
     let row = |index: usize| both.narrow_rows(index, 1)?.reshape(targets.len());
     Ok(LogProbs { log_probs: row(0)?, entropy: row(1)? })
 }
 
 /// Log-probabilities and entropies, `[2, targets]`.
-fn both(hidden: &Value, weight: &Value, targets: &[u32], temperature: f64, soft_cap: Option<f64>) -> Result<Value> {
-    if !has_kernel(&[hidden.tensor(), weight.tensor()]) {
-        return through_candle(&[hidden, weight], |t| reference(&t[0], &t[1], targets, temperature, soft_cap));
+fn both(hidden: &Value, weight: &Weight, targets: &[u32], temperature: f64, soft_cap: Option<f64>) -> Result<Value> {
+    if !has_kernel(&[hidden.tensor()]) || !weight.has_kernel() {
+        return through_candle(&[hidden, &weight.to_value()?], |t| {
+            reference(&t[0], &t[1], targets, temperature, soft_cap)
+        });
     }
     let operation = Operation {
         targets: targets.to_vec(),
@@ -52,8 +55,8 @@ fn both(hidden: &Value, weight: &Value, targets: &[u32], temperature: f64, soft_
         soft_cap: soft_cap.map(|cap| cap as f32),
         products: weight.products().clone(),
     };
-    let (hidden_rows, weight_rows) = (with_contiguous_rows(hidden.tensor())?, with_contiguous_rows(weight.tensor())?);
-    let forward = with_matrix(&hidden_rows, |hidden| with_matrix(&weight_rows, |w| operation.forward(hidden, w)))?;
+    let (hidden_rows, weight) = (with_contiguous_rows(hidden.tensor())?, weight.clone());
+    let forward = with_matrix(&hidden_rows, |hidden| weight.with_operand(|weight| operation.forward(hidden, weight)))?;
     let Forward { result, log_sums, entropies } = forward;
     let result = Tensor::from_vec(result, (2, targets.len()), hidden.device())?;
     let sources = [hidden.source(), weight.source()];
@@ -63,7 +66,7 @@ fn both(hidden: &Value, weight: &Value, targets: &[u32], temperature: f64, soft_
     Ok(Value::made_keeping(result, &[&hidden_rows.clone()], move |gradient, backward| {
         let given = Given { log_sums: &log_sums, entropies: &entropies, gradient: gradient.values()? };
         with_matrix(&hidden_rows, |hidden| {
-            with_matrix(&weight_rows, |weight| operation.backward(hidden, weight, &given, &sources, backward))
+            weight.with_operand(|weight| operation.backward(hidden, weight, &given, &sources, backward))
         })
     }))
 }
@@ -179,8 +182,8 @@ struct Given<'a> {
 
 impl Operation {
     /// The logits of a chunk of rows, `[rows, vocabulary]`.
-    fn logits(&self, products: &Products, hidden: Matrix, weight: Matrix, rows: &Range<usize>, chunk: &mut [f32]) {
-        let target = MatrixMut::new(chunk, rows.len(), weight.rows);
+    fn logits(&self, products: &Products, hidden: Matrix, weight: Operand, rows: &Range<usize>, chunk: &mut [f32]) {
+        let target = MatrixMut::new(chunk, rows.len(), weight.dims()[0]);
         let factor = if self.soft_cap.is_some() { 1.0 } else { self.inverse_temperature };
         products.times_transposed(target, false, factor, hidden.rows(rows.clone()), weight);
         if let Some(cap) = self.soft_cap {
@@ -193,13 +196,12 @@ impl Operation {
         self.soft_cap.map(|cap| 1.0 / (cap * self.inverse_temperature))
     }
 
-    fn check(&self, hidden: &Matrix, weight: &Matrix) -> Result<()> {
-        let vocabulary = weight.rows;
-        if hidden.columns != weight.columns || hidden.rows != self.targets.len() {
+    fn check(&self, hidden: &Matrix, weight: &Operand) -> Result<()> {
+        let [vocabulary, columns] = weight.dims();
+        if hidden.columns != columns || hidden.rows != self.targets.len() {
             let (rows, width) = (hidden.rows, hidden.columns);
             crate::bail!(
-                "log_probs: hidden [{rows}, {width}], weight [{vocabulary}, {}] and {} targets do not fit",
-                weight.columns,
+                "log_probs: hidden [{rows}, {width}], weight [{vocabulary}, {columns}] and {} targets do not fit",
                 self.targets.len()
             );
         }
@@ -217,9 +219,9 @@ fn chunks(targets: usize, vocabulary: usize) -> (impl Iterator<Item = Range<usiz
 }
 
 impl Operation {
-    fn forward(&self, hidden: Matrix, weight: Matrix) -> Result<Forward> {
+    fn forward(&self, hidden: Matrix, weight: Operand) -> Result<Forward> {
         self.check(&hidden, &weight)?;
-        let (targets, vocabulary) = (hidden.rows, weight.rows);
+        let (targets, [vocabulary, _]) = (hidden.rows, weight.dims());
         let mut result = vec![0.0; 2 * targets];
         let mut log_sums = vec![0.0; targets];
         let (log_probs, entropies) = result.split_at_mut(targets);
@@ -245,12 +247,12 @@ impl Operation {
     fn backward(
         &self,
         hidden: Matrix,
-        weight: Matrix,
+        weight: Operand,
         given: &Given,
         sources: &[Option<Source>; 2],
         backward: &mut Backward,
     ) -> Result<()> {
-        let (targets, vocabulary, width) = (hidden.rows, weight.rows, weight.columns);
+        let (targets, [vocabulary, width]) = (hidden.rows, weight.dims());
         let (ranges, mut buffer) = chunks(targets, vocabulary);
         let products = self.products.kept();
         let ranges: Vec<Range<usize>> = ranges.collect();
@@ -329,7 +331,7 @@ mod tests {
             for (temperature, cap) in [(1.0, None), (0.7, None), (0.7, Some(2.0))] {
                 compare(
                     &operands,
-                    |t| both(&t[0], &t[1], &targets, temperature, cap),
+                    |t| both(&t[0], &Weight::from(&t[1]), &targets, temperature, cap),
                     |t| reference(&t[0], &t[1], &targets, temperature, cap),
                 );
                 // Only the log-probability is used: the entropy's gradient is 0.
@@ -346,7 +348,7 @@ mod tests {
     fn reference_agrees_with_finite_differences() {
         let operands = [Operand::new(&[3, 4]), Operand::new(&[5, 4])];
         for cap in [None, Some(1.5)] {
-            compare_with_finite_differences(&operands, |t| both(&t[0], &t[1], &[0, 4, 2], 0.8, cap));
+            compare_with_finite_differences(&operands, |t| both(&t[0], &Weight::from(&t[1]), &[0, 4, 2], 0.8, cap));
         }
     }
 
@@ -368,7 +370,7 @@ mod tests {
     #[test]
     fn no_targets_give_no_values_and_zero_gradients() {
         let operands = [random(&[0, 4], 1), random(&[6, 4], 2)];
-        let (value, gradients) = run(&operands, &[true, true], |t| both(&t[0], &t[1], &[], 1.0, None));
+        let (value, gradients) = run(&operands, &[true, true], |t| both(&t[0], &Weight::from(&t[1]), &[], 1.0, None));
         assert_eq!(value.dims(), [2, 0]);
         assert!(
             gradients[1].as_ref().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|&x| x == 0.0)
@@ -386,6 +388,8 @@ mod tests {
     fn bits_do_not_depend_on_the_number_of_threads() {
         let targets = targets(600, 300);
         let operands = [Operand::new(&[600, 96]), Operand::new(&[300, 96])];
-        assert_same_bits_on_any_number_of_threads(&operands, |t| both(&t[0], &t[1], &targets, 1.0, None));
+        assert_same_bits_on_any_number_of_threads(&operands, |t| {
+            both(&t[0], &Weight::from(&t[1]), &targets, 1.0, None)
+        });
     }
 }

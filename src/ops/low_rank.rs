@@ -9,11 +9,9 @@ use super::backward::{Backward, Gradient};
 use super::dropout::{Dropout, Mask, dropout};
 use super::kept;
 use super::linear::{self, gradient_of_bias, gradient_of_input, gradient_of_weight, linear};
-use super::matrix::{
-    Matrix, MatrixMut, Threads, has_kernel, multiply, product, with_contiguous_rows, with_elements, with_matrix,
-};
-use super::products::Products;
+use super::matrix::{Matrix, MatrixMut, Threads, has_kernel, multiply, product, with_matrix};
 use super::value::{Source, Value};
+use super::weight::Weight;
 use crate::error::Result;
 
 /// The update `scale · dropout(x) Aᵀ Bᵀ` of a linear.
@@ -30,32 +28,26 @@ pub struct LowRank<'a> {
 }
 
 /// `y = x Wᵀ + b + scale · dropout(x) Aᵀ Bᵀ`: `x` is `[tokens, d_in]`, the result `[tokens, d_out]`.
-pub fn low_rank_linear(x: &Value, weight: &Value, bias: Option<&Value>, update: &LowRank) -> Result<Value> {
+pub fn low_rank_linear(x: &Value, weight: impl Into<Weight>, bias: Option<&Value>, update: &LowRank) -> Result<Value> {
+    let weight = weight.into();
     let dropout = match &update.dropout {
         Some(mask) if mask.probability != 0.0 => Some(Dropout::new(mask, x.dim(1)?)?),
         _ => None,
     };
-    let operands = [Some(x), Some(weight), Some(update.a), Some(update.b), bias];
+    let operands = [Some(x), Some(update.a), Some(update.b), bias];
     let tensors: Vec<&Tensor> = operands.into_iter().flatten().map(Value::tensor).collect();
-    if !has_kernel(&tensors) {
-        return separate(x, weight, bias, update);
+    if !has_kernel(&tensors) || !weight.has_kernel() {
+        return separate(x, &weight, bias, update);
     }
     let [rank, d_in] = [update.a.dim(0)?, x.dim(1)?];
-    let d_out = weight.dim(0)?;
-    if update.a.dims() != [rank, d_in] || update.b.dims() != [d_out, rank] || weight.dims() != [d_out, d_in] {
-        let [x, weight, a, b] = [x, weight, update.a, update.b].map(Value::dims);
+    let [d_out, columns] = weight.dims()?;
+    if update.a.dims() != [rank, d_in] || update.b.dims() != [d_out, rank] || columns != d_in {
+        let ([x, a, b], weight) = ([x, update.a, update.b].map(Value::dims), [d_out, columns]);
         crate::bail!("low_rank_linear: input {x:?}, weight {weight:?}, A {a:?} and B {b:?} do not fit");
     }
     // The update is of contiguous rows, which dropout needs.
     let (rows, scale) = (x.tensor().contiguous()?, update.scale as f32);
-    let weight_rows = with_contiguous_rows(weight.tensor())?;
-    let products = weight.products();
-    let mut y = with_matrix(&rows, |x| {
-        with_matrix(&weight_rows, |weight| match bias {
-            Some(bias) => with_elements(bias.tensor(), |bias| linear::forward(x, weight, Some(bias), products)),
-            None => linear::forward(x, weight, None, products),
-        })
-    })?; // [tokens, d_out]
+    let mut y = with_matrix(&rows, |x| linear::forward(x, &weight, bias))?; // [tokens, d_out]
     let tokens = rows.dim(0)?;
     let inner = with_matrix(&rows, |x| {
         with_matrix(update.a.tensor(), |a| {
@@ -81,8 +73,7 @@ pub fn low_rank_linear(x: &Value, weight: &Value, bias: Option<&Value>, update: 
     let kept = Kept {
         x: (sources.a.is_some() || sources.weight.is_some()).then_some(rows),
         inner: if sources.b.is_some() { Some(Tensor::from_vec(inner, (tokens, rank), x.device())?) } else { None },
-        weight: weight_rows,
-        products: products.clone(),
+        weight,
         a: update.a.tensor().clone(),
         b: update.b.tensor().clone(),
         scale,
@@ -93,7 +84,7 @@ pub fn low_rank_linear(x: &Value, weight: &Value, bias: Option<&Value>, update: 
 }
 
 /// The same as two more linears and a sum.
-fn separate(x: &Value, weight: &Value, bias: Option<&Value>, update: &LowRank) -> Result<Value> {
+fn separate(x: &Value, weight: &Weight, bias: Option<&Value>, update: &LowRank) -> Result<Value> {
     let dropped = match &update.dropout {
         Some(mask) => dropout(x, mask)?,
         None => x.clone(),
@@ -122,8 +113,7 @@ struct Kept {
     x: Option<Tensor>,
     /// `dropout(x) Aᵀ`, `[tokens, rank]`, for the gradient of B.
     inner: Option<Tensor>,
-    weight: Tensor,
-    products: Products,
+    weight: Weight,
     a: Tensor,
     b: Tensor,
     scale: f32,
@@ -139,7 +129,7 @@ impl Kept {
             gradient_of_bias(bias, gradient, backward)?;
         }
         if let (Some(weight), Some(x)) = (&sources.weight, &self.x) {
-            gradient_of_weight(weight, x, gradient, &self.products, backward)?;
+            gradient_of_weight(weight, x, gradient, self.weight.products(), backward)?;
         }
         if let (Some(b), Some(inner)) = (&sources.b, &self.inner) {
             with_matrix(inner, |inner| {
@@ -166,7 +156,7 @@ impl Kept {
             })?;
         }
         let Some(x) = &sources.x else { return Ok(()) };
-        gradient_of_input(x, (&self.weight, &self.products), gradient, d_in, backward)?;
+        gradient_of_input(x, &self.weight, gradient, d_in, backward)?;
         with_matrix(&self.a, |a| {
             backward.accumulate(x, (tokens, d_in), |dx| match &self.dropout {
                 None => multiply(MatrixMut::new(dx, tokens, d_in), true, 1.0, d_inner, a, Threads::All),

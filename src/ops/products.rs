@@ -3,8 +3,10 @@
 use std::sync::{Arc, OnceLock};
 
 use super::bf16::{self, Kernel, Packed};
+use super::compact::Compact;
 use super::matrix::{Matrix, MatrixMut, Threads, multiply as multiply_f32};
 use super::precision::Arithmetic;
+use super::weight::Operand;
 
 /// What a weight that does not change is packed to for `x Wᵀ` in bf16: once, and for all that share it. It must not outlive a change of the weight.
 ///
@@ -51,20 +53,44 @@ impl Products {
     }
 
     /// `target = factor x Wᵀ`, or `target += factor x Wᵀ`.
-    pub fn times_transposed(&self, target: MatrixMut, accumulate: bool, factor: f32, x: Matrix, weight: Matrix) {
-        match self {
-            Products::AsSet(kept) => {
+    pub fn times_transposed(&self, target: MatrixMut, accumulate: bool, factor: f32, x: Matrix, weight: Operand) {
+        match (self, weight) {
+            (Products::AsSet(kept), Operand::Plain(weight)) => {
                 as_set(kept.transposed.as_deref(), target, accumulate, factor, x, weight.t());
             }
-            Products::Exact => multiply_f32(target, accumulate, factor, x, weight.t(), Threads::All),
+            (Products::AsSet(kept), Operand::Compact(weight)) => {
+                compact_as_set(kept.transposed.as_deref(), target, accumulate, factor, x, weight);
+            }
+            (Products::Exact, Operand::Plain(weight)) => {
+                multiply_f32(target, accumulate, factor, x, weight.t(), Threads::All);
+            }
+            (Products::Exact, Operand::Compact(weight)) => weight.times_transposed(target, accumulate, factor, x),
         }
     }
 
     /// `target = factor g W`, or `target += factor g W`.
-    pub fn times(&self, target: MatrixMut, accumulate: bool, factor: f32, g: Matrix, weight: Matrix) {
-        match self {
-            Products::AsSet(kept) => as_set(kept.as_it_is.as_deref(), target, accumulate, factor, g, weight),
-            Products::Exact => multiply_f32(target, accumulate, factor, g, weight, Threads::All),
+    pub fn times(&self, target: MatrixMut, accumulate: bool, factor: f32, g: Matrix, weight: Operand) {
+        let weight = match (self, weight) {
+            (Products::AsSet(kept), Operand::Plain(weight)) => {
+                return as_set(kept.as_it_is.as_deref(), target, accumulate, factor, g, weight);
+            }
+            (Products::Exact, Operand::Plain(weight)) => {
+                return multiply_f32(target, accumulate, factor, g, weight, Threads::All);
+            }
+            (_, Operand::Compact(weight)) => weight,
+        };
+        let [d_out, d_in] = weight.dims();
+        assert!(g.columns == d_out);
+        // A sum over the parts that are widened at a time.
+        for rows in weight.slabs() {
+            weight.with_slab(rows.clone(), |values| {
+                let (g, part) = (g.block(0..g.rows, rows.clone()), Matrix::new(values, rows.len(), d_in));
+                let accumulate = accumulate || rows.start > 0;
+                match self {
+                    Products::AsSet(_) => as_set(None, target, accumulate, factor, g, part),
+                    Products::Exact => multiply_f32(target, accumulate, factor, g, part, Threads::All),
+                }
+            });
         }
     }
 
@@ -82,18 +108,45 @@ fn as_set(packed: Option<&PackedWeight>, target: MatrixMut, accumulate: bool, fa
     let Arithmetic::Bf16(kernel) = Arithmetic::current() else {
         return multiply_f32(target, accumulate, factor, a, b, Threads::All);
     };
-    match packed.filter(|_| kernel.packs()).and_then(|packed| packed.get(kernel, b)) {
+    let packed = packed.filter(|_| kernel.packs());
+    match packed.and_then(|packed| packed.get(kernel, || Packed::new(kernel, b))) {
         Some(packed) => bf16::multiply_packed(kernel, target, accumulate, factor, a, packed),
         None => bf16::multiply(kernel, target, accumulate, factor, a, b),
     }
 }
 
+/// `target = factor x Wᵀ`, or `target += factor x Wᵀ`, in the precision that is set, of a matrix in fewer bytes.
+fn compact_as_set(
+    packed: Option<&PackedWeight>,
+    target: MatrixMut,
+    accumulate: bool,
+    factor: f32,
+    x: Matrix,
+    weight: &Compact,
+) {
+    let Arithmetic::Bf16(kernel) = Arithmetic::current() else {
+        return weight.times_transposed(target, accumulate, factor, x);
+    };
+    let packed = packed.filter(|_| kernel.packs());
+    if let Some(packed) = packed.and_then(|packed| packed.get(kernel, || Packed::of_transposed(kernel, weight))) {
+        return bf16::multiply_packed(kernel, target, accumulate, factor, x, packed);
+    }
+    for rows in weight.slabs() {
+        weight.with_slab(rows.clone(), |values| {
+            let part = Matrix::new(values, rows.len(), x.columns);
+            // SAFETY: one block at a time.
+            let target = unsafe { target.block(0..x.rows, rows.clone()) };
+            bf16::multiply(kernel, target, accumulate, factor, x, part.t());
+        });
+    }
+}
+
 impl PackedWeight {
-    /// `b` packed for a kernel, unless it was packed for another, which is so in tests alone.
-    fn get(&self, kernel: Kernel, b: Matrix) -> Option<&Packed> {
+    /// What it is packed to for a kernel, unless it was packed for another, which is so in tests alone.
+    fn get(&self, kernel: Kernel, pack: impl FnOnce() -> Packed) -> Option<&Packed> {
         if self.0.get().is_none() {
             // Packed outside of the lock: a thread that waits for the tasks of this may be given one that waits for the lock.
-            let packed = Packed::new(kernel, b);
+            let packed = pack();
             let _ = self.0.set((kernel, packed));
         }
         self.0.get().filter(|(of, _)| *of == kernel).map(|(_, packed)| packed)
@@ -107,7 +160,7 @@ mod tests {
     use super::*;
     use crate::error::Result;
     use crate::ops::testing::{assert_close, random, run};
-    use crate::ops::{LowRank, Value, linear, log_probs, low_rank_linear};
+    use crate::ops::{LowRank, Value, Weight, linear, log_probs, low_rank_linear};
 
     fn arithmetics() -> impl Iterator<Item = Arithmetic> {
         Kernel::ALL.into_iter().filter(|kernel| kernel.is_available()).map(Arithmetic::Bf16)
@@ -125,7 +178,7 @@ mod tests {
     /// A linear whose weight trains, or is frozen and kept packed.
     fn of_weight(kept: Option<&Arc<PackedWeight>>) -> impl Fn(&[Value]) -> Result<Value> {
         let kept = kept.cloned();
-        move |t| linear(&t[0], &Value::weight(&t[1].in_candle(), kept.as_ref()), None)
+        move |t| linear(&t[0], Weight::new(&t[1].in_candle(), kept.as_ref()), None)
     }
 
     #[test]
@@ -163,7 +216,7 @@ mod tests {
             let found = arithmetic.within(|| linear(&Value::of(&x), &Value::of(&weight), None)).unwrap();
             assert_close("y", found.tensor(), &y, 1e-6);
         }
-        let found = linear(&Value::of(&x), &Value::weight(&weight, Some(&Arc::default())), None).unwrap();
+        let found = linear(&Value::of(&x), Weight::new(&weight, Some(&Arc::default())), None).unwrap();
         assert_close("y", found.tensor(), &y, 1e-6);
     }
 
@@ -178,7 +231,7 @@ mod tests {
         for arithmetic in arithmetics() {
             let [a, b] = [&a, &b].map(Value::of);
             let update = LowRank { a: &a, b: &b, scale: 0.5, dropout: None };
-            let weight = Value::weight(&weight, Some(&Arc::default()));
+            let weight = Weight::new(&weight, Some(&Arc::default()));
             let found = arithmetic.within(|| low_rank_linear(&Value::of(&x), &weight, None, &update))?;
             assert_close("y", found.tensor(), &y, 1e-5);
         }
@@ -191,7 +244,7 @@ mod tests {
         let operands = [random(&[count, width], 1), random(&[vocabulary, width], 2).affine(0.2, 0.0).unwrap()];
         let targets: Vec<u32> = (0..count).map(|index| (index * 7919 % vocabulary) as u32).collect();
         let operation =
-            |t: &[Value]| Ok(log_probs(&t[0], &Value::weight(&t[1].in_candle(), None), &targets, 0.7, None)?.log_probs);
+            |t: &[Value]| Ok(log_probs(&t[0], Weight::new(&t[1].in_candle(), None), &targets, 0.7, None)?.log_probs);
         let (value, gradients) = run(&operands, &[true, true], operation);
         for arithmetic in arithmetics() {
             let (found, found_gradients) = arithmetic.within(|| run(&operands, &[true, true], operation));

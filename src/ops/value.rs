@@ -8,7 +8,6 @@ use candle_core::{Device, Shape, Tensor, Var};
 
 use super::backward::{Backward, Gradient};
 use super::kept;
-use super::products::{PackedWeight, Products};
 use crate::error::Result;
 
 /// A tensor of a pass, mostly `[rows, columns]`, and what it was made of where something that trains is part
@@ -20,7 +19,6 @@ use crate::error::Result;
 pub struct Value {
     tensor: Tensor,
     source: Option<Source>,
-    products: Products,
 }
 
 /// Where the gradient of a value goes.
@@ -61,7 +59,7 @@ impl Value {
     /// A constant, whatever it was made of.
     pub fn constant(tensor: Tensor) -> Self {
         let tensor = if tensor.track_op() { tensor.detach() } else { tensor };
-        Value { tensor, source: None, products: Products::Exact }
+        Value { tensor, source: None }
     }
 
     /// A tensor that trains where it is a variable or was computed from variables by candle, a constant
@@ -70,18 +68,10 @@ impl Value {
         match tensor.track_op() {
             true => {
                 let source = Some(Source::Parameter(tensor.clone()));
-                Value { tensor: tensor.detach(), source, products: Products::Exact }
+                Value { tensor: tensor.detach(), source }
             }
-            false => Value { tensor: tensor.clone(), source: None, products: Products::Exact },
+            false => Value { tensor: tensor.clone(), source: None },
         }
-    }
-
-    /// The same of a weight of the model, `[d_out, d_in]`: products with it are made in the precision that is
-    /// set. `packed` is what it is packed to for them, kept where its numbers never change.
-    pub fn weight(tensor: &Tensor, packed: Option<&Arc<PackedWeight>>) -> Self {
-        let value = Value::of(tensor);
-        let packed = packed.filter(|_| !value.is_tracked()).cloned();
-        Value { products: Products::of_weight(packed), ..value }
     }
 
     /// The result of an operation that does this with its gradient.
@@ -91,7 +81,7 @@ impl Value {
     ) -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let node = Node { number, step: Mutex::new(Some(Box::new(step))) };
-        Value { tensor, source: Some(Source::Node(Arc::new(node))), products: Products::Exact }
+        Value { tensor, source: Some(Source::Node(Arc::new(node))) }
     }
 
     /// The same of an operation whose step keeps these tensors.
@@ -119,7 +109,7 @@ impl Value {
 
     /// The same numbers without a history.
     pub fn detach(&self) -> Self {
-        Value { tensor: self.tensor.clone(), source: None, products: self.products.clone() }
+        Value { tensor: self.tensor.clone(), source: None }
     }
 
     /// Whether something that trains is part of it.
@@ -130,11 +120,6 @@ impl Value {
     /// Where its gradient goes.
     pub(super) fn source(&self) -> Option<Source> {
         self.source.clone()
-    }
-
-    /// How products with it are made.
-    pub(super) fn products(&self) -> &Products {
-        &self.products
     }
 
     /// The sizes of its dimensions.

@@ -79,7 +79,7 @@ pub fn run(settings: &PpoSettings) -> Result<()> {
         // Notes wait for the run, which keeps them in `warnings.txt`.
         eprintln!("{memory}");
     }
-    let mut bases = Bases::new(Device::Cpu);
+    let mut bases = Bases::of(&settings.common, Device::Cpu);
     let held_out = HeldOut::read(settings, &mut bases, &tokenizer)?;
     let mix = PretrainingMix::read(settings, &tokenizer)?;
     let mut roles = Roles::load(settings, &mut bases, &tokenizer)?;

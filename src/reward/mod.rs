@@ -134,11 +134,11 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
         seed: common.seed,
     };
     memory::check_before_reading(&settings.model, &settings.training)?;
-    let mut bases = Bases::new(Device::Cpu);
+    let mut bases = Bases::of(common, Device::Cpu);
     let mut model = bases.load(&role)?;
     if settings.training.method.is_full() {
         // All weights are a copy that trains; those of the base are not needed any more.
-        bases = Bases::new(Device::Cpu);
+        bases = Bases::of(common, Device::Cpu);
     }
     if let (Some(head), false) = (model.head_mut(), reader.is_encoder) {
         // As `Reader` makes them; what reads the head later ends answers alike.

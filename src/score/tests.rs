@@ -88,7 +88,8 @@ fn names(batch: &RecordBatch) -> Vec<String> {
 /// The log-probability of `completion` after `prompt` from the logits of the whole sequence, and the head's score at its end.
 fn one_by_one(model: &Path, prompt: &str, completion: &str) -> (f64, usize, Option<f64>) {
     let tokenizer = Tokenizer::load(model).unwrap();
-    let model = load(&ModelSettings { model: model.to_path_buf(), adapter: Vec::new() }, &[], 0).unwrap();
+    let ScoreSettings { model, common, .. } = settings(model, Path::new("unread"), Path::new("unread"), &[]);
+    let model = load(&model, &[], &common).unwrap();
     let tokens = tokenizer.encode(&format!("{prompt}{completion}")).unwrap();
     let start = tokenizer.encode(prompt).unwrap().len();
     let tree = TokenTree { prompt: tokens.clone(), answers: vec![crate::data::batch::Continuation::default()] };

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::flags::Flags;
 use super::methods::{MethodSettings, Methods};
 use crate::error::Result;
-use crate::ops::Arithmetic;
+use crate::ops::{Arithmetic, BaseForm, CompactForm};
 
 // A heading stands at each flag, as one set for a whole group would go on over the flags that follow the group.
 const TRAINING: &str = "Training";
@@ -51,6 +51,11 @@ pub struct CommonSettings {
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub precision: Precision,
+    /// How the matrices of a frozen base model are kept in memory: as they are stored, in f32, or quantised when they are read, which makes them
+    /// other numbers (q8_0: 8.5 bits each; q4_k: 4.5 bits, embeddings and output matrix 8.5). What trains stays f32
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub base_precision: BasePrecision,
     /// Print neither the plan nor the progress
     #[arg(long)]
     #[serde(default)]
@@ -60,9 +65,11 @@ pub struct CommonSettings {
 impl CommonSettings {
     /// When they are read.
     pub fn flags() -> Flags<Self> {
-        Flags::new()
-            .always(&["settings", "output", "seed", "threads", "max_length", "tokens_per_batch"])
-            .always(&["precision", "quiet"])
+        Flags::new().always(&["settings", "output", "seed", "threads", "max_length", "tokens_per_batch"]).always(&[
+            "precision",
+            "base_precision",
+            "quiet",
+        ])
     }
 }
 
@@ -83,6 +90,40 @@ impl Precision {
         match self {
             Precision::F32 => Arithmetic::F32.set(),
             Precision::Bf16 => Arithmetic::bf16()?.set(),
+        }
+    }
+}
+
+/// How the matrices of a frozen base model are kept in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub enum BasePrecision {
+    /// As they are stored: f32, bf16, f16, or the blocks of a GGUF file
+    #[default]
+    #[value(name = "stored")]
+    #[serde(rename = "stored")]
+    Stored,
+    /// 32 bits a number
+    #[value(name = "f32")]
+    #[serde(rename = "f32")]
+    F32,
+    /// Blocks of 32 integers of 8 bits
+    #[value(name = "q8_0")]
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// Blocks of 256 integers of 4 bits; of 32 of 5 bits where rows do not divide into those
+    #[value(name = "q4_k")]
+    #[serde(rename = "q4_k")]
+    Q4K,
+}
+
+impl BasePrecision {
+    /// The form in which bases are read.
+    pub fn form(self) -> BaseForm {
+        match self {
+            BasePrecision::Stored => BaseForm::Stored,
+            BasePrecision::F32 => BaseForm::F32,
+            BasePrecision::Q8_0 => BaseForm::Quantised(CompactForm::Q8_0),
+            BasePrecision::Q4K => BaseForm::Quantised(CompactForm::Q4_K),
         }
     }
 }

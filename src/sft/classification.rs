@@ -78,7 +78,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
         seed: common.seed,
     };
     memory::check_before_reading(&settings.model, &settings.training)?;
-    let mut bases = Bases::new(Device::Cpu);
+    let mut bases = Bases::of(common, Device::Cpu);
     let model = bases.load(&role)?;
     let length = |text: &LabelledText| text.tree.longest();
     let too_long = check_lengths(model.architecture(), &examples, length, common.max_length)?;

@@ -141,7 +141,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
         seed: common.seed,
     };
     memory::check_before_reading(&settings.model, &settings.training)?;
-    let mut bases = Bases::new(Device::Cpu);
+    let mut bases = Bases::of(common, Device::Cpu);
     let model = bases.load(&role)?;
     if model.folder().new_from_seed.is_some() {
         // The reference would be random.

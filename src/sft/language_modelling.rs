@@ -52,7 +52,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
         seed: common.seed,
     };
     memory::check_before_reading(&settings.model, &settings.training)?;
-    let model = Bases::new(Device::Cpu).load(&role)?;
+    let model = Bases::of(common, Device::Cpu).load(&role)?;
     let too_long = check_lengths(model.architecture(), &examples, TokenTree::longest, common.max_length)?;
     let workload = Workload::new("demonstrations", &examples, TokenTree::tokens);
     let schedule = settings.schedule_of(&examples);

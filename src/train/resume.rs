@@ -41,7 +41,7 @@ const INPUTS: [&str; 8] =
     ["model", "adapter", "data", "evaluation_data", "demonstrations", "ptx_data", "reward_model", "judge_model"];
 
 /// Settings that the checkpoints of earlier versions lack, and what they were there.
-const ADDED: [(&str, &str); 1] = [("precision", "f32")];
+const ADDED: [(&str, &str); 2] = [("precision", "f32"), ("base_precision", "stored")];
 
 /// What makes a run the one that it is.
 #[derive(Debug)]

@@ -15,6 +15,7 @@ use crate::model::Model;
 use crate::model::dtype;
 use crate::model::folder::{self, WithoutWeights};
 use crate::model::weights::{Stored, tensor_specs};
+use crate::ops::BaseForm;
 
 /// The share of the changed weights that round back to what they were, from which on the run warns.
 const LARGE_SHARE: f64 = 0.5;
@@ -76,7 +77,7 @@ fn share_rounded_back(model: &Model) -> Result<Option<f64>> {
     if dtype == DType::F32 || !model.adapters().is_empty() || folder.new_from_seed.is_some() {
         return Ok(None);
     }
-    let (_, _, base) = folder::open(&folder.path, WithoutWeights::Refuse, model.device())?;
+    let (_, _, base) = folder::open(&folder.path, WithoutWeights::Refuse, BaseForm::Stored, model.device())?;
     let less_one = less_one(model);
     let (mut changed, mut back) = (0usize, 0usize);
     for (name, variable) in model.weights().variables() {
@@ -86,7 +87,7 @@ fn share_rounded_back(model: &Model) -> Result<Option<f64>> {
         };
         let now: Vec<f32> = variable.as_tensor().flatten_all()?.to_vec1()?;
         let old_values: Vec<f32> = old.flatten_all()?.to_vec1()?;
-        let (now_rounded, old_rounded) = (round(variable.as_tensor())?, round(old)?);
+        let (now_rounded, old_rounded) = (round(variable.as_tensor())?, round(&old)?);
         for (index, (now, old)) in now.iter().zip(&old_values).enumerate() {
             changed += usize::from(now != old);
             back += usize::from(now != old && now_rounded[index] == old_rounded[index]);

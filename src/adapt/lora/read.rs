@@ -77,7 +77,7 @@ impl Lora {
         let scale = self.scale(name, rank)?;
         if starts_from_base {
             let weight = match *name == self.output.module {
-                true => base.model.transformer().output().clone(),
+                true => base.model.transformer().output().to_tensor()?,
                 false => base.model.weights().get(&format!("{name}.weight"))?,
             };
             let (down, up) = initial::update(LoraInit::Pissa, &weight, name, rank, scale, base.seed)?;

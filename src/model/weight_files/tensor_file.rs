@@ -12,10 +12,13 @@ use crate::bail;
 use crate::error::{Error, Result};
 use crate::files::warn_once;
 use crate::model::dtype;
-use crate::model::weights::{Stored, TensorSpec};
+use crate::model::weights::{Kept, NumbersHash, Stored, TensorSpec, kept_form};
+use crate::ops::{BaseForm, CompactBuilder, CompactForm};
 
 /// The longest header, as in the library that the format comes from.
 const LONGEST_HEADER: u64 = 100_000_000;
+/// The most numbers that are read at a time of a matrix that is kept in fewer bytes than f32.
+const NUMBERS_AT_A_TIME: usize = 1 << 20;
 /// What a file begins with that stands for one in Git's storage of large files.
 const GIT_LFS: &[u8; 8] = b"version ";
 /// A safetensors file of which only the header has been read.
@@ -65,6 +68,60 @@ impl TensorFile {
 
     /// A tensor in f32, in its form in computation, with its element type on disk.
     pub(super) fn read(&mut self, name: &str, spec: &TensorSpec, device: &Device) -> Result<(Tensor, DType)> {
+        let on_disk = self.check_shape(name, spec)?;
+        let (dtype, _, count) = self.stored(name)?;
+        let values = self.piece(name, 0..count)?;
+        self.warn_of_broken(name, values.iter().filter(|value| !value.is_finite()).count());
+        let tensor = Tensor::from_vec(values, on_disk, device)?;
+        let tensor = match spec.stored {
+            Stored::AsIs => tensor,
+            Stored::Transposed => tensor.t()?.contiguous()?,
+            Stored::LessOne => (tensor + 1.0)?,
+        };
+        Ok((tensor, dtype))
+    }
+
+    /// A matrix in the form in which it is to be kept, with its element type on disk. It is read part by part, so that it is never there in f32 as
+    /// well.
+    pub(super) fn read_kept(&mut self, name: &str, spec: &TensorSpec, base_form: BaseForm) -> Result<(Kept, DType)> {
+        self.check_shape(name, spec)?;
+        let (dtype, _, _) = self.stored(name)?;
+        let stored = match dtype {
+            DType::BF16 => Some(CompactForm::BF16),
+            DType::F16 => Some(CompactForm::F16),
+            _ => None,
+        };
+        let (rows, columns) = (spec.shape[0], spec.shape[1]);
+        let Some(form) = kept_form(base_form, spec.role, columns, stored) else {
+            let (tensor, dtype) = self.read(name, spec, &Device::Cpu)?;
+            return Ok((Kept::Plain(tensor), dtype));
+        };
+        if spec.stored != Stored::AsIs {
+            let (tensor, dtype) = self.read(name, spec, &Device::Cpu)?;
+            return Ok((Kept::of(tensor, Some(form))?, dtype));
+        }
+        let mut matrix = CompactBuilder::new(form, rows, columns)?;
+        let (mut hash, mut broken) = (NumbersHash::default(), 0);
+        let at_once = (NUMBERS_AT_A_TIME / columns.max(1)).max(1);
+        for first in (0..rows).step_by(at_once) {
+            let bytes = self.bytes(name, first * columns..(first + at_once).min(rows) * columns)?;
+            if Some(form) == stored {
+                broken += dtype::count_not_finite(&bytes, dtype);
+                matrix.push_bytes(&bytes);
+                continue;
+            }
+            let values = dtype::from_bytes(&bytes, dtype);
+            broken += values.iter().filter(|value| !value.is_finite()).count();
+            hash.update(&values);
+            matrix.push(&values);
+        }
+        self.warn_of_broken(name, broken);
+        let hash = (Some(form) != stored).then(|| hash.digest());
+        Ok((Kept::Compact { matrix: matrix.build()?, hash }, dtype))
+    }
+
+    /// The shape on disk of a tensor that has that which is asked for.
+    fn check_shape(&self, name: &str, spec: &TensorSpec) -> Result<Vec<usize>> {
         let mut on_disk = spec.shape.clone();
         if spec.stored == Stored::Transposed {
             on_disk.reverse();
@@ -77,23 +134,17 @@ impl TensorFile {
                 shape
             );
         }
-        let (dtype, _, count) = self.stored(name)?;
-        let values = self.piece(name, 0..count)?;
-        let broken = values.iter().filter(|value| !value.is_finite()).count();
+        Ok(on_disk)
+    }
+
+    fn warn_of_broken(&self, name: &str, broken: usize) {
         if broken > 0 {
+            let count: usize = self.shape(name).unwrap_or_default().iter().product();
             warn_once(&format!(
-                "warning: {}: {broken} of the {} numbers of tensor {name:?} are not finite; the file is damaged, or its model was when it was saved",
-                self.path.display(),
-                values.len()
+                "warning: {}: {broken} of the {count} numbers of tensor {name:?} are not finite; the file is damaged, or its model was when it was saved",
+                self.path.display()
             ));
         }
-        let tensor = Tensor::from_vec(values, on_disk, device)?;
-        let tensor = match spec.stored {
-            Stored::AsIs => tensor,
-            Stored::Transposed => tensor.t()?.contiguous()?,
-            Stored::LessOne => (tensor + 1.0)?,
-        };
-        Ok((tensor, dtype))
     }
 
     /// The shape of a tensor, if there is one of this name.
@@ -114,12 +165,18 @@ impl TensorFile {
 
     /// Some of a tensor's numbers, by their places in it.
     pub(super) fn piece(&mut self, name: &str, places: Range<usize>) -> Result<Vec<f32>> {
+        let (dtype, _, _) = self.stored(name)?;
+        Ok(dtype::from_bytes(&self.bytes(name, places)?, dtype))
+    }
+
+    /// The bytes of some of a tensor's numbers.
+    fn bytes(&mut self, name: &str, places: Range<usize>) -> Result<Vec<u8>> {
         let (dtype, start, _) = self.stored(name)?;
         let size = dtype.size_in_bytes();
         let mut bytes = vec![0u8; places.len() * size];
         self.file.seek(SeekFrom::Start(start + (places.start * size) as u64)).map_err(Error::io(&self.path))?;
         self.file.read_exact(&mut bytes).map_err(Error::io(&self.path))?;
-        Ok(dtype::from_bytes(&bytes, dtype))
+        Ok(bytes)
     }
 
     /// The element type of a tensor, where it begins in the file, and how many numbers it has.

@@ -14,15 +14,15 @@ use crate::bail;
 use crate::error::{Error, Result};
 use crate::model::architecture::Architecture;
 use crate::model::dtype;
-use crate::model::weights::{Stored, Weights, tensor_specs};
+use crate::model::weights::{Kept, Stored, Weights, tensor_specs};
 
 /// Writes the weights into `folder` in the given form, so that `transformers` loads them.
 pub fn write(folder: &Path, weights: &Weights, architecture: &Architecture, form: &StorageForm) -> Result<()> {
     let stored: BTreeMap<String, Stored> =
         tensor_specs(architecture).into_iter().map(|spec| (spec.name, spec.stored)).collect();
-    let mut by_file: BTreeMap<String, BTreeMap<String, Tensor>> = BTreeMap::new();
+    let mut by_file: BTreeMap<String, BTreeMap<String, OnDisk>> = BTreeMap::new();
     let first_shard = form.shards.as_ref().and_then(|shards| shards.values().min().cloned());
-    for (name, tensor) in weights.iter() {
+    for (name, kept) in weights.kept() {
         let file = match &form.shards {
             None => SINGLE_FILE.to_string(),
             Some(shards) => {
@@ -31,29 +31,52 @@ pub fn write(folder: &Path, weights: &Weights, architecture: &Architecture, form
                 file.cloned().unwrap_or_else(|| SINGLE_FILE.to_string())
             }
         };
-        let tensor = match stored.get(name) {
-            Some(Stored::Transposed) => tensor.t()?.contiguous()?,
-            Some(Stored::LessOne) => (tensor - 1.0)?,
-            Some(Stored::AsIs) | None => tensor.clone(),
-        };
-        by_file.entry(file).or_default().insert(name.clone(), tensor);
+        let stored = stored.get(name).copied().unwrap_or(Stored::AsIs);
+        by_file.entry(file).or_default().insert(name.clone(), OnDisk { kept: kept.clone(), stored });
     }
     if form.shards.is_some() {
         write_index(folder, &by_file, form.dtype)?;
     }
     for (file, tensors) in &by_file {
-        write_file(&folder.join(file), tensors, form.dtype)?;
+        write_tensors(&folder.join(file), tensors, form.dtype)?;
     }
     Ok(())
 }
 
-fn write_index(folder: &Path, by_file: &BTreeMap<String, BTreeMap<String, Tensor>>, dtype: DType) -> Result<()> {
+/// A tensor, and how it lies on disk.
+struct OnDisk {
+    kept: Kept,
+    stored: Stored,
+}
+
+impl OnDisk {
+    /// Its shape on disk.
+    fn shape(&self) -> Vec<usize> {
+        let mut shape = self.kept.dims();
+        if self.stored == Stored::Transposed {
+            shape.reverse();
+        }
+        shape
+    }
+
+    /// Its numbers on disk, in f32.
+    fn numbers(&self) -> Result<Vec<f32>> {
+        let tensor = self.kept.to_tensor();
+        numbers(&match self.stored {
+            Stored::Transposed => tensor.t()?.contiguous()?,
+            Stored::LessOne => (tensor - 1.0)?,
+            Stored::AsIs => tensor,
+        })
+    }
+}
+
+fn write_index(folder: &Path, by_file: &BTreeMap<String, BTreeMap<String, OnDisk>>, dtype: DType) -> Result<()> {
     let mut weight_map = serde_json::Map::new();
     let mut total = 0;
     for (file, tensors) in by_file {
         for (name, tensor) in tensors {
             weight_map.insert(name.clone(), file.clone().into());
-            total += tensor.elem_count() * dtype.size_in_bytes();
+            total += tensor.kept.count() * dtype.size_in_bytes();
         }
     }
     let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
@@ -66,8 +89,15 @@ fn write_index(folder: &Path, by_file: &BTreeMap<String, BTreeMap<String, Tensor
 /// # Errors
 /// Where a finite number would not be finite in this element type.
 pub fn write_file(path: &Path, tensors: &BTreeMap<String, Tensor>, dtype: DType) -> Result<()> {
+    let on_disk = |tensor: &Tensor| OnDisk { kept: Kept::Plain(tensor.clone()), stored: Stored::AsIs };
+    let tensors = tensors.iter().map(|(name, tensor)| (name.clone(), on_disk(tensor))).collect();
+    write_tensors(path, &tensors, dtype)
+}
+
+fn write_tensors(path: &Path, tensors: &BTreeMap<String, OnDisk>, dtype: DType) -> Result<()> {
     tensors.par_iter().try_for_each(|(name, tensor)| check_finite(path, name, tensor, dtype))?;
-    write_views(path, tensors.iter().map(|(name, tensor)| (name, Rendered { tensor, dtype })))
+    let rendered = |tensor| Rendered { shape: OnDisk::shape(tensor), tensor, dtype };
+    write_views(path, tensors.iter().map(|(name, tensor)| (name, rendered(tensor))))
 }
 
 /// Writes numbers as they stand in memory, as f32.
@@ -111,7 +141,9 @@ impl View for Numbers<'_> {
 
     fn data(&self) -> Cow<'_, [u8]> {
         match self {
-            Numbers::Tensor(tensor) => to_bytes(tensor, DType::F32).expect("weights are f32 tensors").into(),
+            Numbers::Tensor(tensor) => {
+                dtype::to_bytes(&numbers(tensor).expect("weights are f32 tensors"), DType::F32).into()
+            }
             Numbers::Slice(_, values) => dtype::to_bytes(values, DType::F32).into(),
         }
     }
@@ -124,7 +156,8 @@ impl View for Numbers<'_> {
 /// A tensor as it will lie on disk; its bytes are made when their turn comes, so that one tensor's are held
 /// at a time.
 struct Rendered<'a> {
-    tensor: &'a Tensor,
+    shape: Vec<usize>,
+    tensor: &'a OnDisk,
     dtype: DType,
 }
 
@@ -134,21 +167,21 @@ impl View for Rendered<'_> {
     }
 
     fn shape(&self) -> &[usize] {
-        self.tensor.dims()
+        &self.shape
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        to_bytes(self.tensor, self.dtype).expect("weights are f32 tensors").into()
+        dtype::to_bytes(&self.tensor.numbers().expect("weights are tensors of numbers"), self.dtype).into()
     }
 
     fn data_len(&self) -> usize {
-        self.tensor.elem_count() * self.dtype.size_in_bytes()
+        self.tensor.kept.count() * self.dtype.size_in_bytes()
     }
 }
 
 /// Refuses a tensor with finite numbers that the element type has not the range for.
-fn check_finite(path: &Path, name: &str, tensor: &Tensor, dtype: DType) -> Result<()> {
-    let values = numbers(tensor)?;
+fn check_finite(path: &Path, name: &str, tensor: &OnDisk, dtype: DType) -> Result<()> {
+    let values = tensor.numbers()?;
     let beyond = dtype::count_beyond(&values, dtype);
     if beyond > 0 {
         let file = path.file_name().unwrap_or_default().to_string_lossy();
@@ -168,8 +201,4 @@ fn check_finite(path: &Path, name: &str, tensor: &Tensor, dtype: DType) -> Resul
 
 fn numbers(tensor: &Tensor) -> Result<Vec<f32>> {
     Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
-}
-
-fn to_bytes(tensor: &Tensor, dtype: DType) -> Result<Vec<u8>> {
-    Ok(dtype::to_bytes(&numbers(tensor)?, dtype))
 }

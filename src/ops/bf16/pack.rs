@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::super::compact::Compact;
 use super::super::matrix::{Matrix, fill_rows};
 use super::{Kernel, avx512};
 
@@ -45,28 +46,24 @@ impl Packed {
         Packed::within(Vec::new(), kernel, b)
     }
 
-    /// The same in memory that is there, whose contents do not matter.
-    pub(super) fn within(mut tiles: Vec<Tile>, kernel: Kernel, b: Matrix) -> Self {
-        assert!(b.is_within_its_data() && kernel.is_available());
-        let (columns, depth) = (b.columns, b.rows);
-        let (panels, steps) = (columns.div_ceil(SIDE), depth.div_ceil(SIDE));
-        tiles.resize(panels * steps * 2, Tile::ZERO);
-        if !tiles.is_empty() {
-            // Some panels at once, so that rows of memory are read on; few enough that all threads have work.
-            let group = match b.row_stride {
-                1 => (64 / (2 * steps)).max(1),
-                _ => panels.div_ceil(2 * rayon::current_num_threads()).min(8),
-            };
-            let run = |(index, tiles): (usize, &mut [Tile])| {
-                let first = index * group * SIDE;
-                let columns = first..(first + group * SIDE).min(columns);
-                pack(b.t(), columns, 0..depth, Form::Pairs, kernel.has_vectors(), tiles);
-            };
-            match panels <= group {
-                true => run((0, &mut tiles)),
-                false => tiles.par_chunks_mut(group * steps * 2).enumerate().for_each(run),
-            }
+    /// `Wᵀ` of a matrix that is kept in fewer bytes, packed.
+    pub(in super::super) fn of_transposed(kernel: Kernel, weight: &Compact) -> Self {
+        let [columns, depth] = weight.dims();
+        let per_panel = depth.div_ceil(SIDE) * 2;
+        let mut tiles = vec![Tile::ZERO; columns.div_ceil(SIDE) * per_panel];
+        for rows in weight.slabs() {
+            let panels = rows.start / SIDE..rows.end.div_ceil(SIDE);
+            let tiles = &mut tiles[panels.start * per_panel..panels.end * per_panel];
+            weight.with_slab(rows.clone(), |values| fill(tiles, kernel, Matrix::new(values, rows.len(), depth).t()));
         }
+        Packed { tiles, columns, depth }
+    }
+
+    /// `b` packed in memory that is there, whose contents do not matter.
+    pub(super) fn within(mut tiles: Vec<Tile>, kernel: Kernel, b: Matrix) -> Self {
+        let (columns, depth) = (b.columns, b.rows);
+        tiles.resize(columns.div_ceil(SIDE) * depth.div_ceil(SIDE) * 2, Tile::ZERO);
+        fill(&mut tiles, kernel, b);
         Packed { tiles, columns, depth }
     }
 
@@ -82,6 +79,30 @@ impl Packed {
     /// The tiles from a step of a panel on.
     pub(super) fn from(&self, panel: usize, step: usize) -> &[Tile] {
         &self.tiles[panel * self.tiles_per_panel() + step * 2..]
+    }
+}
+
+/// Packs all of `b`, by all threads.
+fn fill(tiles: &mut [Tile], kernel: Kernel, b: Matrix) {
+    assert!(b.is_within_its_data() && kernel.is_available());
+    let (columns, depth) = (b.columns, b.rows);
+    let (panels, steps) = (columns.div_ceil(SIDE), depth.div_ceil(SIDE));
+    if tiles.is_empty() {
+        return;
+    }
+    // Some panels at once, so that rows of memory are read on; few enough that all threads have work.
+    let group = match b.row_stride {
+        1 => (64 / (2 * steps)).max(1),
+        _ => panels.div_ceil(2 * rayon::current_num_threads()).min(8),
+    };
+    let run = |(index, tiles): (usize, &mut [Tile])| {
+        let first = index * group * SIDE;
+        let columns = first..(first + group * SIDE).min(columns);
+        pack(b.t(), columns, 0..depth, Form::Pairs, kernel.has_vectors(), tiles);
+    };
+    match panels <= group {
+        true => run((0, tiles)),
+        false => tiles.par_chunks_mut(group * steps * 2).enumerate().for_each(run),
     }
 }
 

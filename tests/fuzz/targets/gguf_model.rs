@@ -7,6 +7,7 @@ use candle_core::Device;
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 use rlhf::data::tokenize::Tokenizer;
 use rlhf::model::folder as model_folder;
+use rlhf::ops::BaseForm;
 use rlhf_fuzz::{folder, mutate, mutation, write};
 use tempfile::TempDir;
 
@@ -21,5 +22,5 @@ fuzz_target!(|data: &[u8]| {
     write(folder, "model.gguf", data);
     let model = folder.join("model.gguf");
     let _ = Tokenizer::load(&model);
-    let _ = model_folder::open(&model, model_folder::WithoutWeights::Refuse, &Device::Cpu);
+    let _ = model_folder::open(&model, model_folder::WithoutWeights::Refuse, BaseForm::Stored, &Device::Cpu);
 });

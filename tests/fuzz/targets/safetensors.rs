@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use candle_core::Device;
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 use rlhf::model::{folder as model_folder, weight_files};
+use rlhf::ops::BaseForm;
 use rlhf_fuzz::{copy, folder, golden, mutate, mutation, write};
 use tempfile::TempDir;
 
@@ -23,5 +24,5 @@ fuzz_target!(|data: &[u8]| {
     let folder = FOLDER.path();
     write(folder, "model.safetensors", data);
     let _ = weight_files::read_file(&folder.join("model.safetensors"), &Device::Cpu);
-    let _ = model_folder::open(folder, model_folder::WithoutWeights::NewFromSeed(0), &Device::Cpu);
+    let _ = model_folder::open(folder, model_folder::WithoutWeights::NewFromSeed(0), BaseForm::Stored, &Device::Cpu);
 });
