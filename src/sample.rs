@@ -22,7 +22,7 @@ use crate::model::Model;
 use crate::model::architecture::{Architecture, BeyondContext};
 use crate::ops::Arithmetic;
 use crate::settings::{CommonSettings, Flags, ModelSettings, NamedFolder, Program, UserSettings, at_least_one};
-use crate::train::plan::{Plan, TRANSCRIPT};
+use crate::train::plan::{Plan, TRANSCRIPT, base_forms};
 use crate::train::progress::Progress;
 
 /// Samples answers to prompts and writes them to a Parquet file (columns prompt, responses, and ended: whether each ended by itself)
@@ -103,6 +103,7 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
         .line("model", settings.model.model.display())
         .line("prompts", rows)
         .line("answers", format!("{} to each, {}", settings.answers, settings.sampling))
+        .optional_line("base kept in", base_forms(&model))
         .line("products", Arithmetic::current())
         .line("prompts keep", format!("their last {prompt_length} tokens"))
         .line("keys and values", cache(model.architecture(), settings.sampling.kv_cache_tokens))

@@ -37,7 +37,7 @@ use crate::model::architecture::BeyondContext;
 use crate::ops::{Arithmetic, Value};
 use crate::sample::{parquet_output, say_chat_format};
 use crate::settings::{CommonSettings, Flags, ModelSettings, NamedFolder, Program, UserSettings};
-use crate::train::plan::Plan;
+use crate::train::plan::{Plan, base_forms};
 use crate::train::progress::Progress;
 
 /// Scores answers: the same rows with their log-probability, number of tokens and, for a reward model, reward
@@ -205,6 +205,7 @@ fn print_plan(settings: &ScoreSettings, model: &Model, rows: usize) {
         .line("model", settings.model.model.display())
         .line("rows", rows)
         .line("scores", gives)
+        .optional_line("base kept in", base_forms(&model))
         .line("products", Arithmetic::current())
         .line("answers end", ending::described(settings, model))
         .line("at most", format!("{} tokens a text (--max-length)", settings.common.max_length))

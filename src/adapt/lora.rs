@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::model::adapter::{Adapter, EmbeddingChange, LinearChange, LowRankChange, NormChange, Parameter, Saving};
 use crate::model::linear_change::updated_row_norms;
 use crate::model::weights::Weights;
-use crate::ops::Value;
+use crate::ops::{Value, Weight};
 use crate::settings::{LoraBias, LoraInit, LoraSettings, MethodSettings, Pattern};
 
 mod config;
@@ -126,8 +126,8 @@ impl Lora {
     }
 
     fn add(&mut self, linear: &targets::TargetLinear, base: &Base) -> Result<()> {
-        let weight = base.model.weights().get(&format!("{}.weight", linear.name))?; // [d_out, d_in]
-        self.add_update(&linear.name, weight, base)
+        let weight = base.model.weights().matrix(&format!("{}.weight", linear.name))?; // [d_out, d_in]
+        self.add_update(&linear.name, &weight, base)
     }
 
     fn add_output(&mut self, base: &Base) -> Result<()> {
@@ -140,21 +140,21 @@ impl Lora {
                 self.output.module
             );
         }
-        self.add_update(&self.output.module.clone(), base.model.transformer().output().to_tensor()?, base)
+        self.add_update(&self.output.module.clone(), base.model.transformer().output(), base)
     }
 
     /// A new update of a linear `[d_out, d_in]` of this name.
-    fn add_update(&mut self, name: &str, weight: Tensor, base: &Base) -> Result<()> {
+    fn add_update(&mut self, name: &str, weight: &Weight, base: &Base) -> Result<()> {
         let rank = self.rank(name)?;
         let scale = self.scale(name, rank)?;
-        let (down, up) = initial::update(self.settings.init_lora_weights, &weight, name, rank, scale, base.seed)?;
+        let (down, up) = initial::update(self.settings.init_lora_weights, weight, name, rank, scale, base.seed)?;
         if self.settings.init_lora_weights == LoraInit::Pissa {
             self.start.set(&down_key(name), down.clone());
             self.start.set(&up_key(name), up.clone());
         }
         if self.settings.use_dora {
             let update = LowRankChange { down: Value::of(&down), up: Value::of(&up), scale, dropout: 0.0 };
-            self.tensors.set(&magnitude_key(name), updated_row_norms(&weight, &update)?);
+            self.tensors.set(&magnitude_key(name), updated_row_norms(&weight.to_tensor()?, &update)?);
         }
         self.tensors.set(&down_key(name), down);
         self.tensors.set(&up_key(name), up);

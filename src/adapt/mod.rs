@@ -115,9 +115,14 @@ impl Bases {
         Bases { device, form: BaseForm::Stored, read: HashMap::new() }
     }
 
-    /// The same, their matrices as a program's settings say.
+    /// The same, their matrices kept in this form, where they are frozen.
+    pub fn keeping(self, form: BaseForm) -> Self {
+        Bases { form, ..self }
+    }
+
+    /// The same, as a program's settings say.
     pub fn of(common: &CommonSettings, device: Device) -> Self {
-        Bases { form: common.base_precision.form(), ..Bases::new(device) }
+        Bases::new(device).keeping(common.base_precision.form())
     }
 
     /// Reads one model in one role.

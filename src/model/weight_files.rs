@@ -19,7 +19,7 @@ use crate::bail;
 use crate::error::Result;
 use crate::files::warn_once;
 use crate::gguf::{self, Gguf, GgufTensors, is_gguf};
-use crate::ops::{BaseForm, Compact, CompactBuilder};
+use crate::ops::{BaseForm, Compact, CompactBuilder, CompactForm};
 pub use locate::{
     INDEX_FILE, Located, NAMED_IN_CONFIG, SINGLE_FILE, Shards, locate, no_weights, refuse_pickles,
     warn_of_weights_below,
@@ -96,6 +96,28 @@ pub fn read(
     }
     files.unread(architecture).iter().for_each(|warning| warn_once(warning));
     Ok(Some((weights.fixed(), StorageForm { dtype: dtype.unwrap_or(DType::F32), shards: files.shards })))
+}
+
+/// The bytes that a model's weights will take in memory, and those of what they would be packed to for products in bf16, by the headers of their
+/// files; f32 where there are none.
+///
+/// # Errors
+/// As [`TensorFiles::open`].
+pub fn kept_bytes(folder: &Path, architecture: &Architecture, base_form: BaseForm) -> Result<(usize, usize)> {
+    let files = TensorFiles::find(folder)?;
+    let (mut bytes, mut packed) = (0, 0);
+    for spec in tensor_specs(architecture) {
+        let numbers: usize = spec.shape.iter().product();
+        let stored = files.as_ref().and_then(|files| files.stored_form(&spec.name, architecture.names.prefix));
+        let form = match is_matrix(architecture, &spec.name, &spec) {
+            true => kept_form(base_form, spec.role, spec.shape[1], stored),
+            false => None,
+        };
+        bytes += form.map_or(4 * numbers, |form| spec.shape[0] * form.row_bytes(spec.shape[1]));
+        let is_packed = spec.shape.len() == 2 && !form.is_some_and(CompactForm::is_quantised);
+        packed += if is_packed { 2 * numbers } else { 0 };
+    }
+    Ok((bytes, packed))
 }
 
 /// Whether a tensor is one of the matrices that rows are multiplied with: a linear of a block, the embeddings or the output matrix.
@@ -228,6 +250,15 @@ impl TensorFiles {
         let names = names_on_disk(name, prefix);
         let stored = |file: &TensorFile| names.iter().find(|name| file.shape(name).is_some()).cloned();
         self.files.iter().enumerate().find_map(|(index, file)| Some((index, stored(file)?)))
+    }
+
+    /// The form in which a matrix is stored, `None` for f32 and where it is not there.
+    fn stored_form(&self, name: &str, prefix: &str) -> Option<CompactForm> {
+        if let Some(gguf) = &self.gguf {
+            return CompactForm::of_ggml(gguf.file().tensors.get(&gguf.stored_name(name)?)?.dtype);
+        }
+        let (file, name) = self.find_stored(name, prefix)?;
+        self.files[file].stored_form(&name)
     }
 
     /// Whether two tensors that are stored have the same shape and numbers. They are compared in pieces, and

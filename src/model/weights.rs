@@ -233,16 +233,26 @@ impl Kept {
 
     /// The hash of its numbers as they were stored, in f32, little-endian.
     fn hash(&self) -> Result<u128> {
-        let mut hash = NumbersHash::default();
-        match self {
-            Kept::Compact { hash: Some(hash), .. } => return Ok(*hash),
-            Kept::Compact { matrix, hash: None } => matrix.for_each_part(|values| hash.update(values)),
-            Kept::Plain(tensor) => ops::with_numbers(&tensor.detach(), |values| {
-                hash.update(values);
-                Ok(())
-            })?,
+        if let Kept::Compact { hash: Some(hash), .. } = self {
+            return Ok(*hash);
         }
+        let mut hash = NumbersHash::default();
+        self.for_each_part(|values| hash.update(values))?;
         Ok(hash.digest())
+    }
+
+    /// Runs `read` on all numbers in f32, in order, a part at a time: those that are kept in fewer bytes are never all there in f32.
+    pub fn for_each_part(&self, mut read: impl FnMut(&[f32])) -> Result<()> {
+        match self {
+            Kept::Plain(tensor) => ops::with_numbers(&tensor.detach(), |values| {
+                read(values);
+                Ok(())
+            }),
+            Kept::Compact { matrix, .. } => {
+                matrix.for_each_part(read);
+                Ok(())
+            }
+        }
     }
 
     fn detach(&self) -> Self {
@@ -466,6 +476,31 @@ impl Weights {
     /// The bytes that they take, apart from what is packed.
     pub fn bytes(&self) -> usize {
         self.tensors.values().map(Kept::bytes).sum()
+    }
+
+    /// The bytes of what they are packed to for products in bf16.
+    pub fn packed_bytes(&self) -> usize {
+        let of = |kept: &Kept| match kept {
+            Kept::Plain(tensor) if tensor.rank() == 2 => 2 * tensor.elem_count(),
+            Kept::Compact { matrix, .. } if !matrix.form().is_quantised() => 2 * kept.count(),
+            _ => 0,
+        };
+        self.tensors.values().map(of).sum()
+    }
+
+    /// In which forms they are kept, and how many numbers in each, the most first.
+    pub fn forms(&self) -> Vec<(String, usize)> {
+        let mut forms: BTreeMap<String, usize> = BTreeMap::new();
+        for kept in self.tensors.values() {
+            let form = match kept {
+                Kept::Plain(_) => "f32".to_string(),
+                Kept::Compact { matrix, .. } => matrix.form().to_string(),
+            };
+            *forms.entry(form).or_default() += kept.count();
+        }
+        let mut forms: Vec<(String, usize)> = forms.into_iter().collect();
+        forms.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        forms
     }
 }
 

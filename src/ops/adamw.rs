@@ -156,7 +156,7 @@ pub fn squared_norm(gradient: &Tensor) -> Result<f64> {
 }
 
 /// The sum of squares, which does not depend on the number of threads.
-pub(super) fn squares(values: &[f32]) -> f64 {
+pub fn squares(values: &[f32]) -> f64 {
     if values.len() <= CHUNK {
         return sum_of_squares(values);
     }

@@ -40,7 +40,7 @@ pub mod value;
 pub mod weight;
 
 pub use activation::{Activation, activate, gated, softplus};
-pub use adamw::{AdamwState, AdamwStep, AdamwUpdate, adamw, adamw_all, move_averages, squared_norm};
+pub use adamw::{AdamwState, AdamwStep, AdamwUpdate, adamw, adamw_all, move_averages, squared_norm, squares};
 pub use attention::{AttentionPlan, AttentionShape, Query, Span, attention, attention_packed};
 pub use backward::{Gradient, Gradients, Outputs, checkpoint};
 pub use compact::{BaseForm, Compact, CompactBuilder, CompactForm};

@@ -19,11 +19,16 @@ use crate::train::schedule::Schedule;
 /// Memory by role, from the models' configurations alone.
 pub fn memory(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> Result<Plan> {
     let training = Some(&settings.training);
-    let of = |role, training| Footprint::before_reading(role, &settings.model.model, &settings.model.adapter, training);
+    let form = settings.common.base_precision.form();
+    let of = |role, training| {
+        Footprint::before_reading(role, &settings.model.model, &settings.model.adapter, form, training)
+    };
     let mut models = vec![of("policy", training)?];
     if settings.algorithm.has_values() {
         models.push(match (settings.value_source(), settings.rewards.reward_model.first()) {
-            (ValueSource::Reward, Some(folder)) => Footprint::before_reading("value model", folder, &[], training)?,
+            (ValueSource::Reward, Some(folder)) => {
+                Footprint::before_reading("value model", folder, &[], form, training)?
+            }
             _ => of("value model", training)?,
         });
     }
@@ -35,7 +40,7 @@ pub fn memory(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> Resu
         [("reward model", &settings.rewards.reward_model), ("judge", &settings.observation.judge.judge_model)]
     {
         for folder in folders {
-            models.push(Footprint::before_reading(role, folder, &[], None)?);
+            models.push(Footprint::before_reading(role, folder, &[], form, None)?);
         }
     }
     let (_, architecture) = adapt::base(&settings.model.model, &settings.model.adapter)?;

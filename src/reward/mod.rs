@@ -133,7 +133,7 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
         head: Head::ScalarOrNew,
         seed: common.seed,
     };
-    memory::check_before_reading(&settings.model, &settings.training)?;
+    memory::check_before_reading(&settings.model, common, &settings.training)?;
     let mut bases = Bases::of(common, Device::Cpu);
     let mut model = bases.load(&role)?;
     if settings.training.method.is_full() {

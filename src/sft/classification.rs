@@ -77,7 +77,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
         head: if by_words { Head::Language } else { Head::Classes(&labels) },
         seed: common.seed,
     };
-    memory::check_before_reading(&settings.model, &settings.training)?;
+    memory::check_before_reading(&settings.model, common, &settings.training)?;
     let mut bases = Bases::of(common, Device::Cpu);
     let model = bases.load(&role)?;
     let length = |text: &LabelledText| text.tree.longest();

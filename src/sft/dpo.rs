@@ -140,7 +140,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
         head: Head::Language,
         seed: common.seed,
     };
-    memory::check_before_reading(&settings.model, &settings.training)?;
+    memory::check_before_reading(&settings.model, common, &settings.training)?;
     let mut bases = Bases::of(common, Device::Cpu);
     let model = bases.load(&role)?;
     if model.folder().new_from_seed.is_some() {

@@ -51,7 +51,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
         head: Head::Language,
         seed: common.seed,
     };
-    memory::check_before_reading(&settings.model, &settings.training)?;
+    memory::check_before_reading(&settings.model, common, &settings.training)?;
     let model = Bases::of(common, Device::Cpu).load(&role)?;
     let too_long = check_lengths(model.architecture(), &examples, TokenTree::longest, common.max_length)?;
     let workload = Workload::new("demonstrations", &examples, TokenTree::tokens);

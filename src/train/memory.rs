@@ -14,9 +14,10 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::model::adapter::Pass;
 use crate::model::architecture::{Architecture, FeedForward};
+use crate::model::weight_files;
 use crate::model::weights::tensor_specs;
-use crate::ops::{Arithmetic, ROWS_OF_LOGITS, count_kept};
-use crate::settings::{GradientCheckpointing, ModelSettings, TrainingSettings};
+use crate::ops::{Arithmetic, BaseForm, ROWS_OF_LOGITS, count_kept};
+use crate::settings::{CommonSettings, GradientCheckpointing, ModelSettings, TrainingSettings};
 
 /// A model in its role, as it stands in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,8 +26,12 @@ pub struct Footprint {
     pub role: &'static str,
     /// What tells its base weights from others: roles with the same share one copy.
     pub copy: String,
-    /// Numbers of the base weights.
+    /// Bytes of the base weights.
     pub base: usize,
+    /// Bytes of what they would be packed to for products in bf16.
+    pub packed: usize,
+    /// Whether all of them train.
+    pub trains_base: bool,
     /// Numbers of adapters and head.
     pub added: usize,
     /// Numbers that train.
@@ -104,7 +109,9 @@ impl Footprint {
         Ok(Footprint {
             role,
             copy: format!("{:p}", model.weights().as_ref()),
-            base: model.base_parameters(),
+            base: model.weights().bytes(),
+            packed: model.weights().packed_bytes(),
+            trains_base: model.weights().variables().next().is_some(),
             added: model.added_parameters(),
             trained,
             pass: if trained > 0 { PassFootprint::of(model)? } else { PassFootprint::default() },
@@ -122,10 +129,11 @@ impl Footprint {
         role: &'static str,
         folder: &Path,
         adapters: &[PathBuf],
+        base_form: BaseForm,
         training: Option<&TrainingSettings>,
     ) -> Result<Self> {
         let (folder, architecture) = adapt::base(folder, adapters)?;
-        let base = tensor_specs(&architecture).iter().map(|spec| spec.shape.iter().product::<usize>()).sum();
+        let numbers = tensor_specs(&architecture).iter().map(|spec| spec.shape.iter().product::<usize>()).sum();
         let trains_all = training.is_some_and(|training| training.method.is_full());
         let copy = if trains_all { format!("of the {role}") } else { folder.display().to_string() };
         let of = |checkpoints: bool| match training {
@@ -135,15 +143,19 @@ impl Footprint {
         let blocks = GradientCheckpointing::Blocks;
         let has_checkpoints = training.is_some_and(|training| training.gradient_checkpointing == blocks);
         let (pass, checkpointed) = (of(has_checkpoints), of(true));
-        let trained = if trains_all { base } else { 0 };
-        Ok(Footprint { role, copy, base, added: 0, trained, pass, checkpointed, rounded: 0 })
+        let base_form = if trains_all { BaseForm::F32 } else { base_form };
+        let (base, packed) = weight_files::kept_bytes(&folder, &architecture, base_form)?;
+        let trained = if trains_all { numbers } else { 0 };
+        let trains_base = trains_all;
+        Ok(Footprint { role, copy, base, packed, trains_base, added: 0, trained, pass, checkpointed, rounded: 0 })
     }
 
     /// Of a moving average of this many numbers.
     pub fn of_average(numbers: usize) -> Self {
         let (role, pass) = ("moving average", PassFootprint::default());
         let copy = role.to_string();
-        Footprint { role, copy, base: numbers, added: 0, trained: 0, pass, checkpointed: pass, rounded: 0 }
+        let (base, packed, trains_base) = (4 * numbers, 0, false);
+        Footprint { role, copy, base, packed, trains_base, added: 0, trained: 0, pass, checkpointed: pass, rounded: 0 }
     }
 }
 
@@ -160,8 +172,9 @@ pub fn check(models: &[Footprint], micro_batch_tokens: usize, sampler: (&Archite
 
 /// The same of a run whose models are not read yet, by their configurations; nothing but the weights and
 /// their training is counted.
-pub fn check_before_reading(model: &ModelSettings, training: &TrainingSettings) -> Result<()> {
-    let footprint = Footprint::before_reading("model", &model.model, &model.adapter, Some(training))?;
+pub fn check_before_reading(model: &ModelSettings, common: &CommonSettings, training: &TrainingSettings) -> Result<()> {
+    let form = common.base_precision.form();
+    let footprint = Footprint::before_reading("model", &model.model, &model.adapter, form, Some(training))?;
     let (_, architecture) = adapt::base(&model.model, &model.adapter)?;
     check(&[footprint], 1, (&architecture, 0))
 }
@@ -226,8 +239,8 @@ const LEAST_TOKENS: u64 = 64;
 /// With fewer at a time than these, running blocks again costs less.
 const MANY_TOKENS: u64 = 512;
 
-/// The bytes held at the peak of a training step by what holds them, all numbers being `f32` but what is
-/// packed for products in bf16: each base model once, for each trained parameter its gradient, which those of
+/// The bytes held at the peak of a training step by what holds them, all numbers being `f32` but those of frozen
+/// matrices: each base model once, with what it is packed to for products in bf16, for each trained parameter its gradient, which those of
 /// all micro-batches are added to, and AdamW's two moments, what one micro-batch holds for its backward pass
 /// (models train in turn), and the keys and values of a sampler of this architecture.
 pub fn expected(
@@ -241,13 +254,14 @@ pub fn expected(
         let sharer = models[..index].iter().find(|other| other.copy == model.copy);
         let (own, note) = match sharer {
             Some(other) => (0, format!(" (on the weights of {})", other.role)),
+            // Packed for products in bf16: what trains, while answers are sampled.
+            None if Arithmetic::current().packs() && (!model.trains_base || cached_tokens > 0) => {
+                (model.base.saturating_add(model.packed), String::new())
+            }
             None => (model.base, String::new()),
         };
-        let trained = model.trained.saturating_mul(3);
-        // Packed for products in bf16, of 2 bytes a number: of what trains, while answers are sampled.
-        let is_packed = Arithmetic::current().packs() && (model.trained < own || cached_tokens > 0);
-        let own = if is_packed { own.saturating_add(own / 2) } else { own };
-        parts.push((format!("{}{note}", model.role), bytes(own.saturating_add(model.added).saturating_add(trained))));
+        let others = model.added.saturating_add(model.trained.saturating_mul(3));
+        parts.push((format!("{}{note}", model.role), (own as u64).saturating_add(bytes(others))));
     }
     let pass = models.iter().map(|model| model.pass.numbers(micro_batch_tokens)).max().unwrap_or(0);
     parts.push(("kept for the backward pass".to_string(), bytes(pass)));
@@ -299,7 +313,9 @@ mod tests {
         let model = Footprint {
             role: "model",
             copy: "a".to_string(),
-            base: 10_000_000,
+            base: 40_000_000,
+            packed: 20_000_000,
+            trains_base: true,
             added: 0,
             trained: 10_000_000,
             pass: PassFootprint { kept: 2304, working: 0, logits: 0 },

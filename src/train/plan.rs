@@ -219,6 +219,20 @@ pub fn check_length(model: &Architecture, longest: Option<usize>, max_length: us
     }
 }
 
+/// In which forms the matrices of a frozen base are kept, and their bytes, where not all are f32.
+pub fn base_forms(model: &Model) -> Option<String> {
+    let (forms, all) = (model.weights().forms(), model.base_parameters().max(1));
+    if forms.iter().all(|(form, _)| form == "f32") {
+        return None;
+    }
+    let share = |(form, count): &(String, usize)| match 100.0 * *count as f64 / all as f64 {
+        share if share >= 99.95 => form.clone(),
+        share => format!("{form} ({share:.1}%)"),
+    };
+    let forms: Vec<String> = forms.iter().map(share).collect();
+    Some(format!("{}, {}", forms.join(", "), DecimalBytes(model.weights().bytes() as u64)))
+}
+
 /// What the plan of a training program is made of.
 pub struct TrainingPlan<'a> {
     /// The program.
@@ -266,6 +280,7 @@ impl TrainingPlan<'_> {
         plan = plan
             .line("method", &training.method)
             .parameters(model.base_parameters() + model.added_parameters(), model.trainable_count())
+            .optional_line("base kept in", base_forms(model))
             .line("products", Arithmetic::current())
             .line("saved as", dtype::name(model.saved_dtype()))
             .line(examples.what, examples.examples());

@@ -7,7 +7,7 @@ use rlhf::data::batch::{Batch, Continuation, TokenTree};
 use rlhf::generate::{PromptTokens, SamplingSettings};
 use rlhf::model::Model;
 use rlhf::model::adapter::{Parameter, Pass, StepRows};
-use rlhf::ops::Outputs;
+use rlhf::ops::{Outputs, Weight};
 use rlhf::random;
 
 use crate::common::{Shape, answers_to, assert_same_answers, training_settings, write_model};
@@ -367,7 +367,8 @@ fn pissa_starts_from_the_weights_it_is_given_and_is_saved_as_plain_lora() -> Res
 fn pissas_product_is_the_best_of_its_rank() -> Result<()> {
     let golden = crate::oracle::expected("initialisation")?;
     let weight: &Tensor = &golden["weight"];
-    let (down, up) = rlhf::adapt::initial_update(rlhf::settings::LoraInit::Pissa, weight, "w", 4, 2.0, 1)?;
+    let (down, up) =
+        rlhf::adapt::initial_update(rlhf::settings::LoraInit::Pissa, &Weight::new(weight, None), "w", 4, 2.0, 1)?;
     let product = up.matmul(&down)?.affine(2.0, 0.0)?;
     let values = |x: &Tensor| -> Result<Vec<f32>> { Ok(x.flatten_all()?.to_vec1()?) };
     assert_close("product", &values(&product)?, &values(&golden["pissa.product"])?, 1e-4);

@@ -9,6 +9,7 @@ use rlhf::data::parquet;
 use rlhf::data::tokenize::{EncodedTexts, Tokenizer};
 use rlhf::model::folder::{WithoutWeights, open};
 use rlhf::model::weight_files;
+use rlhf::ops::BaseForm;
 use serde_json::Value;
 
 use crate::common::{strings, table};
@@ -59,7 +60,7 @@ fn workbench() -> Workbench {
     tokenizer["post_processor"] = template;
     bench.put("bert/tokenizer.json", tokenizer.to_string().as_bytes());
     let new = WithoutWeights::NewFromSeed(0);
-    let (folder, architecture, weights) = open(&bench.path("bert"), new, &Device::Cpu).unwrap();
+    let (folder, architecture, weights) = open(&bench.path("bert"), new, BaseForm::F32, &Device::Cpu).unwrap();
     weight_files::write(&bench.path("bert"), &weights, &architecture, &folder.form).unwrap();
     bench
 }

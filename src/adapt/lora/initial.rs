@@ -4,19 +4,20 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::bail;
 use crate::error::Result;
+use crate::ops::Weight;
 use crate::random::{self, Stream};
 use crate::settings::LoraInit;
 
 /// `A` `[rank, d_in]` and `B` `[d_out, rank]` for a weight `[d_out, d_in]` of this name; `scale` is what their product will be multiplied with.
 pub fn update(
     how: LoraInit,
-    weight: &Tensor,
+    weight: &Weight,
     name: &str,
     rank: usize,
     scale: f64,
     seed: u64,
 ) -> Result<(Tensor, Tensor)> {
-    let (d_out, d_in) = weight.dims2()?;
+    let [d_out, d_in] = weight.dims()?;
     let device = weight.device();
     let mut stream = random::stream(seed, &format!("initialize {name}.lora_A"), 0);
     let zero = || Tensor::zeros((d_out, rank), DType::F32, device);
@@ -27,7 +28,7 @@ pub fn update(
         }
         LoraInit::Gaussian => (random::normal(&mut stream, &[rank, d_in], 1.0 / rank as f64, device)?, zero()?),
         LoraInit::Orthogonal => orthogonal(&mut stream, name, rank, d_in, d_out, device)?,
-        LoraInit::Pissa => principal(&mut stream, weight, name, rank, scale)?,
+        LoraInit::Pissa => principal(&mut stream, &weight.to_tensor()?, name, rank, scale)?,
     })
 }
 

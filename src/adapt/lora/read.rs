@@ -77,8 +77,8 @@ impl Lora {
         let scale = self.scale(name, rank)?;
         if starts_from_base {
             let weight = match *name == self.output.module {
-                true => base.model.transformer().output().to_tensor()?,
-                false => base.model.weights().get(&format!("{name}.weight"))?,
+                true => base.model.transformer().output().clone(),
+                false => base.model.weights().matrix(&format!("{name}.weight"))?,
             };
             let (down, up) = initial::update(LoraInit::Pissa, &weight, name, rank, scale, base.seed)?;
             self.start.set(&down_key(name), down);

@@ -86,11 +86,7 @@ impl TensorFile {
     pub(super) fn read_kept(&mut self, name: &str, spec: &TensorSpec, base_form: BaseForm) -> Result<(Kept, DType)> {
         self.check_shape(name, spec)?;
         let (dtype, _, _) = self.stored(name)?;
-        let stored = match dtype {
-            DType::BF16 => Some(CompactForm::BF16),
-            DType::F16 => Some(CompactForm::F16),
-            _ => None,
-        };
+        let stored = self.stored_form(name);
         let (rows, columns) = (spec.shape[0], spec.shape[1]);
         let Some(form) = kept_form(base_form, spec.role, columns, stored) else {
             let (tensor, dtype) = self.read(name, spec, &Device::Cpu)?;
@@ -144,6 +140,15 @@ impl TensorFile {
                 "warning: {}: {broken} of the {count} numbers of tensor {name:?} are not finite; the file is damaged, or its model was when it was saved",
                 self.path.display()
             ));
+        }
+    }
+
+    /// The form in which a tensor is stored, `None` for f32.
+    pub(super) fn stored_form(&self, name: &str) -> Option<CompactForm> {
+        match dtype::of_stored(self.header.info(name)?.dtype)? {
+            DType::BF16 => Some(CompactForm::BF16),
+            DType::F16 => Some(CompactForm::F16),
+            _ => None,
         }
     }
 

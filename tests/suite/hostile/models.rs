@@ -3,6 +3,7 @@
 use candle_core::Device;
 use rlhf::model::folder::{WithoutWeights, open, read_architecture};
 use rlhf::model::weight_files;
+use rlhf::ops::BaseForm;
 use serde_json::{Value, json};
 
 use super::adapters::load_adapter;
@@ -69,7 +70,10 @@ fn a_tensor_named_twice_or_of_another_shape_is_refused() {
     config["vocab_size"] = json!(1 << 24);
     std::fs::write(model.path().join("config.json"), config.to_string()).unwrap();
     expect(
-        &sentence(open(model.path(), WithoutWeights::NewFromSeed(0), &Device::Cpu), "another vocabulary"),
+        &sentence(
+            open(model.path(), WithoutWeights::NewFromSeed(0), BaseForm::Stored, &Device::Cpu),
+            "another vocabulary",
+        ),
         &["embed_tokens.weight", "16777216"],
     );
 }
@@ -82,7 +86,8 @@ fn an_index_leads_to_no_other_folder() {
         let mut index = read_json(&path);
         index["weight_map"]["model.norm.weight"] = json!(name);
         std::fs::write(&path, index.to_string()).unwrap();
-        let sentence = sentence(open(model.path(), WithoutWeights::NewFromSeed(0), &Device::Cpu), name);
+        let sentence =
+            sentence(open(model.path(), WithoutWeights::NewFromSeed(0), BaseForm::Stored, &Device::Cpu), name);
         expect(&sentence, &["model.safetensors.index.json", "not the name of a file"]);
     }
 }
@@ -92,7 +97,8 @@ fn a_pickle_is_never_read() {
     let config = std::fs::read(golden("llama/config.json")).unwrap();
     for name in ["pytorch_model.bin", "model.pt", "consolidated.00.pth"] {
         let folder = folder(&[("config.json", &config), (name, b"\x80\x04cos\nsystem\n.")]);
-        let sentence = sentence(open(folder.path(), WithoutWeights::NewFromSeed(0), &Device::Cpu), name);
+        let sentence =
+            sentence(open(folder.path(), WithoutWeights::NewFromSeed(0), BaseForm::Stored, &Device::Cpu), name);
         expect(&sentence, &[name, "pickle", "safetensors"]);
     }
     let adapter = copy("lora-llama");
@@ -177,7 +183,7 @@ fn a_model_larger_than_memory_is_not_begun() {
     config["num_hidden_layers"] = json!(4096);
     let folder = folder(&[("config.json", config.to_string().as_bytes())]);
     let sentence = quickly("a large model", 20, || {
-        sentence(open(folder.path(), WithoutWeights::NewFromSeed(0), &Device::Cpu), "a large model")
+        sentence(open(folder.path(), WithoutWeights::NewFromSeed(0), BaseForm::Stored, &Device::Cpu), "a large model")
     });
     expect(&sentence, &["config.json", "parameters, expected at most 4.29e9"]);
 }
