@@ -17,7 +17,7 @@ use rayon::prelude::*;
 
 use super::dot_products;
 use super::matrix::{Matrix, MatrixMut, Threads, multiply};
-use super::simd::vectorised;
+use super::simd::{LANES, total, vectorised};
 use crate::bail;
 use crate::error::Result;
 
@@ -281,11 +281,22 @@ impl Compact {
         }
     }
 
-    /// The same for few rows of `x`, where reading the matrix is most of the work: each task widens what it multiplies.
+    /// The same for few rows of `x`, where reading the matrix is most of the work: each task widens what it multiplies, in registers where there is but
+    /// one row.
     fn times_few(&self, target: MatrixMut, accumulate: bool, factor: f32, x: Matrix) {
         let per_task = self.rows_per_panel().next_multiple_of(4);
+        let words = self.form.row_bytes(self.columns) / 2;
         (0..self.rows.div_ceil(per_task)).into_par_iter().for_each(|task| {
             let rows = task * per_task..((task + 1) * per_task).min(self.rows);
+            if x.rows == 1 && matches!(self.form, CompactForm::BF16 | CompactForm::Q8_0) {
+                let words = &self.words[rows.start * words..rows.end * words];
+                // SAFETY: the tasks have different columns.
+                let dots = unsafe { target.block(0..1, rows).row(0) };
+                return match self.form {
+                    CompactForm::Q8_0 => dots_q8_0(words, x.row(0), factor, accumulate, dots),
+                    _ => dots_bf16(words, x.row(0), factor, accumulate, dots),
+                };
+            }
             let mut scratch = Scratch::take(&PANEL_OF_TASK, rows.len() * self.columns);
             self.widen_here(rows.clone(), scratch.values());
             let weight = Matrix::new(scratch.values(), rows.len(), self.columns);
@@ -429,7 +440,60 @@ const Q8_0_WORDS: usize = 17;
 /// Words of a block of 256 integers of 4 bits: a scale and a scale of minima, f16, 12 bytes of scales and minima of 6 bits, and the integers.
 const Q4_K_WORDS: usize = 72;
 
+/// A half in f32.
+#[inline(always)]
+fn half(bits: u16) -> f32 {
+    // The exponents of f32 begin 112 lower. Infinities and what is no number have the largest exponent, which stays.
+    let magnitude = match bits & 0x7c00 {
+        0x7c00 => f16::from_bits(bits & 0x7fff).to_f32_const(),
+        _ => f32::from_bits(u32::from(bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23),
+    };
+    f32::from_bits(magnitude.to_bits() | u32::from(bits & 0x8000) << 16)
+}
+
+/// The integers of a block in 8 bits.
+#[inline(always)]
+fn integers(block: &[u16; Q8_0_WORDS]) -> [i8; 32] {
+    let mut integers = [0i8; 32];
+    for (pair, word) in integers.as_chunks_mut::<2>().0.iter_mut().zip(&block[1..]) {
+        *pair = word.to_le_bytes().map(u8::cast_signed);
+    }
+    integers
+}
+
 vectorised! {
+    /// `factor w · x`, or `+= factor w · x`, for each row `w` of a matrix in bf16.
+    fn dots_bf16<'a>(words: &'a [u16], x: &'a [f32], factor: f32, accumulate: bool, dots: &'a mut [f32]) {
+        for (dot, row) in dots.iter_mut().zip(words.chunks_exact(x.len())) {
+            let mut sums = [0.0; LANES];
+            let ((words, words_rest), (x, x_rest)) = (row.as_chunks::<LANES>(), x.as_chunks::<LANES>());
+            for (words, x) in words.iter().zip(x) {
+                for lane in 0..LANES {
+                    sums[lane] = x[lane].mul_add(f32::from_bits(u32::from(words[lane]) << 16), sums[lane]);
+                }
+            }
+            for ((sum, &word), &x) in sums.iter_mut().zip(words_rest).zip(x_rest) {
+                *sum = x.mul_add(f32::from_bits(u32::from(word) << 16), *sum);
+            }
+            *dot = factor * total(sums) + if accumulate { *dot } else { 0.0 };
+        }
+    }
+
+    /// The same of a matrix in blocks of 8 bits.
+    fn dots_q8_0<'a>(words: &'a [u16], x: &'a [f32], factor: f32, accumulate: bool, dots: &'a mut [f32]) {
+        let x = x.as_chunks::<32>().0;
+        for (dot, row) in dots.iter_mut().zip(words.chunks_exact(x.len() * Q8_0_WORDS)) {
+            let mut sums = [0.0; LANES];
+            for (block, x) in row.as_chunks::<Q8_0_WORDS>().0.iter().zip(x) {
+                let (scale, integers) = (half(block[0]), integers(block));
+                for lane in 0..LANES {
+                    sums[lane] = x[lane].mul_add(f32::from(integers[lane]) * scale, sums[lane]);
+                }
+            }
+            *dot = factor * total(sums) + if accumulate { *dot } else { 0.0 };
+        }
+    }
+
     fn widen_bf16<'a>(words: &'a [u16], values: &'a mut [f32]) {
         for (value, &word) in values.iter_mut().zip(words) {
             *value = f32::from_bits(u32::from(word) << 16);
@@ -438,12 +502,8 @@ vectorised! {
 
     fn widen_q8_0<'a>(words: &'a [u16], values: &'a mut [f32]) {
         for (values, block) in values.as_chunks_mut::<32>().0.iter_mut().zip(words.as_chunks::<Q8_0_WORDS>().0) {
-            let scale = f16::from_bits(block[0]).to_f32_const();
-            let mut integers = [0i8; 32];
-            for (pair, word) in integers.as_chunks_mut::<2>().0.iter_mut().zip(&block[1..]) {
-                *pair = word.to_le_bytes().map(u8::cast_signed);
-            }
-            for (value, integer) in values.iter_mut().zip(integers) {
+            let scale = half(block[0]);
+            for (value, integer) in values.iter_mut().zip(integers(block)) {
                 *value = f32::from(integer) * scale;
             }
         }
@@ -451,7 +511,7 @@ vectorised! {
 
     fn widen_q4_k<'a>(words: &'a [u16], values: &'a mut [f32]) {
         for (values, block) in values.as_chunks_mut::<256>().0.iter_mut().zip(words.as_chunks::<Q4_K_WORDS>().0) {
-            let [scale, minimum] = [block[0], block[1]].map(|half| f16::from_bits(half).to_f32_const());
+            let [scale, minimum] = [block[0], block[1]].map(half);
             let mut bytes = [0u8; 12];
             for (pair, word) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(&block[2..8]) {
                 *pair = word.to_le_bytes();

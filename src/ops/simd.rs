@@ -97,7 +97,7 @@ pub(super) fn erf(x: f32) -> f32 {
 
 /// Adds the lanes of a partial sum, in a fixed order.
 #[inline(always)]
-fn total(lanes: [f32; LANES]) -> f32 {
+pub(super) fn total(lanes: [f32; LANES]) -> f32 {
     let mut lanes = lanes;
     let mut width = LANES / 2;
     while width > 0 {

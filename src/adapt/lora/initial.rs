@@ -182,20 +182,20 @@ mod tests {
 
     #[test]
     fn orthogonal_matrices_are_away_from_zero_and_their_product_is_zero() -> Result<()> {
-        let (down, up) = update(LoraInit::Orthogonal, &normal(&[20, 30], 1), "w", 4, 2.0, 3)?;
+        let (down, up) = update(LoraInit::Orthogonal, &Weight::new(&normal(&[20, 30], 1), None), "w", 4, 2.0, 3)?;
         assert_eq!((down.dims(), up.dims()), (&[4, 30][..], &[20, 4][..]));
         assert!(largest(&down) > 0.05 && largest(&up) > 0.05 && largest(&up.matmul(&down)?) < 1e-6);
-        assert!(update(LoraInit::Orthogonal, &normal(&[20, 30], 1), "w", 3, 2.0, 3).is_err());
+        assert!(update(LoraInit::Orthogonal, &Weight::new(&normal(&[20, 30], 1), None), "w", 3, 2.0, 3).is_err());
         Ok(())
     }
 
     #[test]
     fn principal_components_of_a_matrix_of_low_rank_are_all_of_it() -> Result<()> {
         let weight = normal(&[25, 3], 1).matmul(&normal(&[3, 40], 2))?;
-        let (down, up) = update(LoraInit::Pissa, &weight, "w", 3, 0.5, 3)?;
+        let (down, up) = update(LoraInit::Pissa, &Weight::new(&weight, None), "w", 3, 0.5, 3)?;
         let difference = (up.matmul(&down)?.affine(0.5, 0.0)? - &weight)?;
         assert!(largest(&difference) < 1e-4 * largest(&weight));
-        assert!(update(LoraInit::Pissa, &weight, "w", 26, 0.5, 3).is_err());
+        assert!(update(LoraInit::Pissa, &Weight::new(&weight, None), "w", 26, 0.5, 3).is_err());
         Ok(())
     }
 }

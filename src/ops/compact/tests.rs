@@ -81,6 +81,14 @@ fn every_pattern_of_16_bits_is_widened_as_the_library_does() {
 }
 
 #[test]
+fn every_half_is_widened() {
+    for bits in 0..=u16::MAX {
+        let (found, expected) = (half(bits), f16::from_bits(bits).to_f32());
+        assert!(found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan(), "{bits}: {found}");
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_refused() {
     let error = |form, rows, columns| CompactBuilder::new(form, rows, columns).err().map(|error| error.to_string());
     assert_eq!(
@@ -119,7 +127,8 @@ fn products_and_gradients_are_those_of_the_same_numbers_in_f32() {
             };
             let ((found, found_gradients), (expected, gradients)) = (of(&compact), of(&plain));
             let what = format!("{form} [{tokens}, {d_in}] by {d_out}");
-            if d_out * d_in <= SLAB {
+            // One row is multiplied in registers, more than one part in parts.
+            if tokens > 1 && d_out * d_in <= SLAB {
                 assert_eq!(bits(&found), bits(&expected), "{what}");
             }
             assert_close(&what, &found, &expected, 1e-6);
