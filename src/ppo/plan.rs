@@ -138,8 +138,10 @@ pub fn plan(
     let training = &settings.training;
     let evaluation = material.held_out.as_ref().map_or(0, |held_out| held_out.len());
     let evaluation_truncation = material.held_out.as_ref().map(|held_out| held_out.truncation()).unwrap_or_default();
-    let workload = Workload::new("prompts", prompts, |prompt| tokens(settings, prompt));
-    let workload = Workload { evaluation, evaluation_truncation, ..workload };
+    let workload = Workload::new("prompts", prompts, schedule.total_steps, |prompt| tokens(settings, prompt));
+    // Models learn from one minibatch at a time.
+    let largest_step = workload.largest_step.div_ceil(settings.policy.minibatches);
+    let workload = Workload { evaluation, evaluation_truncation, largest_step, ..workload };
     let mut beside: Vec<Footprint> = Vec::new();
     let models = |role: &'static str, models: Vec<&Model>| -> Result<Vec<Footprint>> {
         models.into_iter().map(|model| Footprint::of(role, model)).collect()

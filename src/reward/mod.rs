@@ -195,7 +195,7 @@ fn plan(
     schedule: &Schedule,
     zero_point: &ZeroPoint,
 ) -> Result<Plan> {
-    let workload = Workload::new("rankings", examples, |ranked| ranked.tree.tokens());
+    let workload = Workload::new("rankings", examples, schedule.total_steps, |ranked| ranked.tree.tokens());
     let plan = TrainingPlan {
         program: "reward",
         model,

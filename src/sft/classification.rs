@@ -82,8 +82,8 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let model = bases.load(&role)?;
     let length = |text: &LabelledText| text.tree.longest();
     let too_long = check_lengths(model.architecture(), &examples, length, common.max_length)?;
-    let workload = Workload::new("labelled texts", &examples, |text| text.tree.tokens());
     let schedule = settings.schedule_of(&examples);
+    let workload = Workload::new("labelled texts", &examples, schedule.total_steps, |text| text.tree.tokens());
     let plan = settings
         .plan(&model, &schedule, &workload, &[])?
         .warning(too_long)

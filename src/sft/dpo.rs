@@ -153,8 +153,9 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let copy = if examples.is_streamed() { Some(bases.load(&role)?.frozen()?) } else { None };
     drop(bases);
     let beside = copy.iter().map(|copy| Footprint::of("reference", copy)).collect::<Result<Vec<_>>>()?;
-    let workload = Workload::new("preferences", &examples, |preference| preference.tree.tokens());
     let schedule = settings.schedule_of(&examples);
+    let tokens = |preference: &Preference| preference.tree.tokens();
+    let workload = Workload::new("preferences", &examples, schedule.total_steps, tokens);
     let plan = settings
         .plan(&model, &schedule, &workload, &beside)?
         .warning(too_long)

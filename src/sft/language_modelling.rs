@@ -54,8 +54,8 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     memory::check_before_reading(&settings.model, common, &settings.training)?;
     let model = Bases::of(common, Device::Cpu).load(&role)?;
     let too_long = check_lengths(model.architecture(), &examples, TokenTree::longest, common.max_length)?;
-    let workload = Workload::new("demonstrations", &examples, TokenTree::tokens);
     let schedule = settings.schedule_of(&examples);
+    let workload = Workload::new("demonstrations", &examples, schedule.total_steps, TokenTree::tokens);
     let mut plan = settings.plan(&model, &schedule, &workload, &[])?.chat_format(&tokenizer).warning(too_long);
     if let Some(described) = described {
         plan = plan.line("mixture", described);

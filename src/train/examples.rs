@@ -69,6 +69,9 @@ pub struct Examples<'a, T> {
     evaluation_truncation: Truncation,
 }
 
+/// Epochs whose steps are looked through for the largest.
+const EPOCHS_LOOKED_AT: usize = 4;
+
 enum Way<'a, T> {
     InMemory { all: Vec<Arc<Example<T>>>, training: Vec<usize>, order: Order },
     Streamed(Box<Streamed<'a, T>>),
@@ -273,6 +276,29 @@ impl<'a, T> Examples<'a, T> {
             Way::Streamed(streamed) => {
                 let sampled: usize = streamed.sample.iter().map(|example| measure(&example.value)).sum();
                 (sampled as f64 * self.len() as f64 / streamed.sampled_rows as f64).round() as usize
+            }
+        }
+    }
+
+    /// The most of some measure that one of the first `steps` steps has. Of data that are read as they are needed it is what one step in a thousand would
+    /// exceed: the mean of those that are known and three standard deviations, and no more than the largest of them in every place.
+    pub fn largest_step(&self, measure: impl Fn(&T) -> usize, steps: usize) -> usize {
+        match &self.way {
+            Way::InMemory { all, order, .. } => {
+                let measures: Vec<usize> = all.iter().map(|example| measure(&example.value)).collect();
+                let mut order = order.clone();
+                // What comes after some epochs is hardly larger.
+                let steps = steps.min(EPOCHS_LOOKED_AT * order.steps_per_epoch());
+                let of_step = |step| order.step(step).iter().map(|&index| measures[index]).sum();
+                (0..steps).map(of_step).max().unwrap_or(0)
+            }
+            Way::Streamed(streamed) => {
+                let measures = streamed.sample.iter().map(|example| measure(&example.value) as f64);
+                let (count, batch) = (measures.clone().count().max(1) as f64, self.steps.batch_size as f64);
+                let mean = measures.clone().sum::<f64>() / count;
+                let variance = measures.clone().map(|measure| (measure - mean).powi(2)).sum::<f64>() / count;
+                let largest = measures.fold(0.0, f64::max);
+                (batch * mean + 3.0 * (batch * variance).sqrt()).min(batch * largest) as usize
             }
         }
     }

@@ -136,6 +136,8 @@ pub struct Workload<'a> {
     pub evaluation_rows: Option<usize>,
     /// Tokens of those to train on, of one epoch.
     pub tokens: usize,
+    /// The most tokens of one step.
+    pub largest_step: usize,
     /// What was too long or left out.
     pub truncation: Truncation,
     /// The same of the examples to evaluate on, where they are data of their own.
@@ -145,13 +147,14 @@ pub struct Workload<'a> {
 }
 
 impl<'a> Workload<'a> {
-    /// These examples, of which `tokens` gives the tokens of each.
-    pub fn new<T>(what: &'a str, examples: &Examples<T>, tokens: impl Fn(&T) -> usize) -> Self {
+    /// These examples, of which `tokens` gives the tokens of each, in a run of so many steps.
+    pub fn new<T>(what: &'a str, examples: &Examples<T>, steps: usize, tokens: impl Fn(&T) -> usize) -> Self {
         Workload {
             what,
             training: examples.len(),
             evaluation: examples.evaluation_len(),
             evaluation_rows: examples.evaluation_rows(),
+            largest_step: examples.largest_step(&tokens, steps),
             tokens: examples.sum(tokens),
             truncation: examples.truncation(),
             evaluation_truncation: examples.evaluation_truncation(),
@@ -305,11 +308,10 @@ impl TrainingPlan<'_> {
 
     /// The memory by what holds it, if it fits the machine.
     fn memory(&self) -> Result<Vec<(String, u64)>> {
-        let TrainingPlan { model, training, examples, .. } = *self;
-        // A step's examples may be fewer tokens than go through the model at a time.
-        let step = training.batch_size * examples.tokens.div_ceil(examples.training.max(1));
+        let TrainingPlan { model, examples, .. } = *self;
         let footprints = [&[Footprint::of("model", model)?], self.beside].concat();
-        let tokens = self.common.tokens_per_batch.min(step);
+        // A step's examples may be fewer tokens than go through the model at a time.
+        let tokens = self.common.tokens_per_batch.min(examples.largest_step);
         let sampler = (model.architecture(), self.cached_tokens);
         memory::check(&footprints, tokens, sampler)?;
         Ok(memory::expected(&footprints, tokens, sampler))
@@ -378,6 +380,7 @@ mod tests {
             evaluation: 0,
             evaluation_rows: None,
             tokens: 1000,
+            largest_step: 40,
             truncation: Truncation::default(),
             evaluation_truncation: Truncation::default(),
             sampled_rows: None,
