@@ -132,3 +132,24 @@ fn of_several_rows_at_fault_the_first_is_named() {
     });
     assert!(fault.is_some_and(|fault| fault.contains("0.parquet") && fault.contains("row 45 ")));
 }
+
+#[test]
+fn the_largest_step_is_found_in_memory_and_bounded_where_rows_are_read_as_they_are_needed() {
+    let folder = folder();
+    let data = folder.path().to_str().unwrap();
+    let mut examples = open(data, 1000, usize::MAX);
+    let steps = 50;
+    let found = examples.largest_step(|&number| number, steps);
+    let sums = (0..steps).map(|step| numbers(&examples.step(step).unwrap()).into_iter().sum::<usize>());
+    assert_eq!(Some(found), sums.max());
+    let first: usize = numbers(&examples.step(0).unwrap()).into_iter().sum();
+    assert_eq!(examples.largest_step(|&number| number, 1), first);
+    // Above the mean step, and at most as large as the largest number in every place.
+    let streamed = open(data, 50, usize::MAX);
+    assert!(streamed.is_streamed());
+    let bound = streamed.largest_step(|&number| number, steps);
+    let known: Vec<usize> = streamed.known().map(|example| example.value).collect();
+    let mean = known.iter().sum::<usize>() / known.len();
+    assert!(bound > 8 * mean && bound <= 8 * known.iter().max().unwrap(), "{bound}, {mean}");
+    assert_eq!(streamed.largest_step(|_| 3, steps), 24);
+}
