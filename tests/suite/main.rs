@@ -1,6 +1,7 @@
 //! All integration tests, in one program: linking is the slow part of building them.
 
 mod adapters;
+mod cache;
 mod candle_models;
 mod chat_templates;
 mod chat_turns;
