@@ -95,7 +95,8 @@
 //! **Bit for bit.** Reductions run over fixed chunks, so that the same seed gives the same bytes on any number of threads.
 //!
 //! **One setting for products.** Products with a model's weights are made in f32, or with operands rounded to bf16 by the kernel that suits the processor
-//! ([`ops::precision`]); each kernel has its own bits, the same on any number of threads. All else is f32.
+//! ([`ops::precision`]); each kernel has its own bits, the same on any number of threads. The key-value cache of sampling may hold bf16 too
+//! ([`generate::CachePrecision`]). All else is f32.
 //!
 //! **A run goes on as if nothing had happened.** Everything that changes from step to step is in a checkpoint ([`train::state`]); a step's examples and
 //! random numbers depend on its number alone. So a run that was killed ends in the bytes of one that was not. Another processor (other kernels), another
