@@ -95,7 +95,8 @@
 //! **Bit for bit.** Reductions run over fixed chunks, so that the same seed gives the same bytes on any number of threads.
 //!
 //! **One setting for products.** Products with a model's weights are made in f32, or with operands rounded to bf16 by the kernel that suits the processor
-//! ([`ops::precision`]); each kernel has its own bits, the same on any number of threads. All else is f32.
+//! ([`ops::precision`]); each kernel has its own bits, the same on any number of threads. The key-value cache of sampling may hold bf16 too
+//! ([`generate::CachePrecision`]). All else is f32.
 //!
 //! **A weight has a precision of its own.** The matrices of a frozen base are kept as they are stored (bf16, f16, GGUF's blocks) or quantised when they are read
 //! ([`ops::compact`]), and widened a part at a time for a product; everything else is f32. A product does not know more of a matrix than [`ops::Weight`] says.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use arrow::array::{BooleanBuilder, ListBuilder, StringBuilder};
 use candle_core::Device;
 use clap::{Arg, Parser};
-use indicatif::{DecimalBytes, HumanCount};
 use serde::{Deserialize, Serialize};
 
 use crate::adapt::{self, Bases, Head, Role, Training, users};
@@ -19,7 +18,7 @@ use crate::data::tokenize_records::Truncation;
 use crate::error::{Error, Result};
 use crate::generate::{Generation, PromptTokens, SamplingSettings, Stop, generate};
 use crate::model::Model;
-use crate::model::architecture::{Architecture, BeyondContext};
+use crate::model::architecture::BeyondContext;
 use crate::ops::Arithmetic;
 use crate::settings::{CommonSettings, Flags, ModelSettings, NamedFolder, Program, UserSettings, at_least_one};
 use crate::train::plan::{Plan, TRANSCRIPT, base_forms};
@@ -106,7 +105,7 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
         .optional_line("base kept in", base_forms(&model))
         .line("products", Arithmetic::current())
         .line("prompts keep", format!("their last {prompt_length} tokens"))
-        .line("keys and values", cache(model.architecture(), settings.sampling.kv_cache_tokens))
+        .line("keys and values", settings.sampling.cache(model.architecture()))
         .print(common.quiet);
     let sampler = Sampler::new(&model, &tokenizer, settings.sampling, settings.answers, common);
     let mut progress = Progress::new("sample", rows, common.quiet);
@@ -149,12 +148,6 @@ pub fn run(settings: &SampleSettings) -> Result<SampleReport> {
         eprintln!("warning: {warning}");
     }
     Ok(report)
-}
-
-/// What is kept of how many tokens, in words.
-fn cache(architecture: &Architecture, tokens: usize) -> String {
-    let numbers = (2 * architecture.layers * architecture.kv_width() * tokens) as u64;
-    format!("of at most {} tokens at a time, {}", HumanCount(tokens as u64), DecimalBytes(4 * numbers))
 }
 
 fn say(report: &SampleReport, settings: &SampleSettings) {

@@ -46,6 +46,8 @@ pub mod word_list;
 use std::collections::HashSet;
 use std::path::Path;
 
+use indicatif::HumanCount;
+
 use crate::adapt;
 use crate::bail;
 use crate::data::schema::Demonstration;
@@ -172,6 +174,11 @@ fn print_plan(settings: &EvaluateSettings, models: &[NamedFolder], judges: &[Ide
     if settings.tasks.tasks.is_some() {
         let greedy = SamplingSettings { temperature: 0.0, ..settings.sampling };
         plan = plan.line("tasks", format!("answers {greedy}"));
+    }
+    if settings.samples_answers() {
+        let SamplingSettings { kv_cache_tokens: tokens, cache_precision, .. } = settings.sampling;
+        let tokens = HumanCount(tokens as u64);
+        plan = plan.line("keys and values", format!("of at most {tokens} tokens at a time in {cache_precision}"));
     }
     if let Some(folder) = &settings.reward_model {
         plan = plan.line("reward model", folder.display());

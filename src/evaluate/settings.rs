@@ -127,8 +127,8 @@ impl Program for EvaluateSettings {
             )
             .only(
                 "where models answer prompts (--data) or --tasks, or continue some (--toxicity-prompts)",
-                &["kv_cache_tokens"],
-                move |of| samples(of) || of.tasks.tasks.is_some(),
+                &["kv_cache_tokens", "cache_precision"],
+                Self::samples_answers,
             )
             .only(
                 "where models answer prompts (--data) or --tasks: continuations have --toxicity-response-length",
@@ -181,6 +181,11 @@ impl EvaluateSettings {
     /// Whether models answer prompts.
     fn answers_prompts(&self) -> bool {
         self.answers.is_none() && self.prompts().is_some()
+    }
+
+    /// Whether models answer prompts or tasks, or continue something.
+    pub(super) fn samples_answers(&self) -> bool {
+        self.answers_prompts() || self.toxicity.toxicity_prompts.is_some() || self.tasks.tasks.is_some()
     }
 
     /// Whether models are asked anything.

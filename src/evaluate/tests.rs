@@ -442,3 +442,15 @@ fn answers_made_elsewhere_need_no_model() {
     let page = std::fs::read_to_string(output.join("report.html")).unwrap();
     assert!(page.contains("You &lt;b&gt;dolt") && page.contains("Show offensive text"), "{page}");
 }
+
+#[test]
+fn pieces_of_an_evaluation_with_another_cache_are_not_gone_on_with() {
+    let folder = tempfile::tempdir().unwrap();
+    random_model(folder.path(), false);
+    let of = |more: &[&str]| {
+        let settings = settings(folder.path(), &[&["--models", "base=FOLDER/model"], more].concat());
+        fingerprint(&settings, &settings.models, &[]).unwrap()
+    };
+    assert_eq!(of(&[]), of(&["--cache-precision", "f32"]));
+    assert_ne!(of(&[]), of(&["--cache-precision", "bf16"]));
+}

@@ -141,11 +141,12 @@ impl<'a> ContinuousBatch<'a> {
             prompts: beginning.prompts.len(),
             computed: None,
         });
+        let precision = generation.sampling.cache_precision;
         let mut batch = ContinuousBatch {
             model,
             prompts,
             generation,
-            cache: KeyValueCache::new(model.architecture(), 0, &[], model.device())?,
+            cache: KeyValueCache::new(model.architecture(), 0, &[], precision, model.device())?,
             own_rows,
             restart: model.architecture().rotations_restart_after(),
             beginnings: beginnings.collect(),
@@ -157,7 +158,8 @@ impl<'a> ContinuousBatch<'a> {
             tokens_of_beginnings: BeginningTokens::default(),
         };
         let capacity = batch.capacity();
-        batch.cache = KeyValueCache::new(model.architecture(), capacity, &model.prefixes()?, model.device())?;
+        let prefixes = model.prefixes()?;
+        batch.cache = KeyValueCache::new(model.architecture(), capacity, &prefixes, precision, model.device())?;
         Ok(batch)
     }
 
@@ -475,3 +477,6 @@ impl<'a> ContinuousBatch<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,10 @@
 //! Where rotations depend on the length of a sequence, a token is computed with those of the length that its sequence has by then. Of LongRoPE, whose
 //! rotations all change at one length, the keys and values of an answer that outgrows it are computed anew, as `transformers` does for Phi-3; dynamic
 //! scaling keeps the keys that are there, as it does too.
+//!
+//! Keys and values are kept in f32, or rounded to bf16 ([`CachePrecision`]). Then those of every token, and of a
+//! prefix, are read back rounded, by the token's own pass too. Passes of other sizes round sums in another order;
+//! where such a last digit decides between two neighbours in bf16, the difference is one of bf16.
 
 mod batch;
 mod beginnings;
@@ -20,6 +24,7 @@ use crate::data::schema::Origin;
 use crate::error::Result;
 use crate::model::Model;
 use batch::ContinuousBatch;
+pub use kv_cache::{CachePrecision, CacheSize};
 pub use sampler::{Distribution, NotFinite, SamplingSettings};
 
 /// A sampled answer.

@@ -5,9 +5,11 @@ use std::fmt;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
+use super::kv_cache::{CachePrecision, CacheSize};
 use super::truncation;
 use crate::bail;
 use crate::error::Result;
+use crate::model::architecture::Architecture;
 use crate::random::Stream;
 use crate::settings::{Flags, at_least_one};
 
@@ -31,6 +33,11 @@ pub struct SamplingSettings {
     #[arg(long, value_name = "TOKENS", default_value_t = SamplingSettings::default().kv_cache_tokens, value_parser = at_least_one)]
     #[serde(default = "kv_cache_tokens")]
     pub kv_cache_tokens: usize,
+    /// In which precision keys and values are kept while answers are sampled: f32, or rounded to bf16, which is
+    /// half the memory. Attention and everything else stay f32
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub cache_precision: CachePrecision,
 }
 
 impl Default for SamplingSettings {
@@ -41,6 +48,7 @@ impl Default for SamplingSettings {
             top_p: 1.0,
             response_length: 53,
             kv_cache_tokens: kv_cache_tokens(),
+            cache_precision: CachePrecision::F32,
         }
     }
 }
@@ -71,11 +79,16 @@ impl fmt::Display for SamplingSettings {
 impl SamplingSettings {
     /// When they are read.
     pub fn flags() -> Flags<Self> {
-        Flags::new().always(&["temperature", "response_length", "kv_cache_tokens"]).only(
+        Flags::new().always(&["temperature", "response_length", "kv_cache_tokens", "cache_precision"]).only(
             "with a --temperature above 0",
             &["top_k", "top_p"],
             |sampling: &Self| !sampling.is_greedy(),
         )
+    }
+
+    /// How much the cache of a model of this architecture may hold.
+    pub fn cache<'a>(&self, architecture: &'a Architecture) -> CacheSize<'a> {
+        CacheSize { architecture, tokens: self.kv_cache_tokens, precision: self.cache_precision }
     }
 
     /// Refuses settings from which nothing can be sampled.

@@ -45,7 +45,7 @@ pub struct Stream<'a> {
 /// Where keys and values are kept between passes (generation). Without one, a pass attends to its own rows.
 pub trait KeyValueStore {
     /// Takes the keys and values `[rows, kv_heads * head_dim]` of this pass, and gives all that the pass's attention plan refers to, the
-    /// prefixes included.
+    /// prefixes included, in the element type in which they are kept: f32 or bf16.
     fn extend(&mut self, layer: usize, keys: Tensor, values: Tensor) -> Result<(Tensor, Tensor)>;
 }
 

@@ -7,15 +7,18 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
+use half::bf16;
 
 use super::backward::{Backward, Gradient};
-use super::matrix::{MatrixMut, has_kernel, with_contiguous_rows, with_matrix};
+use super::matrix::{MatrixMut, has_kernel, with_contiguous_rows, with_matrix, with_strided, with_strided_of};
 use super::value::{Source, Value, through_candle};
 use crate::error::Result;
+use stored::Stored;
 
 mod backward;
 mod kernel;
 mod plan;
+mod stored;
 #[cfg(test)]
 mod tests;
 
@@ -68,9 +71,10 @@ pub struct AttentionShape {
 /// `softmax(scale q kᵀ) v` for every segment and head.
 ///
 /// `q` is `[tokens, heads * head_dim]`, `k` and `v` `[key rows, kv_heads * head_dim]`, the result `[tokens, heads * head_dim]`.
-/// Operands may be column slices of one packed matrix (rows are read with their stride).
+/// Operands may be column slices of one packed matrix (rows are read with their stride). Keys and values may be bf16,
+/// as a cache keeps them: they are widened as they are read, and all is computed in the queries' type.
 pub fn attention(q: &Value, k: &Value, v: &Value, shape: &AttentionShape, plan: &Arc<AttentionPlan>) -> Result<Value> {
-    if !has_kernel(&[q.tensor(), k.tensor(), v.tensor()]) {
+    if !has_kernel_for(q, k, v) {
         return through_candle(&[q, k, v], |t| reference(&t[0], &t[1], &t[2], shape, plan));
     }
     let sources = [q, k, v].map(Value::source);
@@ -90,6 +94,15 @@ pub fn attention(q: &Value, k: &Value, v: &Value, shape: &AttentionShape, plan: 
         }
         Ok(())
     }))
+}
+
+/// Whether the kernels read these operands: f32 in main memory, or queries in f32 with keys and values in bf16, where
+/// nothing trains.
+fn has_kernel_for(q: &Value, k: &Value, v: &Value) -> bool {
+    let is_bf16 = |x: &Value| x.device().is_cpu() && x.tensor().dtype() == DType::BF16;
+    let is_constant = |x: &Value| !x.is_tracked();
+    has_kernel(&[q.tensor(), k.tensor(), v.tensor()])
+        || has_kernel(&[q.tensor()]) && [k, v].into_iter().all(is_bf16) && [q, k, v].into_iter().all(is_constant)
 }
 
 /// [`attention`] on one packed matrix `[tokens, (heads + 2 kv_heads) * head_dim]` of queries, keys and values side by side, as GPT-2's
@@ -134,7 +147,7 @@ pub fn reference(q: &Tensor, k: &Tensor, v: &Tensor, shape: &AttentionShape, pla
         let gather = |x: &Tensor| -> Result<Tensor> {
             let parts: Vec<Tensor> =
                 query.keys.iter().map(|span| x.narrow(0, span.start, span.len)).collect::<Result<_, _>>()?;
-            let rows = Tensor::cat(&parts, 0)?; // [keys, kv_heads * head_dim]
+            let rows = Tensor::cat(&parts, 0)?.to_dtype(q.dtype())?; // [keys, kv_heads * head_dim]
             let keys = rows.dim(0)?;
             let groups = shape.heads / shape.kv_heads;
             let rows = rows.reshape((keys, shape.kv_heads, 1, shape.head_dim))?;
@@ -196,10 +209,11 @@ impl Operation {
         Ok(Operation { q: q?, k: k?, v: v?, shape: *shape, plan: plan.clone() })
     }
 
-    fn with_operands<T>(&self, run: impl FnOnce(kernel::Operands) -> Result<T>) -> Result<T> {
-        with_matrix(&self.q, |queries| {
-            with_matrix(&self.k, |keys| {
-                with_matrix(&self.v, |values| {
+    /// With keys and values of this element type, which is theirs.
+    fn with_operands<N: Stored, T>(&self, run: impl FnOnce(kernel::Operands<N>) -> Result<T>) -> Result<T> {
+        with_strided(&self.q, |queries| {
+            with_strided_of(&self.k, |keys| {
+                with_strided_of(&self.v, |values| {
                     run(kernel::Operands { queries, keys, values, shape: &self.shape, plan: &self.plan })
                 })
             })
@@ -209,7 +223,10 @@ impl Operation {
     /// The result, and where it trains each row's `log Σ exp(score)`, `[heads, tokens]`, from which the backward pass makes the probabilities again.
     fn forward(&self, trains: bool) -> Result<(Tensor, Option<Vec<f32>>)> {
         let (rows, width) = self.q.dims2()?;
-        let (result, log_sums) = self.with_operands(|operands| Ok(kernel::forward(operands, trains)))?;
+        let (result, log_sums) = match self.k.dtype() {
+            DType::BF16 => self.with_operands::<bf16, _>(|operands| Ok(kernel::forward(operands, trains)))?,
+            _ => self.with_operands::<f32, _>(|operands| Ok(kernel::forward(operands, trains)))?,
+        };
         Ok((Tensor::from_vec(result, (rows, width), self.q.device())?, log_sums))
     }
 

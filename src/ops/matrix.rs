@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, WithDType, bail};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
@@ -28,20 +28,20 @@ pub(super) fn with_contiguous_rows(x: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// A view of a matrix with any strides.
+/// A view of a matrix with any strides, of f32 unless it says otherwise.
 #[derive(Clone, Copy)]
-pub(super) struct Matrix<'a> {
+pub(super) struct Matrix<'a, N = f32> {
     /// From the first element on.
-    pub data: &'a [f32],
+    pub data: &'a [N],
     pub rows: usize,
     pub columns: usize,
     pub row_stride: usize,
     pub column_stride: usize,
 }
 
-impl<'a> Matrix<'a> {
+impl<'a, N: WithDType> Matrix<'a, N> {
     /// A contiguous matrix.
-    pub fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
+    pub fn new(data: &'a [N], rows: usize, columns: usize) -> Self {
         assert_eq!(data.len(), rows * columns);
         Matrix { data, rows, columns, row_stride: columns, column_stride: 1 }
     }
@@ -51,7 +51,7 @@ impl<'a> Matrix<'a> {
         let (&[rows, columns], &[row_stride, column_stride]) = (layout.dims(), layout.stride()) else {
             bail!("expected a matrix, found a tensor of shape {:?}", layout.shape());
         };
-        let data = &storage.as_slice::<f32>()?[layout.start_offset()..];
+        let data = &storage.as_slice::<N>()?[layout.start_offset()..];
         Ok(Matrix { data, rows, columns, row_stride, column_stride })
     }
 
@@ -83,7 +83,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// One row of a matrix with contiguous rows.
-    pub fn row(self, row: usize) -> &'a [f32] {
+    pub fn row(self, row: usize) -> &'a [N] {
         debug_assert!(self.column_stride == 1 && row < self.rows);
         &self.data[row * self.row_stride..][..self.columns]
     }
@@ -338,6 +338,14 @@ pub(super) fn with_matrix<T, E: From<candle_core::Error>>(
 pub(super) fn with_strided<T, E: From<candle_core::Error>>(
     x: &Tensor,
     read: impl FnOnce(Matrix) -> std::result::Result<T, E>,
+) -> std::result::Result<T, E> {
+    with_strided_of(x, read)
+}
+
+/// The same of a matrix of another element type.
+pub(super) fn with_strided_of<N: WithDType, T, E: From<candle_core::Error>>(
+    x: &Tensor,
+    read: impl FnOnce(Matrix<N>) -> std::result::Result<T, E>,
 ) -> std::result::Result<T, E> {
     let (storage, layout) = x.storage_and_layout();
     read(Matrix::from_storage(cpu_storage(&storage, "matrix")?, layout)?)

@@ -1,16 +1,18 @@
 //! Rows in place: writing them into a buffer, reading them from a result.
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
+use half::bf16;
 
 use super::matrix::{has_kernel, with_elements};
 use crate::error::Result;
 
-/// Writes row `i` of `values` `[n, d]` over row `rows[i]` of `buffer` `[capacity, d]`. Neither may be part of a graph.
+/// Writes row `i` of `values` `[n, d]` over row `rows[i]` of `buffer` `[capacity, d]`, rounded to the nearest where
+/// that is bf16 (ties to even). Neither may be part of a graph.
 pub fn write_rows(buffer: &Tensor, values: &Tensor, rows: &[u32]) -> Result<()> {
     if buffer.device().is_cpu() {
         return Ok(buffer.inplace_op2(&values.contiguous()?, &WriteRows { rows })?);
     }
-    let values = values.contiguous()?;
+    let values = values.to_dtype(buffer.dtype())?.contiguous()?;
     for (index, &row) in rows.iter().enumerate() {
         buffer.slice_set(&values.narrow(0, index, 1)?, 0, row as usize)?;
     }
@@ -50,12 +52,21 @@ impl InplaceOp2 for WriteRows<'_> {
         if values_layout.dims() != [self.rows.len(), width] || self.rows.iter().any(|&row| row as usize >= capacity) {
             candle_core::bail!("write-rows: {:?} does not fit {:?}", values_layout.shape(), buffer_layout.shape());
         }
-        let (CpuStorage::F32(buffer), CpuStorage::F32(values)) = (buffer, values) else {
-            candle_core::bail!("write-rows is for f32");
-        };
-        let buffer = &mut buffer[buffer_start..buffer_end];
-        for (row, values) in self.rows.iter().zip(values[start..end].chunks_exact(width)) {
-            buffer[*row as usize * width..][..width].copy_from_slice(values);
+        let CpuStorage::F32(values) = values else { candle_core::bail!("write-rows is for rows of f32") };
+        let rows = self.rows.iter().map(|&row| row as usize).zip(values[start..end].chunks_exact(width));
+        match buffer {
+            CpuStorage::F32(buffer) => {
+                let buffer = &mut buffer[buffer_start..buffer_end];
+                rows.for_each(|(row, values)| buffer[row * width..][..width].copy_from_slice(values));
+            }
+            CpuStorage::BF16(buffer) => {
+                let buffer = &mut buffer[buffer_start..buffer_end];
+                rows.for_each(|(row, values)| {
+                    let kept = buffer[row * width..][..width].iter_mut();
+                    kept.zip(values).for_each(|(kept, &value)| *kept = bf16::from_f32(value));
+                });
+            }
+            _ => candle_core::bail!("write-rows is for buffers of f32 or bf16"),
         }
         Ok(())
     }
@@ -65,6 +76,19 @@ impl InplaceOp2 for WriteRows<'_> {
 mod tests {
     use super::*;
     use candle_core::Device;
+
+    #[test]
+    fn rows_are_rounded_to_the_nearest_where_the_buffer_is_bf16() -> Result<()> {
+        let buffer = Tensor::zeros((2, 5), candle_core::DType::BF16, &Device::Cpu)?;
+        // Of 8 bits of mantissa: one that is held, two halfway between neighbours (to the even one), just above halfway, and -0.
+        let (half_to_one, half_to_two) = (1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0);
+        let values = Tensor::new(&[[-2.5f32, half_to_one, half_to_two, half_to_one + 1e-6, -0.0]], &Device::Cpu)?;
+        write_rows(&buffer, &values, &[1])?;
+        let rows = buffer.to_dtype(candle_core::DType::F32)?.to_vec2::<f32>()?;
+        assert_eq!(rows, [[0.0; 5], [-2.5, 1.0, 1.0 + 4.0 / 256.0, 1.0 + 2.0 / 256.0, 0.0]]);
+        assert!(rows[1][4].is_sign_negative());
+        Ok(())
+    }
 
     #[test]
     fn only_the_named_rows_change() -> Result<()> {

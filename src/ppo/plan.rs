@@ -10,7 +10,9 @@ use super::settings::{PpoSettings, ValueSource, presets};
 use crate::adapt;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
+use crate::generate::CacheSize;
 use crate::model::Model;
+use crate::model::architecture::Architecture;
 use crate::train::examples::Examples;
 use crate::train::memory::{self, Footprint};
 use crate::train::plan::{Plan, TrainingPlan, Workload};
@@ -46,9 +48,9 @@ pub fn memory(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> Resu
     let (_, architecture) = adapt::base(&settings.model.model, &settings.model.adapter)?;
     let step = settings.prompts_an_update() * tokens_of_one(settings, prompts);
     let micro_batch = settings.common.tokens_per_batch.min(step);
-    let sampler = (&architecture, cached_tokens(settings, prompts));
-    memory::check(&models, micro_batch, sampler)?;
-    let parts = memory::expected(&models, micro_batch, sampler);
+    let cache = cache(settings, prompts, &architecture).bytes();
+    memory::check(&models, micro_batch, cache)?;
+    let parts = memory::expected(&models, micro_batch, cache);
     let plan = Plan::new("memory by role, before a model is read").memory(parts.iter().map(|(_, bytes)| bytes).sum());
     Ok(parts.into_iter().fold(plan, |plan, (what, bytes)| plan.line(&format!("  {what}"), DecimalBytes(bytes))))
 }
@@ -63,9 +65,15 @@ fn tokens_of_one(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> u
     prompts.sum(|prompt| tokens(settings, prompt)).div_ceil(prompts.len().max(1))
 }
 
-/// Tokens whose keys and values the sampler holds.
-fn cached_tokens(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> usize {
-    (settings.prompts_an_update() * tokens_of_one(settings, prompts)).min(settings.sampling.kv_cache_tokens)
+/// The keys and values that the sampler holds: those of an update's prompts and answers, and no more than allowed.
+fn cache<'a>(
+    settings: &PpoSettings,
+    prompts: &Examples<PromptExample>,
+    architecture: &'a Architecture,
+) -> CacheSize<'a> {
+    let allowed = settings.sampling.cache(architecture);
+    let needed = settings.prompts_an_update() * tokens_of_one(settings, prompts);
+    CacheSize { tokens: allowed.tokens.min(needed), ..allowed }
 }
 
 /// How several rewards are combined.
@@ -154,6 +162,7 @@ pub fn plan(
     beside.extend(models("reward model", roles.rewards.models().iter().map(|model| model.model()).collect())?);
     let judges = material.held_out.iter().flat_map(|held_out| held_out.judge_models());
     beside.extend(models("judge", judges.map(|judge| judge.model()).collect())?);
+    let cache = cache(settings, prompts, roles.policy.model.architecture());
     let plan = TrainingPlan {
         program: "ppo",
         model: &roles.policy.model,
@@ -164,9 +173,9 @@ pub fn plan(
         examples: &workload,
         schedule,
         steps: ("updates", updates(settings, schedule.total_steps, prompts.len())),
-        cached_tokens: cached_tokens(settings, prompts),
+        cache: cache.bytes(),
     };
-    let mut plan = plan.plan()?.line("reference", settings.model.as_it_is());
+    let mut plan = plan.plan()?.line("keys and values", cache).line("reference", settings.model.as_it_is());
     let others = roles.value.iter().map(|value| &value.model).chain([&roles.reference]);
     let judges = material.held_out.iter().flat_map(|held_out| held_out.judge_models());
     let judging = roles.rewards.models().iter().chain(judges).map(|model| model.model());

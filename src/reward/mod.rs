@@ -206,7 +206,7 @@ fn plan(
         examples: &workload,
         schedule,
         steps: ("optimizer steps", workload.steps(schedule.total_steps, settings.training.batch_size)),
-        cached_tokens: 0,
+        cache: 0,
     };
     let plan = plan.plan()?;
     let label = match settings.normalize {

@@ -120,7 +120,7 @@ impl SftSettings {
             examples,
             schedule,
             steps: ("optimizer steps", examples.steps(schedule.total_steps, self.training.batch_size)),
-            cached_tokens: 0,
+            cache: 0,
         };
         plan.plan()
     }

@@ -162,12 +162,13 @@ impl Footprint {
 /// The process itself: program, tokenizer, examples, buffers of the matrix products.
 const BESIDES: u64 = 100_000_000;
 
-/// Refuses a run that cannot fit the memory of this machine, or of the control group that it runs in.
+/// Refuses a run that cannot fit the memory of this machine, or of the control group that it runs in; its sampler
+/// has a `cache` of so many bytes.
 ///
 /// # Errors
 /// Says how much is needed for what, how much there is, and which setting would make it fit.
-pub fn check(models: &[Footprint], micro_batch_tokens: usize, sampler: (&Architecture, usize)) -> Result<()> {
-    check_against(machine(), models, micro_batch_tokens, sampler)
+pub fn check(models: &[Footprint], micro_batch_tokens: usize, cache: u64) -> Result<()> {
+    check_against(machine(), models, micro_batch_tokens, cache)
 }
 
 /// The same of a run whose models are not read yet, by their configurations; nothing but the weights and
@@ -175,8 +176,7 @@ pub fn check(models: &[Footprint], micro_batch_tokens: usize, sampler: (&Archite
 pub fn check_before_reading(model: &ModelSettings, common: &CommonSettings, training: &TrainingSettings) -> Result<()> {
     let form = common.base_precision.form();
     let footprint = Footprint::before_reading("model", &model.model, &model.adapter, form, Some(training))?;
-    let (_, architecture) = adapt::base(&model.model, &model.adapter)?;
-    check(&[footprint], 1, (&architecture, 0))
+    check(&[footprint], 1, 0)
 }
 
 /// The memory of this machine, or of the control group that this process runs in, in bytes.
@@ -191,14 +191,9 @@ fn machine() -> u64 {
     }
 }
 
-fn check_against(
-    machine: u64,
-    models: &[Footprint],
-    micro_batch_tokens: usize,
-    sampler: (&Architecture, usize),
-) -> Result<()> {
+fn check_against(machine: u64, models: &[Footprint], micro_batch_tokens: usize, cache: u64) -> Result<()> {
     let total = |models: &[Footprint], tokens| -> u64 {
-        expected(models, tokens, sampler).iter().fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes))
+        expected(models, tokens, cache).iter().fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes))
     };
     let needed = total(models, micro_batch_tokens);
     if needed <= machine {
@@ -224,7 +219,7 @@ fn check_against(
         }
         _ => "take a smaller model or a machine with more".to_string(),
     };
-    let parts = expected(models, micro_batch_tokens, sampler);
+    let parts = expected(models, micro_batch_tokens, cache);
     let parts: Vec<String> = parts.iter().map(|(what, bytes)| format!("{what} {}", DecimalBytes(*bytes))).collect();
     bail!(
         "the run needs about {} of memory ({}), and there are {}; {advice}",
@@ -242,12 +237,8 @@ const MANY_TOKENS: u64 = 512;
 /// The bytes held at the peak of a training step by what holds them, all numbers being `f32` but those of frozen
 /// matrices: each base model once, with what it is packed to for products in bf16, for each trained parameter its gradient, which those of
 /// all micro-batches are added to, and AdamW's two moments, what one micro-batch holds for its backward pass
-/// (models train in turn), and the keys and values of a sampler of this architecture.
-pub fn expected(
-    models: &[Footprint],
-    micro_batch_tokens: usize,
-    (sampler, cached_tokens): (&Architecture, usize),
-) -> Vec<(String, u64)> {
+/// (models train in turn), and the `cache` of a sampler, in bytes.
+pub fn expected(models: &[Footprint], micro_batch_tokens: usize, cache: u64) -> Vec<(String, u64)> {
     let bytes = |numbers: usize| (numbers as u64).saturating_mul(4);
     let mut parts = Vec::new();
     for (index, model) in models.iter().enumerate() {
@@ -255,7 +246,7 @@ pub fn expected(
         let (own, note) = match sharer {
             Some(other) => (0, format!(" (on the weights of {})", other.role)),
             // Packed for products in bf16: what trains, while answers are sampled.
-            None if Arithmetic::current().packs() && (!model.trains_base || cached_tokens > 0) => {
+            None if Arithmetic::current().packs() && (!model.trains_base || cache > 0) => {
                 (model.base.saturating_add(model.packed), String::new())
             }
             None => (model.base, String::new()),
@@ -271,9 +262,8 @@ pub fn expected(
     if put_aside > 0 {
         parts.push(("put aside while rounded weights are evaluated".to_string(), bytes(put_aside)));
     }
-    if cached_tokens > 0 {
-        let cache = (2 * sampler.layers * sampler.kv_width()).saturating_mul(cached_tokens);
-        parts.push(("keys and values of the sampler".to_string(), bytes(cache)));
+    if cache > 0 {
+        parts.push(("keys and values of the sampler".to_string(), cache));
     }
     parts.push(("program and buffers".to_string(), BESIDES));
     parts
@@ -302,14 +292,12 @@ fn chunk_of_logits(architecture: &Architecture) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::generate::{CachePrecision, CacheSize};
     use crate::model::architecture::Config;
     use crate::model::family;
 
     #[test]
     fn what_does_not_fit_is_refused_with_the_setting_that_would() {
-        let json = serde_json::json!({ "model_type": "llama", "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128,
-            "num_hidden_layers": 2, "num_attention_heads": 4 });
-        let architecture = family::architecture(&Config::new(&json, "config.json")).unwrap();
         let model = Footprint {
             role: "model",
             copy: "a".to_string(),
@@ -322,7 +310,7 @@ mod tests {
             checkpointed: PassFootprint { kept: 300, working: 700, logits: 0 },
             rounded: 0,
         };
-        let check = |machine| check_against(machine, std::slice::from_ref(&model), 4096, (&architecture, 0));
+        let check = |machine| check_against(machine, std::slice::from_ref(&model), 4096, 0);
         // Weights, gradients and two moments are 160 MB, the process 100 MB; the pass keeps 9,216 bytes a
         // token, 38 MB, or 4,000 bytes, 16 MB.
         check(300_000_000).unwrap();
@@ -332,7 +320,7 @@ mod tests {
         assert!(tokens.contains("model 160.00 MB"), "{tokens}");
         let both = fault(263_000_000);
         assert!(both.ends_with("; --gradient-checkpointing blocks with --tokens-per-batch 704 would fit"), "{both}");
-        let few = check_against(262_500_000, std::slice::from_ref(&model), 448, (&architecture, 0)).unwrap_err();
+        let few = check_against(262_500_000, std::slice::from_ref(&model), 448, 0).unwrap_err();
         assert!(few.to_string().ends_with("; --gradient-checkpointing blocks would fit"), "{few}");
         assert!(fault(150_000_000).ends_with("--method lora, would fit"), "{}", fault(150_000_000));
         assert!(fault(100_000_000).ends_with("a smaller model or a machine with more"));
@@ -340,9 +328,20 @@ mod tests {
         // Of rounded weights, only what is more than the pass keeps counts.
         let rounded = Footprint { rounded: 10_000_000, ..model.clone() };
         let total = |model: &Footprint| -> u64 {
-            let parts = expected(std::slice::from_ref(model), 4096, (&architecture, 0));
+            let parts = expected(std::slice::from_ref(model), 4096, 0);
             parts.iter().map(|(_, bytes)| bytes).sum()
         };
         assert_eq!(total(&rounded) - total(&model), 4 * 10_000_000 - 4096 * 9216);
+        // Keys and values of 20,000 tokens, 256 numbers each, are 20.48 MB in f32 and half of it in bf16.
+        let json = serde_json::json!({ "model_type": "llama", "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128,
+            "num_hidden_layers": 2, "num_attention_heads": 4 });
+        let architecture = &family::architecture(&Config::new(&json, "config.json")).unwrap();
+        let sampling = |precision| {
+            let cache = CacheSize { architecture, tokens: 20_000, precision }.bytes();
+            check_against(310_000_000, std::slice::from_ref(&model), 4096, cache)
+        };
+        sampling(CachePrecision::Bf16).unwrap();
+        let fault = sampling(CachePrecision::F32).unwrap_err().to_string();
+        assert!(fault.contains("keys and values of the sampler 20.48 MB"), "{fault}");
     }
 }

@@ -256,8 +256,8 @@ pub struct TrainingPlan<'a> {
     pub schedule: &'a Schedule,
     /// What the steps are, and how many, in words.
     pub steps: (&'a str, String),
-    /// Tokens whose keys and values are held.
-    pub cached_tokens: usize,
+    /// Bytes of the keys and values that a sampler holds.
+    pub cache: u64,
 }
 
 impl TrainingPlan<'_> {
@@ -312,9 +312,8 @@ impl TrainingPlan<'_> {
         let footprints = [&[Footprint::of("model", model)?], self.beside].concat();
         // A step's examples may be fewer tokens than go through the model at a time.
         let tokens = self.common.tokens_per_batch.min(examples.largest_step);
-        let sampler = (model.architecture(), self.cached_tokens);
-        memory::check(&footprints, tokens, sampler)?;
-        Ok(memory::expected(&footprints, tokens, sampler))
+        memory::check(&footprints, tokens, self.cache)?;
+        Ok(memory::expected(&footprints, tokens, self.cache))
     }
 
     /// The folders of the adapters that the model was read with, and what becomes of each.

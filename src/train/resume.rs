@@ -41,7 +41,7 @@ const INPUTS: [&str; 8] =
     ["model", "adapter", "data", "evaluation_data", "demonstrations", "ptx_data", "reward_model", "judge_model"];
 
 /// Settings that the checkpoints of earlier versions lack, and what they were there.
-const ADDED: [(&str, &str); 2] = [("precision", "f32"), ("base_precision", "stored")];
+const ADDED: [(&str, &str); 3] = [("precision", "f32"), ("base_precision", "stored"), ("cache_precision", "f32")];
 
 /// What makes a run the one that it is.
 #[derive(Debug)]
@@ -215,13 +215,13 @@ mod tests {
         assert!(rate.starts_with("--learning-rate: was 0.0001 when the run began, now it is 0.0002"), "{rate}");
         let seed = fault("output = 'a'\nepochs = 1\ndata = 'x'\nlearning_rate = 1e-4");
         assert!(seed.starts_with("--seed: was 3 when the run began, now it is not given"), "{seed}");
-        // Runs of versions without the setting were in f32.
-        let same = "output = 'a'\nepochs = 1\ndata = 'x'\nlearning_rate = 1e-4\nseed = 3\nprecision = ";
-        check(&format!("{same}'f32'")).unwrap();
-        let precision = fault(&format!("{same}'bf16'"));
-        assert!(
-            precision.starts_with("--precision: was \"f32\" when the run began, now it is \"bf16\""),
-            "{precision}"
-        );
+        // Runs of versions without the settings were in f32.
+        let same = "output = 'a'\nepochs = 1\ndata = 'x'\nlearning_rate = 1e-4\nseed = 3";
+        for (key, flag) in [("precision", "--precision"), ("cache_precision", "--cache-precision")] {
+            check(&format!("{same}\n{key} = 'f32'")).unwrap();
+            let changed = fault(&format!("{same}\n{key} = 'bf16'"));
+            let expected = format!("{flag}: was \"f32\" when the run began, now it is \"bf16\"");
+            assert!(changed.starts_with(&expected), "{changed}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod base_precision;
+mod cache;
 mod candle_models;
 mod chat_templates;
 mod chat_turns;

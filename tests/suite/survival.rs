@@ -142,18 +142,22 @@ fn kill_often(bench: &Workbench, line: &str, run: &str, longest: Duration, kills
 fn survives(stage: &str) {
     let bench = bench();
     let mut random = stream(0, stage, 0);
-    let cases = ["full", "lora", "prefix-tuning", "adapters"].map(|method| (method, "f32"));
-    for (method, precision) in cases.into_iter().chain([("full", "bf16"), ("lora", "bf16")]) {
+    let mut cases: Vec<(&str, &str)> = vec![("full", ""), ("lora", ""), ("prefix-tuning", ""), ("adapters", "")];
+    cases.extend([("full", "--precision bf16"), ("lora", "--precision bf16")]);
+    if stage == "ppo" {
+        cases.push(("prefix-tuning", "--cache-precision bf16"));
+    }
+    for (number, (method, flags)) in cases.into_iter().enumerate() {
         for threads in [1, 2] {
-            let line = format!("{} --method {method} --precision {precision} --threads {threads}", line(stage));
-            let [whole, killed] = ["whole", "killed"].map(|name| format!("{name}-{method}-{precision}-{threads}"));
+            let line = format!("{} --method {method} {flags} --threads {threads}", line(stage));
+            let [whole, killed] = ["whole", "killed"].map(|name| format!("{name}-{number}-{threads}"));
             let started = Instant::now();
             bench.succeed(&format!("{line} --output {whole}"));
             kill_often(&bench, &line, &killed, started.elapsed(), kills(), &mut random);
             assert_same(&bench, &whole, &killed);
         }
         // And whatever the number of threads.
-        assert_same(&bench, &format!("whole-{method}-{precision}-1"), &format!("killed-{method}-{precision}-2"));
+        assert_same(&bench, &format!("whole-{number}-1"), &format!("killed-{number}-2"));
     }
 }
 

@@ -180,7 +180,7 @@ impl<'a> Backward<'a> {
         scratch.score_gradients.resize(rows * width, 0.0);
         let queries = operands.queries.block(block.query_rows(), head_columns.clone()); // [rows, head_dim]
         let gradient = self.gradient.block(block.query_rows(), head_columns.clone()); // [rows, head_dim]
-        score(operands, queries, &pieces, kv_head, &mut scratch.probabilities, width);
+        score(operands, queries, &pieces, kv_head, &mut scratch.probabilities, width, &mut Vec::new());
         if let Some(cap) = operands.shape.soft_cap {
             scratch.slopes.resize(rows * width, 0.0);
             cap_slopes(&scratch.probabilities, cap as f32, &mut scratch.slopes);

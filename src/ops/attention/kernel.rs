@@ -5,6 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::plan::{BLOCK_ROWS, Block, Piece};
+use super::stored::Stored;
 use super::{AttentionPlan, AttentionShape, Query};
 use crate::ops::dot_products;
 use crate::ops::matrix::{Matrix, MatrixMut, Threads, multiply, written};
@@ -16,17 +17,25 @@ const FEWEST_ROWS_FOR_A_PRODUCT: usize = 8;
 /// The least number of multiplications that is worth waking other threads for.
 const PARALLEL_WORK: usize = 1 << 16;
 
-/// The operands of one call.
+/// Rows of keys or values that are widened at a time where one query reads them: 16 KiB of a head of 64, which stay
+/// in the first cache. A multiple of the values that are summed at a time.
+const WIDENED_ROWS: usize = 64;
+
+/// A general product reads all keys of a segment and a head at once: in which order it sums depends on how many
+/// there are. Widened, they take the memory of the scores of `head_dim` rows.
+const ALL_ROWS: usize = usize::MAX;
+
+/// The operands of one call, with keys and values of this element type.
 #[derive(Clone, Copy)]
-pub(super) struct Operands<'a> {
+pub(super) struct Operands<'a, N = f32> {
     pub queries: Matrix<'a>,
-    pub keys: Matrix<'a>,
-    pub values: Matrix<'a>,
+    pub keys: Matrix<'a, N>,
+    pub values: Matrix<'a, N>,
     pub shape: &'a AttentionShape,
     pub plan: &'a AttentionPlan,
 }
 
-impl<'a> Operands<'a> {
+impl<N> Operands<'_, N> {
     pub(super) fn head(&self, head: usize) -> Range<usize> {
         head * self.shape.head_dim..(head + 1) * self.shape.head_dim
     }
@@ -39,7 +48,7 @@ impl<'a> Operands<'a> {
 }
 
 /// The result, `[tokens, heads * head_dim]`, and if asked for, each row's `log Σ exp(score)`, `[heads, tokens]`.
-pub(super) fn forward(operands: Operands, keep_log_sums: bool) -> (Vec<f32>, Option<Vec<f32>>) {
+pub(super) fn forward<N: Stored>(operands: Operands<N>, keep_log_sums: bool) -> (Vec<f32>, Option<Vec<f32>>) {
     let (tokens, shape) = (operands.queries.rows, operands.shape);
     let width = shape.heads * shape.head_dim;
     let mut log_sums = keep_log_sums.then(|| vec![0.0; shape.heads * tokens]);
@@ -52,41 +61,52 @@ pub(super) fn forward(operands: Operands, keep_log_sums: bool) -> (Vec<f32>, Opt
         written(tokens * width, |values| {
             let result = MatrixMut::new(values, tokens, width);
             let pass = Forward { operands, result, log_sums: log_sums_target };
-            let run = |scores: &mut Vec<f32>, task: usize| {
+            let run = |scratch: &mut Scratch, task: usize| {
                 let (block, kv_head) = (&blocks[task / shape.kv_heads], task % shape.kv_heads);
                 if block.rows < FEWEST_ROWS_FOR_A_PRODUCT {
-                    (0..block.rows).for_each(|row| pass.row(block, row, kv_head, scores));
+                    (0..block.rows).for_each(|row| pass.row(block, row, kv_head, scratch));
                 } else {
-                    operands.readers(kv_head).for_each(|head| pass.block(block, head, kv_head, scores));
+                    operands.readers(kv_head).for_each(|head| pass.block(block, head, kv_head, scratch));
                 }
             };
             if work < PARALLEL_WORK {
-                let mut scores = Vec::new();
-                (0..tasks).for_each(|task| run(&mut scores, task));
+                let mut scratch = Scratch::default();
+                (0..tasks).for_each(|task| run(&mut scratch, task));
             } else {
-                (0..tasks).into_par_iter().for_each_init(Vec::new, run);
+                (0..tasks).into_par_iter().for_each_init(Scratch::default, run);
             }
         })
     };
     (result, log_sums)
 }
 
-struct Forward<'a> {
-    operands: Operands<'a>,
+/// What a task works with.
+#[derive(Default)]
+struct Scratch {
+    scores: Vec<f32>,
+    /// Keys or values of one head that are kept in another type.
+    widened: Vec<f32>,
+    /// For each of the heads that read one head of keys and values.
+    inverse_sums: Vec<f32>,
+}
+
+struct Forward<'a, N> {
+    operands: Operands<'a, N>,
     result: MatrixMut<'a>,
     log_sums: Option<MatrixMut<'a>>,
 }
 
-impl Forward<'_> {
+impl<N: Stored> Forward<'_, N> {
     /// All rows of a block, one head.
-    fn block(&self, block: &Block, head: usize, kv_head: usize, scores: &mut Vec<f32>) {
+    fn block(&self, block: &Block, head: usize, kv_head: usize, scratch: &mut Scratch) {
+        let Scratch { scores, widened, .. } = scratch;
         let operands = &self.operands;
         let visible = block.keys(operands.shape);
         let pieces = block.pieces(&visible);
         let (rows, width) = (block.rows, visible.len());
         scores.resize(rows * width, 0.0);
         let queries = operands.queries.block(block.query_rows(), operands.head(head)); // [rows, head_dim]
-        score(operands, queries, &pieces, kv_head, scores, width);
+        score(operands, queries, &pieces, kv_head, scores, width, widened);
         let mut inverse_sums = [0.0; BLOCK_ROWS];
         for (row, inverse_sum) in inverse_sums.iter_mut().enumerate().take(rows) {
             let seen = block.keys_of_row(operands.shape, row);
@@ -100,7 +120,10 @@ impl Forward<'_> {
         let target = unsafe { self.result.block(block.query_rows(), operands.head(head)) };
         for (index, piece) in pieces.iter().enumerate() {
             let values = operands.values.block(piece.keys.clone(), operands.head(kv_head)); // [keys, head_dim]
-            multiply(target, index > 0, 1.0, weights.block(0..rows, piece.columns()), values, Threads::One);
+            let weights = weights.block(0..rows, piece.columns());
+            N::read(values, ALL_ROWS, widened, |_, values| {
+                multiply(target, index > 0, 1.0, weights, values, Threads::One);
+            });
         }
         for (row, &inverse_sum) in inverse_sums.iter().enumerate().take(rows) {
             // SAFETY: as above, and one row is borrowed at a time.
@@ -109,7 +132,8 @@ impl Forward<'_> {
     }
 
     /// One row, all heads that read one head of keys and values.
-    fn row(&self, block: &Block, row: usize, kv_head: usize, scores: &mut Vec<f32>) {
+    fn row(&self, block: &Block, row: usize, kv_head: usize, scratch: &mut Scratch) {
+        let Scratch { scores, widened, inverse_sums } = scratch;
         let operands = &self.operands;
         let visible = block.keys_of_row(operands.shape, row);
         let pieces = block.pieces(&visible);
@@ -122,25 +146,34 @@ impl Forward<'_> {
         let scores_target = MatrixMut::new(scores, group, width);
         for piece in &pieces {
             let keys = operands.keys.block(piece.keys.clone(), operands.head(kv_head)); // [keys, head_dim]
-            // SAFETY: the pieces lie in different columns, and one is written at a time.
-            let target = unsafe { scores_target.block(0..group, piece.columns()) };
-            dot_products::multiply(target, false, operands.shape.scale as f32, queries, keys, Threads::One);
+            N::read(keys, WIDENED_ROWS, widened, |first, keys| {
+                // SAFETY: the pieces lie in different columns, and one is written at a time.
+                let target = unsafe { scores_target.block(0..group, piece.columns_of(first, keys.rows)) };
+                dot_products::multiply(target, false, operands.shape.scale as f32, queries, keys, Threads::One);
+            });
         }
         if let Some(cap) = operands.shape.soft_cap {
             cap_scores(scores, cap as f32);
         }
+        inverse_sums.clear();
+        for (head, scores) in readers.zip(scores.chunks_exact_mut(width)) {
+            let (log_sum, inverse_sum) = softmax_row(scores, 0, width);
+            self.keep_log_sum(head, query_row, log_sum);
+            inverse_sums.push(inverse_sum);
+        }
         // SAFETY: each task has its own rows and heads of the result.
         let outputs = unsafe { self.result.block(query_row..query_row + 1, columns).row(0) };
-        for ((head, weights), output) in
-            readers.zip(scores.chunks_exact_mut(width)).zip(outputs.chunks_exact_mut(head_dim))
-        {
-            let (log_sum, inverse_sum) = softmax_row(weights, 0, width);
-            self.keep_log_sum(head, query_row, log_sum);
-            output.fill(0.0);
-            for piece in &pieces {
-                let values = operands.values.block(piece.keys.clone(), operands.head(kv_head)); // [keys, head_dim]
-                weighted_sum(&weights[piece.columns()], values.data, values.row_stride, output);
-            }
+        outputs.fill(0.0);
+        for piece in &pieces {
+            let values = operands.values.block(piece.keys.clone(), operands.head(kv_head)); // [keys, head_dim]
+            N::read(values, WIDENED_ROWS, widened, |first, values| {
+                let columns = piece.columns_of(first, values.rows);
+                for (weights, output) in scores.chunks_exact(width).zip(outputs.chunks_exact_mut(head_dim)) {
+                    weighted_sum(&weights[columns.clone()], values.data, values.row_stride, output);
+                }
+            });
+        }
+        for (output, &inverse_sum) in outputs.chunks_exact_mut(head_dim).zip(&*inverse_sums) {
             scale(output, inverse_sum);
         }
     }
@@ -154,20 +187,23 @@ impl Forward<'_> {
 }
 
 /// `scale q kᵀ` of all pieces, with the soft cap, `[rows, width]`.
-pub(super) fn score(
-    operands: &Operands,
+pub(super) fn score<N: Stored>(
+    operands: &Operands<N>,
     queries: Matrix,
     pieces: &[Piece],
     kv_head: usize,
     values: &mut [f32],
     width: usize,
+    widened: &mut Vec<f32>,
 ) {
     let scores = MatrixMut::new(values, queries.rows, width);
     for piece in pieces {
         let keys = operands.keys.block(piece.keys.clone(), operands.head(kv_head)); // [keys, head_dim]
         // SAFETY: the pieces lie in different columns, and one is written at a time.
         let target = unsafe { scores.block(0..queries.rows, piece.columns()) };
-        multiply(target, false, operands.shape.scale as f32, queries, keys.t(), Threads::One);
+        N::read(keys, ALL_ROWS, widened, |_, keys| {
+            multiply(target, false, operands.shape.scale as f32, queries, keys.t(), Threads::One);
+        });
     }
     if let Some(cap) = operands.shape.soft_cap {
         cap_scores(values, cap as f32);

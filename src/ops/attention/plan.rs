@@ -29,7 +29,12 @@ pub(super) struct Piece {
 impl Piece {
     /// The columns of the keys' scores.
     pub fn columns(&self) -> Range<usize> {
-        self.column..self.column + self.keys.len()
+        self.columns_of(0, self.keys.len())
+    }
+
+    /// The columns of the scores of some of the keys.
+    pub fn columns_of(&self, first: usize, keys: usize) -> Range<usize> {
+        self.column + first..self.column + first + keys
     }
 }
 

@@ -161,6 +161,97 @@ fn one_row_queries_read_their_keys_from_a_cache() {
     );
 }
 
+/// Attention in all forms of block over a cache: single rows, few rows and many, of keys in one run or several, of
+/// lengths that no tile divides; with the rows of the queries and of the cache.
+fn cached() -> (Arc<AttentionPlan>, usize, usize) {
+    let spans: [(usize, &[Span]); 8] = [
+        (1, &[span(0, 1)]),
+        (1, &[span(3, 64), span(90, 129)]),
+        (1, &[span(3, 63), span(400, 1)]),
+        (3, &[span(0, 700)]),
+        (7, &[span(500, 2), span(10, 70), span(600, 9)]),
+        (9, &[span(650, 9)]),
+        (70, &[span(0, 131), span(200, 70)]),
+        (150, &[span(300, 1), span(330, 330)]),
+    ];
+    let mut rows = 0;
+    let queries = spans.into_iter().map(|(len, keys)| {
+        rows += len;
+        Query { rows: span(rows - len, len), keys: keys.to_vec() }
+    });
+    (Arc::new(AttentionPlan { queries: queries.collect() }), 242, 700)
+}
+
+/// Keys and values in bf16.
+fn kept(rows: usize, shape: &AttentionShape) -> [Tensor; 2] {
+    [2, 3].map(|seed| random(&[rows, shape.kv_heads * shape.head_dim], seed).to_dtype(DType::BF16).unwrap())
+}
+
+#[test]
+fn keys_and_values_in_bf16_give_the_bits_of_the_same_numbers_in_f32() {
+    let (plan, rows, keys) = cached();
+    let bits = |x: &Value| -> Vec<u32> {
+        x.tensor().flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+    };
+    for (heads, kv_heads, head_dim) in [(1, 1, 64), (4, 2, 16), (6, 1, 24), (2, 2, 5), (9, 3, 64), (4, 4, 128)] {
+        let shape = shape(heads, kv_heads, head_dim);
+        let q = random(&[rows, heads * head_dim], 1);
+        let in_bf16 = kept(keys, &shape);
+        let in_f32 = in_bf16.each_ref().map(|x| x.to_dtype(DType::F32).unwrap());
+        for shape in [
+            shape,
+            AttentionShape { soft_cap: Some(2.0), ..shape },
+            AttentionShape { window: Some(67), ..shape },
+            AttentionShape { causal: false, ..shape },
+        ] {
+            let attend = |[k, v]: &[Tensor; 2]| {
+                let [q, k, v] = [&q, k, v].map(|x| Value::constant(x.clone()));
+                assert!(has_kernel_for(&q, &k, &v));
+                attention(&q, &k, &v, &shape, &plan).unwrap()
+            };
+            let found = attend(&in_bf16);
+            assert_eq!(bits(&found), bits(&attend(&in_f32)), "{shape:?}");
+            // The path of devices without a kernel widens too.
+            let expected = reference(&q.to_dtype(DType::F64).unwrap(), &in_bf16[0], &in_bf16[1], &shape, &plan);
+            assert_close("attention", found.tensor(), &expected.unwrap(), 1e-5);
+        }
+    }
+}
+
+#[test]
+fn bits_over_keys_in_bf16_do_not_depend_on_the_number_of_threads() {
+    let ((plan, rows, keys), shape) = (cached(), shape(4, 2, 64));
+    let [q, k, v] = {
+        let [k, v] = kept(keys, &shape);
+        [random(&[rows, 256], 1), k, v].map(Value::constant)
+    };
+    let on = |threads: usize| -> Vec<f32> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let found = pool.install(|| attention(&q, &k, &v, &shape, &plan)).unwrap();
+        found.tensor().flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let one = on(1);
+    assert!(one == on(2) && one == on(3));
+}
+
+/// Kernels do not differentiate through bf16; the operation does all the same.
+#[test]
+fn queries_that_train_over_keys_in_bf16_have_their_gradient() {
+    let ((plan, rows, keys), shape) = (cached(), shape(4, 2, 16));
+    let q = random(&[rows, 64], 1);
+    let in_bf16 = kept(keys, &shape);
+    let in_f32 = in_bf16.each_ref().map(|x| x.to_dtype(DType::F32).unwrap());
+    let gradient = |[k, v]: &[Tensor; 2]| {
+        let operands = [q.clone(), k.clone(), v.clone()];
+        let tracked = [true, false, false];
+        let (value, mut gradients) = run(&operands, &tracked, |t| attention(&t[0], &t[1], &t[2], &shape, &plan));
+        (value, gradients.swap_remove(0).unwrap())
+    };
+    let (found, expected) = (gradient(&in_bf16), gradient(&in_f32));
+    assert_close("value", &found.0, &expected.0, 1e-5);
+    assert_close("gradient of the queries", &found.1, &expected.1, 2e-5);
+}
+
 #[test]
 fn rows_far_from_zero_do_not_overflow() {
     let (shape, plan) = (shape(1, 1, 8), plan(&[(70, None)]));
