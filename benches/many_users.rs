@@ -14,6 +14,7 @@ use rlhf::model::Model;
 use rlhf::model::adapter::Pass;
 use rlhf::model::folder::{WithoutWeights, open};
 use rlhf::model::weight_files;
+use rlhf::ops::BaseForm;
 use rlhf::random;
 use rlhf::settings::{Flags, Program, TrainingSettings, from_arguments};
 
@@ -50,7 +51,8 @@ fn model(method: &str) -> rlhf::Result<Model> {
     let init: &[&str] = if method.contains("prompt") { &["--prompt-tuning-init", "random"] } else { &[] };
     let settings = from_arguments::<Settings>(["--method", method].iter().chain(init))?.training;
     // Only what is trained may start without weights.
-    let (base, architecture, weights) = open(folder.path(), WithoutWeights::NewFromSeed(1), &Device::Cpu)?;
+    let (base, architecture, weights) =
+        open(folder.path(), WithoutWeights::NewFromSeed(1), BaseForm::F32, &Device::Cpu)?;
     weight_files::write(folder.path(), &weights, &architecture, &base.form)?;
     let role = Role { folder: folder.path(), adapters: &[], training: Training::Frozen, head: Head::Language, seed: 1 };
     let mut bases = Bases::new(Device::Cpu);
