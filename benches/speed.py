@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -33,7 +32,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("programs", type=Path, help="folder of the programs, such as target/release")
     parser.add_argument("output", type=Path, help="folder for models, data and raw results")
-    parser.add_argument("--python", type=Path, help="interpreter of the baselines, with trl 1.12.0; needed unless only --criterion runs")
+    parser.add_argument("--python", type=Path, required=True, help="interpreter of the baselines, with trl 1.12.0; makes models and data too")
     parser.add_argument("--rows", default="", help="rows to measure, separated by commas [default: all]")
     parser.add_argument("--runs", type=int, default=3, help="repetitions of each side of a row")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of both sides [default: one per core]")
@@ -85,8 +84,8 @@ def setup_of(given):
     benches = Path(__file__).resolve().parent
     for path in [given.programs / name for name in PROGRAMS] + sorted(benches.glob("speed_*.py")):
         digest.update(path.read_bytes() if path.name != "speed_report.py" else b"")
-    packages = subprocess.run([given.python, "-m", "pip", "freeze"], capture_output=True, text=True).stdout if given.python else ""
-    digest.update(repr([packages, given.threads, str(given.data.resolve()), given.nucleus_prompts, given.quick, platform.processor()]).encode())
+    packages = subprocess.run([given.python, "-m", "pip", "freeze"], capture_output=True, text=True).stdout
+    digest.update(repr([packages, given.threads, str(given.data.resolve()), given.nucleus_prompts, given.quick, speed_report.processor()]).encode())
     return digest.hexdigest()[:12]
 
 
@@ -103,7 +102,8 @@ def measure(given, run, raw, name):
     row = rows(given.quick)[name]
     has_baseline = not (row.kind.startswith("threads-") or row.kind == "nucleus")
     best = raw.get(name, "search", 0, lambda: search(run, row)) if has_baseline else None
-    for number in range(given.runs):
+    # Of threads and precision the shortest step counts, and there are four sides.
+    for number in range(min(given.runs, 2) if name.startswith("threads-") else given.runs):
         for side, once in sides(run, row, best).items():
             raw.get(name, side, number, once)
 
@@ -124,8 +124,6 @@ def main():
     given.output.mkdir(parents=True, exist_ok=True)
     run = Run(given.programs, given.python, given.output, given.threads, given.precision.split(","), given.quick)
     report = given.report or (given.output / "speed.md" if given.quick else ROOT / "benches/results/speed.md")
-    if not given.python:
-        sys.exit("--python is needed: the interpreter of a virtual environment with trl 1.12.0, which also makes models and data")
     make_inputs(given, run)
     raw = Raw(given.output / "raw.jsonl", setup_of(given))
     write = lambda: report.write_text(speed_report.report(raw, rows(given.quick), sys.argv, given))

@@ -119,9 +119,9 @@ def searched(raw):
     for name in WHAT:
         for record in raw.of(name, "search"):
             for one in record["tried"]:
-                gave_up = "" if len(one["seconds"]) >= one["of"] else ", given up"
+                seconds = f"over {max(one['seconds']):.3f}, given up" if one["gave_up"] else f"{one['step_seconds']:.3f}"
                 best = " (taken)" if (one["numbers"], one["layout"]) == (record["numbers"], record["layout"]) else ""
-                lines.append([name, one["numbers"], one["layout"], f"{one['step_seconds']:.3f}{gave_up}{best}"])
+                lines.append([name, one["numbers"], one["layout"], f"{seconds}{best}"])
     return table(["row", "numbers", "layout", "s/step"], lines) if lines else ""
 
 
@@ -139,15 +139,15 @@ def report(raw, rows, command, given):
         parts.append("**A quick run: it shows that every row works, its numbers mean nothing.**")
     sections = {
         "Training and sampling": (beside(raw, rows),
-            "Medians (ranges) of the runs. A step of `sft` is one batch of prompts and completions of 32 to 192 tokens each, loss on completions; of `reward` 32 pairs, prompts of 64 and "
-            "answers of 16 to 48 tokens; with 8 answers 4 prompts with 28 pairs each, which share the prompt, beside the same pairs one by one, of ours (\"pairs\") and of TRL; of `ppo` "
+            "Medians (ranges) of the runs. A step of `sft` is one batch of prompts and completions of 32 to 192 tokens each, loss on completions; of `reward` 16 pairs, prompts of 64 and "
+            "answers of 16 to 48 tokens; with 8 answers 2 prompts with 28 pairs each, which share the prompt, beside the same pairs one by one, of ours (\"pairs\") and of TRL; of `ppo` "
             "32 prompts of 64 tokens, answers of 48, 4 passes. LoRA has rank 16 and alpha 32 on every linear layer. `sample` draws 64 tokens after 64. The first loss shows that both sides compute the same; "
             "of TRL's settings the fastest on this machine was taken (last table)."),
-        "Peak memory": (memory(raw), "The most that the process held (`ru_maxrss`), Python's modules included."),
+        "Peak memory": (memory(raw), "The most that the process held (`ru_maxrss`), Python's modules included, at the settings of the table above."),
         "Nucleus sampling": (nucleus(raw), f"SmolLM2-135M's shape, vocabulary 49,152, {given.nucleus_prompts} prompts, 25 answers to each of {rows['nucleus'].more['response_length']} tokens; "
             "probabilities that fall as language's do (`benches/speed_models.py`)."),
         "Threads and precision": (threads(raw, rows), "Our programs alone; the shortest steps. Shares as in `benches/scaling.py`."),
-        "TRL's and transformers' settings": (searched(raw), "The shortest step after the first. A setting is given up after a step that is 1.3 times as long as the best one's."),
+        "TRL's and transformers' settings": (searched(raw), "The shortest step after the first. A setting is given up in a step that takes 1.3 times the best one's (the first: 3 times)."),
     }
     for title, (body, words) in sections.items():
         if body:

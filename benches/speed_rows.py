@@ -23,8 +23,8 @@ LORA = {"method": "lora", "lora-r": 16, "lora-alpha": 32, "target-modules": "all
 TRAINING = {"epochs": 1000000, "evaluation-share": 0, "evaluate-every": 1000000, "checkpoint-every": 1000000, "learning-rate": 1e-5, "beta2": 0.999}
 MAX_LENGTH = 512
 PROMPT_LENGTH = 64
-# Steps that are left out: memory is taken, threads are started and kernels are chosen in them.
-SKIPPED = 2
+# Prompts with eight answers in a step.
+RANKED = 2
 SEARCH_STEPS = 3
 
 
@@ -46,7 +46,9 @@ class Run:
 
 @dataclass
 class Row:
-    """`of` is what is counted, `unit` many of it a step; `size` is steps, or batches of sampling, after those left out."""
+    """`of` is what is counted, `unit` many of it a step (0: as many tokens as there are). `size` is steps, or batches of sampling, after the `skipped` first ones, in
+    which memory is taken, threads are started and kernels are chosen.
+    """
 
     kind: str
     model: str
@@ -56,29 +58,33 @@ class Row:
     size: int
     more: dict = field(default_factory=dict)
 
+    @property
+    def skipped(self):
+        # An update of PPO is hundreds of passes.
+        return 1 if self.kind.endswith(("ppo", "sample")) else 2
+
 
 def rows(quick):
     """All rows; a quick run has the same rows with next to no work."""
     steps = (lambda count: 2) if quick else (lambda count: count)
     batch = (lambda count: 4) if quick else (lambda count: count)
-    ranked = 2 if quick else 4
     lora = {"lora": [16, 32]}
     found = {
-        "sft-lora-9m": Row("sft", "9m", "sft-9m", "tokens", 0, steps(10), lora),
-        "sft-lora-52m": Row("sft", "52m", "sft-52m", "tokens", 0, steps(5), lora),
-        "sft-lora-135m": Row("sft", "135m", "sft-135m", "tokens", 0, steps(5), lora),
-        "sft-full-9m": Row("sft", "9m", "sft-9m", "tokens", 0, steps(10)),
-        "reward-pairs": Row("reward", "9m-reward", "pairs-pairs", "pairs", batch(32), steps(8), lora),
-        "reward-k8": Row("reward-k8", "9m-reward", "ranked", "pairs", 28 * ranked, steps(4), lora),
-        "ppo": Row("ppo", "9m", "prompts-ppo", "answers", batch(32), steps(3), lora | {"response_length": 6 if quick else 48, "epochs": 4}),
-        "sample-9m": sampling("9m", batch(32), steps(4), quick),
+        "sft-lora-9m": Row("sft", "9m", "sft-9m", "tokens", 0, steps(6), lora),
+        "sft-lora-52m": Row("sft", "52m", "sft-52m", "tokens", 0, steps(4), lora),
+        "sft-lora-135m": Row("sft", "135m", "sft-135m", "tokens", 0, steps(3), lora),
+        "sft-full-9m": Row("sft", "9m", "sft-9m", "tokens", 0, steps(6)),
+        "reward-pairs": Row("reward", "9m-reward", "pairs-pairs", "pairs", batch(16), steps(6), lora),
+        "reward-k8": Row("reward-k8", "9m-reward", "ranked", "pairs", 28 * RANKED, steps(3), lora),
+        "ppo": Row("ppo", "9m", "prompts-ppo", "answers", batch(32), steps(2), lora | {"response_length": 6 if quick else 48, "epochs": 4}),
+        "sample-9m": sampling("9m", batch(32), steps(3), quick),
         "sample-52m": sampling("52m", batch(32), steps(2), quick),
-        "sample-135m-1": sampling("135m", 1, steps(4), quick),
+        "sample-135m-1": sampling("135m", 1, steps(3), quick),
         "nucleus": Row("nucleus", "135m-peaked", "prompts-nucleus", "tokens", 0, 1, {"answers": 25, "response_length": 4 if quick else 20}),
     }
     for name in ("sft-lora-9m", "sft-full-9m", "reward-pairs", "ppo"):
         row = found[name]
-        found[f"threads-{name}"] = Row(f"threads-{row.kind}", row.model, row.data, row.of, row.unit, steps(max(row.size // 2, 4)), row.more)
+        found[f"threads-{name}"] = Row(f"threads-{row.kind}", row.model, row.data, row.of, row.unit, row.size, row.more)
     return found
 
 
@@ -90,7 +96,7 @@ def sampling(model, rows, batches, quick):
 def wanted_inputs(quick, nucleus_prompts):
     """What `speed_models.py` makes; prompt lengths in tokens."""
     longest = 48 if quick else 192
-    demonstrations = {name: {"rows": rows, "shortest": 32, "longest": longest} for name, rows in [("sft-9m", 16), ("sft-52m", 8), ("sft-135m", 4)]}
+    demonstrations = {name: {"rows": rows, "shortest": 32, "longest": longest} for name, rows in [("sft-9m", 16), ("sft-52m", 4), ("sft-135m", 4)]}
     if quick:
         demonstrations = {name: shape | {"rows": 4} for name, shape in demonstrations.items()}
     answers = {"prompt_length": PROMPT_LENGTH, "shortest": 16, "longest": 48}
@@ -101,7 +107,7 @@ def wanted_inputs(quick, nucleus_prompts):
     return {
         "models": ["9m", "52m", "135m", "135m-peaked"],
         "sft": demonstrations,
-        "reward": {"pairs": answers | {"prompts": 4 if quick else 32, "answers": 2}, "ranked": answers | {"prompts": 2 if quick else 4, "answers": 8}},
+        "reward": {"pairs": answers | {"prompts": 4 if quick else 16, "answers": 2}, "ranked": answers | {"prompts": RANKED, "answers": 8}},
         "prompts": prompts,
     }
 
@@ -123,9 +129,9 @@ def execute(command, environment=None):
     return text, time.monotonic() - started, usage.ru_maxrss * 1024 / 1e6
 
 
-def steady(seconds):
+def steady(row, seconds):
     """The median step after those left out."""
-    return statistics.median(seconds[SKIPPED:] or seconds[-1:])
+    return statistics.median(seconds[row.skipped:])
 
 
 # Ours.
@@ -134,19 +140,19 @@ def training_flags(run, row, precision, threads, data):
     """The program and its flags, `--output` left out."""
     method = LORA if "lora" in row.more else {"method": "full"}
     common = {"model": run.inputs / row.model, "data": run.inputs / f"{data}.parquet", "threads": threads, "precision": precision,
-              "max-steps": row.size + SKIPPED, "quiet": None} | method
+              "max-steps": row.size + row.skipped, "quiet": None} | method
     if row.kind.endswith("ppo"):
         # TRL's settings; no token ends an answer, so that all have the same length.
         length = row.more["response_length"]
         return "ppo", common | {"reward-model": reward_adapter(run), "preset": "trl", "batch-size": row.unit, "ppo-epochs": row.more["epochs"], "response-length": length,
                                 "stop-after": length, "epochs": 1000000, "sample-every": 0, "checkpoint-every": 1000000}
-    size = scaled(run, data)
+    size = batch_of(run, data)
     if row.kind.endswith("sft"):
         return "sft", common | TRAINING | {"batch-size": size, "max-length": MAX_LENGTH}
     return "reward", common | TRAINING | {"batch-size": size, "normalize": "none"}
 
 
-def scaled(run, data):
+def batch_of(run, data):
     """Rows of the file, all of which are one batch."""
     made = json.loads((run.inputs / "made.json").read_text())
     if data in made["sft"]:
@@ -175,7 +181,7 @@ def train_ours(run, row, precision, data=None):
     seconds = [end - start for start, end in zip([0.0, *at], at)]
     tokens = round(statistics.median(line["tokens_per_second"] * (end - start) for line, start, end in zip(steps, [0.0, *at], at)))
     unit = row.unit or tokens
-    return {"rate": unit / steady(seconds), "step_seconds": steady(seconds), "peak_mb": peak, "loss": steps[0]["loss"], "tokens": tokens, "seconds": seconds}
+    return {"rate": unit / steady(row, seconds), "step_seconds": steady(row, seconds), "peak_mb": peak, "loss": steps[0]["loss"], "tokens": tokens, "seconds": seconds}
 
 
 def sample_ours(run, row, precision, few, flags):
@@ -194,7 +200,7 @@ def sample_ours(run, row, precision, few, flags):
 def threads_ours(run, row, precision, threads):
     """Seconds of the fastest steps, and the main thread's share of work and time, by `benches/scaling.py`."""
     program, flags = training_flags(run, row, precision, threads, row.data)
-    seconds, (of_work, of_time, used, _) = scaling.measure(run.programs / program, run.output / "trained", flags, SKIPPED)
+    seconds, (of_work, of_time, used, _) = scaling.measure(run.programs / program, run.output / "trained", flags, row.skipped)
     return {"rate": 1 / min(seconds), "step_seconds": min(seconds), "of_work": of_work, "of_time": of_time, "used": used, "seconds": seconds}
 
 
@@ -221,15 +227,15 @@ def search(run, row):
     (versions, *tried), seconds, _ = baseline(run, "search", baseline_spec(run, row, data) | {"steps": steps})
     for one in tried:
         one["step_seconds"] = min(one["seconds"][1:] or one["seconds"])
-    best = min(tried, key=lambda one: one["step_seconds"])
+    best = min((one for one in tried if not one["gave_up"]), key=lambda one: one["step_seconds"])
     return {"tried": tried, "numbers": best["numbers"], "layout": best["layout"], "wall": seconds} | versions
 
 
 def run_baseline(run, row, best, data=None):
-    spec = baseline_spec(run, row, data or row.data) | {"numbers": best["numbers"], "layout": best["layout"], "steps": row.size + SKIPPED}
+    spec = baseline_spec(run, row, data or row.data) | {"numbers": best["numbers"], "layout": best["layout"], "steps": row.size + row.skipped}
     (_, found), _, peak = baseline(run, "measure", spec)
     unit = row.unit or found["tokens"]
-    step = steady(found["seconds"])
+    step = steady(row, found["seconds"])
     return found | {"rate": unit / step, "step_seconds": step, "peak_mb": peak}
 
 

@@ -6,7 +6,7 @@ Prints results as lines of JSON. What both sides do alike: the same weights, the
 are equal work), the same tokens (end-of-text token included), LoRA of the same rank and alpha on the same layers without dropout, no gradient
 checkpointing, no evaluation, and nothing saved. A step's time is that between the ends of two steps, reading and collating the batch included.
 
-Settings that are searched through, at most these, as nothing else in TRL's configuration is meant to be faster on a CPU:
+Settings that are searched through (`torch.compile` is not among them):
 - numbers: f32; f32 weights under bf16 autocast (TRL's default); bf16 weights (LoRA in f32, as PEFT makes it)
 - layout of sft: padded; padding-free (what `packing=True` with TRL's default strategy does with this batch); rows packed to `max_length`, one at a time;
   padded in four micro-batches of rows of like length (`train_sampling_strategy="group_by_length"`). Reward and PPO: padded, reward grouped by length too.
@@ -16,6 +16,7 @@ Always: SDPA attention, fused AdamW, `loss_type="chunked_nll"` (TRL's default: l
 import copy
 import json
 import os
+import signal
 import sys
 import time
 
@@ -46,26 +47,43 @@ class TooSlow(Exception):
 
 
 class Clock(TrainerCallback):
-    """The times at which steps end, and the first loss."""
+    """The times at which steps end, and the first loss. A step that takes longer than `limits` (seconds of the first and of any other) is interrupted."""
 
-    def __init__(self, give_up):
-        self.ends, self.loss, self.give_up = [], None, give_up
+    def __init__(self, limits=None):
+        self.ends, self.loss, self.limits, self.gave_up = [], None, limits, False
+
+    def __enter__(self):
+        signal.signal(signal.SIGALRM, self.interrupt)
+        return self
+
+    def __exit__(self, kind, *_):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if kind is TooSlow:
+            self.gave_up = True
+        return kind is TooSlow
+
+    def interrupt(self, *_):
+        self.ends.append(time.perf_counter())
+        raise TooSlow
+
+    def tick(self):
+        """A step ends, and the next one begins."""
+        self.ends.append(time.perf_counter())
+        if self.limits:
+            signal.setitimer(signal.ITIMER_REAL, self.limits[min(len(self.ends), 2) - 1])
 
     def on_train_begin(self, args, state, control, **_):
-        self.ends.append(time.perf_counter())
+        self.tick()
 
     def on_step_end(self, args, state, control, **_):
-        self.ends.append(time.perf_counter())
-        # The first step has what is done once.
-        if self.give_up and len(self.ends) > 2 and self.ends[-1] - self.ends[-2] > self.give_up:
-            raise TooSlow
+        self.tick()
 
     def on_log(self, args, state, control, logs=None, **_):
         if self.loss is None:
-            self.loss = logs.get("loss", logs.get("loss/policy_avg"))
+            self.loss = logs.get("loss")
 
-    def seconds(self):
-        return [end - start for start, end in zip(self.ends, self.ends[1:])]
+    def found(self):
+        return {"seconds": [end - start for start, end in zip(self.ends, self.ends[1:])], "loss": self.loss, "gave_up": self.gave_up}
 
 
 def load(kind, folder, numbers):
@@ -86,7 +104,7 @@ def shared(spec, numbers, rows):
     return {"output_dir": spec["output"], "use_cpu": True, "bf16": numbers == "bf16 autocast", "gradient_checkpointing": False, "report_to": [],
             "save_strategy": "no", "per_device_train_batch_size": rows // parts, "gradient_accumulation_steps": parts, "learning_rate": 1e-5,
             "adam_beta2": 0.999, "weight_decay": 0.0, "max_grad_norm": 1.0, "optim": "adamw_torch_fused", "disable_tqdm": True,
-            "dataloader_pin_memory": False, "seed": 0, "torch_compile": spec.get("compile", False)}
+            "dataloader_pin_memory": False, "seed": 0}
 
 
 def encode(tokenizer, *texts):
@@ -144,6 +162,8 @@ def ppo(spec, numbers, layout, steps, clock):
     prompts = [{"input_ids": encode(tokenizer, row["prompt"])[0]} for row in pq.read_table(spec["data"]).to_pylist()]
     rows, dataset = len(prompts), Dataset.from_list(prompts)
     settings = shared(spec, numbers, rows) | {"max_grad_norm": None, "learning_rate": 3e-6}
+    # The trainer's own Accelerator reads this and not `bf16`; it is what `accelerate launch --mixed_precision` sets.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if numbers == "bf16 autocast" else "no"
     config = PPOConfig(**settings, total_episodes=steps * rows, response_length=spec["response_length"], num_ppo_epochs=spec["epochs"], num_mini_batches=1,
                        local_rollout_forward_batch_size=rows, num_sample_generations=0, stop_token=None, logging_steps=1, temperature=0.7)
     scores = load(AutoModelForSequenceClassification, spec["reward_model"], numbers)
@@ -160,45 +180,41 @@ def ppo(spec, numbers, layout, steps, clock):
     return trainer, trainer.model, sum(len(row["input_ids"]) + spec["response_length"] for row in prompts)
 
 
-def train(make, spec, numbers, layout, steps, give_up):
-    clock = Clock(give_up)
+def train(make, spec, numbers, layout, steps, clock):
     trainer, model, tokens = make(spec, numbers, layout, steps, clock)
     trainer.remove_callback(PrinterCallback)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    try:
+    with clock:
         trainer.train()
-    except TooSlow:
-        pass
-    return {"seconds": clock.seconds(), "loss": clock.loss, "tokens": tokens, "trainable": trainable}
+    return {"tokens": tokens, "trainable": trainable}
 
 
-def sample(spec, numbers, steps, give_up):
+def sample(spec, numbers, layout, steps, clock):
     """A step is a batch of so many rows, all of which get all their tokens."""
     tokenizer = AutoTokenizer.from_pretrained(spec["model"], padding_side="left")
     prompts = [encode(tokenizer, row["prompt"])[0] for row in pq.read_table(spec["data"]).to_pylist()]
     model = load(AutoModelForCausalLM, spec["model"], numbers).eval()
     model.generation_config.eos_token_id = None
-    seconds, rows, length = [], spec["rows"], spec["response_length"]
-    for step in range(steps):
-        batch = torch.tensor([prompts[(step * rows + row) % len(prompts)] for row in range(rows)])
-        started = time.perf_counter()
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=numbers == "bf16 autocast"):
+    rows, length = spec["rows"], spec["response_length"]
+    with clock, torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=numbers == "bf16 autocast"):
+        clock.tick()
+        for step in range(steps):
+            batch = torch.tensor([prompts[(step * rows + row) % len(prompts)] for row in range(rows)])
             found = model.generate(batch, attention_mask=torch.ones_like(batch), max_new_tokens=length, min_new_tokens=length, do_sample=True,
                                    temperature=1.0, top_k=0, top_p=1.0, pad_token_id=tokenizer.pad_token_id)
-        seconds.append(time.perf_counter() - started)
-        if found.shape != (rows, batch.shape[1] + length):
-            sys.exit(f"generate gave {tuple(found.shape)} tokens")
-        if give_up and step > 0 and seconds[-1] > give_up:
-            break
-    return {"seconds": seconds, "tokens": rows * length}
+            clock.tick()
+            if found.shape != (rows, batch.shape[1] + length):
+                sys.exit(f"generate gave {tuple(found.shape)} tokens")
+    return {"tokens": rows * length}
 
 
-def measure(spec, numbers, layout, steps, give_up=None):
+def measure(spec, numbers, layout, steps, limits=None):
+    clock = Clock(limits)
     if spec["kind"] == "sample":
-        found = sample(spec, numbers, steps, give_up)
+        found = sample(spec, numbers, layout, steps, clock)
     else:
-        found = train({"sft": sft, "reward": reward, "ppo": ppo}[spec["kind"]], spec, numbers, layout, steps, give_up)
-    return found | {"numbers": numbers, "layout": layout, "of": steps}
+        found = train({"sft": sft, "reward": reward, "ppo": ppo}[spec["kind"]], spec, numbers, layout, steps, clock)
+    return found | clock.found() | {"numbers": numbers, "layout": layout}
 
 
 def step_time(found):
@@ -207,15 +223,16 @@ def step_time(found):
 
 
 def search(spec, steps):
-    """Numbers first, padded, then layouts with the fastest numbers; a setting is given up after a step that takes 1.3 times the best one's."""
+    """Numbers first, padded, then layouts with the fastest numbers. A setting is given up in a step that takes 1.3 times the best one's (the first: 3 times)."""
     best = None
     for choose in ("numbers", "layout"):
         known = best
         kinds = [(numbers, "padded") for numbers in NUMBERS] if choose == "numbers" else [(known["numbers"], layout) for layout in LAYOUTS[spec["kind"]][1:]]
         for numbers, layout in kinds:
-            found = measure(spec, numbers, layout, steps, best and 1.3 * step_time(best))
+            limits = best and (3 * best["seconds"][0], 1.3 * step_time(best))
+            found = measure(spec, numbers, layout, steps, limits)
             print(json.dumps(found), flush=True)
-            if best is None or step_time(found) < step_time(best):
+            if best is None or not found["gave_up"] and step_time(found) < step_time(best):
                 best = found
 
 
