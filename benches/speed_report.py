@@ -14,6 +14,14 @@ WHAT = {
     "sample-9m": "`sample`, 9 M, 32 rows", "sample-52m": "`sample`, 52 M, 32 rows", "sample-135m-1": "`sample`, 135 M, 1 row",
 }
 
+TRAINING = """\
+Medians (ranges) of the runs. A step is one batch: of `sft` prompts and completions of 32 to 192 tokens each, loss on completions; of `reward` 16 pairs,
+prompts of 64 and answers of 16 to 48 tokens; with 8 answers 2 prompts with 28 pairs each, which share the prompt, beside the same pairs one by one, of ours
+("pairs") and of TRL; of `ppo` 32 prompts of 64 tokens, answers of 48, 4 passes. LoRA has rank 16 and alpha 32 on every linear layer. `sample` draws 64
+tokens after 64. The first loss shows that both sides compute the same. Of TRL's settings the fastest on this machine was taken (last table)."""
+SEARCHED = """\
+The shortest step after the first. A setting is given up in a step that takes 1.3 times the best one's (the first: 3 times)."""
+
 
 def processor():
     """Name, cores, and which instruction sets of those that decide speed the processor has."""
@@ -137,17 +145,13 @@ def report(raw, rows, command, given):
              f"The measurements took {sum(record['took'] for record in raw.records) / 60:.0f} minutes."]
     if given.quick:
         parts.append("**A quick run: it shows that every row works, its numbers mean nothing.**")
+    sampled = f"{rows['nucleus'].more['answers']} answers to each of {given.nucleus_prompts} prompts, of {rows['nucleus'].more['response_length']} tokens"
     sections = {
-        "Training and sampling": (beside(raw, rows),
-            "Medians (ranges) of the runs. A step of `sft` is one batch of prompts and completions of 32 to 192 tokens each, loss on completions; of `reward` 16 pairs, prompts of 64 and "
-            "answers of 16 to 48 tokens; with 8 answers 2 prompts with 28 pairs each, which share the prompt, beside the same pairs one by one, of ours (\"pairs\") and of TRL; of `ppo` "
-            "32 prompts of 64 tokens, answers of 48, 4 passes. LoRA has rank 16 and alpha 32 on every linear layer. `sample` draws 64 tokens after 64. The first loss shows that both sides compute the same; "
-            "of TRL's settings the fastest on this machine was taken (last table)."),
+        "Training and sampling": (beside(raw, rows), TRAINING),
         "Peak memory": (memory(raw), "The most that the process held (`ru_maxrss`), Python's modules included, at the settings of the table above."),
-        "Nucleus sampling": (nucleus(raw), f"SmolLM2-135M's shape, vocabulary 49,152, {given.nucleus_prompts} prompts, 25 answers to each of {rows['nucleus'].more['response_length']} tokens; "
-            "probabilities that fall as language's do (`benches/speed_models.py`)."),
+        "Nucleus sampling": (nucleus(raw), f"SmolLM2-135M's shape, vocabulary 49,152, {sampled}; probabilities that fall as language's do (`benches/speed_models.py`)."),
         "Threads and precision": (threads(raw, rows), "Our programs alone; the shortest steps. Shares as in `benches/scaling.py`."),
-        "TRL's and transformers' settings": (searched(raw), "The shortest step after the first. A setting is given up in a step that takes 1.3 times the best one's (the first: 3 times)."),
+        "TRL's and transformers' settings": (searched(raw), SEARCHED),
     }
     for title, (body, words) in sections.items():
         if body:

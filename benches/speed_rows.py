@@ -23,7 +23,7 @@ LORA = {"method": "lora", "lora-r": 16, "lora-alpha": 32, "target-modules": "all
 TRAINING = {"epochs": 1000000, "evaluation-share": 0, "evaluate-every": 1000000, "checkpoint-every": 1000000, "learning-rate": 1e-5, "beta2": 0.999}
 MAX_LENGTH = 512
 PROMPT_LENGTH = 64
-# Prompts with eight answers in a step.
+# Prompts of a step of reward-k8.
 RANKED = 2
 SEARCH_STEPS = 3
 
@@ -60,22 +60,26 @@ class Row:
 
     @property
     def skipped(self):
-        # An update of PPO is hundreds of passes.
+        # An update of PPO is many passes, and so is a batch of sampling.
         return 1 if self.kind.endswith(("ppo", "sample")) else 2
+
+
+def ranked_answers(quick):
+    return 4 if quick else 8
 
 
 def rows(quick):
     """All rows; a quick run has the same rows with next to no work."""
     steps = (lambda count: 2) if quick else (lambda count: count)
     batch = (lambda count: 4) if quick else (lambda count: count)
-    lora = {"lora": [16, 32]}
+    lora, ranked = {"lora": [16, 32]}, ranked_answers(quick)
     found = {
         "sft-lora-9m": Row("sft", "9m", "sft-9m", "tokens", 0, steps(6), lora),
         "sft-lora-52m": Row("sft", "52m", "sft-52m", "tokens", 0, steps(4), lora),
         "sft-lora-135m": Row("sft", "135m", "sft-135m", "tokens", 0, steps(3), lora),
         "sft-full-9m": Row("sft", "9m", "sft-9m", "tokens", 0, steps(6)),
         "reward-pairs": Row("reward", "9m-reward", "pairs-pairs", "pairs", batch(16), steps(6), lora),
-        "reward-k8": Row("reward-k8", "9m-reward", "ranked", "pairs", 28 * RANKED, steps(3), lora),
+        "reward-k8": Row("reward-k8", "9m-reward", "ranked", "pairs", RANKED * ranked * (ranked - 1) // 2, steps(3), lora),
         "ppo": Row("ppo", "9m", "prompts-ppo", "answers", batch(32), steps(2), lora | {"response_length": 6 if quick else 48, "epochs": 4}),
         "sample-9m": sampling("9m", batch(32), steps(3), quick),
         "sample-52m": sampling("52m", batch(32), steps(2), quick),
@@ -107,7 +111,7 @@ def wanted_inputs(quick, nucleus_prompts):
     return {
         "models": ["9m", "52m", "135m", "135m-peaked"],
         "sft": demonstrations,
-        "reward": {"pairs": answers | {"prompts": 4 if quick else 16, "answers": 2}, "ranked": answers | {"prompts": RANKED, "answers": 8}},
+        "reward": {"pairs": answers | {"prompts": 4 if quick else 16, "answers": 2}, "ranked": answers | {"prompts": RANKED, "answers": ranked_answers(quick)}},
         "prompts": prompts,
     }
 
