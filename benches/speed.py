@@ -8,7 +8,8 @@ program needs only Python's standard library and Linux. Weights are random, text
 Each row is measured in processes of their own, sides in turn (A B A B ...), after a search for the baseline's fastest setting (`benches/speed_trl.py`, which says
 what is equal on both sides). What is done once, such as loading, is left out. Results are added to `raw.jsonl` in the output folder as they come, and a run that
 was interrupted goes on there; other programs, versions, threads or inputs are measured anew. The table, `benches/results/speed.md` (with --quick in
-the output folder), is written after every row. `--quick` shows that every row works, its numbers mean nothing.
+the output folder), is written after every row. `--quick` shows that every row works, its numbers mean nothing. Measure on a machine that does nothing else: PyTorch's
+threads wait for each other by spinning, so that other work slows the baselines more than it slows our programs.
 """
 
 import argparse

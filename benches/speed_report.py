@@ -155,7 +155,7 @@ def report(raw, rows, command, given):
     }
     for title, (body, words) in sections.items():
         if body:
-            parts += [f"## {title}", words, body]
+            parts += [f"## {title}", words, body.strip()]
     for record in raw.of("criterion"):
         parts += ["## Candle's own operations", "`cargo bench --bench training_step`", f"```text\n{record['text'].strip()}\n```"]
     return "\n\n".join(parts).rstrip() + "\n"
