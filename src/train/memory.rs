@@ -56,9 +56,16 @@ pub struct PassFootprint {
 }
 
 impl PassFootprint {
-    /// The most that a pass of so many rows holds at a time: while logits are differentiated, or a block.
+    /// The most that a pass of so many rows takes. Logits and the work on a block are not there at the same time, but the memory of the one is hardly
+    /// ever that of the other: their blocks are of other sizes.
     pub fn numbers(&self, rows: usize) -> usize {
-        self.kept.saturating_mul(rows).saturating_add(self.logits.max(self.working.saturating_mul(rows)))
+        self.kept.saturating_add(self.working).saturating_mul(rows).saturating_add(self.logits)
+    }
+
+    /// The same in bytes, with what the allocator keeps of blocks that were freed and do not fit again.
+    fn bytes(&self, rows: usize) -> u64 {
+        let numbers = self.numbers(rows) as u64;
+        numbers.saturating_mul(4).saturating_add((numbers / 100).saturating_mul(4 * KEPT_BY_ALLOCATOR))
     }
 
     /// Of a model as it trains, by a pass of a few tokens, in which what operations keep is counted.
@@ -95,6 +102,10 @@ impl PassFootprint {
         }
     }
 }
+
+/// Hundredths of what a pass takes that are held beside it: steps are of other sizes than the ones before. Measured, 10 to 20 for models of 1 M to 135 M
+/// numbers ([`crate::ops::memory`]).
+const KEPT_BY_ALLOCATOR: u64 = 15;
 
 /// Tokens of the pass in which what it keeps is counted.
 const PROBED_TOKENS: u32 = 32;
@@ -254,13 +265,13 @@ pub fn expected(models: &[Footprint], micro_batch_tokens: usize, cache: u64) -> 
         let others = model.added.saturating_add(model.trained.saturating_mul(3));
         parts.push((format!("{}{note}", model.role), (own as u64).saturating_add(bytes(others))));
     }
-    let pass = models.iter().map(|model| model.pass.numbers(micro_batch_tokens)).max().unwrap_or(0);
-    parts.push(("kept for the backward pass".to_string(), bytes(pass)));
+    let pass = models.iter().map(|model| model.pass.bytes(micro_batch_tokens)).max().unwrap_or(0);
+    parts.push(("kept for the backward pass".to_string(), pass));
     // Nothing is kept for a backward pass while a model is evaluated.
     let rounded = models.iter().map(|model| model.rounded).max().unwrap_or(0);
-    let put_aside = rounded.saturating_sub(pass);
+    let put_aside = bytes(rounded).saturating_sub(pass);
     if put_aside > 0 {
-        parts.push(("put aside while rounded weights are evaluated".to_string(), bytes(put_aside)));
+        parts.push(("put aside while rounded weights are evaluated".to_string(), put_aside));
     }
     if cache > 0 {
         parts.push(("keys and values of the sampler".to_string(), cache));
@@ -311,34 +322,34 @@ mod tests {
             rounded: 0,
         };
         let check = |machine| check_against(machine, std::slice::from_ref(&model), 4096, 0);
-        // Weights, gradients and two moments are 160 MB, the process 100 MB; the pass keeps 9,216 bytes a
-        // token, 38 MB, or 4,000 bytes, 16 MB.
-        check(300_000_000).unwrap();
+        // Weights, gradients and two moments are 160 MB, the process 100 MB; the pass takes 10,598 bytes a
+        // token, 43 MB, or 4,600 bytes, 19 MB.
+        check(304_000_000).unwrap();
         let fault = |machine| check(machine).unwrap_err().to_string();
         let tokens = fault(270_000_000);
-        assert!(tokens.ends_with("and there are 270.00 MB; --tokens-per-batch 1024 would fit"), "{tokens}");
+        assert!(tokens.ends_with("and there are 270.00 MB; --tokens-per-batch 896 would fit"), "{tokens}");
         assert!(tokens.contains("model 160.00 MB"), "{tokens}");
         let both = fault(263_000_000);
-        assert!(both.ends_with("; --gradient-checkpointing blocks with --tokens-per-batch 704 would fit"), "{both}");
+        assert!(both.ends_with("; --gradient-checkpointing blocks with --tokens-per-batch 640 would fit"), "{both}");
         let few = check_against(262_500_000, std::slice::from_ref(&model), 448, 0).unwrap_err();
         assert!(few.to_string().ends_with("; --gradient-checkpointing blocks would fit"), "{few}");
         assert!(fault(150_000_000).ends_with("--method lora, would fit"), "{}", fault(150_000_000));
         assert!(fault(100_000_000).ends_with("a smaller model or a machine with more"));
         assert!(machine() > 100_000_000);
         // Of rounded weights, only what is more than the pass keeps counts.
-        let rounded = Footprint { rounded: 10_000_000, ..model.clone() };
+        let rounded = Footprint { rounded: 20_000_000, ..model.clone() };
         let total = |model: &Footprint| -> u64 {
             let parts = expected(std::slice::from_ref(model), 4096, 0);
             parts.iter().map(|(_, bytes)| bytes).sum()
         };
-        assert_eq!(total(&rounded) - total(&model), 4 * 10_000_000 - 4096 * 9216);
+        assert_eq!(total(&rounded) - total(&model), 4 * 20_000_000 - model.pass.bytes(4096));
         // Keys and values of 20,000 tokens, 256 numbers each, are 20.48 MB in f32 and half of it in bf16.
         let json = serde_json::json!({ "model_type": "llama", "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128,
             "num_hidden_layers": 2, "num_attention_heads": 4 });
         let architecture = &family::architecture(&Config::new(&json, "config.json")).unwrap();
         let sampling = |precision| {
             let cache = CacheSize { architecture, tokens: 20_000, precision }.bytes();
-            check_against(310_000_000, std::slice::from_ref(&model), 4096, cache)
+            check_against(315_000_000, std::slice::from_ref(&model), 4096, cache)
         };
         sampling(CachePrecision::Bf16).unwrap();
         let fault = sampling(CachePrecision::F32).unwrap_err().to_string();
