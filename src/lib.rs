@@ -94,12 +94,14 @@
 //!
 //! **Bit for bit.** Reductions run over fixed chunks, so that the same seed gives the same bytes on any number of threads.
 //!
-//! **One setting for products.** Products with a model's weights are made in f32, or with operands rounded to bf16 by the kernel that suits the processor
-//! ([`ops::precision`]); each kernel has its own bits, the same on any number of threads. The key-value cache of sampling may hold bf16 too
+//! **One setting for products.** Products with a model's weights are made in f32, or with operands rounded to
+//! bf16 by the kernel that suits the processor ([`ops::precision`]); each kernel has its own bits, the same
+//! on any number of threads. The key-value cache of sampling may hold bf16 too
 //! ([`generate::CachePrecision`]). All else is f32.
 //!
-//! **A weight has a precision of its own.** The matrices of a frozen base are kept as they are stored (bf16, f16, GGUF's blocks) or quantised when they are read
-//! ([`ops::compact`]), and widened a part at a time for a product; everything else is f32. A product does not know more of a matrix than [`ops::Weight`] says.
+//! **A weight has a precision of its own.** The matrices of a frozen base are kept as they are stored (bf16,
+//! f16, GGUF's blocks) or quantised when they are read ([`ops::compact`]), and widened a part at a time for a
+//! product; everything else is f32. A product does not know more of a matrix than [`ops::Weight`] says.
 //!
 //! **A run goes on as if nothing had happened.** Everything that changes from step to step is in a checkpoint ([`train::state`]); a step's examples and
 //! random numbers depend on its number alone. So a run that was killed ends in the bytes of one that was not. Another processor (other kernels), another
@@ -108,9 +110,11 @@
 //! **Known, or refused.** A field of a configuration, a part of a message, a column or a flag that might change what is computed is either
 //! understood or refused by its name; what is left out is counted and printed. A number that is not finite is an error with its place, never a value.
 //!
-//! candle-transformers is used by tests alone, as an oracle: none of its models can be trained (gradients stop at its fused norms and
-//! rotations), there is no GPT-2 in it, and its DeBERTa panics on the convolution of DeBERTa-v2's larger models. Of candle-nn, the differentiable
-//! functions of the reference implementations and the benchmark's baseline are used, of candle-core GGUF's blocks: how numbers are quantised, and most ways back.
+//! candle-transformers is used by tests alone, as an oracle: none of its models can be trained (gradients
+//! stop at its fused norms and rotations), there is no GPT-2 in it, and its DeBERTa panics on the convolution
+//! of DeBERTa-v2's larger models. Of candle-nn, the differentiable functions of the reference implementations
+//! and the benchmark's baseline are used, of candle-core GGUF's blocks: how numbers are quantised, and most
+//! ways back.
 #![warn(missing_docs)]
 #![deny(unsafe_code)]
 #![warn(clippy::undocumented_unsafe_blocks)]

@@ -1,8 +1,10 @@
 //! GGUF files, llama.cpp's form of a model: one file that holds configuration, tokenizer and weights.
 //!
-//! A file is presented as the folder that `transformers` would have: [`files`] makes `config.json`, `tokenizer.json`,
-//! `tokenizer_config.json`, `generation_config.json` and `chat_template.jinja` of its metadata, [`Gguf::numbers`] reads its tensors as
-//! f32, dequantised by candle, and [`GgufTensors::read_compact`] its matrices in their blocks. So nothing above this module knows the format but the reader of weights.
+//! A file is presented as the folder that `transformers` would have: [`files`] makes `config.json`,
+//! `tokenizer.json`, `tokenizer_config.json`, `generation_config.json` and `chat_template.jinja` of its
+//! metadata, [`Gguf::numbers`] reads its tensors as f32, dequantised by candle, and
+//! [`GgufTensors::read_compact`] its matrices in their blocks. So nothing above this module knows the format
+//! but the reader of weights.
 //!
 //! Source: `docs/gguf.md` of ggml; the names and the changes that llama.cpp's converter makes to weights.
 

@@ -116,7 +116,8 @@ impl GgufTensors {
         }))
     }
 
-    /// The matrix of this name in computation form as it is stored, in fewer bytes than f32; `None` where it is not, or not there.
+    /// The matrix of this name in computation form as it is stored, in fewer bytes than f32; `None` where it
+    /// is not, or not there.
     ///
     /// # Errors
     /// Where it cannot be read.

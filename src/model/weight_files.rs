@@ -98,8 +98,8 @@ pub fn read(
     Ok(Some((weights.fixed(), StorageForm { dtype: dtype.unwrap_or(DType::F32), shards: files.shards })))
 }
 
-/// The bytes that a model's weights will take in memory, and those of what they would be packed to for products in bf16, by the headers of their
-/// files; f32 where there are none.
+/// The bytes that a model's weights will take in memory, and those of what they would be packed to for
+/// products in bf16, by the headers of their files; f32 where there are none.
 ///
 /// # Errors
 /// As [`TensorFiles::open`].
@@ -120,7 +120,8 @@ pub fn kept_bytes(folder: &Path, architecture: &Architecture, base_form: BaseFor
     Ok((bytes, packed))
 }
 
-/// Whether a tensor is one of the matrices that rows are multiplied with: a linear of a block, the embeddings or the output matrix.
+/// Whether a tensor is one of the matrices that rows are multiplied with: a linear of a block, the embeddings
+/// or the output matrix.
 fn is_matrix(architecture: &Architecture, name: &str, spec: &TensorSpec) -> bool {
     match spec.role {
         Role::Linear | Role::ResidualLinear => {

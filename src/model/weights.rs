@@ -241,7 +241,8 @@ impl Kept {
         Ok(hash.digest())
     }
 
-    /// Runs `read` on all numbers in f32, in order, a part at a time: those that are kept in fewer bytes are never all there in f32.
+    /// Runs `read` on all numbers in f32, in order, a part at a time: those that are kept in fewer bytes are
+    /// never all there in f32.
     pub fn for_each_part(&self, mut read: impl FnMut(&[f32])) -> Result<()> {
         match self {
             Kept::Plain(tensor) => ops::with_numbers(&tensor.detach(), |values| {
@@ -285,7 +286,8 @@ impl NumbersHash {
     }
 }
 
-/// Named tensors in computation form; those that train are variables, and frozen matrices may be kept in fewer bytes than f32.
+/// Named tensors in computation form; those that train are variables, and frozen matrices may be kept in
+/// fewer bytes than f32.
 #[derive(Debug, Clone, Default)]
 pub struct Weights {
     tensors: BTreeMap<String, Kept>,

@@ -1,8 +1,9 @@
-//! Matrices that are kept in fewer than four bytes a number: frozen weights as they were stored (bf16, f16), or in blocks of small integers that share
-//! a scale (the formats of GGUF).
+//! Matrices that are kept in fewer than four bytes a number: frozen weights as they were stored (bf16, f16),
+//! or in blocks of small integers that share a scale (the formats of GGUF).
 //!
-//! Products are made of f32: a part of the matrix at a time is widened, which costs little beside a product of many rows, and saves reading memory in one
-//! of few. The blocks' formats, their rounding included, are candle's, which follow ggml's.
+//! Products are made of f32: a part of the matrix at a time is widened, which costs little beside a product
+//! of many rows, and saves reading memory in one of few. The blocks' formats, their rounding included, are
+//! candle's, which follow ggml's.
 
 use std::cell::Cell;
 use std::fmt;
@@ -95,8 +96,8 @@ pub enum BaseForm {
     Stored,
     /// In f32.
     F32,
-    /// Linears in blocks of this form, embeddings and output matrix in blocks of 8 bits; as they are stored where their rows do not divide into
-    /// blocks, or take no more bytes so.
+    /// Linears in blocks of this form, embeddings and output matrix in blocks of 8 bits; as they are stored
+    /// where their rows do not divide into blocks, or take no more bytes so.
     Quantised(CompactForm),
 }
 
@@ -281,8 +282,8 @@ impl Compact {
         }
     }
 
-    /// The same for few rows of `x`, where reading the matrix is most of the work: each task widens what it multiplies, in registers where there is but
-    /// one row.
+    /// The same for few rows of `x`, where reading the matrix is most of the work: each task widens what it
+    /// multiplies, in registers where there is but one row.
     fn times_few(&self, target: MatrixMut, accumulate: bool, factor: f32, x: Matrix) {
         let per_task = self.rows_per_panel().next_multiple_of(4);
         let words = self.form.row_bytes(self.columns) / 2;
@@ -401,8 +402,8 @@ macro_rules! with_blocks {
 fn blocks<B: GgmlType>(words: &[u16]) -> &[B] {
     let (count, rest) = (size_of_val(words) / size_of::<B>(), size_of_val(words) % size_of::<B>());
     assert!(rest == 0 && align_of::<B>() <= align_of::<u16>());
-    // SAFETY: the blocks of all forms that are kept are plain integers and halves in the order of C, of which every pattern of bits is one; the words
-    // are as many, and lie as evenly, as was just checked.
+    // SAFETY: the blocks of all forms that are kept are plain integers and halves in the order of C, of which
+    // every pattern of bits is one; the words are as many, and lie as evenly, as was just checked.
     unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), count) }
 }
 
@@ -437,7 +438,8 @@ fn encode(form: CompactForm, values: &[f32], words: &mut [u16]) {
 /// Words of a block of 32 integers of 8 bits: the scale, an f16, and the integers.
 const Q8_0_WORDS: usize = 17;
 
-/// Words of a block of 256 integers of 4 bits: a scale and a scale of minima, f16, 12 bytes of scales and minima of 6 bits, and the integers.
+/// Words of a block of 256 integers of 4 bits: a scale and a scale of minima, f16, 12 bytes of scales and
+/// minima of 6 bits, and the integers.
 const Q4_K_WORDS: usize = 72;
 
 /// A half in f32.
@@ -533,8 +535,8 @@ vectorised! {
     }
 }
 
-/// The scale and the minimum of one of eight parts of a block, 6 bits each: four of each stand whole, of the others the upper bits are where those have
-/// room (ggml's `get_scale_min_k4`).
+/// The scale and the minimum of one of eight parts of a block, 6 bits each: four of each stand whole, of the
+/// others the upper bits are where those have room (ggml's `get_scale_min_k4`).
 #[inline(always)]
 fn scale_and_minimum(bytes: &[u8; 12], part: usize) -> (u8, u8) {
     match part {

@@ -80,7 +80,8 @@ mod tests {
     #[test]
     fn rows_are_rounded_to_the_nearest_where_the_buffer_is_bf16() -> Result<()> {
         let buffer = Tensor::zeros((2, 5), candle_core::DType::BF16, &Device::Cpu)?;
-        // Of 8 bits of mantissa: one that is held, two halfway between neighbours (to the even one), just above halfway, and -0.
+        // Of 8 bits of mantissa: one that is held, two halfway between neighbours (to the even one), just
+        // above halfway, and -0.
         let (half_to_one, half_to_two) = (1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0);
         let values = Tensor::new(&[[-2.5f32, half_to_one, half_to_two, half_to_one + 1e-6, -0.0]], &Device::Cpu)?;
         write_rows(&buffer, &values, &[1])?;

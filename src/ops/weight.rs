@@ -41,8 +41,9 @@ impl Operand<'_> {
 }
 
 impl Weight {
-    /// A weight of the model, which trains where it is a variable or was computed from variables by candle: products with it are made in the precision
-    /// that is set. `packed` is what it is packed to for them, kept where its numbers never change.
+    /// A weight of the model, which trains where it is a variable or was computed from variables by candle:
+    /// products with it are made in the precision that is set. `packed` is what it is packed to for them,
+    /// kept where its numbers never change.
     pub fn new(tensor: &Tensor, packed: Option<&Arc<PackedWeight>>) -> Self {
         let value = Value::of(tensor);
         let packed = packed.filter(|_| !value.is_tracked()).cloned();

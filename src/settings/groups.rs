@@ -51,8 +51,9 @@ pub struct CommonSettings {
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub precision: Precision,
-    /// How the matrices of a frozen base model are kept in memory: as they are stored, in f32, or quantised when they are read, which makes them
-    /// other numbers (q8_0: 8.5 bits each; q4_k: 4.5 bits, embeddings and output matrix 8.5). What trains stays f32
+    /// How the matrices of a frozen base model are kept in memory: as they are stored, in f32, or quantised
+    /// when they are read, which makes them other numbers (q8_0: 8.5 bits each; q4_k: 4.5 bits, embeddings
+    /// and output matrix 8.5). What trains stays f32
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub base_precision: BasePrecision,

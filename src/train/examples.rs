@@ -280,8 +280,9 @@ impl<'a, T> Examples<'a, T> {
         }
     }
 
-    /// The most of some measure that one of the first `steps` steps has. Of data that are read as they are needed it is what one step in a thousand would
-    /// exceed: the mean of those that are known and three standard deviations, and no more than the largest of them in every place.
+    /// The most of some measure that one of the first `steps` steps has. Of data that are read as they are
+    /// needed it is what one step in a thousand would exceed: the mean of those that are known and three
+    /// standard deviations, and no more than the largest of them in every place.
     pub fn largest_step(&self, measure: impl Fn(&T) -> usize, steps: usize) -> usize {
         match &self.way {
             Way::InMemory { all, order, .. } => {

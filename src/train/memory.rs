@@ -56,8 +56,8 @@ pub struct PassFootprint {
 }
 
 impl PassFootprint {
-    /// The most that a pass of so many rows takes. Logits and the work on a block are not there at the same time, but the memory of the one is hardly
-    /// ever that of the other: their blocks are of other sizes.
+    /// The most that a pass of so many rows takes. Logits and the work on a block are not there at the same
+    /// time, but the memory of the one is hardly ever that of the other: their blocks are of other sizes.
     pub fn numbers(&self, rows: usize) -> usize {
         self.kept.saturating_add(self.working).saturating_mul(rows).saturating_add(self.logits)
     }
@@ -103,8 +103,8 @@ impl PassFootprint {
     }
 }
 
-/// Hundredths of what a pass takes that are held beside it: steps are of other sizes than the ones before. Measured, 10 to 20 for models of 1 M to 135 M
-/// numbers ([`crate::ops::memory`]).
+/// Hundredths of what a pass takes that are held beside it: steps are of other sizes than the ones before.
+/// Measured, 10 to 20 for models of 1 M to 135 M numbers ([`crate::ops::memory`]).
 const KEPT_BY_ALLOCATOR: u64 = 15;
 
 /// Tokens of the pass in which what it keeps is counted.
@@ -245,10 +245,10 @@ const LEAST_TOKENS: u64 = 64;
 /// With fewer at a time than these, running blocks again costs less.
 const MANY_TOKENS: u64 = 512;
 
-/// The bytes held at the peak of a training step by what holds them, all numbers being `f32` but those of frozen
-/// matrices: each base model once, with what it is packed to for products in bf16, for each trained parameter its gradient, which those of
-/// all micro-batches are added to, and AdamW's two moments, what one micro-batch holds for its backward pass
-/// (models train in turn), and the `cache` of a sampler, in bytes.
+/// The bytes held at the peak of a training step by what holds them, all numbers being `f32` but those of
+/// frozen matrices: each base model once, with what it is packed to for products in bf16, for each trained
+/// parameter its gradient, which those of all micro-batches are added to, and AdamW's two moments, what one
+/// micro-batch holds for its backward pass (models train in turn), and the `cache` of a sampler, in bytes.
 pub fn expected(models: &[Footprint], micro_batch_tokens: usize, cache: u64) -> Vec<(String, u64)> {
     let bytes = |numbers: usize| (numbers as u64).saturating_mul(4);
     let mut parts = Vec::new();

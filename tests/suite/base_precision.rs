@@ -1,4 +1,5 @@
-//! Bases whose matrices are kept in fewer bytes than f32: what is computed with them is what the same numbers in f32 give.
+//! Bases whose matrices are kept in fewer bytes than f32: what is computed with them is what the same numbers
+//! in f32 give.
 
 use candle_core::{DType, Device};
 use rlhf::Result;

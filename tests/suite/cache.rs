@@ -1,4 +1,5 @@
-//! A key-value cache in bf16: answers are nearly those of one in f32 and the same on any number of threads, and a run keeps to its cache.
+//! A key-value cache in bf16: answers are nearly those of one in f32 and the same on any number of threads,
+//! and a run keeps to its cache.
 
 use arrow::array::{ArrayRef, AsArray};
 use rlhf::data::parquet;

@@ -81,8 +81,8 @@ impl TensorFile {
         Ok((tensor, dtype))
     }
 
-    /// A matrix in the form in which it is to be kept, with its element type on disk. It is read part by part, so that it is never there in f32 as
-    /// well.
+    /// A matrix in the form in which it is to be kept, with its element type on disk. It is read part by
+    /// part, so that it is never there in f32 as well.
     pub(super) fn read_kept(&mut self, name: &str, spec: &TensorSpec, base_form: BaseForm) -> Result<(Kept, DType)> {
         self.check_shape(name, spec)?;
         let (dtype, _, _) = self.stored(name)?;
