@@ -7,6 +7,7 @@ pub mod dtype;
 pub mod family;
 pub mod folder;
 pub mod head;
+pub mod kept;
 pub mod layout;
 pub mod linear_change;
 mod output;
@@ -37,11 +38,12 @@ use adapter::{Adapter, Parameter, Pass, Saving, StepRows};
 use architecture::{Architecture, Pooling};
 use folder::ModelFolder;
 use head::Head;
+use kept::Kept;
 use layout::{Layout, OwnRows};
 use sites::Stack;
 use tables::Replaced;
 use transformer::{KeyValueStore, Stream, Transformer};
-use weights::{Kept, Weights};
+use weights::Weights;
 
 /// A model in one role: base weights, which several roles may share, with adapters and a head of its own.
 ///

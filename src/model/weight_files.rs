@@ -11,10 +11,9 @@ use candle_core::{DType, Device, Tensor};
 
 use super::architecture::Architecture;
 use super::head::head_specs;
+use super::kept::{Kept, NumbersHash, kept_form};
 use super::tying;
-use super::weights::{
-    Kept, NumbersHash, Role, Stored, TensorSpec, Weights, embedding_name, kept_form, output_name, tensor_specs,
-};
+use super::weights::{Role, Stored, TensorSpec, Weights, embedding_name, output_name, tensor_specs};
 use crate::bail;
 use crate::error::Result;
 use crate::files::warn_once;

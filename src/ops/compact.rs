@@ -5,88 +5,27 @@
 //! of many rows, and saves reading memory in one of few. The blocks' formats, their rounding included, are
 //! candle's, which follow ggml's.
 
+mod form;
+
 use std::cell::Cell;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::quantized::{GgmlDType, GgmlType, k_quants};
 use candle_core::{Device, Tensor};
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::dot_products;
 use super::matrix::{Matrix, MatrixMut, Threads, multiply};
-use super::simd::{LANES, total, vectorised};
 use crate::bail;
 use crate::error::Result;
+pub use form::CompactForm;
 
 /// Numbers of a matrix that are widened at a time: 8 MB of f32. Fixed, as `g W` is a sum over such parts.
 const SLAB: usize = 1 << 21;
 
 /// Numbers of a task of widening, or of a product of few rows: 128 KB of f32, which stay in the second cache.
 const PANEL: usize = 1 << 15;
-
-/// The form in which a matrix is kept: 16 bits a number, or blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CompactForm(GgmlDType);
-
-impl CompactForm {
-    /// 16 bits a number, eight of the exponent.
-    pub const BF16: CompactForm = CompactForm(GgmlDType::BF16);
-    /// 16 bits a number, five of the exponent.
-    pub const F16: CompactForm = CompactForm(GgmlDType::F16);
-    /// Blocks of 32 integers of 8 bits.
-    pub const Q8_0: CompactForm = CompactForm(GgmlDType::Q8_0);
-    /// Blocks of 32 integers of 5 bits.
-    pub const Q5_0: CompactForm = CompactForm(GgmlDType::Q5_0);
-    /// Blocks of 256 integers of 4 bits, with scales and minima of 32 each.
-    pub const Q4_K: CompactForm = CompactForm(GgmlDType::Q4K);
-
-    /// That of a tensor of a GGUF file, whose form may be kept; `None` of f32 and of what no tensor of a file is in.
-    pub fn of_ggml(dtype: GgmlDType) -> Option<Self> {
-        let is_kept = !matches!(dtype, GgmlDType::F32 | GgmlDType::Q8_1 | GgmlDType::Q8K);
-        is_kept.then_some(CompactForm(dtype))
-    }
-
-    /// Whether numbers stand in blocks that share a scale.
-    pub fn is_quantised(self) -> bool {
-        self.0.block_size() > 1
-    }
-
-    /// Whether rows of so many numbers can be kept in it.
-    pub fn fits(self, columns: usize) -> bool {
-        columns.is_multiple_of(self.0.block_size())
-    }
-
-    /// The bytes of a row.
-    pub fn row_bytes(self, columns: usize) -> usize {
-        columns / self.0.block_size() * self.0.type_size()
-    }
-}
-
-impl fmt::Display for CompactForm {
-    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        formatter.write_str(match self.0 {
-            GgmlDType::F32 => "f32",
-            GgmlDType::F16 => "f16",
-            GgmlDType::BF16 => "bf16",
-            GgmlDType::Q4_0 => "q4_0",
-            GgmlDType::Q4_1 => "q4_1",
-            GgmlDType::Q5_0 => "q5_0",
-            GgmlDType::Q5_1 => "q5_1",
-            GgmlDType::Q8_0 => "q8_0",
-            GgmlDType::Q8_1 => "q8_1",
-            GgmlDType::Q2K => "q2_k",
-            GgmlDType::Q3K => "q3_k",
-            GgmlDType::Q4K => "q4_k",
-            GgmlDType::Q5K => "q5_k",
-            GgmlDType::Q6K => "q6_k",
-            GgmlDType::Q8K => "q8_k",
-        })
-    }
-}
 
 /// In which form the matrices of a frozen base model are kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -135,7 +74,7 @@ impl CompactBuilder {
             bail!("a matrix [{rows}, {columns}] has no numbers to be kept in {form}");
         }
         if !form.fits(columns) {
-            bail!("rows of {columns} numbers cannot be kept in {form}, whose blocks hold {}", form.0.block_size());
+            bail!("rows of {columns} numbers cannot be kept in {form}, whose blocks hold {}", form.block_size());
         }
         let words = Vec::with_capacity(rows * form.row_bytes(columns) / 2);
         Ok(CompactBuilder { form, rows, columns, words })
@@ -154,7 +93,7 @@ impl CompactBuilder {
         let (form, row_words) = (self.form, self.row_words());
         (values.par_chunks(per_task * self.columns))
             .zip(self.words[start..].par_chunks_mut((per_task * row_words).max(1)))
-            .for_each(|(values, words)| encode(form, values, words));
+            .for_each(|(values, words)| form.round(values, words));
     }
 
     /// The matrix.
@@ -245,7 +184,7 @@ impl Compact {
     /// Some rows in f32, by this thread.
     fn widen_here(&self, rows: Range<usize>, values: &mut [f32]) {
         let words = self.form.row_bytes(self.columns) / 2;
-        decode(self.form, &self.words[rows.start * words..rows.end * words], values);
+        self.form.widen(&self.words[rows.start * words..rows.end * words], values);
     }
 
     fn rows_per_panel(&self) -> usize {
@@ -289,14 +228,11 @@ impl Compact {
         let words = self.form.row_bytes(self.columns) / 2;
         (0..self.rows.div_ceil(per_task)).into_par_iter().for_each(|task| {
             let rows = task * per_task..((task + 1) * per_task).min(self.rows);
-            if x.rows == 1 && matches!(self.form, CompactForm::BF16 | CompactForm::Q8_0) {
-                let words = &self.words[rows.start * words..rows.end * words];
+            if x.rows == 1 && self.form.has_dots() {
                 // SAFETY: the tasks have different columns.
-                let dots = unsafe { target.block(0..1, rows).row(0) };
-                return match self.form {
-                    CompactForm::Q8_0 => dots_q8_0(words, x.row(0), factor, accumulate, dots),
-                    _ => dots_bf16(words, x.row(0), factor, accumulate, dots),
-                };
+                let dots = unsafe { target.block(0..1, rows.clone()).row(0) };
+                let words = &self.words[rows.start * words..rows.end * words];
+                return self.form.dots(words, x.row(0), factor, accumulate, dots);
             }
             let mut scratch = Scratch::take(&PANEL_OF_TASK, rows.len() * self.columns);
             self.widen_here(rows.clone(), scratch.values());
@@ -338,213 +274,6 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         self.home.set(std::mem::take(&mut self.memory));
-    }
-}
-
-/// Runs `$run` with `$block` as the type of the blocks of a form.
-macro_rules! with_blocks {
-    ($form:expr, $block:ident => $run:expr) => {
-        match $form.0 {
-            GgmlDType::F32 | GgmlDType::Q8_1 | GgmlDType::Q8K => unreachable!("no matrix is kept in {}", $form),
-            GgmlDType::F16 => {
-                type $block = f16;
-                $run
-            }
-            GgmlDType::BF16 => {
-                type $block = bf16;
-                $run
-            }
-            GgmlDType::Q4_0 => {
-                type $block = k_quants::BlockQ4_0;
-                $run
-            }
-            GgmlDType::Q4_1 => {
-                type $block = k_quants::BlockQ4_1;
-                $run
-            }
-            GgmlDType::Q5_0 => {
-                type $block = k_quants::BlockQ5_0;
-                $run
-            }
-            GgmlDType::Q5_1 => {
-                type $block = k_quants::BlockQ5_1;
-                $run
-            }
-            GgmlDType::Q8_0 => {
-                type $block = k_quants::BlockQ8_0;
-                $run
-            }
-            GgmlDType::Q2K => {
-                type $block = k_quants::BlockQ2K;
-                $run
-            }
-            GgmlDType::Q3K => {
-                type $block = k_quants::BlockQ3K;
-                $run
-            }
-            GgmlDType::Q4K => {
-                type $block = k_quants::BlockQ4K;
-                $run
-            }
-            GgmlDType::Q5K => {
-                type $block = k_quants::BlockQ5K;
-                $run
-            }
-            GgmlDType::Q6K => {
-                type $block = k_quants::BlockQ6K;
-                $run
-            }
-        }
-    };
-}
-
-/// Words as blocks.
-fn blocks<B: GgmlType>(words: &[u16]) -> &[B] {
-    let (count, rest) = (size_of_val(words) / size_of::<B>(), size_of_val(words) % size_of::<B>());
-    assert!(rest == 0 && align_of::<B>() <= align_of::<u16>());
-    // SAFETY: the blocks of all forms that are kept are plain integers and halves in the order of C, of which
-    // every pattern of bits is one; the words are as many, and lie as evenly, as was just checked.
-    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), count) }
-}
-
-/// The same, to be written.
-fn blocks_mut<B: GgmlType>(words: &mut [u16]) -> &mut [B] {
-    let (count, rest) = (size_of_val(words) / size_of::<B>(), size_of_val(words) % size_of::<B>());
-    assert!(rest == 0 && align_of::<B>() <= align_of::<u16>());
-    // SAFETY: as above, and every block is words again.
-    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), count) }
-}
-
-/// Whole blocks in f32.
-fn decode(form: CompactForm, words: &[u16], values: &mut [f32]) {
-    match form.0 {
-        GgmlDType::BF16 => widen_bf16(words, values),
-        GgmlDType::F16 => blocks::<f16>(words).convert_to_f32_slice(values),
-        GgmlDType::Q8_0 => widen_q8_0(words, values),
-        GgmlDType::Q4K => widen_q4_k(words, values),
-        _ => with_blocks!(form, Block => Block::to_float(blocks::<Block>(words), values)),
-    }
-}
-
-/// The other way. What is not finite has no place among small integers, and stays the same in 16 bits.
-fn encode(form: CompactForm, values: &[f32], words: &mut [u16]) {
-    match form.0 {
-        GgmlDType::BF16 => blocks_mut::<bf16>(words).convert_from_f32_slice(values),
-        GgmlDType::F16 => blocks_mut::<f16>(words).convert_from_f32_slice(values),
-        _ => with_blocks!(form, Block => Block::from_float(values, blocks_mut::<Block>(words))),
-    }
-}
-
-/// Words of a block of 32 integers of 8 bits: the scale, an f16, and the integers.
-const Q8_0_WORDS: usize = 17;
-
-/// Words of a block of 256 integers of 4 bits: a scale and a scale of minima, f16, 12 bytes of scales and
-/// minima of 6 bits, and the integers.
-const Q4_K_WORDS: usize = 72;
-
-/// A half in f32.
-#[inline(always)]
-fn half(bits: u16) -> f32 {
-    // The exponents of f32 begin 112 lower. Infinities and what is no number have the largest exponent, which stays.
-    let magnitude = match bits & 0x7c00 {
-        0x7c00 => f16::from_bits(bits & 0x7fff).to_f32_const(),
-        _ => f32::from_bits(u32::from(bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23),
-    };
-    f32::from_bits(magnitude.to_bits() | u32::from(bits & 0x8000) << 16)
-}
-
-/// The integers of a block in 8 bits.
-#[inline(always)]
-fn integers(block: &[u16; Q8_0_WORDS]) -> [i8; 32] {
-    let mut integers = [0i8; 32];
-    for (pair, word) in integers.as_chunks_mut::<2>().0.iter_mut().zip(&block[1..]) {
-        *pair = word.to_le_bytes().map(u8::cast_signed);
-    }
-    integers
-}
-
-vectorised! {
-    /// `factor w · x`, or `+= factor w · x`, for each row `w` of a matrix in bf16.
-    fn dots_bf16<'a>(words: &'a [u16], x: &'a [f32], factor: f32, accumulate: bool, dots: &'a mut [f32]) {
-        for (dot, row) in dots.iter_mut().zip(words.chunks_exact(x.len())) {
-            let mut sums = [0.0; LANES];
-            let ((words, words_rest), (x, x_rest)) = (row.as_chunks::<LANES>(), x.as_chunks::<LANES>());
-            for (words, x) in words.iter().zip(x) {
-                for lane in 0..LANES {
-                    sums[lane] = x[lane].mul_add(f32::from_bits(u32::from(words[lane]) << 16), sums[lane]);
-                }
-            }
-            for ((sum, &word), &x) in sums.iter_mut().zip(words_rest).zip(x_rest) {
-                *sum = x.mul_add(f32::from_bits(u32::from(word) << 16), *sum);
-            }
-            *dot = factor * total(sums) + if accumulate { *dot } else { 0.0 };
-        }
-    }
-
-    /// The same of a matrix in blocks of 8 bits.
-    fn dots_q8_0<'a>(words: &'a [u16], x: &'a [f32], factor: f32, accumulate: bool, dots: &'a mut [f32]) {
-        let x = x.as_chunks::<32>().0;
-        for (dot, row) in dots.iter_mut().zip(words.chunks_exact(x.len() * Q8_0_WORDS)) {
-            let mut sums = [0.0; LANES];
-            for (block, x) in row.as_chunks::<Q8_0_WORDS>().0.iter().zip(x) {
-                let (scale, integers) = (half(block[0]), integers(block));
-                for lane in 0..LANES {
-                    sums[lane] = x[lane].mul_add(f32::from(integers[lane]) * scale, sums[lane]);
-                }
-            }
-            *dot = factor * total(sums) + if accumulate { *dot } else { 0.0 };
-        }
-    }
-
-    fn widen_bf16<'a>(words: &'a [u16], values: &'a mut [f32]) {
-        for (value, &word) in values.iter_mut().zip(words) {
-            *value = f32::from_bits(u32::from(word) << 16);
-        }
-    }
-
-    fn widen_q8_0<'a>(words: &'a [u16], values: &'a mut [f32]) {
-        for (values, block) in values.as_chunks_mut::<32>().0.iter_mut().zip(words.as_chunks::<Q8_0_WORDS>().0) {
-            let scale = half(block[0]);
-            for (value, integer) in values.iter_mut().zip(integers(block)) {
-                *value = f32::from(integer) * scale;
-            }
-        }
-    }
-
-    fn widen_q4_k<'a>(words: &'a [u16], values: &'a mut [f32]) {
-        for (values, block) in values.as_chunks_mut::<256>().0.iter_mut().zip(words.as_chunks::<Q4_K_WORDS>().0) {
-            let [scale, minimum] = [block[0], block[1]].map(half);
-            let mut bytes = [0u8; 12];
-            for (pair, word) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(&block[2..8]) {
-                *pair = word.to_le_bytes();
-            }
-            for (part, values) in values.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                let (of_scale, of_minimum) = scale_and_minimum(&bytes, part);
-                let (scale, minimum) = (scale * f32::from(of_scale), minimum * f32::from(of_minimum));
-                // 32 bytes hold the low halves of one part and the high halves of the next.
-                let shift = 4 * (part % 2);
-                let mut integers = [0u8; 32];
-                for (pair, word) in integers.as_chunks_mut::<2>().0.iter_mut().zip(&block[8 + part / 2 * 16..][..16]) {
-                    *pair = word.to_le_bytes();
-                }
-                for (value, byte) in values.iter_mut().zip(integers) {
-                    *value = scale * f32::from(byte >> shift & 15) - minimum;
-                }
-            }
-        }
-    }
-}
-
-/// The scale and the minimum of one of eight parts of a block, 6 bits each: four of each stand whole, of the
-/// others the upper bits are where those have room (ggml's `get_scale_min_k4`).
-#[inline(always)]
-fn scale_and_minimum(bytes: &[u8; 12], part: usize) -> (u8, u8) {
-    match part {
-        0..4 => (bytes[part] & 63, bytes[part + 4] & 63),
-        _ => {
-            let low = bytes[part + 4];
-            (low & 15 | bytes[part - 4] >> 6 << 4, low >> 4 | bytes[part] >> 6 << 4)
-        }
     }
 }
 

@@ -9,6 +9,7 @@ use rlhf::adapt::Head;
 use rlhf::data::batch::{Batch, Continuation, TokenTree};
 use rlhf::data::tokenize::Tokenizer;
 use rlhf::gguf::Gguf;
+use rlhf::ops::{CompactBuilder, CompactForm};
 
 use crate::oracle::{Tensors, assert_close, documents, floats, load, logits};
 
@@ -54,6 +55,24 @@ fn every_block_type_is_dequantised_as_ggml_does() -> Result<()> {
         let found = gguf.numbers(name, info)?;
         assert_close(name, &found, &floats(&expected, name)?, 1e-6);
     }
+    Ok(())
+}
+
+#[test]
+fn every_block_type_that_is_kept_as_it_is_is_widened_as_ggml_does() -> Result<()> {
+    let gguf = Gguf::open(&file("blocks.gguf"))?;
+    let (bytes, expected) = (std::fs::read(file("blocks.gguf")).unwrap(), tensors("blocks.safetensors")?);
+    let mut kept = 0;
+    for (name, info) in &gguf.tensors {
+        let Some(form) = CompactForm::of_ggml(info.dtype) else { continue };
+        let (columns, rows) = (*info.shape.last().unwrap(), info.shape[..info.shape.len() - 1].iter().product());
+        let mut matrix = CompactBuilder::new(form, rows, columns)?;
+        matrix.push_bytes(&bytes[info.start as usize..][..info.bytes]);
+        let found: Vec<f32> = matrix.build()?.to_tensor().flatten_all()?.to_vec1()?;
+        assert_close(name, &found, &floats(&expected, name)?, 1e-6);
+        kept += 1;
+    }
+    assert!(kept >= 10, "{kept} types of blocks");
     Ok(())
 }
 

@@ -12,7 +12,8 @@ use crate::bail;
 use crate::error::{Error, Result};
 use crate::files::warn_once;
 use crate::model::dtype;
-use crate::model::weights::{Kept, NumbersHash, Stored, TensorSpec, kept_form};
+use crate::model::kept::{Kept, NumbersHash, kept_form};
+use crate::model::weights::{Stored, TensorSpec};
 use crate::ops::{BaseForm, CompactBuilder, CompactForm};
 
 /// The longest header, as in the library that the format comes from.

@@ -14,7 +14,8 @@ use crate::bail;
 use crate::error::{Error, Result};
 use crate::model::architecture::Architecture;
 use crate::model::dtype;
-use crate::model::weights::{Kept, Stored, Weights, tensor_specs};
+use crate::model::kept::Kept;
+use crate::model::weights::{Stored, Weights, tensor_specs};
 
 /// Writes the weights into `folder` in the given form, so that `transformers` loads them.
 pub fn write(folder: &Path, weights: &Weights, architecture: &Architecture, form: &StorageForm) -> Result<()> {
