@@ -154,7 +154,7 @@ impl Lora {
         }
         if self.settings.use_dora {
             let update = LowRankChange { down: Value::of(&down), up: Value::of(&up), scale, dropout: 0.0 };
-            self.tensors.set(&magnitude_key(name), updated_row_norms(&weight.to_tensor()?, &update)?);
+            self.tensors.set(&magnitude_key(name), updated_row_norms(weight, &update)?);
         }
         self.tensors.set(&down_key(name), down);
         self.tensors.set(&up_key(name), up);
@@ -359,7 +359,12 @@ impl Adapter for Lora {
             let mut factor = None;
             for update in self.updates(name) {
                 if let Some(magnitude) = self.tensors.find(&magnitude_key(name)) {
-                    factor = Some(magnitude.detach().div(&updated_row_norms(&weight, &update)?)?.unsqueeze(1)?); // [d_out, 1]
+                    factor = Some(
+                        magnitude
+                            .detach()
+                            .div(&updated_row_norms(&Weight::new(&weight, None), &update)?)?
+                            .unsqueeze(1)?,
+                    ); // [d_out, 1]
                 }
                 weight = (weight + update.up.tensor().matmul(update.down.tensor())?.affine(update.scale, 0.0)?)?;
             }

@@ -10,6 +10,7 @@ use crate::model::Model;
 use crate::model::architecture::Architecture;
 use crate::model::tables::NewTables;
 use crate::model::tying::are_equal;
+use crate::model::weights::embedding_name;
 
 /// What an adapter's files hold of one table of the base.
 #[derive(Default)]
@@ -59,13 +60,19 @@ impl Found {
         self.base.iter().chain(&self.own).map(|table| table.dims()[0]).chain(self.updated_rows)
     }
 
-    /// The base's table with as many rows as the adapter's: that which was stored, or the base's own with the adapter's rows after it.
-    fn grown(&self, table: &Tensor, rows: usize) -> Result<Option<Tensor>> {
-        let known = table.dims()[0];
+    /// The base's table, of this name, with as many rows as the adapter's, and whether it is another than the base's: that which was
+    /// stored, or the base's own with the adapter's rows after it.
+    fn grown(&self, base: &Model, name: &str, rows: usize) -> Result<Option<(Tensor, bool)>> {
+        let architecture = base.architecture();
+        let own_table = || match name == embedding_name(architecture) {
+            true => base.transformer().embeddings().to_tensor(),
+            false => base.transformer().output().to_tensor(),
+        };
+        let known = architecture.vocabulary;
         Ok(match (&self.base, &self.own) {
-            (Some(base), _) => Some(base.clone()),
-            (None, _) if known == rows => Some(table.clone()),
-            (None, Some(own)) => Some(Tensor::cat(&[table, &own.narrow(0, known, rows - known)?], 0)?),
+            (Some(table), _) => Some((table.clone(), !base.weights().was_read_as(name, table)?)),
+            (None, _) if known == rows => Some((own_table()?, false)),
+            (None, Some(own)) => Some((Tensor::cat(&[&own_table()?, &own.narrow(0, known, rows - known)?], 0)?, true)),
             (None, None) => None,
         })
     }
@@ -114,7 +121,7 @@ pub fn take(files: &mut AdapterFiles, base: &Model, adapter: usize) -> Result<Op
     if rows == known && embedding.base.is_none() && output.base.is_none() {
         return Ok(None);
     }
-    let own_embeddings = base.transformer().embeddings().to_tensor()?;
+    let embedding_name = embedding_name(architecture);
     if architecture.tied_output || !architecture.causal {
         if let (Some(a), Some(b)) = (&embedding.base, &output.base)
             && !are_equal(a, b)?
@@ -130,19 +137,22 @@ pub fn take(files: &mut AdapterFiles, base: &Model, adapter: usize) -> Result<Op
             own: embedding.own.clone().or(output.own.clone()),
             ..Found::default()
         };
-        let Some(table) = one.grown(&own_embeddings, rows)? else { return grown(&embedding).map(Some) };
-        let is_new = !are_equal(&table, &own_embeddings)?;
+        let Some((table, is_new)) = one.grown(base, &embedding_name, rows)? else {
+            return grown(&embedding).map(Some);
+        };
         return Ok(is_new.then_some(NewTables { adapter, embedding: table, output: None }));
     }
-    let Some(table) = embedding.grown(&own_embeddings, rows)? else { return grown(&embedding).map(Some) };
-    let mut is_new = !are_equal(&table, &own_embeddings)?;
+    let Some((table, mut is_new)) = embedding.grown(base, &embedding_name, rows)? else {
+        return grown(&embedding).map(Some);
+    };
     let mut matrix = None;
     // A classifier may be without an output matrix, and nothing reads one under a head.
     if base.has_output_matrix() {
-        let own = base.transformer().output().to_tensor()?;
-        matrix = output.grown(&own, rows)?;
-        match &matrix {
-            Some(matrix) => is_new |= !are_equal(matrix, &own)?,
+        match output.grown(base, architecture.names.output, rows)? {
+            Some((table, is_other)) => {
+                is_new |= is_other;
+                matrix = Some(table);
+            }
             None if files.config().text("task_type", "")? == "SEQ_CLS" => {}
             None => return grown(&output).map(Some),
         }

@@ -209,7 +209,7 @@ impl Gguf {
     /// The numbers of a tensor as f32.
     ///
     /// # Errors
-    /// Where they cannot be read, or one is not finite.
+    /// Where they cannot be read.
     pub fn numbers(&self, name: &str, info: &TensorInfo) -> Result<Vec<f32>> {
         let bytes = self.bytes(info)?;
         let read = || {

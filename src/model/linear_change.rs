@@ -73,7 +73,7 @@ pub(super) fn changed_weight(linear: &Linear, changes: &[LinearChange]) -> Resul
             weight = (weight + up.in_candle().matmul(&down.in_candle())?.affine(*scale, 0.0)?)?;
         }
         if let (Some(magnitude), Some(update)) = (magnitude, low_rank.first()) {
-            let factor = magnitude.in_candle().div(&updated_row_norms(&base, update)?)?; // [d_out]
+            let factor = magnitude.in_candle().div(&updated_row_norms(&Weight::from(&Value::of(&base)), update)?)?; // [d_out]
             weight = weight.broadcast_mul(&factor.unsqueeze(1)?)?;
         }
         if let Some(rows) = rows {
@@ -159,7 +159,7 @@ fn decomposed(linear: &Linear, x: &Value, bias: Option<&Value>, change: &LinearC
     let (Some(update), Some(magnitude)) = (change.low_rank.first(), &change.magnitude) else {
         crate::bail!("{}: a magnitude stands beside a low-rank update", linear.name);
     };
-    let factor = magnitude.in_candle().div(&updated_row_norms(&linear.weight.to_tensor()?, update)?)?; // [d_out]
+    let factor = magnitude.in_candle().div(&updated_row_norms(&linear.weight, update)?)?; // [d_out]
     let (scaled, base) = match low_rank(update, linear, pass) {
         LowRank { dropout: None, .. } => (updated(linear, x, None, std::iter::once(update), pass)?, None),
         LowRank { a, b, scale, dropout: Some(mask) } => {
@@ -178,11 +178,12 @@ fn decomposed(linear: &Linear, x: &Value, bias: Option<&Value>, change: &LinearC
 
 /// The norm of every row of `W + s B A`, `[d_out]`, without making that matrix:
 /// `|w + s b A|² = |w|² + 2 s b · (A w) + s² b (A Aᵀ) bᵀ`.
-pub fn updated_row_norms(weight: &Tensor, update: &LowRankChange) -> Result<Tensor> {
-    let [weight, down, up] = [&Value::of(weight), &update.down, &update.up].map(Value::detach);
+pub fn updated_row_norms(weight: &Weight, update: &LowRankChange) -> Result<Tensor> {
+    let (weight, [down, up]) = (weight.detach(), [&update.down, &update.up].map(Value::detach));
     let sum_of_products = |a: &Value, b: Value| -> Result<Tensor> { Ok(a.tensor().mul(b.tensor())?.sum(1)?) };
-    let of_weight = weight.tensor().sqr()?.sum(1)?; // [d_out]
-    let crossed = sum_of_products(&up, ops::linear(&weight, &down, None)?)?; // [d_out]
+    let of_weight = weight.row_squares()?; // [d_out]
+    let crossed = ops::linear(&down, weight.exact(), None)?; // A Wᵀ, [rank, d_out]
+    let crossed = sum_of_products(&up, Value::constant(crossed.tensor().t()?.contiguous()?))?; // [d_out]
     let of_update = sum_of_products(&up, ops::linear(&up, &ops::linear(&down, &down, None)?, None)?)?; // [d_out]
     let scale = update.scale;
     Ok(((of_weight + crossed.affine(2.0 * scale, 0.0)?)? + of_update.affine(scale * scale, 0.0)?)?.sqrt()?)

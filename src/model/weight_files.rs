@@ -15,7 +15,7 @@ use super::kept::{Kept, NumbersHash, kept_form};
 use super::tying;
 use super::weights::{Role, Stored, TensorSpec, Weights, embedding_name, output_name, tensor_specs};
 use crate::bail;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::warn_once;
 use crate::gguf::{self, Gguf, GgufTensors, is_gguf};
 use crate::ops::{BaseForm, Compact, CompactBuilder, CompactForm};
@@ -105,9 +105,18 @@ pub fn read(
 pub fn kept_bytes(folder: &Path, architecture: &Architecture, base_form: BaseForm) -> Result<(usize, usize)> {
     let files = TensorFiles::find(folder)?;
     let (mut bytes, mut packed) = (0, 0);
+    let stored_output = files.as_ref().map(|files| tying::stored_output(files, architecture));
     for spec in tensor_specs(architecture) {
+        let is_output = Some(spec.name.as_str()) == output_name(architecture);
+        if is_output && stored_output == Some(None) {
+            // That of a classifier, which is not read.
+            continue;
+        }
         let numbers: usize = spec.shape.iter().product();
-        let stored = files.as_ref().and_then(|files| files.stored_form(&spec.name, architecture.names.prefix));
+        let form_of = |name: &str| files.as_ref()?.stored_form(name, architecture.names.prefix);
+        // Either of two tied tables may be the one that is stored.
+        let other_name = stored_output.clone().flatten().filter(|_| spec.role == Role::Embedding);
+        let stored = form_of(&spec.name).or_else(|| form_of(&other_name?));
         let form = match is_matrix(architecture, &spec.name, &spec) {
             true => kept_form(base_form, spec.role, spec.shape[1], stored),
             false => None,
@@ -365,14 +374,20 @@ fn read_gguf_matrix(gguf: &GgufTensors, spec: &TensorSpec, base_form: BaseForm) 
                 hash.update(values);
                 rows.push(values);
             });
-            Ok(Kept::Compact { matrix: rows.build()?, hash: Some(hash.digest()) })
+            let matrix = rows.build().map_err(|error| placed(gguf, spec, error))?;
+            Ok(Kept::Compact { matrix, hash: Some(hash.digest()) })
         }
         (Some(stored), None) => Ok(Kept::Plain(stored.to_tensor())),
         (None, form) => {
             let tensor = read_gguf(gguf, spec, &Device::Cpu)?;
-            Kept::of(tensor, form)
+            Kept::of(tensor, form).map_err(|error| placed(gguf, spec, error))
         }
     }
+}
+
+/// An error of a tensor, with its place.
+fn placed(gguf: &GgufTensors, spec: &TensorSpec, error: Error) -> Error {
+    Error::input(format!("{}: tensor \"{}\": {error}", gguf.file().path.display(), spec.name))
 }
 
 /// The names that a tensor may have on disk.

@@ -224,6 +224,15 @@ impl Weights {
         self.tensors.contains_key(name)
     }
 
+    /// Whether the tensor `name` has the numbers of this one where the model was read, quantised or not.
+    pub fn was_read_as(&self, name: &str, tensor: &Tensor) -> Result<bool> {
+        let other = Kept::Plain(tensor.clone());
+        Ok(match self.tensors.get(name) {
+            Some(kept) => kept.dims() == other.dims() && kept.hash()? == other.hash()?,
+            None => false,
+        })
+    }
+
     /// The matrix `name` for products, which are made in the precision that is set.
     pub fn matrix(&self, name: &str) -> Result<Weight> {
         let packed = self.packed.get(name);
@@ -340,10 +349,14 @@ impl Weights {
     }
 
     fn hash_of_numbers(&self) -> Result<String> {
-        let tensors: Vec<(&String, &Kept)> = self.tensors.iter().collect();
-        let of_tensor = |(name, kept): &(&String, &Kept)| -> Result<Vec<u8>> {
-            let shape = format!("{:?}", kept.dims());
-            Ok([name.as_bytes(), shape.as_bytes(), &kept.hash()?.to_le_bytes()].concat())
+        // Those in fewer bytes are widened by all threads, one tensor after the other; others are hashed side by side.
+        let is_plain = |kept: &Kept| matches!(kept, Kept::Plain(_));
+        let early = |kept: &Kept| if is_plain(kept) { Ok(None) } else { kept.hash().map(Some) };
+        let hashes = self.tensors.values().map(early).collect::<Result<Vec<_>>>()?;
+        let tensors: Vec<((&String, &Kept), Option<u128>)> = self.tensors.iter().zip(hashes).collect();
+        let of_tensor = |((name, kept), hash): &((&String, &Kept), Option<u128>)| -> Result<Vec<u8>> {
+            let (shape, hash) = (format!("{:?}", kept.dims()), hash.map_or_else(|| kept.hash(), Ok)?);
+            Ok([name.as_bytes(), shape.as_bytes(), &hash.to_le_bytes()].concat())
         };
         let hashes = tensors.par_iter().map(of_tensor).collect::<Result<Vec<_>>>()?;
         Ok(format!("{:032x}", xxh3_128(&hashes.concat())))

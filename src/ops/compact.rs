@@ -62,6 +62,8 @@ pub struct CompactBuilder {
     rows: usize,
     columns: usize,
     words: Vec<u16>,
+    /// Numbers that were to be put into blocks and are not finite, which nothing in a block would tell.
+    lost: usize,
 }
 
 impl CompactBuilder {
@@ -77,7 +79,7 @@ impl CompactBuilder {
             bail!("rows of {columns} numbers cannot be kept in {form}, whose blocks hold {}", form.block_size());
         }
         let words = Vec::with_capacity(rows * form.row_bytes(columns) / 2);
-        Ok(CompactBuilder { form, rows, columns, words })
+        Ok(CompactBuilder { form, rows, columns, words, lost: 0 })
     }
 
     /// Adds rows that are in the form already, little-endian.
@@ -87,6 +89,9 @@ impl CompactBuilder {
 
     /// Adds rows of numbers, each as the nearest that the form has.
     pub fn push(&mut self, values: &[f32]) {
+        if self.form.is_quantised() {
+            self.lost += values.iter().filter(|value| !value.is_finite()).count();
+        }
         let (start, words) = (self.words.len(), values.len() / self.columns * self.row_words());
         self.words.resize(start + words, 0);
         let per_task = (PANEL / self.columns).max(1);
@@ -99,13 +104,20 @@ impl CompactBuilder {
     /// The matrix.
     ///
     /// # Errors
-    /// Where the rows that were added are not all of it.
+    /// Where the rows that were added are not all of it, or were quantised and are not all finite.
     pub fn build(self) -> Result<Compact> {
+        if self.lost > 0 {
+            bail!(
+                "{} of its numbers are not finite (NaN or infinite), so that it cannot be quantised to {}; restore its file",
+                self.lost,
+                self.form
+            );
+        }
         let expected = self.rows * self.row_words();
         if self.words.len() != expected {
             bail!("a matrix in {} has {} bytes, expected {}", self.form, 2 * self.words.len(), 2 * expected);
         }
-        let CompactBuilder { form, rows, columns, words } = self;
+        let CompactBuilder { form, rows, columns, words, .. } = self;
         Ok(Compact { form, rows, columns, words: Arc::new(words) })
     }
 
@@ -208,7 +220,11 @@ impl Compact {
     /// `target = factor x Wᵀ`, or `target += factor x Wᵀ`, of f32.
     pub(super) fn times_transposed(&self, target: MatrixMut, accumulate: bool, factor: f32, x: Matrix) {
         assert!(x.columns == self.columns && target.rows == x.rows && target.columns == self.rows);
-        if x.column_stride == 1 && dot_products::is_faster(x.rows, self.rows, self.columns) {
+        if x.rows == 0 {
+            return;
+        }
+        let is_few = x.rows <= self.rows && dot_products::is_faster(x.rows, self.rows, self.columns);
+        if x.column_stride == 1 && is_few {
             return self.times_few(target, accumulate, factor, x);
         }
         for rows in self.slabs() {

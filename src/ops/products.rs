@@ -81,6 +81,12 @@ impl Products {
         };
         let [d_out, d_in] = weight.dims();
         assert!(g.columns == d_out);
+        if let (Products::AsSet(kept), Arithmetic::Bf16(kernel)) = (self, Arithmetic::current()) {
+            let packed = kept.as_it_is.as_deref().filter(|_| kernel.packs());
+            if let Some(packed) = packed.and_then(|packed| packed.get(kernel, || Packed::of_compact(kernel, weight))) {
+                return bf16::multiply_packed(kernel, target, accumulate, factor, g, packed);
+            }
+        }
         // A sum over the parts that are widened at a time.
         for rows in weight.slabs() {
             weight.with_slab(rows.clone(), |values| {
@@ -130,6 +136,9 @@ fn compact_as_set(
     let packed = packed.filter(|_| kernel.packs());
     if let Some(packed) = packed.and_then(|packed| packed.get(kernel, || Packed::of_transposed(kernel, weight))) {
         return bf16::multiply_packed(kernel, target, accumulate, factor, x, packed);
+    }
+    if x.rows == 0 {
+        return;
     }
     for rows in weight.slabs() {
         weight.with_slab(rows.clone(), |values| {

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 
 use super::compact::Compact;
-use super::matrix::{Matrix, has_kernel, with_strided};
+use super::matrix::{Matrix, has_kernel, with_matrix, with_strided};
 use super::products::{PackedWeight, Products};
+use super::simd::{sum_of, vectorised};
 use super::value::{Source, Value};
 use crate::error::Result;
 
@@ -87,6 +89,11 @@ impl Weight {
         Weight { numbers, products: self.products.clone() }
     }
 
+    /// The same numbers, with which products are made in f32, whatever is set.
+    pub fn exact(&self) -> Self {
+        Weight { numbers: self.numbers.clone(), products: Products::Exact }
+    }
+
     /// Its numbers in f32, as a constant; a copy of those that are kept in fewer bytes.
     pub fn to_tensor(&self) -> Result<Tensor> {
         Ok(self.to_value()?.tensor().clone())
@@ -103,6 +110,27 @@ impl Weight {
             Numbers::Plain(value) => value.select_rows(ids),
             Numbers::Compact(compact) => Ok(Value::constant(compact.select_rows(ids)?)),
         }
+    }
+
+    /// `Σ w²` of each row, `[d_out]`, as a constant.
+    pub fn row_squares(&self) -> Result<Tensor> {
+        if !self.has_kernel() {
+            return Ok(self.to_tensor()?.sqr()?.sum(1)?);
+        }
+        let [d_out, d_in] = self.dims()?;
+        let squares = |row: &[f32]| sum_of_squares(row);
+        let sums: Vec<f32> = match &self.numbers {
+            Numbers::Plain(value) => with_matrix(value.tensor(), |matrix| {
+                let sums = (0..d_out).into_par_iter().map(|row| squares(matrix.row(row))).collect();
+                Ok::<_, candle_core::Error>(sums)
+            })?,
+            Numbers::Compact(compact) => {
+                let mut sums = Vec::with_capacity(d_out);
+                compact.for_each_part(|part| sums.par_extend(part.par_chunks_exact(d_in).map(squares)));
+                sums
+            }
+        };
+        Ok(Tensor::from_vec(sums, d_out, self.device())?)
     }
 
     /// Whether the kernels of this module apply.
@@ -143,6 +171,12 @@ impl Weight {
             Numbers::Plain(value) => with_strided(value.tensor(), |matrix| read(Operand::Plain(matrix))),
             Numbers::Compact(compact) => read(Operand::Compact(compact)),
         }
+    }
+}
+
+vectorised! {
+    fn sum_of_squares<'a>(row: &'a [f32]) -> f32 {
+        sum_of(row, |x| x * x)
     }
 }
 

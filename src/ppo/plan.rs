@@ -46,7 +46,8 @@ pub fn memory(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> Resu
         }
     }
     let (_, architecture) = adapt::base(&settings.model.model, &settings.model.adapter)?;
-    let step = settings.prompts_an_update() * tokens_of_one(settings, prompts);
+    // Models learn from one minibatch at a time.
+    let step = (settings.prompts_an_update() * tokens_of_one(settings, prompts)).div_ceil(settings.policy.minibatches);
     let micro_batch = settings.common.tokens_per_batch.min(step);
     let cache = cache(settings, prompts, &architecture).bytes();
     memory::check(&models, micro_batch, cache)?;

@@ -34,11 +34,16 @@ def base_of(kind, base, **options):
     return kind.from_pretrained(HERE / base, attn_implementation="eager", **options).eval()
 
 
-def randomise_adapter(model):
+# Updates of all linears at a scale of 4: with the deviation of the others, rounding in f32 grows 2,000 times on its way to the gradients, and by how much
+# depends on the order of sums, which differs between processors.
+DEVIATIONS = {"lora-llama-all": 0.1}
+
+
+def randomise_adapter(model, deviation=0.3):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
-                parameter.copy_(0.3 * torch.randn_like(parameter))
+                parameter.copy_(deviation * torch.randn_like(parameter))
 
 
 def check_written(folder, base_model, input_ids, outputs):
@@ -100,7 +105,7 @@ def main(chosen):
         torch.manual_seed(seed)
         model = base_of(AutoModelForCausalLM, base)
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings)).eval()
-        randomise_adapter(model)
+        randomise_adapter(model, DEVIATIONS.get(name, 0.3))
         result = expected(model, *inputs(seed))
         result = {key.replace(".default", ""): tensor for key, tensor in result.items()}
         finish(model, HERE / name, base, result)

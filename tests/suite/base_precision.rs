@@ -1,7 +1,7 @@
 //! Bases whose matrices are kept in fewer bytes than f32: what is computed with them is what the same numbers
 //! in f32 give.
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use rlhf::Result;
 use rlhf::adapt::{Bases, Head, Role, Training};
 use rlhf::ops::BaseForm;
@@ -146,4 +146,23 @@ fn a_base_takes_the_bytes_of_its_form() -> Result<()> {
     let down = 2 * 48 * 32 * 2;
     assert_eq!(q8_0, (stored - 5 * 32 * 4 - down) / 64 * 34 + 5 * 32 * 4 + down);
     Ok(())
+}
+
+#[test]
+fn a_matrix_that_is_not_finite_is_refused_and_not_quantised() {
+    let bench = bench();
+    let path = bench.path("base/model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    let name = "model.layers.1.mlp.up_proj.weight";
+    let broken = tensors[name].to_dtype(DType::F32).unwrap();
+    let nan = Tensor::new(&[[f32::NAN]], &Device::Cpu).unwrap();
+    let broken = broken.slice_assign(&[2..3, 5..6], &nan).unwrap().to_dtype(DType::BF16).unwrap();
+    tensors.insert(name.to_string(), broken);
+    candle_core::safetensors::save(&tensors, &path).unwrap();
+    for precision in ["q8_0", "q4_k", "stored"] {
+        let output = bench.run(&format!("{SFT} --method lora --model base --base-precision {precision} --output run"));
+        let fault = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{precision}: {fault}");
+        assert!(fault.contains(name) && fault.contains("not finite"), "{fault}");
+    }
 }

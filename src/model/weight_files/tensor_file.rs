@@ -95,9 +95,9 @@ impl TensorFile {
         };
         if spec.stored != Stored::AsIs {
             let (tensor, dtype) = self.read(name, spec, &Device::Cpu)?;
-            return Ok((Kept::of(tensor, Some(form))?, dtype));
+            return Ok((Kept::of(tensor, Some(form)).map_err(|error| self.placed(name, error))?, dtype));
         }
-        let mut matrix = CompactBuilder::new(form, rows, columns)?;
+        let mut matrix = CompactBuilder::new(form, rows, columns).map_err(|error| self.placed(name, error))?;
         let (mut hash, mut broken) = (NumbersHash::default(), 0);
         let at_once = (NUMBERS_AT_A_TIME / columns.max(1)).max(1);
         for first in (0..rows).step_by(at_once) {
@@ -112,9 +112,15 @@ impl TensorFile {
             hash.update(&values);
             matrix.push(&values);
         }
+        let matrix = matrix.build().map_err(|error| self.placed(name, error))?;
         self.warn_of_broken(name, broken);
         let hash = (Some(form) != stored).then(|| hash.digest());
-        Ok((Kept::Compact { matrix: matrix.build()?, hash }, dtype))
+        Ok((Kept::Compact { matrix, hash }, dtype))
+    }
+
+    /// An error of a tensor, with its place.
+    fn placed(&self, name: &str, error: Error) -> Error {
+        Error::input(format!("{}: tensor \"{name}\": {error}", self.path.display()))
     }
 
     /// The shape on disk of a tensor that has that which is asked for.

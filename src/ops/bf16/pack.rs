@@ -59,6 +59,24 @@ impl Packed {
         Packed { tiles, columns, depth }
     }
 
+    /// A matrix that is kept in fewer bytes, packed as it is.
+    pub(in super::super) fn of_compact(kernel: Kernel, weight: &Compact) -> Self {
+        let [depth, columns] = weight.dims();
+        let per_panel = depth.div_ceil(SIDE) * 2;
+        let mut tiles = vec![Tile::ZERO; columns.div_ceil(SIDE) * per_panel];
+        for rows in weight.slabs() {
+            let steps = 2 * (rows.start / SIDE)..2 * rows.end.div_ceil(SIDE);
+            weight.with_slab(rows.clone(), |values| {
+                let part = Matrix::new(values, rows.len(), columns).t();
+                tiles.par_chunks_mut(per_panel).enumerate().for_each(|(panel, tiles)| {
+                    let columns = panel * SIDE..((panel + 1) * SIDE).min(columns);
+                    pack(part, columns, 0..rows.len(), Form::Pairs, kernel.has_vectors(), &mut tiles[steps.clone()]);
+                });
+            });
+        }
+        Packed { tiles, columns, depth }
+    }
+
     /// `b` packed in memory that is there, whose contents do not matter.
     pub(super) fn within(mut tiles: Vec<Tile>, kernel: Kernel, b: Matrix) -> Self {
         let (columns, depth) = (b.columns, b.rows);

@@ -104,6 +104,15 @@ fn what_does_not_fit_is_refused() {
     short.push_bytes(&[0; 34]);
     assert_eq!(short.build().unwrap_err().to_string(), "a matrix in q8_0 has 34 bytes, expected 68");
     assert_eq!(CompactForm::of_ggml(GgmlDType::F32), None);
+    // Among small integers NaN would be a number like any other.
+    for value in [f32::NAN, f32::INFINITY] {
+        let broken = random(&[4, 32], 1).slice_assign(&[1..2, 3..4], &Tensor::new(&[[value]], &Device::Cpu).unwrap());
+        let broken = broken.unwrap();
+        let error = Compact::of(&broken, CompactForm::Q8_0).unwrap_err().to_string();
+        assert!(error.starts_with("1 of its numbers are not finite"), "{error}");
+        let kept = Compact::of(&broken, CompactForm::BF16).unwrap().to_tensor();
+        assert_eq!(values(&kept).iter().filter(|value| !value.is_finite()).count(), 1);
+    }
 }
 
 /// A frozen matrix in a form, and the same numbers in f32.
@@ -156,6 +165,24 @@ fn log_probs_are_those_of_the_same_numbers_in_f32() {
         let ((found, found_gradients), (expected, gradients)) = (of(&compact), of(&plain));
         assert_eq!(bits(&found), bits(&expected), "{form}");
         assert_close("gradient", found_gradients[0].as_ref().unwrap(), gradients[0].as_ref().unwrap(), 1e-6);
+    }
+}
+
+#[test]
+fn log_probs_in_bf16_are_those_of_the_same_numbers_packed() {
+    let targets: Vec<u32> = (0..300).map(|index| index * 7919 % 65).collect();
+    for kernel in super::super::bf16::Kernel::ALL.into_iter().filter(|kernel| kernel.is_available()) {
+        for form in [CompactForm::BF16, CompactForm::Q8_0] {
+            let (compact, plain) = both(&[65, 96], form);
+            let of = |weight: &Weight| {
+                let (weight, targets) = (weight.clone(), targets.clone());
+                let log_probs = move |t: &[Value]| Ok(log_probs(&t[0], &weight, &targets, 0.7, None)?.log_probs);
+                Arithmetic::Bf16(kernel).within(|| run(&[random(&[300, 96], 1)], &[true], log_probs))
+            };
+            let ((found, found_gradients), (expected, gradients)) = (of(&compact), of(&plain));
+            assert_eq!(bits(&found), bits(&expected), "{form}");
+            assert_eq!(bits(found_gradients[0].as_ref().unwrap()), bits(gradients[0].as_ref().unwrap()), "{form}");
+        }
     }
 }
 
