@@ -205,7 +205,7 @@ fn print_plan(settings: &ScoreSettings, model: &Model, rows: usize) {
         .line("model", settings.model.model.display())
         .line("rows", rows)
         .line("scores", gives)
-        .optional_line("base kept in", base_forms(&model))
+        .optional_line("base kept in", base_forms(model))
         .line("products", Arithmetic::current())
         .line("answers end", ending::described(settings, model))
         .line("at most", format!("{} tokens a text (--max-length)", settings.common.max_length))

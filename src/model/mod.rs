@@ -263,11 +263,11 @@ impl Model {
         for (name, kept) in of_base.chain(trained) {
             let (mut place, mut bad, mut first) = (0, 0, None);
             kept.for_each_part(|values| {
-                let is_bad = |value: &f32| !value.is_finite();
+                let is_bad = |value: &&f32| !value.is_finite();
                 // A sum of squares sees most tensors in a fraction of the time.
                 if !ops::squares(values).is_finite() {
-                    bad += values.iter().filter(|value| is_bad(value)).count();
-                    first = first.or_else(|| values.iter().position(|value| is_bad(value)).map(|index| place + index));
+                    bad += values.iter().filter(is_bad).count();
+                    first = first.or_else(|| values.iter().position(|value| is_bad(&value)).map(|index| place + index));
                 }
                 place += values.len();
             })?;
