@@ -7,6 +7,7 @@ frozen bases as they are stored and quantised.
 1m (that model itself), 9m, 52m, 135m and 500m. Writes a row as soon as it is measured, and goes on where it was stopped. Prints a Markdown table.
 """
 
+import hashlib
 import json
 import re
 import subprocess
@@ -87,9 +88,11 @@ def main(programs, tokenizer, data, output, shapes="1m,9m,52m,135m,500m"):
     output.mkdir(parents=True, exist_ok=True)
     kept = output / "measured.jsonl"
     known = dict(json.loads(line) for line in kept.read_text().splitlines()) if kept.exists() else {}
+    # Of other programs it is measured anew.
+    build = hashlib.sha256(b"".join((programs / name).read_bytes() for name in ("sft", "reward", "ppo"))).hexdigest()[:12]
     print("| model | run | peak, measured | expected by the plan | difference |\n| --- | --- | --- | --- | --- |")
     for shape, name, run_it in measure(programs, tokenizer, data, output, shapes.split(",")):
-        key = f"{shape} {name}"
+        key = f"{build} {shape} {name}"
         if key not in known:
             known[key] = run_it()
             with kept.open("a") as file:

@@ -86,17 +86,24 @@ def setup_of(given):
     for path in [given.programs / name for name in PROGRAMS] + sorted(benches.glob("speed_*.py")):
         digest.update(path.read_bytes() if path.name != "speed_report.py" else b"")
     packages = subprocess.run([given.python, "-m", "pip", "freeze"], capture_output=True, text=True).stdout
+    # Some sides of ours run in the first precision alone.
+    if not given.precision.startswith("f32"):
+        digest.update(given.precision.encode())
     digest.update(repr([packages, given.threads, str(given.data.resolve()), given.nucleus_prompts, given.quick, speed_report.processor()]).encode())
     return digest.hexdigest()[:12]
 
 
 def make_inputs(given, run):
     wanted = wanted_inputs(given.quick, given.nucleus_prompts)
+    maker = Path(__file__).resolve().parent / "speed_models.py"
+    wanted["of"] = hashlib.sha256(maker.read_bytes() + given.data.read_bytes()).hexdigest()[:12]
     made = run.inputs / "made.json"
     if not made.exists() or json.loads(made.read_text()) != wanted:
         # A reward model is made for the weights and tokenizer that were there.
         shutil.rmtree(run.output / "reward-adapter", ignore_errors=True)
-        execute([given.python, Path(__file__).resolve().parent / "speed_models.py", run.inputs, given.data, json.dumps(wanted)])
+        # Parquet files and tokenizer of other data would stay.
+        shutil.rmtree(run.inputs, ignore_errors=True)
+        execute([given.python, maker, run.inputs, given.data, json.dumps(wanted)])
 
 
 def measure(given, run, raw, name):

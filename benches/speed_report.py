@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+BASELINES = ("TRL", "transformers")
 SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
 WHAT = {
     "sft-lora-9m": "`sft`, LoRA, 9 M", "sft-lora-52m": "`sft`, LoRA, 52 M", "sft-lora-135m": "`sft`, LoRA, 135 M", "sft-full-9m": "`sft`, full, 9 M",
@@ -61,6 +62,12 @@ def sides_of(raw, row):
     return found
 
 
+def split(found):
+    """Our sides, and the baseline's runs; nothing where the baseline was not run yet."""
+    baseline = next((side for side in found if side in BASELINES), None)
+    return [side for side in found if side != baseline] if baseline else [], found.get(baseline)
+
+
 def setting(raw, row):
     """The baseline's fastest setting in words."""
     best = raw.of(row, "search")[0]
@@ -72,10 +79,7 @@ def beside(raw, rows):
     lines = []
     for name in WHAT:
         found = sides_of(raw, name)
-        if not found:
-            continue
-        *ours, last = found
-        baseline = found[last]
+        ours, baseline = split(found)
         for side in ours:
             losses = [runs[0].get("loss") for runs in (found[side], baseline)]
             # Of PPO each side has another loss, as answers are random.
@@ -89,12 +93,10 @@ def memory(raw):
     lines = []
     for name in WHAT:
         found = sides_of(raw, name)
-        if not found or name.startswith("sample"):
-            continue
-        *ours, last = found
-        for side in ours:
-            lines.append([f"{WHAT[name]}: {side}", *(median_and_range([run["peak_mb"] for run in found[of]]) for of in (side, last)),
-                          ratio(found[side], found[last], "peak_mb")])
+        ours, baseline = split(found)
+        for side in ours if not name.startswith("sample") else []:
+            lines.append([f"{WHAT[name]}: {side}", *(median_and_range([run["peak_mb"] for run in runs]) for runs in (found[side], baseline)),
+                          ratio(found[side], baseline, "peak_mb")])
     return table(["row", "rlhf, MB", "TRL, MB", "share"], lines) if lines else ""
 
 
