@@ -271,7 +271,11 @@ macro_rules! say {
     ($($line:tt)*) => {{
         use std::io::Write;
         match writeln!(std::io::stdout(), $($line)*) {
-            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => panic!("failed printing to stdout: {error}"),
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                // As on a full disk. Nothing that follows could be said either.
+                eprintln!("error: standard output cannot be written: {error}");
+                std::process::exit(1)
+            }
             _ => {}
         }
     }};

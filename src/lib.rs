@@ -82,9 +82,10 @@
 //! **Only what the loss needs.** Log-probabilities are computed at target positions, fused with the output matrix, in chunks;
 //! `[tokens, vocabulary]` is never held. A reward head sees one position an answer.
 //!
-//! **The backward pass is ours.** candle's clears and adds a tensor for each gradient, on one thread, and keeps every activation until the loss is
-//! dropped. Here an operation's step is run once, in the order opposite to that of the pass ([`ops::backward`]), adds to its operands' gradients in
-//! place and frees what it kept; a block can be run again instead of being kept (`--gradient-checkpointing`), with equal bits.
+//! **The backward pass is ours.** candle's clears and adds a tensor for each gradient, on one thread, and
+//! keeps every activation until the loss is dropped. Here an operation's step is run once, in the order
+//! opposite to that of the pass ([`ops::backward`]), adds to its operands' gradients in place and frees what
+//! it kept; a block can be run again instead of being kept (`--gradient-checkpointing`), with equal bits.
 //!
 //! **Roles share one base.** A [`model::Model`] is base weights, which several roles may share, with an adapter and a head of its own. With
 //! a lightweight method, PPO's policy, reference, reward and value models are four small adapters on one copy of the base.

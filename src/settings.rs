@@ -72,8 +72,9 @@ pub use methods::{
 pub use named::{NamedFolder, UserSettings};
 pub use pipeline::PipelineSettings;
 
-/// Runs a program: reads its settings, sets the number of threads and the precision, calls `main`, and turns an error into a sentence on
-/// the standard error stream and the exit code that belongs to it (2 for bad input, 1 for anything else).
+/// Runs a program: reads its settings, sets the number of threads and the precision, calls `main`, and turns
+/// an error into a sentence on the standard error stream and the exit code that belongs to it (2 for bad
+/// input, 1 for anything else).
 pub fn run_program<S: Program>(main: impl FnOnce(S) -> Result<()>) -> ExitCode {
     crate::ops::memory::keep_freed_memory();
     crate::ops::threads::leave_threads_to_rayon();
@@ -265,6 +266,27 @@ fn are_equal(one: Vec<String>, other: Vec<String>) -> bool {
         one == other || one.parse::<f64>().is_ok_and(|one| other.parse::<f64>() == Ok(one))
     };
     one.len() == other.len() && one.iter().zip(&other).all(is_same)
+}
+
+/// What the tests of this crate share.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::{Flags, Program, TrainingSettings};
+
+    /// The settings of a training alone.
+    #[derive(clap::Parser, serde::Serialize)]
+    pub struct OnlyTraining {
+        /// The settings.
+        #[command(flatten)]
+        pub training: TrainingSettings,
+    }
+
+    impl Program for OnlyTraining {
+        fn flags() -> Flags<Self> {
+            // No program: every flag is taken.
+            Flags::new()
+        }
+    }
 }
 
 #[cfg(test)]

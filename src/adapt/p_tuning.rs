@@ -83,7 +83,8 @@ impl PTuning {
         Ok(Some(adapter))
     }
 
-    /// The virtual tokens, `[virtual tokens, d_model]`, in candle's operations: the encoder is small, and an LSTM's steps are many.
+    /// The virtual tokens, `[virtual tokens, d_model]`, in candle's operations: the encoder is small, and an
+    /// LSTM's steps are many.
     fn embeddings(&self) -> Result<Tensor> {
         let mut x = self.tensors.get(EMBEDDING)?; // [virtual tokens, d_model]
         let layers: &[usize] = match self.encoder {

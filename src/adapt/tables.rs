@@ -60,8 +60,8 @@ impl Found {
         self.base.iter().chain(&self.own).map(|table| table.dims()[0]).chain(self.updated_rows)
     }
 
-    /// The base's table, of this name, with as many rows as the adapter's, and whether it is another than the base's: that which was
-    /// stored, or the base's own with the adapter's rows after it.
+    /// The base's table, of this name, with as many rows as the adapter's, and whether it is another than the
+    /// base's: that which was stored, or the base's own with the adapter's rows after it.
     fn grown(&self, base: &Model, name: &str, rows: usize) -> Result<Option<(Tensor, bool)>> {
         let architecture = base.architecture();
         let own_table = || match name == embedding_name(architecture) {

@@ -5,7 +5,8 @@ use super::PromptTokens;
 /// The fewest tokens that a beginning has.
 const FEWEST_TOKENS: usize = 16;
 
-/// The fewest tokens that are saved by a beginning: it is computed in a pass alone, which reads all weights once more.
+/// The fewest tokens that are saved by a beginning: it is computed in a pass alone, which reads all weights
+/// once more.
 const FEWEST_SAVED: usize = 32;
 
 /// A beginning that several prompts of one stack share.
@@ -19,8 +20,8 @@ pub struct Beginning {
 
 /// The beginnings that prompts share, no prompt having more than one; `may_share` says which prompts may.
 ///
-/// Prompts in the order of their tokens are divided into runs; a run goes on as long as this saves more tokens than it loses by shortening what the
-/// run shares.
+/// Prompts in the order of their tokens are divided into runs; a run goes on as long as this saves more
+/// tokens than it loses by shortening what the run shares.
 pub fn shared(prompts: &[PromptTokens], may_share: impl Fn(&PromptTokens) -> bool) -> Vec<Beginning> {
     let mut order: Vec<usize> = (0..prompts.len()).filter(|&index| may_share(&prompts[index])).collect();
     order.sort_by(|&a, &b| (prompts[a].stack, &prompts[a].tokens).cmp(&(prompts[b].stack, &prompts[b].tokens)));

@@ -1,7 +1,8 @@
 //! Sampling answers with a key-value cache and continuous batching.
 //!
-//! A prompt is computed once, whatever the number of its answers, and so is what several prompts begin with; answers that are finished leave the
-//! batch, and waiting prompts take their place. Every answer draws from a stream of its own, so that what it becomes does not depend on its company.
+//! A prompt is computed once, whatever the number of its answers, and so is what several prompts begin with;
+//! answers that are finished leave the batch, and waiting prompts take their place. Every answer draws from a
+//! stream of its own, so that what it becomes does not depend on its company.
 //!
 //! Where rotations depend on the length of a sequence, a token is computed with those of the length that its sequence has by then. Of LongRoPE, whose
 //! rotations all change at one length, the keys and values of an answer that outgrows it are computed anew, as `transformers` does for Phi-3; dynamic
@@ -84,7 +85,8 @@ pub struct Generation<'a> {
     pub sampling: SamplingSettings,
     /// What ends them.
     pub stop: Stop<'a>,
-    /// The seed of their streams: that of answer `j` to prompt `i` is (`seed`, "sampling", `first + i * answers + j`).
+    /// The seed of their streams: that of answer `j` to prompt `i` is (`seed`, "sampling", `first + i *
+    /// answers + j`).
     pub seed: u64,
     /// The number of the first answer.
     pub first: u64,
@@ -104,7 +106,8 @@ pub struct Generated {
 /// Samples answers to prompts.
 ///
 /// # Errors
-/// Where a prompt is empty, or where the model gives logits from which nothing can be drawn; the error names model, prompt and position.
+/// Where a prompt is empty, or where the model gives logits from which nothing can be drawn; the error names
+/// model, prompt and position.
 pub fn generate(model: &Model, prompts: &[PromptTokens], generation: &Generation) -> Result<Generated> {
     generation.sampling.check()?;
     // No weight changes while answers are sampled.

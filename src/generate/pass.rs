@@ -44,7 +44,8 @@ impl Pass {
         rows.map(|row| row as u32).collect()
     }
 
-    /// Adds the newest tokens of a sequence. They see the keys of its context, and its own up to themselves, which go to the end of `own`.
+    /// Adds the newest tokens of a sequence. They see the keys of its context, and its own up to themselves,
+    /// which go to the end of `own`.
     pub(super) fn push(&mut self, stack: usize, tokens: &[u32], context: &[Span], own: Span) {
         let end = context.iter().map(|span| span.len).sum::<usize>() + own.len;
         let layout = &mut self.layout;

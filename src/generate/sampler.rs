@@ -28,8 +28,8 @@ pub struct SamplingSettings {
     /// The most tokens that an answer may have
     #[arg(long, default_value_t = SamplingSettings::default().response_length)]
     pub response_length: usize,
-    /// Tokens of prompts and answers whose keys and values are kept at a time: sets the memory needed and how many answers are sampled
-    /// together, not the answers, but for rounding
+    /// Tokens of prompts and answers whose keys and values are kept at a time: sets the memory needed and how
+    /// many answers are sampled together, not the answers, but for rounding
     #[arg(long, value_name = "TOKENS", default_value_t = SamplingSettings::default().kv_cache_tokens, value_parser = at_least_one)]
     #[serde(default = "kv_cache_tokens")]
     pub kv_cache_tokens: usize,
@@ -156,8 +156,8 @@ pub enum Distribution {
 }
 
 impl Distribution {
-    /// A token, and its log-probability at the temperature among all tokens, those that are not sampled from included. Takes one number of
-    /// the stream, or none where there is nothing to choose.
+    /// A token, and its log-probability at the temperature among all tokens, those that are not sampled from
+    /// included. Takes one number of the stream, or none where there is nothing to choose.
     pub fn draw(&self, stream: &mut Stream) -> (u32, f32) {
         let (tokens, weights, total, whole) = match self {
             &Distribution::Certain(token) => return (token, 0.0),

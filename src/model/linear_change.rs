@@ -63,7 +63,8 @@ pub(super) fn changed_linear(linear: &Linear, x: &Value, changes: &[LinearChange
     Ok(y)
 }
 
-/// The weight `[d_out, d_in]` with which a linear without bias gives what the changes make of it, dropout apart, in candle's operations.
+/// The weight `[d_out, d_in]` with which a linear without bias gives what the changes make of it, dropout
+/// apart, in candle's operations.
 pub(super) fn changed_weight(linear: &Linear, changes: &[LinearChange]) -> Result<Tensor> {
     let (linear, changes) = &start(linear, changes);
     let mut weight = linear.weight.in_candle()?;

@@ -147,8 +147,8 @@ impl Model {
         self
     }
 
-    /// The same model, whose blocks are run again in the backward pass instead of keeping what they compute, or not (gradient checkpointing, Chen et
-    /// al. 2016). Its numbers are the same.
+    /// The same model, whose blocks are run again in the backward pass instead of keeping what they compute,
+    /// or not (gradient checkpointing, Chen et al. 2016). Its numbers are the same.
     pub fn with_checkpoints(self, checkpoints: bool) -> Self {
         Model { checkpoints, ..self }
     }
@@ -218,7 +218,8 @@ impl Model {
         self.frozen_over(self.weights.frozen())
     }
 
-    /// The same, to be dropped before anything is updated: what weights are packed to for products is kept as long, where the base trains too.
+    /// The same, to be dropped before anything is updated: what weights are packed to for products is kept as
+    /// long, where the base trains too.
     pub fn snapshot(&self) -> Result<Self> {
         self.frozen_over(self.weights.snapshot())
     }

@@ -49,7 +49,8 @@ impl Model {
         ops::log_probs(&hidden, &matrix, &tokens, temperature, soft_cap)
     }
 
-    /// The logits `[rows, vocabulary]` at some rows, as constants. The rows run with these stacks (all with the model's own where there are none).
+    /// The logits `[rows, vocabulary]` at some rows, as constants. The rows run with these stacks (all with
+    /// the model's own where there are none).
     pub fn logits(&self, hidden: &Value, rows: &[u32], stacks: &[usize]) -> Result<Tensor> {
         let hidden = self.scaled_for_output(hidden.detach().select_rows(rows)?)?; // [rows, d_model]
         let output = self.output();

@@ -1,7 +1,8 @@
 //! Adapters whose look-ups by name are made once.
 //!
-//! An adapter finds what it makes of a linear by names that it puts together, and some compute it (the transpose of an update of tied embeddings). A
-//! pass asks at every linear and norm, which generation does for every token, and for each of many users' adapters.
+//! An adapter finds what it makes of a linear by names that it puts together, and some compute it (the
+//! transpose of an update of tied embeddings). A pass asks at every linear and norm, which generation does
+//! for every token, and for each of many users' adapters.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -16,8 +17,8 @@ use crate::ops::Value;
 use crate::settings::MethodSettings;
 
 impl Model {
-    /// The same model, for passes between which no parameter changes: adapters are asked once what they make of a linear, a norm or the embeddings,
-    /// whichever pass comes first.
+    /// The same model, for passes between which no parameter changes: adapters are asked once what they make
+    /// of a linear, a norm or the embeddings, whichever pass comes first.
     pub fn resolved(self) -> Self {
         let resolved = |adapter: Arc<dyn Adapter>| Arc::new(Resolved::of(adapter)) as Arc<dyn Adapter>;
         let stacks = self.stacks.into_iter().map(|stack| stack.into_iter().map(resolved).collect::<Stack>()).collect();

@@ -110,7 +110,8 @@ impl Frequencies {
         }
     }
 
-    /// Whether the frequencies with this key are those of many passes. Beyond its original length, dynamic scaling has others for every length.
+    /// Whether the frequencies with this key are those of many passes. Beyond its original length, dynamic
+    /// scaling has others for every length.
     fn recur(&self, key: usize) -> bool {
         match self {
             Frequencies::Fixed(_) | Frequencies::Long { .. } => true,
@@ -125,8 +126,8 @@ impl RotaryForm {
         RotaryForm { frequencies: Frequencies::Fixed(frequencies), amplitude: 1.0 }
     }
 
-    /// Cosines and sines of rows at these positions of sequences of these lengths, `[rows, rotary dimensions / 2]` each; what `tables` hold
-    /// is not computed again.
+    /// Cosines and sines of rows at these positions of sequences of these lengths, `[rows, rotary dimensions
+    /// / 2]` each; what `tables` hold is not computed again.
     pub fn cos_sin(&self, positions: &[u32], lengths: &[u32], tables: &RotaryTables) -> [Vec<f32>; 2] {
         let mut alike: BTreeMap<usize, Alike> = BTreeMap::new();
         for (&position, &length) in positions.iter().zip(lengths) {

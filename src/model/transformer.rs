@@ -38,7 +38,8 @@ pub struct Stream<'a> {
     pub types: &'a [u32],
     /// Positions, attention, and which rows run with which adapters.
     pub layout: &'a Layout,
-    /// Whether blocks are run again in the backward pass instead of keeping what they compute (gradient checkpointing).
+    /// Whether blocks are run again in the backward pass instead of keeping what they compute (gradient
+    /// checkpointing).
     pub checkpoints: bool,
 }
 

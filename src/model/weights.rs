@@ -249,8 +249,8 @@ impl Weights {
         }
     }
 
-    /// These weights as ones that were just made or read, so that the numbers of those that do not train never change: nothing else shares their
-    /// storage. What they are packed to for products is then kept.
+    /// These weights as ones that were just made or read, so that the numbers of those that do not train
+    /// never change: nothing else shares their storage. What they are packed to for products is then kept.
     pub fn fixed(mut self) -> Self {
         for (name, kept) in &self.tensors {
             if kept.dims().len() == 2 && !self.variables.contains_key(name) {
@@ -321,7 +321,8 @@ impl Weights {
         Weights { tensors, is_view, packed: self.packed.clone(), ..Weights::default() }
     }
 
-    /// The same, to be dropped before a variable is updated: what its tensors are packed to for products is kept as long.
+    /// The same, to be dropped before a variable is updated: what its tensors are packed to for products is
+    /// kept as long.
     pub fn snapshot(&self) -> Self {
         self.frozen().fixed()
     }
@@ -349,7 +350,8 @@ impl Weights {
     }
 
     fn hash_of_numbers(&self) -> Result<String> {
-        // Those in fewer bytes are widened by all threads, one tensor after the other; others are hashed side by side.
+        // Those in fewer bytes are widened by all threads, one tensor after the other; others are hashed side
+        // by side.
         let is_plain = |kept: &Kept| matches!(kept, Kept::Plain(_));
         let early = |kept: &Kept| if is_plain(kept) { Ok(None) } else { kept.hash().map(Some) };
         let hashes = self.tensors.values().map(early).collect::<Result<Vec<_>>>()?;

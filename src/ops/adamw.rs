@@ -85,8 +85,8 @@ pub struct AdamwUpdate<'a> {
     pub step: AdamwStep,
 }
 
-/// [`adamw`] for many parameters at once, in one parallel loop over all of them and their chunks: most of an adapter's are smaller than a chunk.
-/// The parameters must not share memory.
+/// [`adamw`] for many parameters at once, in one parallel loop over all of them and their chunks: most of an
+/// adapter's are smaller than a chunk. The parameters must not share memory.
 ///
 /// # Errors
 /// That of the first parameter that has one.
@@ -237,7 +237,8 @@ impl InplaceOp1 for Update<'_> {
     }
 }
 
-/// `a ← decay a + (1 - decay) w` for pairs of an average `a` and a variable `w`, in place, in one parallel loop. The averages must not share memory.
+/// `a ← decay a + (1 - decay) w` for pairs of an average `a` and a variable `w`, in place, in one parallel
+/// loop. The averages must not share memory.
 ///
 /// # Errors
 /// That of the first pair that has one.

@@ -220,7 +220,8 @@ impl Operation {
         })
     }
 
-    /// The result, and where it trains each row's `log Σ exp(score)`, `[heads, tokens]`, from which the backward pass makes the probabilities again.
+    /// The result, and where it trains each row's `log Σ exp(score)`, `[heads, tokens]`, from which the
+    /// backward pass makes the probabilities again.
     fn forward(&self, trains: bool) -> Result<(Tensor, Option<Vec<f32>>)> {
         let (rows, width) = self.q.dims2()?;
         let (result, log_sums) = match self.k.dtype() {

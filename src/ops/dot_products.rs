@@ -1,8 +1,9 @@
 //! Products of a matrix with the transpose of another, where one of them has few rows.
 //!
-//! A general product packs its operands first, which costs more than the product when one side has few rows, as in generation (a row for
-//! each sequence) and in low-rank updates. Here rows are read in place and multiplied four by four, so that each number that is loaded
-//! is used four times. The rows of `b`, in generation the weights, come from main memory: while one tile is computed, the next is fetched, as the
+//! A general product packs its operands first, which costs more than the product when one side has few rows,
+//! as in generation (a row for each sequence) and in low-rank updates. Here rows are read in place and
+//! multiplied four by four, so that each number that is loaded is used four times. The rows of `b`, in
+//! generation the weights, come from main memory: while one tile is computed, the next is fetched, as the
 //! rows of a tile are too short for the processor to see by itself where it goes on.
 
 use std::ops::Range;
@@ -18,7 +19,8 @@ const TILE: usize = 4;
 /// Rows of the longer side in one parallel task.
 const ROWS_PER_TASK: usize = 64;
 
-/// How many numbers ahead one row after the other is brought into the cache: 4 KiB, which memory needs about as long for as it takes to answer.
+/// How many numbers ahead one row after the other is brought into the cache: 4 KiB, which memory needs about
+/// as long for as it takes to answer.
 const AHEAD: usize = 1024;
 
 /// The least number of multiplications that is worth waking other threads for.
@@ -77,8 +79,8 @@ impl WithSimd for Kernel<'_> {
 }
 
 impl Kernel<'_> {
-    /// The dot products of up to `TILE` rows of `a` with as many of `b`. With `FETCH` the rows of `b` that come next are brought into the cache
-    /// meanwhile.
+    /// The dot products of up to `TILE` rows of `a` with as many of `b`. With `FETCH` the rows of `b` that
+    /// come next are brought into the cache meanwhile.
     #[inline(always)]
     fn tiles<S: Simd, const FETCH: bool>(&self, simd: S, a_first: usize, b_first: usize) {
         match ((self.a.rows - a_first).min(TILE), (self.b.rows - b_first).min(TILE)) {
@@ -139,7 +141,8 @@ impl Kernel<'_> {
     }
 }
 
-/// Starts to bring the cache line of an address into the cache. Where the processor has no such instruction, nothing happens.
+/// Starts to bring the cache line of an address into the cache. Where the processor has no such instruction,
+/// nothing happens.
 #[inline(always)]
 fn fetch(address: *const f32) {
     #[cfg(target_arch = "x86_64")]

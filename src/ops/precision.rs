@@ -8,8 +8,8 @@ pub use super::bf16::Kernel;
 use crate::bail;
 use crate::error::Result;
 
-/// How products with a model's weights are made. Everything else is f32: attention, low-rank updates, norms, gradients, moments, and the weights
-/// that train.
+/// How products with a model's weights are made. Everything else is f32: attention, low-rank updates, norms,
+/// gradients, moments, and the weights that train.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Arithmetic {
     /// Operands and sums in f32.
@@ -28,7 +28,8 @@ impl fmt::Display for Arithmetic {
     }
 }
 
-/// The environment variable that names the kernel of bf16 products in place of the fastest, by which tests run every one of them.
+/// The environment variable that names the kernel of bf16 products in place of the fastest, by which tests
+/// run every one of them.
 const KERNEL: &str = "RLHF_KERNEL";
 
 impl Arithmetic {

@@ -8,10 +8,11 @@ use super::matrix::{Matrix, MatrixMut, Threads, multiply as multiply_f32};
 use super::precision::Arithmetic;
 use super::weight::Operand;
 
-/// What a weight that does not change is packed to for `x Wᵀ` in bf16: once, and for all that share it. It must not outlive a change of the weight.
+/// What a weight that does not change is packed to for `x Wᵀ` in bf16: once, and for all that share it. It
+/// must not outlive a change of the weight.
 ///
-/// It takes 2 bytes a number. What `g W` needs is another order of the same numbers, and is packed each time: the backward pass has many rows, of
-/// whose product the packing is a few hundredths.
+/// It takes 2 bytes a number. What `g W` needs is another order of the same numbers, and is packed each time:
+/// the backward pass has many rows, of whose product the packing is a few hundredths.
 #[derive(Debug, Default)]
 pub struct PackedWeight(OnceLock<(Kernel, Packed)>);
 
@@ -109,7 +110,8 @@ impl Products {
     }
 }
 
-/// `target = factor a b`, or `target += factor a b`, in the precision that is set; `packed` is where `b` is kept packed, if it is.
+/// `target = factor a b`, or `target += factor a b`, in the precision that is set; `packed` is where `b` is
+/// kept packed, if it is.
 fn as_set(packed: Option<&PackedWeight>, target: MatrixMut, accumulate: bool, factor: f32, a: Matrix, b: Matrix) {
     let Arithmetic::Bf16(kernel) = Arithmetic::current() else {
         return multiply_f32(target, accumulate, factor, a, b, Threads::All);
@@ -154,7 +156,8 @@ impl PackedWeight {
     /// What it is packed to for a kernel, unless it was packed for another, which is so in tests alone.
     fn get(&self, kernel: Kernel, pack: impl FnOnce() -> Packed) -> Option<&Packed> {
         if self.0.get().is_none() {
-            // Packed outside of the lock: a thread that waits for the tasks of this may be given one that waits for the lock.
+            // Packed outside of the lock: a thread that waits for the tasks of this may be given one that
+            // waits for the lock.
             let packed = pack();
             let _ = self.0.set((kernel, packed));
         }

@@ -102,7 +102,8 @@ fn accumulate(policy: &mut Learner, texts: &[&TokenTree], coefficient: f64, toke
     Ok(mean)
 }
 
-/// `-Σ log π(token | what stands before it) / tokens` over a micro-batch's share of `tokens` tokens, and what it was computed from.
+/// `-Σ log π(token | what stands before it) / tokens` over a micro-batch's share of `tokens` tokens, and what
+/// it was computed from.
 pub fn loss(model: &Model, batch: &Batch, tokens: usize) -> Result<(Tensor, Outputs)> {
     let hidden = model.hidden(batch, &Pass::default())?; // [tokens, d_model]
     let mut outputs = Outputs::default();

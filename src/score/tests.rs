@@ -9,20 +9,8 @@ use super::*;
 use crate::data::parquet;
 use crate::data::tokenize::Tokenizer;
 use crate::data::train_tokenizer::{SpecialTokens, train_bpe};
-use crate::settings::{TrainingSettings, from_arguments};
-
-#[derive(Parser, Serialize)]
-struct OnlyTraining {
-    #[command(flatten)]
-    training: TrainingSettings,
-}
-
-impl Program for OnlyTraining {
-    fn flags() -> Flags<Self> {
-        // No program: every flag is taken.
-        Flags::new()
-    }
-}
+use crate::settings::from_arguments;
+use crate::settings::testing::OnlyTraining;
 
 /// A small Llama with random weights and a byte tokenizer, as a folder; with a scalar head if asked.
 pub(crate) fn random_model(folder: &Path, with_head: bool) -> PathBuf {

@@ -46,8 +46,9 @@ pub struct CommonSettings {
     /// Tokens that go through the model at a time: sets the memory needed, not the result, but for rounding
     #[arg(long, default_value_t = 4096, value_parser = at_least_one)]
     pub tokens_per_batch: usize,
-    /// How products with the model's weights are made: in f32, or with operands rounded to bf16, which is faster where the processor has
-    /// instructions for it (AMX, AVX512-BF16 of AMD). Sums, weights that train, gradients and the optimizer stay f32
+    /// How products with the model's weights are made: in f32, or with operands rounded to bf16, which is
+    /// faster where the processor has instructions for it (AMX, AVX512-BF16 of AMD). Sums, weights that
+    /// train, gradients and the optimizer stay f32
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub precision: Precision,

@@ -205,7 +205,8 @@ fn look_up_reference(reference: &Model, preferences: &[&Preference], tokens_per_
     Ok(())
 }
 
-/// `Σ log π(token | what stands before it)` over the tokens of each answer that not all answers share, `[answers]`, and what it was computed from.
+/// `Σ log π(token | what stands before it)` over the tokens of each answer that not all answers share,
+/// `[answers]`, and what it was computed from.
 fn answer_log_probs(model: &Model, batch: &Batch, pass: &Pass) -> Result<(Tensor, Outputs)> {
     let hidden = model.hidden(batch, pass)?; // [tokens, d_model]
     let mut outputs = Outputs::default();

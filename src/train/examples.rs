@@ -394,8 +394,9 @@ impl<'a, T> Examples<'a, T> {
         }
     }
 
-    /// Hands the examples of optimizer step `step` to `work`. Where they are streamed, those of the next step of `total` are made meanwhile on another
-    /// thread, unless the program has only one: `work` is most of the time of a step.
+    /// Hands the examples of optimizer step `step` to `work`. Where they are streamed, those of the next step
+    /// of `total` are made meanwhile on another thread, unless the program has only one: `work` is most of
+    /// the time of a step.
     ///
     /// # Errors
     /// As [`step`](Self::step); what is wrong with the next step's examples is an error of the next step.

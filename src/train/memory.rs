@@ -295,7 +295,8 @@ fn working_numbers(architecture: &Architecture) -> usize {
     3 * architecture.d_ff + 3 * architecture.d_model
 }
 
-/// The logits that are held at a time, and the output matrix as it is packed meanwhile for products in bf16, in half of a number each.
+/// The logits that are held at a time, and the output matrix as it is packed meanwhile for products in bf16,
+/// in half of a number each.
 fn chunk_of_logits(architecture: &Architecture) -> usize {
     let packed = if Arithmetic::current().packs() { architecture.d_model / 2 } else { 0 };
     architecture.vocabulary.saturating_mul(ROWS_OF_LOGITS + packed)

@@ -18,8 +18,9 @@ use crate::settings::{EpsilonPlace, ModelSettings, OptimizerSettings, TrainingSe
 
 /// The optimizer of one model: its parameters, the sum of their gradients, and AdamW's moments.
 ///
-/// A step is any number of [`backward`](Optimizer::backward)s, one a micro-batch, and one [`step`](Optimizer::step). Parameters
-/// are visited in the order of their names, so the global norm is the same in every run.
+/// A step is any number of [`backward`](Optimizer::backward)s, one a micro-batch, and one
+/// [`step`](Optimizer::step). Parameters are visited in the order of their names, so the global norm is the
+/// same in every run.
 pub struct Optimizer {
     parameters: Vec<Parameter>,
     /// The sums of the gradients since the last step.
@@ -185,8 +186,9 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Adds the gradients of a micro-batch's loss, which was computed from `outputs`, to those of the step. The loss is to be weighted by the caller,
-    /// as the sum over the step's micro-batches is what is minimised.
+    /// Adds the gradients of a micro-batch's loss, which was computed from `outputs`, to those of the step.
+    /// The loss is to be weighted by the caller, as the sum over the step's micro-batches is what is
+    /// minimised.
     pub fn backward(&mut self, loss: &Tensor, outputs: Outputs) -> Result<()> {
         outputs.backward(loss, &mut self.gradients)
     }
@@ -255,8 +257,8 @@ impl Optimizer {
         }
     }
 
-    /// `Σ g²` of each parameter's gradient, where there is one. Their sum is made in the order of the parameters, so that it is the same
-    /// on any number of threads.
+    /// `Σ g²` of each parameter's gradient, where there is one. Their sum is made in the order of the
+    /// parameters, so that it is the same on any number of threads.
     fn squared_norms(&self) -> Result<Vec<Option<f64>>> {
         let norm = |parameter: &Parameter| {
             self.gradients.get(&parameter.variable).map(|gradient| gradient.squared_norm()).transpose()

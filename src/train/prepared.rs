@@ -1,4 +1,5 @@
-//! Rows to examples: records are tokenized in parallel, and everything that is counted, noted or wrong is as if they had been one after another.
+//! Rows to examples: records are tokenized in parallel, and everything that is counted, noted or wrong is as
+//! if they had been one after another.
 
 use std::sync::Arc;
 
@@ -26,7 +27,8 @@ pub(super) fn of_rows<'a, R: Send + 'a, T: Send>(
     Arc::new(move |rows, truncation| in_order(layouts.records(rows)?, truncation, &prepare))
 }
 
-/// What `prepare` makes of each record, in their order. It runs in parallel; counts and notes are those of one record after another.
+/// What `prepare` makes of each record, in their order. It runs in parallel; counts and notes are those of
+/// one record after another.
 ///
 /// # Errors
 /// That of the first record that has one.

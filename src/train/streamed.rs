@@ -11,7 +11,8 @@ use crate::data::row_index::RowIndex;
 use crate::data::window::WindowedRows;
 use crate::error::Result;
 
-/// The stack of the thread that makes examples: as large as that of the main thread, on which they are made otherwise.
+/// The stack of the thread that makes examples: as large as that of the main thread, on which they are made
+/// otherwise.
 const STACK: usize = 8 << 20;
 
 /// Examples that are made when they are asked for, or one step before.
@@ -58,8 +59,8 @@ impl<T> Streamed<'_, T> {
 
     /// Does `work` while another thread makes the examples of a step. The thread has ended when this returns.
     ///
-    /// An error of that thread is forgotten: the step meets it again when it comes, if it comes, with nothing else going on that might have been
-    /// its cause.
+    /// An error of that thread is forgotten: the step meets it again when it comes, if it comes, with nothing
+    /// else going on that might have been its cause.
     pub(super) fn while_making<R>(&mut self, step: usize, steps: &Steps, work: impl FnOnce() -> R) -> R
     where
         T: Send + Sync,

@@ -87,7 +87,8 @@ fn an_adapter_of_a_quantised_base_fits_the_base_and_is_folded_into_what_it_was_t
             "{SFT} --method lora --learning-rate 0.05 --model {model} --base-precision {precision} --output on-{model}"
         ));
         bench.succeed(&format!(
-            "export --model {model} --adapter on-{model} --base-precision {precision} --dtype f32 --output merged-{model} --quiet"
+            "export --model {model} --adapter on-{model} --base-precision {precision} --dtype f32 \
+             --output merged-{model} --quiet"
         ));
     }
     let merged = |model: &str| bench.bytes(&format!("merged-{model}/model.safetensors"));
@@ -95,7 +96,8 @@ fn an_adapter_of_a_quantised_base_fits_the_base_and_is_folded_into_what_it_was_t
     // By its hash the adapter knows the base as it is stored.
     for precision in ["stored", "f32", "q8_0", "q4_k"] {
         bench.succeed(&format!(
-            "score --model base --adapter on-base --base-precision {precision} --data demonstrations.parquet --output {precision}.parquet --quiet"
+            "score --model base --adapter on-base --base-precision {precision} --data demonstrations.parquet \
+             --output {precision}.parquet --quiet"
         ));
     }
     let output =
@@ -118,7 +120,8 @@ fn every_stage_runs_on_a_quantised_base_and_says_so() {
         "reward --data rankings.parquet --evaluation-share 0 --max-steps 2 {lora} --model base --output reward --quiet"
     ));
     bench.succeed(
-        "ppo --data prompts.parquet --model base --adapter sft --reward-model reward --method lora --base-precision q8_0 --max-steps 1 --batch-size 4 --response-length 4 --output ppo --quiet",
+        "ppo --data prompts.parquet --model base --adapter sft --reward-model reward --method lora \
+         --base-precision q8_0 --max-steps 1 --batch-size 4 --response-length 4 --output ppo --quiet",
     );
     // What trains as a whole is f32, and a run keeps to the form that it began with.
     let full = bench.run(&format!("{SFT} --method full --model base --base-precision q8_0 --output full"));

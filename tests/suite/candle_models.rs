@@ -48,7 +48,8 @@ prop_compose! {
         (length, seed) in (2..24_usize, any::<u64>()),
     ) -> Drawn {
         let heads = groups * kv_heads;
-        // At least four numbers a token: a norm of one gives its sign, and no two implementations need agree on that of a sum near zero.
+        // At least four numbers a token: a norm of one gives its sign, and no two implementations need agree
+        // on that of a sum near zero.
         let half = if heads == 1 { half.max(2) } else { half };
         Drawn { head_dim: 2 * half, heads, kv_heads, width, d_ff, layers, tied, biased, theta, window, length, seed }
     }

@@ -151,7 +151,8 @@ pub fn lists(items: ArrayRef, ends: &[i32]) -> ArrayRef {
     Arc::new(ListArray::new(field, offsets, items, None))
 }
 
-/// Two answers to each prompt, which end with one of these tokens; the first of them is number `first` of those of this seed.
+/// Two answers to each prompt, which end with one of these tokens; the first of them is number `first` of
+/// those of this seed.
 pub fn answers_to(
     model: &Model,
     prompts: &[PromptTokens],

@@ -60,7 +60,8 @@ fn a_training_step_in_bf16_is_near_that_in_f32_with_every_kernel() -> Result<()>
     Ok(())
 }
 
-/// Each product has an error of 2.4e-3; a gradient comes through some ten of them, in models of two layers with random weights.
+/// Each product has an error of 2.4e-3; a gradient comes through some ten of them, in models of two layers
+/// with random weights.
 const LARGEST_ERROR: f32 = 0.05;
 
 #[test]

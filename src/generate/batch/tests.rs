@@ -7,20 +7,8 @@ use crate::adapt::{Bases, Head, Role, Training};
 use crate::data::tokenize::Tokenizer;
 use crate::generate::{CachePrecision, SamplingSettings, Stop};
 use crate::model::transformer::KeyValueStore;
-use crate::settings::{Flags, Program, TrainingSettings, from_arguments};
-
-#[derive(clap::Parser, serde::Serialize)]
-struct OnlyTraining {
-    #[command(flatten)]
-    training: TrainingSettings,
-}
-
-impl Program for OnlyTraining {
-    fn flags() -> Flags<Self> {
-        // No program: every flag is taken.
-        Flags::new()
-    }
-}
+use crate::settings::from_arguments;
+use crate::settings::testing::OnlyTraining;
 
 fn base() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/data/base"))

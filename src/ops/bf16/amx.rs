@@ -70,7 +70,8 @@ mod tiles {
     /// Multiplies a strip. A product without a factor is added to what is there step by step, else its sum is.
     ///
     /// # Safety
-    /// The strip's tiles are there, its rows and columns of the target are the caller's own, and the tiles are available.
+    /// The strip's tiles are there, its rows and columns of the target are the caller's own, and the tiles
+    /// are available.
     pub unsafe fn multiply(strip: &Strip) {
         let whole = match strip.rows == SIDE && strip.factor == 1.0 {
             true => strip.columns / SIDE,
@@ -124,13 +125,15 @@ mod tiles {
         (0..rows).map(|row| (row, row * SIDE))
     }
 
-    /// 32 rows by `count` panels of 32 columns: `target = a b`, or `target += a b`. `stride` is the target's from row to row.
+    /// 32 rows by `count` panels of 32 columns: `target = a b`, or `target += a b`. `stride` is the target's
+    /// from row to row.
     ///
-    /// The tiles hold their state within one block of assembly, as a compiler does not know of it: they are configured, used and released.
+    /// The tiles hold their state within one block of assembly, as a compiler does not know of it: they are
+    /// configured, used and released.
     ///
     /// # Safety
-    /// `a` has `2 steps` tiles, each of the panels, which are `panel` tiles apart, has so many, the target has the rows and columns, and
-    /// the tiles are available.
+    /// `a` has `2 steps` tiles, each of the panels, which are `panel` tiles apart, has so many, the target
+    /// has the rows and columns, and the tiles are available.
     unsafe fn panels(
         a: *const Tile,
         b: *const Tile,

@@ -23,8 +23,8 @@ mod x86 {
             && is_x86_feature_detected!("avx512bf16")
     }
 
-    /// Whether its products of pairs are faster than its products in f32: on AMD's processors (Zen 4 and later) they are twice as fast, on
-    /// Intel's half as fast.
+    /// Whether its products of pairs are faster than its products in f32: on AMD's processors (Zen 4 and
+    /// later) they are twice as fast, on Intel's half as fast.
     pub fn is_faster_than_f32() -> bool {
         let vendor = __cpuid(0);
         let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat();
@@ -37,7 +37,8 @@ mod x86 {
     /// Multiplies a strip.
     ///
     /// # Safety
-    /// The strip's tiles are there, its rows and columns of the target are the caller's own, and the processor has the instructions.
+    /// The strip's tiles are there, its rows and columns of the target are the caller's own, and the
+    /// processor has the instructions.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     pub unsafe fn multiply(strip: &Strip) {
         for (panel, first) in (0..strip.columns).step_by(SIDE).enumerate() {
@@ -59,15 +60,16 @@ mod x86 {
         }
     }
 
-    /// `R` rows from `row` on, by the columns of one panel. Each sum goes over the pairs of `k` in order, and is then added to the target.
+    /// `R` rows from `row` on, by the columns of one panel. Each sum goes over the pairs of `k` in order, and
+    /// is then added to the target.
     ///
     /// # Safety
     /// As for [`multiply`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     unsafe fn block<const R: usize>(strip: &Strip, panel: usize, first: usize, row: usize) {
-        // SAFETY: the caller checked that the strip's tiles are there: each step reads two of either side. The target is written within the
-        // strip's rows and, by the masks, columns.
+        // SAFETY: the caller checked that the strip's tiles are there: each step reads two of either side.
+        // The target is written within the strip's rows and, by the masks, columns.
         unsafe {
             let mut a = strip.a.as_ptr().add(row / HALF).cast::<i32>().add(row % HALF * (SIDE / 2));
             let mut b = strip.b.as_ptr().add(panel * strip.panel).cast::<__m512i>();
@@ -129,7 +131,8 @@ mod x86 {
     /// As [`pack`](super::super::pack::pack).
     ///
     /// # Safety
-    /// `rows` and `ks` are within the matrix, that within its data, and one of its strides is 1; the processor has the instructions.
+    /// `rows` and `ks` are within the matrix, that within its data, and one of its strides is 1; the
+    /// processor has the instructions.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     pub unsafe fn pack(x: Matrix, rows: Range<usize>, ks: Range<usize>, form: Form, tiles: &mut [Tile]) {
         let (panels, steps) = (rows.len().div_ceil(SIDE), ks.len().div_ceil(SIDE));

@@ -32,7 +32,8 @@ pub(super) enum Form {
     Pairs,
 }
 
-/// The second operand `[depth, columns]` of a product, in panels of 32 columns: `[panel][step][2]` tiles. What is outside is 0.
+/// The second operand `[depth, columns]` of a product, in panels of 32 columns: `[panel][step][2]` tiles.
+/// What is outside is 0.
 #[derive(Debug)]
 pub(in super::super) struct Packed {
     tiles: Vec<Tile>,
@@ -147,7 +148,8 @@ pub(super) fn pack(x: Matrix, rows: Range<usize>, ks: Range<usize>, form: Form, 
     }
 }
 
-/// The nearest bf16, ties to even; as the processors' instructions do, numbers below the smallest normal one count as 0.
+/// The nearest bf16, ties to even; as the processors' instructions do, numbers below the smallest normal one
+/// count as 0.
 pub(super) fn round(x: f32) -> u16 {
     let bits = x.to_bits();
     let nearest = match x {

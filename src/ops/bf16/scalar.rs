@@ -3,8 +3,8 @@
 use super::Strip;
 use super::pack::{HALF, SIDE, Tile, widen};
 
-/// Multiplies as the tiles of AMX do: for each step the sums over the even and over the odd `k`, which are added up, and then to the result.
-/// Numbers below the smallest normal one count as 0.
+/// Multiplies as the tiles of AMX do: for each step the sums over the even and over the odd `k`, which are
+/// added up, and then to the result. Numbers below the smallest normal one count as 0.
 ///
 /// # Safety
 /// The strip's rows and columns of the target are the caller's own.

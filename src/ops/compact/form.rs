@@ -1,6 +1,7 @@
 //! The forms: bytes of numbers in 16 bits and of blocks, widened to f32 and the other way.
 //!
-//! The formats of blocks, their rounding included, are candle's, which follow ggml's; what products read most is widened here.
+//! The formats of blocks, their rounding included, are candle's, which follow ggml's; what products read most
+//! is widened here.
 
 use std::fmt;
 
