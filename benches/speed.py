@@ -2,7 +2,8 @@
 
     python benches/speed.py target/release runs/speed --python VENV/bin/python [--rows sft-lora-9m,ppo] [--runs 3] [--quick]
 
-The baselines run in an interpreter of their own: `python3 -m venv VENV && VENV/bin/pip install trl==1.12.0 peft torch transformers datasets pyarrow`; this
+The baselines run in an interpreter of their own: `python3 -m venv VENV && VENV/bin/pip install trl==1.12.0 peft torch transformers datasets pyarrow
+gguf llama-cpp-python` (the last builds llama.cpp for this processor); this
 program needs only Python's standard library and Linux. Weights are random, texts are from `data/` (or `--data`).
 
 Each row is measured in processes of their own, sides in turn (A B A B ...), after a search for the baseline's fastest setting (`benches/speed_trl.py`, which says
@@ -23,7 +24,7 @@ import time
 from pathlib import Path
 
 import speed_report
-from speed_rows import Run, execute, rows, search, sides, wanted_inputs
+from speed_rows import Run, execute, limit, rows, search, sides, wanted_inputs
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ("sft", "reward", "ppo", "sample")
@@ -108,12 +109,15 @@ def make_inputs(given, run):
 
 def measure(given, run, raw, name):
     row = rows(given.quick)[name]
-    has_baseline = not (row.kind.startswith("threads-") or row.kind == "nucleus")
-    best = raw.get(name, "search", 0, lambda: search(run, row)) if has_baseline else None
+    best = raw.get(name, "search", 0, lambda: search(run, row)) if row.is_searched else None
     # Of threads and precision the shortest step counts, and there are four sides.
     for number in range(min(given.runs, 2) if name.startswith("threads-") else given.runs):
         for side, once in sides(run, row, best).items():
             raw.get(name, side, number, once)
+        # Next to the runs that it is compared with; its products are in f32.
+        if row.is_searched:
+            tokens = raw.of(name, f"rlhf {run.precisions[0]}")[0]["tokens"]
+            raw.get(name, "limit", number, lambda: limit(run, row, tokens))
 
 
 def criterion(raw):

@@ -12,9 +12,11 @@ import sys
 from itertools import combinations
 from pathlib import Path
 
+import gguf
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
@@ -67,6 +69,38 @@ def make_model(name, folder, tokenizer):
         torch.nn.init.constant_(model.model.norm.weight, PEAKED)
     model.save_pretrained(folder)
     save_tokenizer(tokenizer, folder, config.vocab_size)
+
+
+def make_gguf(base, path):
+    """The same weights in Q8_0, for llama.cpp; norms in f32. Its rotation pairs other numbers, which is nothing to random weights."""
+    if path.exists():
+        return
+    config, described = LlamaConfig.from_pretrained(base), json.loads((base / "tokenizer.json").read_text())
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_vocab_size(config.vocab_size)
+    tokens = sorted(described["model"]["vocab"].items(), key=lambda token: token[1])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([token for token, _ in tokens])
+    writer.add_token_types([gguf.TokenType.CONTROL if number < len(SPECIAL) else gguf.TokenType.NORMAL for _, number in tokens])
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in described["model"]["merges"]])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in load_file(base / "model.safetensors").items():
+        values = tensor.float().numpy()
+        kind = gguf.GGMLQuantizationType.Q8_0 if values.ndim == 2 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), gguf.quants.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def make_reward_model(base, folder):
@@ -150,6 +184,8 @@ def main(output, data, wanted):
     tokenizer = Tokenizer.from_file(str(output / "tokenizer.json"))
     for name in wanted["models"]:
         make_model(name, output / name, tokenizer)
+    for name in wanted["gguf"]:
+        make_gguf(output / name, output / f"{name}-q8_0.gguf")
     make_reward_model(output / "9m", output / "9m-reward")
     pieces = Pieces(texts, tokenizer)
     for name, shape in wanted["sft"].items():

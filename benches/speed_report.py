@@ -7,12 +7,13 @@ import subprocess
 import time
 from pathlib import Path
 
-BASELINES = ("TRL", "transformers")
+BASELINES = ("TRL", "transformers", "llama.cpp")
 SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
 WHAT = {
     "sft-lora-9m": "`sft`, LoRA, 9 M", "sft-lora-52m": "`sft`, LoRA, 52 M", "sft-lora-135m": "`sft`, LoRA, 135 M", "sft-full-9m": "`sft`, full, 9 M",
     "reward-pairs": "`reward`, LoRA, 9 M, pairs", "reward-k8": "`reward`, LoRA, 9 M, 8 answers a prompt", "ppo": "`ppo`, LoRA, 9 M",
     "sample-9m": "`sample`, 9 M, 32 rows", "sample-52m": "`sample`, 52 M, 32 rows", "sample-135m-1": "`sample`, 135 M, 1 row",
+    "sample-135m-1-q8": "`sample`, 135 M, 1 row, beside llama.cpp",
 }
 
 TRAINING = """\
@@ -20,6 +21,10 @@ Medians (ranges) of the runs. A step is one batch: of `sft` prompts and completi
 prompts of 64 and answers of 16 to 48 tokens; with 8 answers 2 prompts with 28 pairs each, which share the prompt, beside the same pairs one by one, of ours
 ("pairs") and of TRL; of `ppo` 32 prompts of 64 tokens, answers of 48, 4 passes. LoRA has rank 16 and alpha 32 on every linear layer. `sample` draws 64
 tokens after 64. The first loss shows that both sides compute the same. Of TRL's settings the fastest on this machine was taken (last table)."""
+LIMIT = """\
+Products with the model's matrices alone, at the rate of PyTorch's products of the same shapes in f32, each at its fastest (`benches/speed_limit.py`); attention,
+low-rank updates, norms, softmax and the optimizer are not in it, so that 100% is not to be reached, except where our products are faster than PyTorch's. Where
+TRL's time is no more than twice that of the products, no program can be twice as fast with the same numbers."""
 SEARCHED = """\
 The shortest step after the first. A setting is given up in a step that takes 1.3 times the best one's (the first: 3 times)."""
 
@@ -54,10 +59,10 @@ def ratio(one, other, key="rate"):
 
 
 def sides_of(raw, row):
-    """The runs of each side but the search, in the order in which they were made."""
+    """The runs of each side, without the search and the limit, in the order in which they were made."""
     found = {}
     for record in raw.of(row):
-        if record["side"] != "search":
+        if record["side"] not in ("search", "limit"):
             found.setdefault(record["side"], []).append(record)
     return found
 
@@ -70,7 +75,7 @@ def split(found):
 
 def setting(raw, row):
     """The baseline's fastest setting in words."""
-    best = raw.of(row, "search")[0]
+    best = next(iter(raw.of(row, "search") + raw.of(row, "llama.cpp")))
     return best["numbers"] + ("" if row.startswith("sample") else f", {best['layout']}")
 
 
@@ -86,7 +91,7 @@ def beside(raw, rows):
             same = "" if name.startswith(("sample", "ppo")) else f"{losses[0]:.4f}, {losses[1]:.4f}"
             lines.append([f"{WHAT[name]}: {side}", rows[name].of, median_and_range([run["rate"] for run in found[side]]),
                           median_and_range([run["rate"] for run in baseline]), ratio(found[side], baseline), setting(raw, name), same])
-    return table(["row", "a second", "rlhf", "TRL or transformers", "times", "its setting", "first loss, both"], lines) if lines else ""
+    return table(["row", "a second", "rlhf", "TRL, transformers or llama.cpp", "times", "its setting", "first loss, both"], lines) if lines else ""
 
 
 def memory(raw):
@@ -98,6 +103,26 @@ def memory(raw):
             lines.append([f"{WHAT[name]}: {side}", *(median_and_range([run["peak_mb"] for run in runs]) for runs in (found[side], baseline)),
                           ratio(found[side], baseline, "peak_mb")])
     return table(["row", "rlhf, MB", "TRL, MB", "share"], lines) if lines else ""
+
+
+def limits(raw, rows):
+    """What the products alone would take of the time of a step, beside both sides."""
+    lines = []
+    for name in WHAT:
+        limited = raw.of(name, "limit")
+        ours, baseline = split(sides_of(raw, name)) if limited else ([], [])
+        if not ours:
+            continue
+        of = sides_of(raw, name)
+        # Units of a step over units a second.
+        unit = rows[name].unit or of[ours[0]][0]["tokens"] / (rows[name].size if name.startswith("sample") else 1)
+        step = lambda runs: statistics.median(unit / run["rate"] for run in runs)
+        least = statistics.median(run["limit_seconds"] for run in limited)
+        exact = of[ours[0]]
+        lines.append([f"{WHAT[name]}: {ours[0]}", f"{least:.3g}", number(statistics.median(run["gflops"] for run in limited)), f"{step(exact):.3g}",
+                      f"{least / step(exact):.0%}", f"{step(baseline):.3g}", f"{least / step(baseline):.0%}"])
+    header = ["row", "products alone, s", "their GFLOP/s", "rlhf, s/step", "products' share", "TRL or transformers, s/step", "products' share"]
+    return table(header, lines) if lines else ""
 
 
 def nucleus(raw):
@@ -136,8 +161,8 @@ def searched(raw):
 
 
 def versions(raw):
-    found = [record["versions"] for record in raw.records if "versions" in record]
-    return ", ".join(f"{name} {version}" for name, version in found[-1].items()) if found else "no baseline"
+    found = {name: version for record in raw.records for name, version in record.get("versions", {}).items()}
+    return ", ".join(f"{name} {version}" for name, version in found.items()) or "no baseline"
 
 
 def report(raw, rows, command, given):
@@ -151,6 +176,7 @@ def report(raw, rows, command, given):
     sections = {
         "Training and sampling": (beside(raw, rows), TRAINING),
         "Peak memory": (memory(raw), "The most that the process held (`ru_maxrss`), Python's modules included, at the settings of the table above."),
+        "Near the limit": (limits(raw, rows), LIMIT),
         "Nucleus sampling": (nucleus(raw), f"SmolLM2-135M's shape, vocabulary 49,152, {sampled}; probabilities that fall as language's do (`benches/speed_models.py`)."),
         "Threads and precision": (threads(raw, rows), "Our programs alone; the shortest steps. Shares as in `benches/scaling.py`."),
         "TRL's and transformers' settings": (searched(raw), SEARCHED),

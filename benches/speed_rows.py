@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import scaling
+import speed_limit
 
 BASELINES = Path(__file__).resolve().parent / "speed_trl.py"
+LLAMA_CPP = Path(__file__).resolve().parent / "speed_llama_cpp.py"
 LORA = {"method": "lora", "lora-r": 16, "lora-alpha": 32, "target-modules": "all-linear"}
 # TRL's side has the same; the schedule, which differs, costs nothing.
 TRAINING = {"epochs": 1000000, "evaluation-share": 0, "evaluate-every": 1000000, "checkpoint-every": 1000000, "learning-rate": 1e-5, "beta2": 0.999}
@@ -61,7 +63,16 @@ class Row:
     @property
     def skipped(self):
         # An update of PPO is many passes, and so is a batch of sampling.
-        return 1 if self.kind.endswith(("ppo", "sample")) else 2
+        return 1 if self.kind.endswith(("ppo", "sample", "sample-q8")) else 2
+
+    @property
+    def has_baseline(self):
+        return not (self.kind.startswith("threads-") or self.kind == "nucleus")
+
+    @property
+    def is_searched(self):
+        """Whether its baseline has settings, of which the fastest is looked for."""
+        return self.has_baseline and self.kind != "sample-q8"
 
 
 def ranked_answers(quick):
@@ -84,6 +95,7 @@ def rows(quick):
         "sample-9m": sampling("9m", batch(32), steps(3), quick),
         "sample-52m": sampling("52m", batch(32), steps(2), quick),
         "sample-135m-1": sampling("135m", 1, steps(3), quick),
+        "sample-135m-1-q8": sampling("135m", 1, steps(3), quick, "sample-q8"),
         "nucleus": Row("nucleus", "135m-peaked", "prompts-nucleus", "tokens", 0, 1, {"answers": 25, "response_length": 4 if quick else 20}),
     }
     for name in ("sft-lora-9m", "sft-full-9m", "reward-pairs", "ppo"):
@@ -92,9 +104,9 @@ def rows(quick):
     return found
 
 
-def sampling(model, rows, batches, quick):
+def sampling(model, rows, batches, quick, kind="sample"):
     """So many batches of rows after a first one that is left out."""
-    return Row("sample", model, f"prompts-{rows * (batches + 1)}", "tokens", 0, batches, {"rows": rows, "response_length": 8 if quick else 64})
+    return Row(kind, model, f"prompts-{rows * (batches + 1)}", "tokens", 0, batches, {"rows": rows, "response_length": 8 if quick else 64})
 
 
 def wanted_inputs(quick, nucleus_prompts):
@@ -106,10 +118,11 @@ def wanted_inputs(quick, nucleus_prompts):
     answers = {"prompt_length": PROMPT_LENGTH, "shortest": 16, "longest": 48}
     prompts = {"prompts-ppo": [4 if quick else 32, PROMPT_LENGTH], "prompts-nucleus": [nucleus_prompts, 20], "prompts-nucleus-few": [2, 20]}
     for row in rows(quick).values():
-        if row.kind == "sample":
+        if row.kind in ("sample", "sample-q8"):
             prompts |= {data: [int(data.split("-")[1]), PROMPT_LENGTH] for data in (row.data, f"prompts-{row.more['rows']}")}
     return {
         "models": ["9m", "52m", "135m", "135m-peaked"],
+        "gguf": ["135m"],
         "sft": demonstrations,
         "reward": {"pairs": answers | {"prompts": 4 if quick else 16, "answers": 2}, "ranked": answers | {"prompts": RANKED, "answers": ranked_answers(quick)}},
         "prompts": prompts,
@@ -211,16 +224,16 @@ def threads_ours(run, row, precision, threads):
 # TRL and transformers.
 
 def baseline_spec(run, row, data):
-    kind = row.kind.removesuffix("-k8")
+    kind = row.kind.removesuffix("-k8").removesuffix("-q8")
     spec = {"kind": kind, "model": str(run.inputs / row.model), "data": str(run.inputs / f"{data}.parquet"), "threads": run.threads, "max_length": MAX_LENGTH,
             "output": str(run.output / "trained-by-trl"), "reward_model": str(run.inputs / "9m-reward")}
     return spec | row.more
 
 
-def baseline(run, what, spec):
-    """The lines of JSON that the other interpreter prints, and the most memory it held."""
+def baseline(run, program, *arguments):
+    """The lines of JSON that a program of the other interpreter prints, seconds, and the most memory it held."""
     environment = os.environ | {"OMP_NUM_THREADS": str(run.threads), "MKL_NUM_THREADS": str(run.threads), "CUDA_VISIBLE_DEVICES": ""}
-    text, seconds, peak = execute([run.python, BASELINES, what, json.dumps(spec)], environment)
+    text, seconds, peak = execute([run.python, program, *arguments], environment)
     return [json.loads(line) for line in text.splitlines() if line.startswith("{\"")], seconds, peak
 
 
@@ -228,7 +241,7 @@ def search(run, row):
     """The settings that the baseline was tried with, and the fastest of them."""
     data = f"{row.data}-pairs" if row.kind == "reward-k8" else row.data
     steps = 2 if run.quick else SEARCH_STEPS
-    (versions, *tried), seconds, _ = baseline(run, "search", baseline_spec(run, row, data) | {"steps": steps})
+    (versions, *tried), seconds, _ = baseline(run, BASELINES, "search", json.dumps(baseline_spec(run, row, data) | {"steps": steps}))
     for one in tried:
         one["step_seconds"] = min(one["seconds"][1:] or one["seconds"])
     best = min((one for one in tried if not one["gave_up"]), key=lambda one: one["step_seconds"])
@@ -237,10 +250,28 @@ def search(run, row):
 
 def run_baseline(run, row, best, data=None):
     spec = baseline_spec(run, row, data or row.data) | {"numbers": best["numbers"], "layout": best["layout"], "steps": row.size + row.skipped}
-    (_, found), _, peak = baseline(run, "measure", spec)
+    (_, found), _, peak = baseline(run, BASELINES, "measure", json.dumps(spec))
+    return of_baseline(row, found, peak)
+
+
+def run_llama_cpp(run, row):
+    spec = baseline_spec(run, row, row.data) | {"model": str(run.inputs / f"{row.model}-q8_0.gguf"), "prompt_length": PROMPT_LENGTH, "steps": row.size + row.skipped}
+    (versions, found), _, peak = baseline(run, LLAMA_CPP, json.dumps(spec))
+    return of_baseline(row, found, peak) | versions
+
+
+def of_baseline(row, found, peak):
     unit = row.unit or found["tokens"]
     step = steady(row, found["seconds"])
     return found | {"rate": unit / step, "step_seconds": step, "peak_mb": peak}
+
+
+def limit(run, row, tokens):
+    """Seconds of the products of a step alone (`benches/speed_limit.py`), for a batch of so many tokens."""
+    config = json.loads((run.inputs / row.model / "config.json").read_text())
+    wanted = {"threads": run.threads, "products": speed_limit.products(row.kind, config, row, tokens, PROMPT_LENGTH)}
+    (found,), _, _ = baseline(run, Path(speed_limit.__file__), json.dumps(wanted))
+    return found
 
 
 def sides(run, row, best):
@@ -252,10 +283,13 @@ def sides(run, row, best):
         flags = {"answers": row.more["answers"]}
         return {name: (lambda more=more: sample_ours(run, row, run.precisions[0], "prompts-nucleus-few", flags | more))
                 for name, more in [("plain", {}), ("top-p 0.9", {"top-p": 0.9})]}
-    if kind == "sample":
+    if kind in ("sample", "sample-q8"):
         rows = row.more["rows"]
         # Room for as many rows at a time as the baseline has in a batch.
         flags = {"kv-cache-tokens": rows * (PROMPT_LENGTH + row.more["response_length"])}
+        if kind == "sample-q8":
+            ours = lambda: sample_ours(run, row, run.precisions[0], f"prompts-{rows}", flags | {"base-precision": "q8_0"})
+            return {"rlhf, base in Q8_0": ours, "llama.cpp": lambda: run_llama_cpp(run, row)}
         found = {f"rlhf {precision}": (lambda p=precision: sample_ours(run, row, p, f"prompts-{rows}", flags)) for precision in run.precisions}
     elif kind == "reward-k8":
         found = {f"rlhf {precision}": (lambda p=precision: train_ours(run, row, p)) for precision in run.precisions}

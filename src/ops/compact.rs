@@ -5,6 +5,7 @@
 //! of many rows, and saves reading memory in one of few. The blocks' formats, their rounding included, are
 //! candle's, which follow ggml's.
 
+mod dots;
 mod form;
 
 use std::cell::Cell;

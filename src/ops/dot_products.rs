@@ -2,7 +2,8 @@
 //!
 //! A general product packs its operands first, which costs more than the product when one side has few rows,
 //! as in generation (a row for each sequence) and in low-rank updates. Here rows are read in place and
-//! multiplied four by four, so that each number that is loaded is used four times. The rows of `b`, in
+//! multiplied four by four, so that each number that is loaded is used four times; three by four where the
+//! processor has 16 registers (AVX2), which hold the sums of no larger tile. The rows of `b`, in
 //! generation the weights, come from main memory: while one tile is computed, the next is fetched, as the
 //! rows of a tile are too short for the processor to see by itself where it goes on.
 
@@ -13,8 +14,12 @@ use rayon::prelude::*;
 
 use super::matrix::{Matrix, MatrixMut, Threads};
 
-/// Rows of one tile, on either side: 16 sums at a time fit the registers.
+/// Rows of one tile, on either side: 16 sums at a time fit 32 registers.
 const TILE: usize = 4;
+
+/// Rows of `a` of a tile where there are 16 registers: with four, sums are moved to memory and back, and a
+/// product takes half as long again.
+const SMALL_TILE: usize = 3;
 
 /// Rows of the longer side in one parallel task.
 const ROWS_PER_TASK: usize = 64;
@@ -27,9 +32,22 @@ const AHEAD: usize = 1024;
 const PARALLEL_WORK: usize = 1 << 18;
 
 /// Whether this is faster than a general product of `[rows, k]` and `[k, columns]`: the sums at the end of each row of `k` numbers
-/// weigh less the longer it is (measured with AVX-512 against `gemm`).
+/// weigh less the longer it is (measured against `gemm`, with AVX-512; with AVX2 the same of few columns, and of somewhat more rows).
 pub(super) fn is_faster(rows: usize, columns: usize, k: usize) -> bool {
-    rows.min(columns) <= (k / 12).min(64)
+    let has_few_rows = rows < columns && pulp::Arch::new().dispatch(TileRows) == SMALL_TILE;
+    rows.min(columns) <= (k / if has_few_rows { 8 } else { 12 }).min(64)
+}
+
+/// The rows of `a` of a tile.
+struct TileRows;
+
+impl WithSimd for TileRows {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        if S::REGISTER_COUNT < 32 { SMALL_TILE } else { TILE }
+    }
 }
 
 /// `target = factor a bᵀ`, or `target += factor a bᵀ`, where the rows of `a` and `b` are contiguous.
@@ -69,29 +87,33 @@ impl WithSimd for Kernel<'_> {
             (0..b_rows).for_each(|b_row| self.tile::<S, 1, 1, true>(simd, 0, b_row));
             return;
         }
+        let tile_rows = TileRows.with_simd(simd);
         for b_first in (0..b_rows).step_by(TILE) {
-            self.tiles::<S, true>(simd, 0, b_first);
-            for a_first in (TILE..a_rows).step_by(TILE) {
-                self.tiles::<S, false>(simd, a_first, b_first);
+            self.tiles::<S, true>(simd, tile_rows, 0, b_first);
+            for a_first in (tile_rows..a_rows).step_by(tile_rows) {
+                self.tiles::<S, false>(simd, tile_rows, a_first, b_first);
             }
         }
     }
 }
 
 impl Kernel<'_> {
-    /// The dot products of up to `TILE` rows of `a` with as many of `b`. With `FETCH` the rows of `b` that
+    /// The dot products of up to `tile_rows` rows of `a` with up to `TILE` of `b`. With `FETCH` the rows of `b` that
     /// come next are brought into the cache meanwhile.
     #[inline(always)]
-    fn tiles<S: Simd, const FETCH: bool>(&self, simd: S, a_first: usize, b_first: usize) {
-        match ((self.a.rows - a_first).min(TILE), (self.b.rows - b_first).min(TILE)) {
+    fn tiles<S: Simd, const FETCH: bool>(&self, simd: S, tile_rows: usize, a_first: usize, b_first: usize) {
+        match ((self.a.rows - a_first).min(tile_rows), (self.b.rows - b_first).min(TILE)) {
             (0, _) => (),
             (4, 4) => self.tile::<S, 4, 4, FETCH>(simd, a_first, b_first),
             (3, 4) => self.tile::<S, 3, 4, FETCH>(simd, a_first, b_first),
             (2, 4) => self.tile::<S, 2, 4, FETCH>(simd, a_first, b_first),
             (1, 4) => self.tile::<S, 1, 4, FETCH>(simd, a_first, b_first),
             (4, 3) => self.tile::<S, 4, 3, FETCH>(simd, a_first, b_first),
+            (3, 3) => self.tile::<S, 3, 3, FETCH>(simd, a_first, b_first),
             (4, 2) => self.tile::<S, 4, 2, FETCH>(simd, a_first, b_first),
+            (3, 2) => self.tile::<S, 3, 2, FETCH>(simd, a_first, b_first),
             (4, 1) => self.tile::<S, 4, 1, FETCH>(simd, a_first, b_first),
+            (3, 1) => self.tile::<S, 3, 1, FETCH>(simd, a_first, b_first),
             (rows, columns) => (0..rows * columns).for_each(|index| {
                 self.tile::<S, 1, 1, false>(simd, a_first + index / columns, b_first + index % columns);
             }),

@@ -95,11 +95,11 @@ pub(super) fn erf(x: f32) -> f32 {
     x * p / q
 }
 
-/// Adds the lanes of a partial sum, in a fixed order.
+/// Adds the lanes of a partial sum, a power of two, in a fixed order.
 #[inline(always)]
-pub(super) fn total(lanes: [f32; LANES]) -> f32 {
+pub(super) fn total<const N: usize>(lanes: [f32; N]) -> f32 {
     let mut lanes = lanes;
-    let mut width = LANES / 2;
+    let mut width = N / 2;
     while width > 0 {
         for lane in 0..width {
             lanes[lane] += lanes[lane + width];

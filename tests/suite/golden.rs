@@ -23,7 +23,7 @@ use rlhf::train::schedule::Schedule;
 use serde_json::Value;
 
 /// The folders of `models.py`.
-const FAMILIES: [&str; 18] = [
+pub const FAMILIES: [&str; 18] = [
     "llama",
     "llama3",
     "llama-dynamic",

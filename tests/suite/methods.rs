@@ -16,7 +16,7 @@ use crate::oracle::{
 };
 
 /// Folders with the method that goes on training them.
-const ADAPTERS: [(&str, &str); 53] = [
+pub const ADAPTERS: [(&str, &str); 53] = [
     ("lora-gemma3", "lora"),
     ("lora-smollm3", "lora"),
     ("lora-olmo2", "lora"),

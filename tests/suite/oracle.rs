@@ -46,12 +46,15 @@ pub fn assert_close(what: &str, found: &[f32], expected: &[f32], tolerance: f32)
     }
 }
 
+/// A gradient of PyTorch's as it lies with us: GPT-2's Conv1D weights are transposed.
+pub fn as_ours(name: &str, gradient: &Tensor) -> Result<Tensor> {
+    let is_transposed = ["c_attn.weight", "c_proj.weight", "c_fc.weight"].iter().any(|end| name.ends_with(end));
+    Ok(if is_transposed { gradient.t()?.contiguous()? } else { gradient.clone() })
+}
+
 /// Gradients are compared relative to the largest number of the tensor, however small it is.
 pub fn assert_gradient(what: &str, found: &Tensor, expected: &Tensor) -> Result<()> {
-    // GPT-2's Conv1D weights lie transposed.
-    let transposed =
-        what.ends_with("c_attn.weight") || what.ends_with("c_proj.weight") || what.ends_with("c_fc.weight");
-    let expected = if transposed { expected.t()?.contiguous()? } else { expected.clone() };
+    let expected = as_ours(what, expected)?;
     assert_eq!(found.dims(), expected.dims(), "shape of the gradient of {what}");
     let (found, expected): (Vec<f32>, Vec<f32>) = (found.flatten_all()?.to_vec1()?, expected.flatten_all()?.to_vec1()?);
     let scale = expected.iter().fold(0f32, |scale, x| scale.max(x.abs()));

@@ -9,7 +9,8 @@ use candle_core::quantized::{GgmlDType, GgmlType, k_quants};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use crate::ops::simd::{LANES, total, vectorised};
+use super::dots::{dots_bf16, dots_q8_0};
+use crate::ops::simd::vectorised;
 
 /// The form in which a matrix is kept: 16 bits a number, or blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,7 +188,7 @@ impl CompactForm {
 }
 
 /// Words of a block of 32 integers of 8 bits: the scale, an f16, and the integers.
-const Q8_0_WORDS: usize = 17;
+pub(super) const Q8_0_WORDS: usize = 17;
 
 /// Words of a block of 256 integers of 4 bits: a scale and a scale of minima, f16, 12 bytes of scales and
 /// minima of 6 bits, and the integers.
@@ -206,7 +207,7 @@ pub(super) fn half(bits: u16) -> f32 {
 
 /// The integers of a block in 8 bits.
 #[inline(always)]
-fn integers(block: &[u16; Q8_0_WORDS]) -> [i8; 32] {
+pub(super) fn integers(block: &[u16; Q8_0_WORDS]) -> [i8; 32] {
     let mut integers = [0i8; 32];
     for (pair, word) in integers.as_chunks_mut::<2>().0.iter_mut().zip(&block[1..]) {
         *pair = word.to_le_bytes().map(u8::cast_signed);
@@ -215,38 +216,6 @@ fn integers(block: &[u16; Q8_0_WORDS]) -> [i8; 32] {
 }
 
 vectorised! {
-    /// [`CompactForm::dots`] of rows in bf16.
-    fn dots_bf16<'a>(words: &'a [u16], x: &'a [f32], factor: f32, accumulate: bool, dots: &'a mut [f32]) {
-        for (dot, row) in dots.iter_mut().zip(words.chunks_exact(x.len())) {
-            let mut sums = [0.0; LANES];
-            let ((words, words_rest), (x, x_rest)) = (row.as_chunks::<LANES>(), x.as_chunks::<LANES>());
-            for (words, x) in words.iter().zip(x) {
-                for lane in 0..LANES {
-                    sums[lane] = x[lane].mul_add(f32::from_bits(u32::from(words[lane]) << 16), sums[lane]);
-                }
-            }
-            for ((sum, &word), &x) in sums.iter_mut().zip(words_rest).zip(x_rest) {
-                *sum = x.mul_add(f32::from_bits(u32::from(word) << 16), *sum);
-            }
-            *dot = factor * total(sums) + if accumulate { *dot } else { 0.0 };
-        }
-    }
-
-    /// The same of rows in blocks of 8 bits.
-    fn dots_q8_0<'a>(words: &'a [u16], x: &'a [f32], factor: f32, accumulate: bool, dots: &'a mut [f32]) {
-        let x = x.as_chunks::<32>().0;
-        for (dot, row) in dots.iter_mut().zip(words.chunks_exact(x.len() * Q8_0_WORDS)) {
-            let mut sums = [0.0; LANES];
-            for (block, x) in row.as_chunks::<Q8_0_WORDS>().0.iter().zip(x) {
-                let (scale, integers) = (half(block[0]), integers(block));
-                for lane in 0..LANES {
-                    sums[lane] = x[lane].mul_add(f32::from(integers[lane]) * scale, sums[lane]);
-                }
-            }
-            *dot = factor * total(sums) + if accumulate { *dot } else { 0.0 };
-        }
-    }
-
     fn widen_bf16<'a>(words: &'a [u16], values: &'a mut [f32]) {
         for (value, &word) in values.iter_mut().zip(words) {
             *value = f32::from_bits(u32::from(word) << 16);

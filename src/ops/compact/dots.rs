@@ -1,0 +1,128 @@
+//! Dot products of the rows of a matrix with one row, widened in registers.
+
+use super::form::{Q8_0_WORDS, half, integers};
+use crate::ops::simd::{LANES, total, vectorised};
+
+/// Numbers that are multiplied at a time, and sums of a row, of blocks of 32 integers.
+const EIGHT: usize = 8;
+
+vectorised! {
+    /// [`CompactForm::dots`](super::CompactForm::dots) of rows in bf16.
+    pub(super) fn dots_bf16<'a>(words: &'a [u16], x: &'a [f32], factor: f32, accumulate: bool, dots: &'a mut [f32]) {
+        for (dot, row) in dots.iter_mut().zip(words.chunks_exact(x.len())) {
+            let mut sums = [0.0; LANES];
+            let ((words, words_rest), (x, x_rest)) = (row.as_chunks::<LANES>(), x.as_chunks::<LANES>());
+            for (words, x) in words.iter().zip(x) {
+                for lane in 0..LANES {
+                    sums[lane] = x[lane].mul_add(f32::from_bits(u32::from(words[lane]) << 16), sums[lane]);
+                }
+            }
+            for ((sum, &word), &x) in sums.iter_mut().zip(words_rest).zip(x_rest) {
+                *sum = x.mul_add(f32::from_bits(u32::from(word) << 16), *sum);
+            }
+            *dot = factor * total(sums) + if accumulate { *dot } else { 0.0 };
+        }
+    }
+
+    /// [`dots_q8_0`] in plain code.
+    fn dots_q8_0_plain<'a>(words: &'a [u16], x: &'a [f32], factor: f32, accumulate: bool, dots: &'a mut [f32]) {
+        let x = x.as_chunks::<32>().0;
+        for (dot, row) in dots.iter_mut().zip(words.chunks_exact(x.len() * Q8_0_WORDS)) {
+            let mut sums = [0.0f32; EIGHT];
+            for (block, x) in row.as_chunks::<Q8_0_WORDS>().0.iter().zip(x) {
+                let (scale, integers) = (half(block[0]), integers(block));
+                for lane in 0..EIGHT {
+                    let product = |part: usize| x[part * EIGHT + lane] * f32::from(integers[part * EIGHT + lane]);
+                    let plus = |part: usize, sum: f32| {
+                        x[part * EIGHT + lane].mul_add(f32::from(integers[part * EIGHT + lane]), sum)
+                    };
+                    sums[lane] = (plus(1, product(0)) + plus(3, product(2))).mul_add(scale, sums[lane]);
+                }
+            }
+            *dot = factor * total(sums) + if accumulate { *dot } else { 0.0 };
+        }
+    }
+}
+
+/// [`CompactForm::dots`](super::CompactForm::dots) of rows in blocks of 8 bits: with AVX2, which compilers do not
+/// find in the plain code, or by that, in the same order.
+pub(super) fn dots_q8_0(words: &[u16], x: &[f32], factor: f32, accumulate: bool, dots: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = pulp::x86::V3::try_new() {
+        return simd.vectorize(avx2::DotsQ8 { simd, words, x, factor, accumulate, dots });
+    }
+    dots_q8_0_plain(words, x, factor, accumulate, dots);
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::{__m128i, __m256};
+
+    use pulp::x86::V3;
+
+    use super::{EIGHT, Q8_0_WORDS, half, integers, total};
+
+    pub(super) struct DotsQ8<'a> {
+        pub simd: V3,
+        pub words: &'a [u16],
+        pub x: &'a [f32],
+        pub factor: f32,
+        pub accumulate: bool,
+        pub dots: &'a mut [f32],
+    }
+
+    impl pulp::NullaryFnOnce for DotsQ8<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn call(self) {
+            let DotsQ8 { simd, words, x, factor, accumulate, dots } = self;
+            let x = x.as_chunks::<32>().0;
+            for (dot, row) in dots.iter_mut().zip(words.chunks_exact(x.len() * Q8_0_WORDS)) {
+                let mut sums = simd.avx._mm256_setzero_ps();
+                for (block, x) in row.as_chunks::<Q8_0_WORDS>().0.iter().zip(x) {
+                    let scale = simd.avx._mm256_set1_ps(half(block[0]));
+                    sums = simd.fma._mm256_fmadd_ps(block_sums(simd, &integers(block), x), scale, sums);
+                }
+                let sums: [f32; EIGHT] = pulp::cast(sums);
+                *dot = factor * total(sums) + if accumulate { *dot } else { 0.0 };
+            }
+        }
+    }
+
+    /// The products of a block without its scale, summed over four eighths.
+    #[inline(always)]
+    fn block_sums(simd: V3, integers: &[i8; 32], x: &[f32; 32]) -> __m256 {
+        let x: [__m256; 4] = pulp::cast(*x);
+        let integers: [i64; 4] = pulp::cast(*integers);
+        let widened = |part: usize| {
+            let eight: __m128i = pulp::cast([integers[part], 0]);
+            simd.avx._mm256_cvtepi32_ps(simd.avx2._mm256_cvtepi8_epi32(eight))
+        };
+        let pair = |part: usize| {
+            let first = simd.avx._mm256_mul_ps(x[part], widened(part));
+            simd.fma._mm256_fmadd_ps(x[part + 1], widened(part + 1), first)
+        };
+        simd.avx._mm256_add_ps(pair(0), pair(2))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::compact::{Compact, CompactForm};
+    use crate::ops::testing::random;
+
+    #[test]
+    fn what_the_processor_has_gives_the_bits_of_plain_code() {
+        let (rows, columns) = (37, 576);
+        let matrix = Compact::of(&random(&[rows, columns], 1), CompactForm::Q8_0).unwrap();
+        let x: Vec<f32> = random(&[columns], 2).to_vec1().unwrap();
+        for accumulate in [false, true] {
+            let [mut found, mut expected] = [vec![0.5; rows], vec![0.5; rows]];
+            dots_q8_0(&matrix.words, &x, 0.7, accumulate, &mut found);
+            dots_q8_0_plain(&matrix.words, &x, 0.7, accumulate, &mut expected);
+            assert_eq!(found, expected);
+        }
+    }
+}
