@@ -22,7 +22,7 @@ prompts of 64 and answers of 16 to 48 tokens; with 8 answers 2 prompts with 28 p
 ("pairs") and of TRL; of `ppo` 32 prompts of 64 tokens, answers of 48, 4 passes. LoRA has rank 16 and alpha 32 on every linear layer. `sample` draws 64
 tokens after 64. The first loss shows that both sides compute the same. Of TRL's settings the fastest on this machine was taken (last table)."""
 LIMIT = """\
-Products with the model's matrices alone, at the rate of PyTorch's products of the same shapes in f32, each at its fastest (`benches/speed_limit.py`); attention,
+Products with the model's matrices alone, at the rate of PyTorch's products of the same shapes in f32 (`benches/speed_limit.py`); attention,
 low-rank updates, norms, softmax and the optimizer are not in it, so that 100% is not to be reached, except where our products are faster than PyTorch's. Where
 TRL's time is no more than twice that of the products, no program can be twice as fast with the same numbers."""
 SEARCHED = """\

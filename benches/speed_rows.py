@@ -94,8 +94,8 @@ def rows(quick):
         "ppo": Row("ppo", "9m", "prompts-ppo", "answers", batch(32), steps(2), lora | {"response_length": 6 if quick else 48, "epochs": 4}),
         "sample-9m": sampling("9m", batch(32), steps(3), quick),
         "sample-52m": sampling("52m", batch(32), steps(2), quick),
-        "sample-135m-1": sampling("135m", 1, steps(3), quick),
-        "sample-135m-1-q8": sampling("135m", 1, steps(3), quick, "sample-q8"),
+        "sample-135m-1": sampling("135m", 1, steps(8), quick),
+        "sample-135m-1-q8": sampling("135m", 1, steps(16), quick, "sample-q8"),
         "nucleus": Row("nucleus", "135m-peaked", "prompts-nucleus", "tokens", 0, 1, {"answers": 25, "response_length": 4 if quick else 20}),
     }
     for name in ("sft-lora-9m", "sft-full-9m", "reward-pairs", "ppo"):

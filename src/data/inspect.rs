@@ -12,9 +12,10 @@ use crate::error::Result;
 /// A token that is only a part of a character is shown under its name in the vocabulary, after a `~`.
 pub fn inspect(tree: &TokenTree, tokenizer: &Tokenizer) -> Result<String> {
     let mut lines = format!(
-        "{} prompt tokens shared by {} answers, {} tokens in all, {} with loss\nsegment       id  loss  token\n",
+        "{} prompt tokens shared by {} answer{}, {} tokens in all, {} with loss\nsegment       id  loss  token\n",
         tree.prompt.len(),
         tree.answers.len(),
+        if tree.answers.len() == 1 { "" } else { "s" },
         tree.tokens(),
         tree.learned_tokens()
     );

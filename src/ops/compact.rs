@@ -7,6 +7,7 @@
 
 mod dots;
 mod form;
+mod widen;
 
 use std::cell::Cell;
 use std::fmt;
@@ -27,6 +28,9 @@ const SLAB: usize = 1 << 21;
 
 /// Numbers of a task of widening, or of a product of few rows: 128 KB of f32, which stay in the second cache.
 const PANEL: usize = 1 << 15;
+
+/// Rows that are widened at a time for a product of one row.
+const ROWS_AT_ONCE: usize = 4;
 
 /// In which form the matrices of a frozen base model are kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -251,12 +255,17 @@ impl Compact {
                 let words = &self.words[rows.start * words..rows.end * words];
                 return self.form.dots(words, x.row(0), factor, accumulate, dots);
             }
-            let mut scratch = Scratch::take(&PANEL_OF_TASK, rows.len() * self.columns);
-            self.widen_here(rows.clone(), scratch.values());
-            let weight = Matrix::new(scratch.values(), rows.len(), self.columns);
-            // SAFETY: the tasks have different columns.
-            let target = unsafe { target.block(0..x.rows, rows) };
-            dot_products::multiply(target, accumulate, factor, x, weight, Threads::One);
+            // What is read but once stays in the first cache until then.
+            let at_once = if x.rows == 1 { ROWS_AT_ONCE } else { per_task };
+            for start in rows.clone().step_by(at_once) {
+                let rows = start..(start + at_once).min(rows.end);
+                let mut scratch = Scratch::take(&PANEL_OF_TASK, rows.len() * self.columns);
+                self.widen_here(rows.clone(), scratch.values());
+                let weight = Matrix::new(scratch.values(), rows.len(), self.columns);
+                // SAFETY: the tasks have different columns, and of those one block at a time.
+                let target = unsafe { target.block(0..x.rows, rows) };
+                dot_products::multiply(target, accumulate, factor, x, weight, Threads::One);
+            }
         });
     }
 }

@@ -1,6 +1,6 @@
 //! Dot products of the rows of a matrix with one row, widened in registers.
 
-use super::form::{Q8_0_WORDS, half, integers};
+use super::widen::{Q8_0_WORDS, half, integers};
 use crate::ops::simd::{LANES, total, vectorised};
 
 /// Numbers that are multiplied at a time, and sums of a row, of blocks of 32 integers.

@@ -1,7 +1,7 @@
 //! The forms: bytes of numbers in 16 bits and of blocks, widened to f32 and the other way.
 //!
 //! The formats of blocks, their rounding included, are candle's, which follow ggml's; what products read most
-//! is widened here.
+//! is widened by [`widen`].
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::dots::{dots_bf16, dots_q8_0};
-use crate::ops::simd::vectorised;
+use super::widen;
 
 /// The form in which a matrix is kept: 16 bits a number, or blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,10 +155,15 @@ impl CompactForm {
     /// Whole blocks in f32.
     pub(super) fn widen(self, words: &[u16], values: &mut [f32]) {
         match self.0 {
-            GgmlDType::BF16 => widen_bf16(words, values),
+            GgmlDType::BF16 => widen::bf16(words, values),
             GgmlDType::F16 => blocks::<f16>(words).convert_to_f32_slice(values),
-            GgmlDType::Q8_0 => widen_q8_0(words, values),
-            GgmlDType::Q4K => widen_q4_k(words, values),
+            GgmlDType::Q4_0 => widen::q4_0(words, values),
+            GgmlDType::Q4_1 => widen::q4_1(words, values),
+            GgmlDType::Q5_0 => widen::q5_0(words, values),
+            GgmlDType::Q5_1 => widen::q5_1(words, values),
+            GgmlDType::Q8_0 => widen::q8_0(words, values),
+            GgmlDType::Q4K => widen::q4_k(words, values),
+            GgmlDType::Q6K => widen::q6_k(words, values),
             _ => with_blocks!(self, Block => Block::to_float(blocks::<Block>(words), values)),
         }
     }
@@ -183,87 +188,6 @@ impl CompactForm {
             CompactForm::BF16 => dots_bf16(words, x, factor, accumulate, dots),
             CompactForm::Q8_0 => dots_q8_0(words, x, factor, accumulate, dots),
             _ => unreachable!("{self} has no such product"),
-        }
-    }
-}
-
-/// Words of a block of 32 integers of 8 bits: the scale, an f16, and the integers.
-pub(super) const Q8_0_WORDS: usize = 17;
-
-/// Words of a block of 256 integers of 4 bits: a scale and a scale of minima, f16, 12 bytes of scales and
-/// minima of 6 bits, and the integers.
-const Q4_K_WORDS: usize = 72;
-
-/// A half in f32.
-#[inline(always)]
-pub(super) fn half(bits: u16) -> f32 {
-    // The exponents of f32 begin 112 lower. Infinities and what is no number have the largest exponent, which stays.
-    let magnitude = match bits & 0x7c00 {
-        0x7c00 => f16::from_bits(bits & 0x7fff).to_f32_const(),
-        _ => f32::from_bits(u32::from(bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23),
-    };
-    f32::from_bits(magnitude.to_bits() | u32::from(bits & 0x8000) << 16)
-}
-
-/// The integers of a block in 8 bits.
-#[inline(always)]
-pub(super) fn integers(block: &[u16; Q8_0_WORDS]) -> [i8; 32] {
-    let mut integers = [0i8; 32];
-    for (pair, word) in integers.as_chunks_mut::<2>().0.iter_mut().zip(&block[1..]) {
-        *pair = word.to_le_bytes().map(u8::cast_signed);
-    }
-    integers
-}
-
-vectorised! {
-    fn widen_bf16<'a>(words: &'a [u16], values: &'a mut [f32]) {
-        for (value, &word) in values.iter_mut().zip(words) {
-            *value = f32::from_bits(u32::from(word) << 16);
-        }
-    }
-
-    fn widen_q8_0<'a>(words: &'a [u16], values: &'a mut [f32]) {
-        for (values, block) in values.as_chunks_mut::<32>().0.iter_mut().zip(words.as_chunks::<Q8_0_WORDS>().0) {
-            let scale = half(block[0]);
-            for (value, integer) in values.iter_mut().zip(integers(block)) {
-                *value = f32::from(integer) * scale;
-            }
-        }
-    }
-
-    fn widen_q4_k<'a>(words: &'a [u16], values: &'a mut [f32]) {
-        for (values, block) in values.as_chunks_mut::<256>().0.iter_mut().zip(words.as_chunks::<Q4_K_WORDS>().0) {
-            let [scale, minimum] = [block[0], block[1]].map(half);
-            let mut bytes = [0u8; 12];
-            for (pair, word) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(&block[2..8]) {
-                *pair = word.to_le_bytes();
-            }
-            for (part, values) in values.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                let (of_scale, of_minimum) = scale_and_minimum(&bytes, part);
-                let (scale, minimum) = (scale * f32::from(of_scale), minimum * f32::from(of_minimum));
-                // 32 bytes hold the low halves of one part and the high halves of the next.
-                let shift = 4 * (part % 2);
-                let mut integers = [0u8; 32];
-                for (pair, word) in integers.as_chunks_mut::<2>().0.iter_mut().zip(&block[8 + part / 2 * 16..][..16]) {
-                    *pair = word.to_le_bytes();
-                }
-                for (value, byte) in values.iter_mut().zip(integers) {
-                    *value = scale * f32::from(byte >> shift & 15) - minimum;
-                }
-            }
-        }
-    }
-}
-
-/// The scale and the minimum of one of eight parts of a block, 6 bits each: four of each stand whole, of the
-/// others the upper bits are where those have room (ggml's `get_scale_min_k4`).
-#[inline(always)]
-fn scale_and_minimum(bytes: &[u8; 12], part: usize) -> (u8, u8) {
-    match part {
-        0..4 => (bytes[part] & 63, bytes[part + 4] & 63),
-        _ => {
-            let low = bytes[part + 4];
-            (low & 15 | bytes[part - 4] >> 6 << 4, low >> 4 | bytes[part] >> 6 << 4)
         }
     }
 }

@@ -5,7 +5,7 @@ use candle_core::{DType, Tensor};
 
 use half::{bf16, f16};
 
-use super::form::half;
+use super::widen::half;
 use super::*;
 use crate::ops::testing::Operand;
 use crate::ops::testing::{assert_close, assert_same_bits_on_any_number_of_threads, random, run};
