@@ -247,7 +247,7 @@ impl Compact {
     fn times_few(&self, target: MatrixMut, accumulate: bool, factor: f32, x: Matrix) {
         let per_task = self.rows_per_panel().next_multiple_of(4);
         let words = self.form.row_bytes(self.columns) / 2;
-        (0..self.rows.div_ceil(per_task)).into_par_iter().for_each(|task| {
+        let run = |task: usize| {
             let rows = task * per_task..((task + 1) * per_task).min(self.rows);
             if x.rows == 1 && self.form.has_dots() {
                 // SAFETY: the tasks have different columns.
@@ -266,7 +266,12 @@ impl Compact {
                 let target = unsafe { target.block(0..x.rows, rows) };
                 dot_products::multiply(target, accumulate, factor, x, weight, Threads::One);
             }
-        });
+        };
+        let tasks = 0..self.rows.div_ceil(per_task);
+        match x.rows * self.rows * self.columns < dot_products::PARALLEL_WORK {
+            true => tasks.for_each(run),
+            false => tasks.into_par_iter().for_each(run),
+        }
     }
 }
 

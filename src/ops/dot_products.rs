@@ -26,10 +26,10 @@ const ROWS_PER_TASK: usize = 64;
 
 /// How many numbers ahead one row after the other is brought into the cache: 4 KiB, which memory needs about
 /// as long for as it takes to answer.
-const AHEAD: usize = 1024;
+pub(super) const AHEAD: usize = 1024;
 
 /// The least number of multiplications that is worth waking other threads for.
-const PARALLEL_WORK: usize = 1 << 18;
+pub(super) const PARALLEL_WORK: usize = 1 << 18;
 
 /// Whether this is faster than a general product of `[rows, k]` and `[k, columns]`: the sums at the end of each row of `k` numbers
 /// weigh less the longer it is (measured against `gemm`, with AVX-512; with AVX2 the same of few columns, and of somewhat more rows).
@@ -166,7 +166,7 @@ impl Kernel<'_> {
 /// Starts to bring the cache line of an address into the cache. Where the processor has no such instruction,
 /// nothing happens.
 #[inline(always)]
-fn fetch(address: *const f32) {
+pub(super) fn fetch(address: *const f32) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: every x86-64 processor has the instruction, and it reads nothing: no address is wrong.
     unsafe {

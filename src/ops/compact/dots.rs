@@ -1,7 +1,14 @@
 //! Dot products of the rows of a matrix with one row, widened in registers.
 
 use super::widen::{Q8_0_WORDS, half, integers};
+use crate::ops::dot_products::{AHEAD, fetch};
 use crate::ops::simd::{LANES, total, vectorised};
+
+/// Starts to bring what comes some way after these words into the cache.
+#[inline(always)]
+fn fetch_after(words: &[u16]) {
+    fetch(words.as_ptr().cast::<f32>().wrapping_add(AHEAD));
+}
 
 /// Numbers that are multiplied at a time, and sums of a row, of blocks of 32 integers.
 const EIGHT: usize = 8;
@@ -13,6 +20,7 @@ vectorised! {
             let mut sums = [0.0; LANES];
             let ((words, words_rest), (x, x_rest)) = (row.as_chunks::<LANES>(), x.as_chunks::<LANES>());
             for (words, x) in words.iter().zip(x) {
+                fetch_after(words);
                 for lane in 0..LANES {
                     sums[lane] = x[lane].mul_add(f32::from_bits(u32::from(words[lane]) << 16), sums[lane]);
                 }
@@ -30,6 +38,7 @@ vectorised! {
         for (dot, row) in dots.iter_mut().zip(words.chunks_exact(x.len() * Q8_0_WORDS)) {
             let mut sums = [0.0f32; EIGHT];
             for (block, x) in row.as_chunks::<Q8_0_WORDS>().0.iter().zip(x) {
+                fetch_after(block);
                 let (scale, integers) = (half(block[0]), integers(block));
                 for lane in 0..EIGHT {
                     let product = |part: usize| x[part * EIGHT + lane] * f32::from(integers[part * EIGHT + lane]);
@@ -60,7 +69,7 @@ mod avx2 {
 
     use pulp::x86::V3;
 
-    use super::{EIGHT, Q8_0_WORDS, half, integers, total};
+    use super::{EIGHT, Q8_0_WORDS, fetch_after, half, integers, total};
 
     pub(super) struct DotsQ8<'a> {
         pub simd: V3,
@@ -81,6 +90,7 @@ mod avx2 {
             for (dot, row) in dots.iter_mut().zip(words.chunks_exact(x.len() * Q8_0_WORDS)) {
                 let mut sums = simd.avx._mm256_setzero_ps();
                 for (block, x) in row.as_chunks::<Q8_0_WORDS>().0.iter().zip(x) {
+                    fetch_after(block);
                     let scale = simd.avx._mm256_set1_ps(half(block[0]));
                     sums = simd.fma._mm256_fmadd_ps(block_sums(simd, &integers(block), x), scale, sums);
                 }
