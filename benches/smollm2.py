@@ -33,7 +33,7 @@ def stages(model, output, seed):
         "reward": ("reward", ranked | {"data": data / "rankings-first.parquet", "demonstrations": data / "demonstrations-test.parquet"}),
         "judge": ("reward", ranked | {"data": data / "rankings-second.parquet", "demonstrations": data / "demonstrations-test.parquet", "seed": seed + 100}),
         "ppo": ("ppo", LENGTH | LORA | {
-            "model": own("sft"), "reward-model": own("reward"), "judge-model": own("judge"), "data": data / "prompts-train.parquet", "batch-size": 32,
+            "model": own("sft"), "reward-model": own("reward"), "data": data / "prompts-train.parquet", "batch-size": 32,
             "response-length": 64, "max-steps": 40, "learning-rate": 5e-5, "missing-eos-penalty": 1, "ptx-data": data / "demonstrations-train.parquet",
             "policy-every": 10, "sample-every": 10, "checkpoint-every": 1}),
         "evaluate": ("evaluate", LENGTH | {
@@ -95,7 +95,7 @@ def report(output, seeds):
             continue
         of = lambda metric: [value for value in (last(rows, metric) for rows in runs) if value is not None]
         cost.append([f"`{name}`", str(len(runs)), spread([value / 60 for value in of("seconds")], 1), spread(of("peak_rss_mb"), 0)])
-        for metric in ("evaluation_loss", "evaluation_accuracy", "objective/scores", "objective/kl", "judge/score"):
+        for metric in ("evaluation_loss", "evaluation_accuracy", "objective/scores", "objective/kl"):
             if of(metric):
                 training.append([f"`{name}`", metric, spread([next(row[metric] for row in rows if metric in row) for rows in runs]), spread(of(metric))])
     print(table(["stage", "seeds", "minutes", "peak, MB"], cost))
