@@ -3,7 +3,7 @@
     python benches/speed_limit.py '{"threads": 2, "products": [[rows, d_in, d_out, times], ...]}'
 
 Of a step, or of a batch of sampling. Left out is everything else: attention, low-rank updates, norms, activations, softmax, optimizer, reading, drawing.
-Each product is made with a matrix of its own every time, in the order of the list, as a pass through a model does, so that a small one does not stay in the cache.
+Each shape goes through matrices of its own, as many as a pass has and 128 MB at most, so that a small one does not stay in the cache.
 """
 
 import json

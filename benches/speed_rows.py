@@ -66,13 +66,9 @@ class Row:
         return 1 if self.kind.endswith(("ppo", "sample", "sample-q8")) else 2
 
     @property
-    def has_baseline(self):
-        return not (self.kind.startswith("threads-") or self.kind == "nucleus")
-
-    @property
     def is_searched(self):
-        """Whether its baseline has settings, of which the fastest is looked for."""
-        return self.has_baseline and self.kind != "sample-q8"
+        """Whether it has a baseline with settings, of which the fastest is looked for."""
+        return not (self.kind.startswith("threads-") or self.kind in ("nucleus", "sample-q8"))
 
 
 def ranked_answers(quick):

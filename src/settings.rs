@@ -177,11 +177,13 @@ fn quote(word: &str) -> String {
     }
 }
 
-/// Sets the number of threads of this process's parallel operations, of which this thread is one; can be done once, before the first of them.
+/// Sets the number of threads of this process's parallel operations, of which this thread is one; can be done
+/// once, before the first of them.
 ///
-/// An operation that begins on a thread outside of the pool has to wake one inside, and to be woken at its end: a fifth of the time of sampling one
-/// answer from a model of 135 M parameters. What other threads give to the pool is done by its other threads, or while this one waits for its own
-/// operations, so this thread must not wait for such work otherwise where it is the only one.
+/// An operation that begins on a thread outside of the pool has to wake one inside, and to be woken at its end: a
+/// fifth of the time of sampling one answer from a model of 135 M parameters. What other threads give to the pool
+/// is done by its other threads, or while this one waits for its own operations, so this thread must not wait for
+/// such work otherwise where it is the only one.
 pub fn use_threads(threads: usize) -> Result<()> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)

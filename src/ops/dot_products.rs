@@ -31,8 +31,9 @@ pub(super) const AHEAD: usize = 1024;
 /// The least number of multiplications that is worth waking other threads for.
 pub(super) const PARALLEL_WORK: usize = 1 << 18;
 
-/// Whether this is faster than a general product of `[rows, k]` and `[k, columns]`: the sums at the end of each row of `k` numbers
-/// weigh less the longer it is (measured against `gemm`, with AVX-512; with AVX2 the same of few columns, and of somewhat more rows).
+/// Whether this is faster than a general product of `[rows, k]` and `[k, columns]`: the sums at the end of each
+/// row of `k` numbers weigh less the longer it is (measured against `gemm`, with AVX-512; with AVX2 it is so of
+/// somewhat more rows).
 pub(super) fn is_faster(rows: usize, columns: usize, k: usize) -> bool {
     let has_few_rows = rows < columns && pulp::Arch::new().dispatch(TileRows) == SMALL_TILE;
     rows.min(columns) <= (k / if has_few_rows { 8 } else { 12 }).min(64)
