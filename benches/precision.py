@@ -1,6 +1,7 @@
 """What precisions do to results: losses, accuracies, rewards and KL of fine-tuning, reward model and PPO, three seeds each, against f32 with the same seed.
 
-    python benches/precision.py target/release MODEL DATA runs/precision [steps of sft and reward, 60] [updates of ppo, 15]
+    python benches/precision.py target/release MODEL DATA runs/precision [steps of sft and reward, 60] [updates of ppo, 30] [batch of ppo, 32; half of it elsewhere]
+        [precisions, all: f32,bf16,...]
 
 MODEL is a folder in 16 or 32 bits, such as data/base; DATA a folder with demonstrations.parquet, rankings.parquet and prompts.parquet, such as data/. LoRA
 everywhere. Every stage starts from the stage before in its own precision. Runs that are there are not run again. Prints a Markdown table: of each quantity
@@ -44,27 +45,28 @@ def quantity(stage, rows, name):
     return statistics.fmean(values[-(len(values) // 3 or 1):]) if stage == "ppo" else min(values) if "loss" in name else values[-1]
 
 
-def results(programs, model, data, output, steps, updates, precision, seed):
+def results(programs, model, data, output, steps, updates, batch, precision, seed):
     """The quantities of all stages, by stage and name."""
     folder = output / f"{precision.replace(' ', '-')}-{seed}"
     # Only sampling has a cache.
     common = {name: value for name, value in PRECISIONS[precision].items() if name != "cache-precision"} | {"seed": seed, "method": "lora"}
-    training = common | {"model": model, "evaluation-share": 0.1, "evaluate-every": steps, "max-steps": steps, "batch-size": 16}
+    training = common | {"model": model, "evaluation-share": 0.1, "evaluate-every": steps, "max-steps": steps, "batch-size": batch // 2}
     sft = run(programs / "sft", folder / "sft", training | {"data": data / "demonstrations.parquet"})
     reward = run(programs / "reward", folder / "reward", training | {"data": data / "rankings.parquet"})
     sampling = common | PRECISIONS[precision]
     ppo = run(programs / "ppo", folder / "ppo", sampling | {
-        "model": folder / "sft", "reward-model": folder / "reward", "data": data / "prompts.parquet", "batch-size": 32, "response-length": 40,
-        "max-length": 256, "max-steps": updates, "learning-rate": 1e-4})
+        "model": folder / "sft", "reward-model": folder / "reward", "data": data / "prompts.parquet", "batch-size": batch, "response-length": 40,
+        "max-length": 256, "max-steps": updates, "learning-rate": 5e-4})
     stages = {"sft": sft, "reward": reward, "ppo": ppo}
     return {(stage, name): quantity(stage, stages[stage], name) for stage, names in QUANTITIES.items() for name in names}
 
 
-def main(programs, model, data, output, steps="60", updates="15"):
+def main(programs, model, data, output, steps="60", updates="30", batch="32", precisions=",".join(PRECISIONS)):
     programs, model, data, output = Path(programs).resolve(), Path(model), Path(data), Path(output)
-    found = {(precision, seed): results(programs, model, data, output, int(steps), int(updates), precision, seed)
-             for precision in PRECISIONS for seed in SEEDS}
-    others = [precision for precision in PRECISIONS if precision != "f32"]
+    precisions = precisions.split(",")
+    found = {(precision, seed): results(programs, model, data, output, int(steps), int(updates), int(batch), precision, seed)
+             for precision in precisions for seed in SEEDS}
+    others = [precision for precision in precisions if precision != "f32"]
     print(f"| stage | quantity | f32, mean | deviation over seeds | {' | '.join(f'{other}: mean difference (largest)' for other in others)} |")
     print("| --- | --- | --- | --- |" + " --- |" * len(others))
     for stage, names in QUANTITIES.items():

@@ -11,7 +11,7 @@ use candle_core::{DType, Tensor};
 
 use super::base::Base;
 use crate::error::Result;
-use crate::model::adapter::{Adapter, NormChange, Parameter, Saving, SubLayer, SubLayerRows};
+use crate::model::adapter::{Adapter, NormChange, Parameter, Saving, SubLayer, SubLayerChange, SubLayerRows};
 use crate::model::weights::{Role, Weights, tensor_specs};
 use crate::ops::{self, Activation, Value};
 use crate::random;
@@ -134,14 +134,8 @@ fn add_norms(tensors: &mut Weights, base: &Base) -> Result<()> {
     Ok(())
 }
 
-impl Adapter for Bottleneck {
-    fn norm(&self, name: &str) -> Option<NormChange> {
-        let part = |part: &str| self.tensors.find(&format!("{name}.{part}")).map(Value::from);
-        let (weight, bias) = (part("weight"), part("bias"));
-        (weight.is_some() || bias.is_some()).then_some(NormChange { weight, bias })
-    }
-
-    fn sub_layer(&self, rows: SubLayerRows) -> Result<Value> {
+impl SubLayerChange for Bottleneck {
+    fn output(&self, rows: SubLayerRows) -> Result<Value> {
         let input = match self.placement {
             Placement::Houlsby => rows.output.clone(),
             Placement::Pfeiffer if !sub_layers(self.placement).contains(&rows.which) => return Ok(rows.output),
@@ -152,6 +146,18 @@ impl Adapter for Bottleneck {
             Some(change) => rows.output.add(&change),
             None => Ok(rows.output),
         }
+    }
+}
+
+impl Adapter for Bottleneck {
+    fn norm(&self, name: &str) -> Option<NormChange> {
+        let part = |part: &str| self.tensors.find(&format!("{name}.{part}")).map(Value::from);
+        let (weight, bias) = (part("weight"), part("bias"));
+        (weight.is_some() || bias.is_some()).then_some(NormChange { weight, bias })
+    }
+
+    fn sub_layers(&self) -> Option<&dyn SubLayerChange> {
+        Some(self)
     }
 
     fn parameters(&self) -> usize {

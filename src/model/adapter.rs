@@ -168,6 +168,12 @@ impl SubLayerRows<'_> {
     }
 }
 
+/// What a method makes of the outputs of sub-layers.
+pub trait SubLayerChange {
+    /// What a sub-layer adds to the residual stream, `[rows, d_model]`.
+    fn output(&self, rows: SubLayerRows) -> Result<Value>;
+}
+
 /// A parameter that trains.
 #[derive(Debug, Clone)]
 pub struct Parameter {
@@ -244,9 +250,9 @@ pub trait Adapter: Send + Sync {
         None
     }
 
-    /// What a sub-layer adds to the residual stream, `[rows, d_model]` (bottleneck adapters).
-    fn sub_layer(&self, rows: SubLayerRows) -> Result<Value> {
-        Ok(rows.output)
+    /// What becomes of the sub-layers' outputs (bottleneck adapters).
+    fn sub_layers(&self) -> Option<&dyn SubLayerChange> {
+        None
     }
 
     /// The blocks that its rows pass through, where these are not all.

@@ -8,6 +8,11 @@ use crate::ops::{self, LowRank, Mask, Value, Weight};
 use crate::random;
 
 impl LinearChange {
+    /// Whether gradients of its own depend on the numbers that the linear gives.
+    pub(super) fn reads_output(&self) -> bool {
+        self.magnitude.is_some() || self.rows.is_some() || self.output_scale.is_some()
+    }
+
     /// Whether it is a plain low-rank update, which can be added to the base's output.
     pub(super) fn is_low_rank(&self) -> bool {
         self.weight.is_none()

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Model;
-use super::adapter::{Adapter, EmbeddingChange, LinearChange, NormChange, Parameter, Pass, Saving, SubLayerRows};
+use super::adapter::{Adapter, EmbeddingChange, LinearChange, NormChange, Parameter, Pass, Saving, SubLayerChange};
 use super::sites::Stack;
 use super::weights::Weights;
 use crate::error::Result;
@@ -90,8 +90,8 @@ impl Adapter for Resolved {
         self.adapter.prefixes()
     }
 
-    fn sub_layer(&self, rows: SubLayerRows) -> Result<Value> {
-        self.adapter.sub_layer(rows)
+    fn sub_layers(&self) -> Option<&dyn SubLayerChange> {
+        self.adapter.sub_layers()
     }
 
     fn depth(&self) -> Option<usize> {

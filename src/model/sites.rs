@@ -98,6 +98,17 @@ impl Sites<'_> {
         joined(parts)
     }
 
+    /// The last linear of a sub-layer whose output is not read, run again for its gradients: its rows are not computed where no adapter reads them.
+    pub fn unread_linear(&self, linear: &Linear, x: &Value) -> Result<Value> {
+        let is_read = self.any(|adapter| {
+            adapter.sub_layers().is_some() || adapter.linear(&linear.name).is_some_and(|change| change.reads_output())
+        });
+        match is_read {
+            true => self.linear(linear, x),
+            false => self.linear(&Linear { weight: linear.weight.unread(), ..linear.clone() }, x),
+        }
+    }
+
     /// The rows `[rows, d_model]` after a norm, which `run` computes from the rows and what a method has in place of its parameters.
     pub fn norm(
         &self,
@@ -126,6 +137,9 @@ impl Sites<'_> {
         output: Value,
         norm: Option<&SumNorm>,
     ) -> Result<Value> {
+        if !self.any(|adapter| adapter.sub_layers().is_some()) {
+            return Ok(output);
+        }
         self.by_group(&output, |stack, group, output| {
             let alone = self.groups.len() == 1;
             let residual = if alone { residual.clone() } else { rows_of(residual, group)? };
@@ -133,8 +147,9 @@ impl Sites<'_> {
             let sites = Sites { groups: if alone { self.groups } else { &groups }, ..*self };
             let norm = norm.map(|norm| |sum: &Value| norm(sum, &sites));
             let norm = norm.as_ref().map(|norm| norm as &RowsNorm);
-            stack.iter().try_fold(output.clone(), |output, adapter| {
-                adapter.sub_layer(SubLayerRows { layer, which, residual: &residual, output, norm })
+            let changes = stack.iter().filter_map(|adapter| adapter.sub_layers());
+            changes.into_iter().try_fold(output.clone(), |output, change| {
+                change.output(SubLayerRows { layer, which, residual: &residual, output, norm })
             })
         })
     }

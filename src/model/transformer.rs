@@ -120,7 +120,8 @@ impl Transformer {
                 Positions::Rotary(rotary) => rotary.of_layer[layer].map(|form| &angles[form]),
                 Positions::Learned => None,
             };
-            let context = Context { architecture: &self.architecture, layout, sites: &sites, layer, angles };
+            let context =
+                Context { architecture: &self.architecture, layout, sites: &sites, layer, angles, is_run_again: false };
             x = match &again {
                 Some(again) if store.is_none() => again.block(layer, &x, prefixes.get(layer), angles)?,
                 _ => context.block(block, x, prefixes.get(layer), store)?,

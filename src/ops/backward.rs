@@ -347,11 +347,11 @@ impl Outputs {
 /// Runs a part of a pass without keeping what it computed: the backward pass runs it again (gradient
 /// checkpointing, Chen et al. 2016).
 ///
-/// `run` is given the inputs, gives the same numbers each time, and reads no other value that an operation of
-/// the pass gave.
-pub fn checkpoint(inputs: &[&Value], run: impl Fn(&[Value]) -> Result<Value> + Send + 'static) -> Result<Value> {
+/// `run` is given the inputs and whether it is run again; it reads no other value that an operation of the pass
+/// gave. Run again it gives the same numbers, but for those of its result, which nothing reads then.
+pub fn checkpoint(inputs: &[&Value], run: impl Fn(&[Value], bool) -> Result<Value> + Send + 'static) -> Result<Value> {
     let given: Vec<Value> = inputs.iter().map(|input| (*input).clone()).collect();
-    let y = kept::without_counting(|| run(&given))?;
+    let y = kept::without_counting(|| run(&given, false))?;
     if !y.is_tracked() {
         return Ok(y);
     }
@@ -366,7 +366,7 @@ pub fn checkpoint(inputs: &[&Value], run: impl Fn(&[Value]) -> Result<Value> + S
             Some(_) => found.leaf(tensor.clone()),
         };
         let leaves: Vec<Value> = inputs.iter().zip(&found).map(leaf).collect();
-        let y = run(&leaves)?;
+        let y = run(&leaves, true)?;
         let mut again = Backward::new(backward.gradients);
         if let Some(source) = y.source() {
             again.add(&source, gradient)?;

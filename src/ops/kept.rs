@@ -69,7 +69,7 @@ mod tests {
         assert_eq!(count_kept(|| network(&network(&x)?))?, 2 * 6 * 5 * 4);
         let again = |x: &Value| {
             let (weight, frozen) = (weight.clone(), frozen.clone());
-            checkpoint(&[x], move |x| linear(&linear(&linear(&x[0], &weight, None)?, &frozen, None)?, &weight, None))
+            checkpoint(&[x], move |x, _| linear(&linear(&linear(&x[0], &weight, None)?, &frozen, None)?, &weight, None))
         };
         assert_eq!(count_kept(|| again(&x))?, 6 * 5 * 4);
         assert_eq!(count_kept(|| linear(&x, &frozen, None))?, 0);

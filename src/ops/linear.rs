@@ -59,8 +59,11 @@ pub fn reference(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<T
     })
 }
 
-/// `x Wᵀ + b`, `[tokens, d_out]`.
+/// `x Wᵀ + b`, `[tokens, d_out]`; zeros where nothing reads it.
 pub(super) fn forward(x: Matrix, weight: &Weight, bias: Option<&Value>) -> Result<Vec<f32>> {
+    if weight.is_unread() {
+        return Ok(vec![0.0; x.rows * weight.dims()?[0]]);
+    }
     weight.with_operand(|operand| match bias {
         Some(bias) => with_elements(bias.tensor(), |bias| product(x, operand, Some(bias), weight.products())),
         None => product(x, operand, None, weight.products()),

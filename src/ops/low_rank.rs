@@ -54,11 +54,13 @@ pub fn low_rank_linear(x: &Value, weight: impl Into<Weight>, bias: Option<&Value
             Ok::<_, candle_core::Error>(with_dropped(dropout, x, |x| product(1.0, x, a.t())))
         })
     })?; // [tokens, rank]
-    with_matrix(update.b.tensor(), |b| {
-        let target = MatrixMut::new(&mut y, tokens, d_out);
-        multiply(target, true, scale, Matrix::new(&inner, tokens, rank), b.t(), Threads::All);
-        Ok::<_, candle_core::Error>(())
-    })?;
+    if !weight.is_unread() {
+        with_matrix(update.b.tensor(), |b| {
+            let target = MatrixMut::new(&mut y, tokens, d_out);
+            multiply(target, true, scale, Matrix::new(&inner, tokens, rank), b.t(), Threads::All);
+            Ok::<_, candle_core::Error>(())
+        })?;
+    }
     let y = Tensor::from_vec(y, (tokens, d_out), x.device())?;
     let sources = Sources {
         x: x.source(),

@@ -17,6 +17,8 @@ use crate::error::Result;
 pub struct Weight {
     numbers: Numbers,
     products: Products,
+    /// Whether nothing reads what `x Wᵀ` gives.
+    is_unread: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -49,14 +51,15 @@ impl Weight {
     pub fn new(tensor: &Tensor, packed: Option<&Arc<PackedWeight>>) -> Self {
         let value = Value::of(tensor);
         let packed = packed.filter(|_| !value.is_tracked()).cloned();
-        Weight { numbers: Numbers::Plain(value), products: Products::of_weight(packed) }
+        Weight { numbers: Numbers::Plain(value), products: Products::of_weight(packed), is_unread: false }
     }
 
     /// The same of a frozen matrix in fewer bytes.
     pub fn compact(compact: &Compact, packed: Option<&Arc<PackedWeight>>) -> Self {
         // In 2 bytes a number, blocks would be larger than they are.
         let packed = packed.filter(|_| !compact.form().is_quantised()).cloned();
-        Weight { numbers: Numbers::Compact(compact.clone()), products: Products::of_weight(packed) }
+        let numbers = Numbers::Compact(compact.clone());
+        Weight { numbers, products: Products::of_weight(packed), is_unread: false }
     }
 
     /// Its shape, `[d_out, d_in]`.
@@ -86,12 +89,18 @@ impl Weight {
             Numbers::Plain(value) => Numbers::Plain(value.detach()),
             Numbers::Compact(compact) => Numbers::Compact(compact.clone()),
         };
-        Weight { numbers, products: self.products.clone() }
+        Weight { numbers, ..self.clone() }
     }
 
     /// The same numbers, with which products are made in f32, whatever is set.
     pub fn exact(&self) -> Self {
-        Weight { numbers: self.numbers.clone(), products: Products::Exact }
+        Weight { products: Products::Exact, ..self.clone() }
+    }
+
+    /// The same numbers, for a linear that is run again for its gradients alone ([`checkpoint`](super::checkpoint)):
+    /// the rows that it gives are not computed, and must not be read; gradients are as ever.
+    pub fn unread(&self) -> Self {
+        Weight { is_unread: true, ..self.clone() }
     }
 
     /// Its numbers in f32, as a constant; a copy of those that are kept in fewer bytes.
@@ -157,6 +166,11 @@ impl Weight {
         }
     }
 
+    /// Whether nothing reads the rows that a linear with it gives.
+    pub(super) fn is_unread(&self) -> bool {
+        self.is_unread
+    }
+
     /// How products with it are made.
     pub(super) fn products(&self) -> &Products {
         &self.products
@@ -183,7 +197,7 @@ vectorised! {
 /// A matrix that is no weight of the model: products with it are made in f32, whatever is set.
 impl From<&Value> for Weight {
     fn from(value: &Value) -> Self {
-        Weight { numbers: Numbers::Plain(value.clone()), products: Products::Exact }
+        Weight { numbers: Numbers::Plain(value.clone()), products: Products::Exact, is_unread: false }
     }
 }
 

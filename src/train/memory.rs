@@ -51,6 +51,8 @@ pub struct PassFootprint {
     pub kept: usize,
     /// Those that the backward pass of one block works with, a row of the pass.
     pub working: usize,
+    /// Those that are kept or worked with however many rows there are: a method's rows before those of the pass.
+    pub fixed: usize,
     /// Those of a chunk of logits.
     pub logits: usize,
 }
@@ -59,7 +61,14 @@ impl PassFootprint {
     /// The most that a pass of so many rows takes. Logits and the work on a block are not there at the same
     /// time, but the memory of the one is hardly ever that of the other: their blocks are of other sizes.
     pub fn numbers(&self, rows: usize) -> usize {
-        self.kept.saturating_add(self.working).saturating_mul(rows).saturating_add(self.logits)
+        let of_rows = self.kept.saturating_add(self.working).saturating_mul(rows);
+        of_rows.saturating_add(self.fixed).saturating_add(self.logits)
+    }
+
+    /// The numbers for each token where texts, of so many tokens, stand each behind so many virtual rows.
+    fn with_virtual_rows(self, rows: usize, tokens: usize) -> Self {
+        let more = |numbers: usize| numbers.saturating_add(numbers.saturating_mul(rows) / tokens.max(1));
+        PassFootprint { kept: more(self.kept), working: more(self.working), ..self }
     }
 
     /// The same in bytes, with what the allocator keeps of blocks that were freed and do not fit again.
@@ -68,27 +77,23 @@ impl PassFootprint {
         numbers.saturating_mul(4).saturating_add((numbers / 100).saturating_mul(4 * KEPT_BY_ALLOCATOR))
     }
 
-    /// Of a model as it trains, by a pass of a few tokens, in which what operations keep is counted.
+    /// Of a model as it trains, by passes of a few tokens, in which what operations keep is counted.
     fn of(model: &Model) -> Result<Self> {
         let architecture = model.architecture();
-        let vocabulary = architecture.vocabulary.max(1) as u32;
-        let tokens: Vec<u32> = (0..PROBED_TOKENS).map(|token| token % vocabulary).collect();
-        let answer = Continuation { learned: vec![true; tokens.len()], tokens };
-        let batch = model.pack([&TokenTree { prompt: Vec::new(), answers: vec![answer] }]);
-        let kept = |model: &Model| -> Result<usize> {
-            let bytes = count_kept(|| model.hidden(&batch, &Pass::default()))?;
-            Ok((bytes / size_of::<f32>()).div_ceil(model.rows(&batch).max(1)))
-        };
-        let found = kept(model)?;
+        let (kept, fixed) = kept_by_passes(model)?;
         // A block that is run again keeps for a while what it would have kept.
-        let again = match model.has_checkpoints() {
-            true => kept(&model.clone().with_checkpoints(false))? / architecture.layers.max(1),
-            false => 0,
+        let (again, again_fixed) = match model.has_checkpoints() {
+            true => kept_by_passes(&model.clone().with_checkpoints(false))?,
+            false => (0, 0),
         };
-        let working = again + working_numbers(architecture);
-        let logits = if model.head().is_some() { 0 } else { chunk_of_logits(architecture) };
-        // The loss reads the last hidden state of targets and, beside it, its gradient.
-        Ok(PassFootprint { kept: found + 2 * architecture.d_model, working, logits })
+        let layers = architecture.layers.max(1);
+        Ok(PassFootprint {
+            // The loss reads the last hidden state of targets and, beside it, its gradient.
+            kept: kept + 2 * architecture.d_model,
+            working: again / layers + working_numbers(architecture),
+            fixed: fixed + again_fixed / layers,
+            logits: if model.head().is_some() { 0 } else { chunk_of_logits(architecture) },
+        })
     }
 
     /// The same by a model's configuration, as if all its weights trained.
@@ -97,8 +102,8 @@ impl PassFootprint {
         let (of_block, working) = (kept_numbers(architecture), working_numbers(architecture));
         let logits = chunk_of_logits(architecture);
         match checkpoints {
-            true => PassFootprint { kept: (layers + 2) * d_model, working: of_block + working, logits },
-            false => PassFootprint { kept: layers * of_block + 2 * d_model, working, logits },
+            true => PassFootprint { kept: (layers + 2) * d_model, working: of_block + working, fixed: 0, logits },
+            false => PassFootprint { kept: layers * of_block + 2 * d_model, working, fixed: 0, logits },
         }
     }
 }
@@ -107,8 +112,24 @@ impl PassFootprint {
 /// Measured, 10 to 20 for models of 1 M to 135 M numbers ([`crate::ops::memory`]).
 const KEPT_BY_ALLOCATOR: u64 = 15;
 
-/// Tokens of the pass in which what it keeps is counted.
-const PROBED_TOKENS: u32 = 32;
+/// Tokens of the passes in which what they keep is counted.
+const PROBED_TOKENS: [usize; 2] = [8, 32];
+
+/// The numbers that a model's passes keep: a row, and beside their rows.
+fn kept_by_passes(model: &Model) -> Result<(usize, usize)> {
+    let vocabulary = model.architecture().vocabulary.max(1);
+    let mut found = [(0, 0); 2];
+    for (found, tokens) in found.iter_mut().zip(PROBED_TOKENS) {
+        let tokens: Vec<u32> = (0..tokens).map(|token| (token % vocabulary) as u32).collect();
+        let answer = Continuation { learned: vec![true; tokens.len()], tokens };
+        let batch = model.pack([&TokenTree { prompt: Vec::new(), answers: vec![answer] }]);
+        let bytes = count_kept(|| model.hidden(&batch, &Pass::default()))?;
+        *found = (bytes / size_of::<f32>(), model.rows(&batch));
+    }
+    let [(of_few, few), (of_more, more)] = found;
+    let of_row = of_more.saturating_sub(of_few).div_ceil(more - few);
+    Ok((of_row, of_few.saturating_sub(of_row * few)))
+}
 
 impl Footprint {
     /// Of a model that is read.
@@ -132,6 +153,13 @@ impl Footprint {
             },
             rounded: if model.saved_dtype() == DType::F32 { 0 } else { trained },
         })
+    }
+
+    /// The same where it trains on texts of so many tokens.
+    pub fn with_texts_of(self, model: &Model, tokens: usize) -> Self {
+        let rows = model.own_rows().first().map_or(0, |own| own.virtual_rows);
+        let of = |pass: PassFootprint| pass.with_virtual_rows(rows, tokens);
+        Footprint { pass: of(self.pass), checkpointed: of(self.checkpointed), ..self }
     }
 
     /// Of a model that is not read yet, by its `config.json`. Adapters and heads, which are small, are left
@@ -319,8 +347,8 @@ mod tests {
             trains_base: true,
             added: 0,
             trained: 10_000_000,
-            pass: PassFootprint { kept: 2304, working: 0, logits: 0 },
-            checkpointed: PassFootprint { kept: 300, working: 700, logits: 0 },
+            pass: PassFootprint { kept: 2304, working: 0, fixed: 0, logits: 0 },
+            checkpointed: PassFootprint { kept: 300, working: 700, fixed: 0, logits: 0 },
             rounded: 0,
         };
         let check = |machine| check_against(machine, std::slice::from_ref(&model), 4096, 0);

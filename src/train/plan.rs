@@ -309,7 +309,9 @@ impl TrainingPlan<'_> {
     /// The memory by what holds it, if it fits the machine.
     fn memory(&self) -> Result<Vec<(String, u64)>> {
         let TrainingPlan { model, examples, .. } = *self;
-        let footprints = [&[Footprint::of("model", model)?], self.beside].concat();
+        let tokens_a_text = examples.tokens / examples.training.max(1);
+        let trained = Footprint::of("model", model)?.with_texts_of(model, tokens_a_text);
+        let footprints = [&[trained], self.beside].concat();
         // A step's examples may be fewer tokens than go through the model at a time.
         let tokens = self.common.tokens_per_batch.min(examples.largest_step);
         memory::check(&footprints, tokens, self.cache)?;

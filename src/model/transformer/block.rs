@@ -85,10 +85,10 @@ impl Again {
             Some((keys, values)) => vec![x, keys, values],
             None => vec![x],
         };
-        ops::checkpoint(&inputs, move |inputs| {
+        ops::checkpoint(&inputs, move |inputs, is_run_again| {
             let Again { architecture, blocks, layout, stacks, pass } = &again;
             let sites = Sites { stacks, groups: &layout.groups, pass };
-            let context = Context { architecture, layout, sites: &sites, layer, angles: angles.as_ref() };
+            let context = Context { architecture, layout, sites: &sites, layer, angles: angles.as_ref(), is_run_again };
             let prefix = inputs.get(1).cloned().zip(inputs.get(2).cloned());
             context.block(&blocks[layer], inputs[0].clone(), prefix.as_ref(), None)
         })
@@ -102,6 +102,8 @@ pub(super) struct Context<'a> {
     pub sites: &'a Sites<'a>,
     pub layer: usize,
     pub angles: Option<&'a Angles>,
+    /// Whether the block is run again for its gradients, and nothing reads what it gives.
+    pub is_run_again: bool,
 }
 
 impl Context<'_> {
@@ -155,6 +157,20 @@ impl Context<'_> {
         self.sites.linear(linear, x)
     }
 
+    /// The last linear of a sub-layer; `norm` is that of what it gives.
+    fn last_linear(&self, which: SubLayer, linear: &Linear, norm: Option<&Norm>, x: &Value) -> Result<Value> {
+        // Between it and the block's output there are sums alone, which need no numbers to pass a gradient on.
+        let is_added = match self.architecture.block {
+            BlockForm::PreNorm | BlockForm::OutputNorm | BlockForm::Sandwich => which == SubLayer::FeedForward,
+            BlockForm::Parallel => true,
+            BlockForm::PostNorm => false,
+        };
+        match self.is_run_again && is_added && norm.is_none() {
+            true => self.sites.unread_linear(linear, x),
+            false => self.linear(linear, x),
+        }
+    }
+
     fn attention(
         &self,
         block: &Block,
@@ -190,7 +206,8 @@ impl Context<'_> {
                 ops::attention(&q, &k, &v, &shape, plan)?
             }
         }; // [rows, heads * head_dim]
-        self.linear(&block.attention_output, &attended)
+        let norm = block.attention_output_norm.as_ref();
+        self.last_linear(SubLayer::Attention, &block.attention_output, norm, &attended)
     }
 
     fn queries_keys_values(&self, block: &Block, x: &Value) -> Result<(Value, Value, Value)> {
@@ -245,7 +262,7 @@ impl Context<'_> {
             }
             (FeedForward::Plain(activation) | FeedForward::Gated(activation), _) => ops::activate(&up, activation)?,
         }; // [rows, d_ff]
-        self.linear(&block.down, &inner)
+        self.last_linear(SubLayer::FeedForward, &block.down, block.feed_forward_output_norm.as_ref(), &inner)
     }
 }
 

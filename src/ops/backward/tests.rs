@@ -2,7 +2,7 @@ use candle_core::{DType, Device};
 
 use super::*;
 use crate::ops::testing::{Operand, compare, gradients_of, random};
-use crate::ops::{Activation, activate, linear};
+use crate::ops::{Activation, LowRank, Weight, activate, linear, low_rank_linear};
 
 /// A small network with a residual stream; `t` is input, weight and bias.
 fn network(t: &[Value]) -> Result<Value> {
@@ -26,7 +26,7 @@ fn a_part_that_is_run_again_gives_the_gradients_of_candle() {
         |t| {
             // The weights train under the part, which reads them without being given them.
             let (weight, bias) = (t[1].clone(), t[2].clone());
-            let part = move |x: &[Value]| network(&[x[0].clone(), weight.clone(), bias.clone()]);
+            let part = move |x: &[Value], _| network(&[x[0].clone(), weight.clone(), bias.clone()]);
             checkpoint(&[&checkpoint(&[&t[0]], part.clone())?], part)
         },
         |t| network_in_candle(&[network_in_candle(t)?, t[1].clone(), t[2].clone()]),
@@ -43,15 +43,42 @@ fn a_part_that_is_run_again_gives_equal_bits() -> Result<()> {
         [&x, &weight, &bias].iter().map(|variable| Ok(gradients.get(variable).unwrap().values()?.to_vec())).collect()
     };
     let [_, weight_value, bias_value] = values.clone();
-    let again = checkpoint(&[&values[0]], move |x| network(&[x[0].clone(), weight_value.clone(), bias_value.clone()]))?;
+    let again =
+        checkpoint(&[&values[0]], move |x, _| network(&[x[0].clone(), weight_value.clone(), bias_value.clone()]))?;
     assert_eq!(numbers(again)?, numbers(network(&values)?)?);
+    Ok(())
+}
+
+#[test]
+fn a_linear_whose_rows_are_not_read_gives_the_same_gradients_without_them() -> Result<()> {
+    let shapes = [[6, 5].as_slice(), &[4, 5], &[4], &[2, 5], &[4, 2]];
+    let variables = shapes.map(|shape| Var::from_tensor(&random(shape, 1)).unwrap());
+    let [x, weight, bias, a, b] = [0, 1, 2, 3, 4].map(|index: usize| Value::of(&variables[index]));
+    let update = LowRank { a: &a, b: &b, scale: 0.5, dropout: None };
+    let weight = Weight::from(&weight);
+    let last = |weight: &Weight, is_updated| match is_updated {
+        true => low_rank_linear(&x, weight, Some(&bias), &update),
+        false => linear(&x, weight, Some(&bias)),
+    };
+    for is_updated in [false, true] {
+        let (read, unread) = (last(&weight, is_updated)?, last(&weight.unread(), is_updated)?);
+        assert_eq!(unread.tensor().to_vec2::<f32>()?, vec![vec![0.0; 4]; 6]);
+        let numbers = |y: Value| -> Result<Vec<Option<Vec<f32>>>> {
+            let gradients = gradients_of(&y, &random(&[6, 4], 9))?;
+            let of = |variable| gradients.get(variable).map(|found| Ok(found.values()?.to_vec())).transpose();
+            variables.iter().map(|variable| of(variable.as_tensor())).collect()
+        };
+        let expected = numbers(read)?;
+        assert_eq!(expected.iter().flatten().count(), if is_updated { 5 } else { 3 });
+        assert_eq!(numbers(unread)?, expected);
+    }
     Ok(())
 }
 
 #[test]
 fn a_part_in_which_nothing_trains_is_a_constant() -> Result<()> {
     let x = Value::of(&random(&[3, 2], 1));
-    assert!(!checkpoint(&[&x], |x| x[0].scale(2.0))?.is_tracked());
+    assert!(!checkpoint(&[&x], |x, _| x[0].scale(2.0))?.is_tracked());
     Ok(())
 }
 
