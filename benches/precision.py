@@ -1,7 +1,7 @@
 """What precisions do to results: losses, accuracies, rewards and KL of fine-tuning, reward model and PPO, three seeds each, against f32 with the same seed.
 
-    python benches/precision.py target/release MODEL DATA runs/precision [steps of sft and reward, 60] [updates of ppo, 30] [batch of ppo, 32; half of it elsewhere]
-        [precisions, all: f32,bf16,...]
+    python benches/precision.py target/release MODEL DATA runs/precision
+        [--steps 300] [--learning-rate 1e-3] [--updates 30] [--ppo-learning-rate 5e-4] [--batch-size 16] [--prompts 32] [--precisions f32,bf16,...]
 
 MODEL is a folder in 16 or 32 bits, such as data/base; DATA a folder with demonstrations.parquet, rankings.parquet and prompts.parquet, such as data/. LoRA
 everywhere. Every stage starts from the stage before in its own precision. Runs that are there are not run again. Prints a Markdown table: of each quantity
@@ -9,6 +9,7 @@ the mean over seeds in f32, the standard deviation over seeds, and for each prec
 largest of them. Where differences are far below the deviation over seeds, another seed changes more than the precision does.
 """
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -45,27 +46,34 @@ def quantity(stage, rows, name):
     return statistics.fmean(values[-(len(values) // 3 or 1):]) if stage == "ppo" else min(values) if "loss" in name else values[-1]
 
 
-def results(programs, model, data, output, steps, updates, batch, precision, seed):
+def results(given, precision, seed):
     """The quantities of all stages, by stage and name."""
-    folder = output / f"{precision.replace(' ', '-')}-{seed}"
+    programs, model, data = given.programs.resolve(), given.model, given.data
+    folder = given.output / f"{precision.replace(' ', '-')}-{seed}"
     # Only sampling has a cache.
     common = {name: value for name, value in PRECISIONS[precision].items() if name != "cache-precision"} | {"seed": seed, "method": "lora"}
-    training = common | {"model": model, "evaluation-share": 0.1, "evaluate-every": steps, "max-steps": steps, "batch-size": batch // 2}
+    training = common | {"model": model, "evaluation-share": 0.1, "evaluate-every": given.steps, "max-steps": given.steps,
+                         "batch-size": given.batch_size, "learning-rate": given.learning_rate}
     sft = run(programs / "sft", folder / "sft", training | {"data": data / "demonstrations.parquet"})
     reward = run(programs / "reward", folder / "reward", training | {"data": data / "rankings.parquet"})
     sampling = common | PRECISIONS[precision]
     ppo = run(programs / "ppo", folder / "ppo", sampling | {
-        "model": folder / "sft", "reward-model": folder / "reward", "data": data / "prompts.parquet", "batch-size": batch, "response-length": 40,
-        "max-length": 256, "max-steps": updates, "learning-rate": 5e-4})
+        "model": folder / "sft", "reward-model": folder / "reward", "data": data / "prompts.parquet", "batch-size": given.prompts,
+        "response-length": 40, "max-length": 256, "max-steps": given.updates, "learning-rate": given.ppo_learning_rate})
     stages = {"sft": sft, "reward": reward, "ppo": ppo}
     return {(stage, name): quantity(stage, stages[stage], name) for stage, names in QUANTITIES.items() for name in names}
 
 
-def main(programs, model, data, output, steps="60", updates="30", batch="32", precisions=",".join(PRECISIONS)):
-    programs, model, data, output = Path(programs).resolve(), Path(model), Path(data), Path(output)
-    precisions = precisions.split(",")
-    found = {(precision, seed): results(programs, model, data, output, int(steps), int(updates), int(batch), precision, seed)
-             for precision in precisions for seed in SEEDS}
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("programs", "model", "data", "output"):
+        parser.add_argument(name, type=Path)
+    for name, default in {"steps": 300, "learning-rate": 1e-3, "updates": 30, "ppo-learning-rate": 5e-4, "batch-size": 16, "prompts": 32}.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser.add_argument("--precisions", default=",".join(PRECISIONS))
+    given = parser.parse_args()
+    precisions = given.precisions.split(",")
+    found = {(precision, seed): results(given, precision, seed) for precision in precisions for seed in SEEDS}
     others = [precision for precision in precisions if precision != "f32"]
     print(f"| stage | quantity | f32, mean | deviation over seeds | {' | '.join(f'{other}: mean difference (largest)' for other in others)} |")
     print("| --- | --- | --- | --- |" + " --- |" * len(others))
@@ -80,4 +88,4 @@ def main(programs, model, data, output, steps="60", updates="30", batch="32", pr
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -14,7 +14,7 @@ use super::sites::{Sites, Stack, prefixes, virtual_tokens};
 use super::weights::{Weights, output_name};
 use crate::error::Result;
 use crate::ops::{Value, Weight};
-use block::{Again, Angles, Block, Context, Norm};
+use block::{Again, Angles, Block, Context, Norm, Run};
 
 /// A transformer of some architecture over some weights: typed access to the tensors, which it shares.
 #[derive(Debug, Clone)]
@@ -120,8 +120,8 @@ impl Transformer {
                 Positions::Rotary(rotary) => rotary.of_layer[layer].map(|form| &angles[form]),
                 Positions::Learned => None,
             };
-            let context =
-                Context { architecture: &self.architecture, layout, sites: &sites, layer, angles, is_run_again: false };
+            let run = if store.is_some() { Run::Generation } else { Run::Once };
+            let context = Context { architecture: &self.architecture, layout, sites: &sites, layer, angles, run };
             x = match &again {
                 Some(again) if store.is_none() => again.block(layer, &x, prefixes.get(layer), angles)?,
                 _ => context.block(block, x, prefixes.get(layer), store)?,

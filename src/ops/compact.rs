@@ -7,6 +7,7 @@
 
 mod dots;
 mod form;
+mod nibbles;
 mod widen;
 
 use std::cell::Cell;

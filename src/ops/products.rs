@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use super::bf16::{self, Kernel, Packed};
-use super::compact::Compact;
+use super::compact::{Compact, CompactForm};
 use super::matrix::{Matrix, MatrixMut, Threads, multiply as multiply_f32};
 use super::precision::Arithmetic;
 use super::weight::Operand;
@@ -141,6 +141,11 @@ fn compact_as_set(
     }
     if x.rows == 0 {
         return;
+    }
+    if kernel == Kernel::Widened && weight.form() == CompactForm::BF16 {
+        // The matrix is rounded as it is kept.
+        let rounded = bf16::rounded(x);
+        return weight.times_transposed(target, accumulate, factor, Matrix::new(&rounded, x.rows, x.columns));
     }
     for rows in weight.slabs() {
         weight.with_slab(rows.clone(), |values| {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 
 use super::{KeyValueStore, Transformer};
 use crate::error::Result;
@@ -88,7 +89,8 @@ impl Again {
         ops::checkpoint(&inputs, move |inputs, is_run_again| {
             let Again { architecture, blocks, layout, stacks, pass } = &again;
             let sites = Sites { stacks, groups: &layout.groups, pass };
-            let context = Context { architecture, layout, sites: &sites, layer, angles: angles.as_ref(), is_run_again };
+            let run = if is_run_again { Run::ForGradients } else { Run::Once };
+            let context = Context { architecture, layout, sites: &sites, layer, angles: angles.as_ref(), run };
             let prefix = inputs.get(1).cloned().zip(inputs.get(2).cloned());
             context.block(&blocks[layer], inputs[0].clone(), prefix.as_ref(), None)
         })
@@ -102,9 +104,22 @@ pub(super) struct Context<'a> {
     pub sites: &'a Sites<'a>,
     pub layer: usize,
     pub angles: Option<&'a Angles>,
-    /// Whether the block is run again for its gradients, and nothing reads what it gives.
-    pub is_run_again: bool,
+    pub run: Run,
 }
+
+/// What a block is run for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Run {
+    /// For what it gives.
+    Once,
+    /// Again, for its gradients: nothing reads what it gives.
+    ForGradients,
+    /// For the next tokens of sequences, without gradients: mostly a row of each.
+    Generation,
+}
+
+/// Rows up to which a product is so short that other threads hardly wake for it.
+const FEW_ROWS: usize = 64;
 
 impl Context<'_> {
     /// The residual stream `[rows, d_model]` after a block.
@@ -157,6 +172,15 @@ impl Context<'_> {
         self.sites.linear(linear, x)
     }
 
+    /// Several linears of the same rows: side by side where each alone would be over before all threads are awake.
+    fn linears<const N: usize>(&self, linears: [&Linear; N], x: &Value) -> Result<[Value; N]> {
+        let outputs: Vec<Value> = match self.run == Run::Generation && x.dim(0)? <= FEW_ROWS {
+            true => linears.par_iter().map(|linear| self.linear(linear, x)).collect::<Result<_>>()?,
+            false => linears.iter().map(|linear| self.linear(linear, x)).collect::<Result<_>>()?,
+        };
+        Ok(outputs.try_into().expect("an output of each linear"))
+    }
+
     /// The last linear of a sub-layer; `norm` is that of what it gives.
     fn last_linear(&self, which: SubLayer, linear: &Linear, norm: Option<&Norm>, x: &Value) -> Result<Value> {
         // Between it and the block's output there are sums alone, which need no numbers to pass a gradient on.
@@ -165,7 +189,7 @@ impl Context<'_> {
             BlockForm::Parallel => true,
             BlockForm::PostNorm => false,
         };
-        match self.is_run_again && is_added && norm.is_none() {
+        match self.run == Run::ForGradients && is_added && norm.is_none() {
             true => self.sites.unread_linear(linear, x),
             false => self.linear(linear, x),
         }
@@ -214,9 +238,7 @@ impl Context<'_> {
         let architecture = self.architecture;
         let head_dim = architecture.head_dim;
         let (mut q, mut k, v) = match &block.attention_input {
-            AttentionProjection::Separate { query, key, value } => {
-                (self.linear(query, x)?, self.linear(key, x)?, self.linear(value, x)?)
-            }
+            AttentionProjection::Separate { query, key, value } => self.linears([query, key, value], x)?.into(),
             AttentionProjection::Packed(linear) => {
                 let packed = self.linear(linear, x)?;
                 let (q_width, kv_width) = (architecture.query_width(), architecture.kv_width());
@@ -253,14 +275,19 @@ impl Context<'_> {
     }
 
     fn feed_forward(&self, block: &Block, x: &Value) -> Result<Value> {
-        let up = self.linear(&block.up, x)?; // [rows, d_ff], or [rows, 2 d_ff] where it holds the gate
         let inner = match (self.architecture.feed_forward, &block.gate) {
-            (FeedForward::Gated(activation), Some(gate)) => ops::gated(&self.linear(gate, x)?, &up, activation)?,
+            (FeedForward::Gated(activation), Some(gate)) => {
+                let [up, gate] = self.linears([&block.up, gate], x)?; // [rows, d_ff] each
+                ops::gated(&gate, &up, activation)?
+            }
             (FeedForward::GatedPacked(activation), _) => {
                 let d_ff = self.architecture.d_ff;
+                let up = self.linear(&block.up, x)?; // [rows, 2 d_ff], the gate first
                 ops::gated(&up.narrow_columns(0, d_ff)?, &up.narrow_columns(d_ff, d_ff)?, activation)?
             }
-            (FeedForward::Plain(activation) | FeedForward::Gated(activation), _) => ops::activate(&up, activation)?,
+            (FeedForward::Plain(activation) | FeedForward::Gated(activation), _) => {
+                ops::activate(&self.linear(&block.up, x)?, activation)?
+            }
         }; // [rows, d_ff]
         self.last_linear(SubLayer::FeedForward, &block.down, block.feed_forward_output_norm.as_ref(), &inner)
     }

@@ -149,10 +149,15 @@ thread_local! {
     static PANELS_OF_B: Cell<Vec<Tile>> = const { Cell::new(Vec::new()) };
 }
 
+/// A matrix with its numbers rounded to bf16, row after row.
+pub(super) fn rounded(matrix: Matrix) -> Vec<f32> {
+    pack::widened(matrix)
+}
+
 /// `target = factor a b`, or `target += factor a b`, with both operands rounded to bf16.
 pub(super) fn multiply(kernel: Kernel, target: MatrixMut, accumulate: bool, factor: f32, a: Matrix, b: Matrix) {
     if !kernel.packs() {
-        let (a_values, b_values) = (pack::widened(a), pack::widened(b.t()));
+        let (a_values, b_values) = (rounded(a), rounded(b.t()));
         let (a, b) = (Matrix::new(&a_values, a.rows, a.columns), Matrix::new(&b_values, b.columns, b.rows).t());
         return multiply_f32(target, accumulate, factor, a, b, Threads::All);
     }

@@ -14,8 +14,8 @@ fn fetch_after(words: &[u16]) {
 const EIGHT: usize = 8;
 
 vectorised! {
-    /// [`CompactForm::dots`](super::CompactForm::dots) of rows in bf16.
-    pub(super) fn dots_bf16<'a>(words: &'a [u16], x: &'a [f32], factor: f32, accumulate: bool, dots: &'a mut [f32]) {
+    /// [`dots_bf16`] in plain code.
+    fn dots_bf16_plain<'a>(words: &'a [u16], x: &'a [f32], factor: f32, accumulate: bool, dots: &'a mut [f32]) {
         for (dot, row) in dots.iter_mut().zip(words.chunks_exact(x.len())) {
             let mut sums = [0.0; LANES];
             let ((words, words_rest), (x, x_rest)) = (row.as_chunks::<LANES>(), x.as_chunks::<LANES>());
@@ -53,8 +53,17 @@ vectorised! {
     }
 }
 
-/// [`CompactForm::dots`](super::CompactForm::dots) of rows in blocks of 8 bits: with AVX2, which compilers do not
-/// find in the plain code, or by that, in the same order.
+/// [`CompactForm::dots`](super::CompactForm::dots) of rows in bf16: with AVX2, which compilers do not find in the
+/// plain code, or by that, in the same order.
+pub(super) fn dots_bf16(words: &[u16], x: &[f32], factor: f32, accumulate: bool, dots: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = pulp::x86::V3::try_new() {
+        return simd.vectorize(avx2::DotsBf16 { simd, words, x, factor, accumulate, dots });
+    }
+    dots_bf16_plain(words, x, factor, accumulate, dots);
+}
+
+/// The same of rows in blocks of 8 bits.
 pub(super) fn dots_q8_0(words: &[u16], x: &[f32], factor: f32, accumulate: bool, dots: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = pulp::x86::V3::try_new() {
@@ -69,7 +78,43 @@ mod avx2 {
 
     use pulp::x86::V3;
 
-    use super::{EIGHT, Q8_0_WORDS, fetch_after, half, integers, total};
+    use super::{EIGHT, LANES, Q8_0_WORDS, fetch_after, half, integers, total};
+
+    pub(super) struct DotsBf16<'a> {
+        pub simd: V3,
+        pub words: &'a [u16],
+        pub x: &'a [f32],
+        pub factor: f32,
+        pub accumulate: bool,
+        pub dots: &'a mut [f32],
+    }
+
+    impl pulp::NullaryFnOnce for DotsBf16<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn call(self) {
+            let DotsBf16 { simd, words, x, factor, accumulate, dots } = self;
+            let (x, x_rest) = x.as_chunks::<LANES>();
+            for (dot, row) in dots.iter_mut().zip(words.chunks_exact(x.len() * LANES + x_rest.len())) {
+                let (row, rest) = row.as_chunks::<LANES>();
+                let mut sums = [simd.avx._mm256_setzero_ps(); 4];
+                for (words, x) in row.iter().zip(x) {
+                    fetch_after(words);
+                    let (words, x): ([__m128i; 4], [__m256; 4]) = (pulp::cast(*words), pulp::cast(*x));
+                    for part in 0..4 {
+                        let widened = simd.avx2._mm256_slli_epi32::<16>(simd.avx2._mm256_cvtepu16_epi32(words[part]));
+                        sums[part] = simd.fma._mm256_fmadd_ps(x[part], pulp::cast(widened), sums[part]);
+                    }
+                }
+                let mut sums: [f32; LANES] = pulp::cast(sums);
+                for ((sum, &word), &x) in sums.iter_mut().zip(rest).zip(x_rest) {
+                    *sum = x.mul_add(f32::from_bits(u32::from(word) << 16), *sum);
+                }
+                *dot = factor * total(sums) + if accumulate { *dot } else { 0.0 };
+            }
+        }
+    }
 
     pub(super) struct DotsQ8<'a> {
         pub simd: V3,
@@ -125,14 +170,22 @@ mod tests {
 
     #[test]
     fn what_the_processor_has_gives_the_bits_of_plain_code() {
-        let (rows, columns) = (37, 576);
-        let matrix = Compact::of(&random(&[rows, columns], 1), CompactForm::Q8_0).unwrap();
-        let x: Vec<f32> = random(&[columns], 2).to_vec1().unwrap();
-        for accumulate in [false, true] {
-            let [mut found, mut expected] = [vec![0.5; rows], vec![0.5; rows]];
-            dots_q8_0(&matrix.words, &x, 0.7, accumulate, &mut found);
-            dots_q8_0_plain(&matrix.words, &x, 0.7, accumulate, &mut expected);
-            assert_eq!(found, expected);
+        type Dots = fn(&[u16], &[f32], f32, bool, &mut [f32]);
+        let forms: [(CompactForm, usize, Dots, Dots); 3] = [
+            (CompactForm::Q8_0, 576, dots_q8_0, |w, x, f, a, d| dots_q8_0_plain(w, x, f, a, d)),
+            (CompactForm::BF16, 576, dots_bf16, |w, x, f, a, d| dots_bf16_plain(w, x, f, a, d)),
+            (CompactForm::BF16, 45, dots_bf16, |w, x, f, a, d| dots_bf16_plain(w, x, f, a, d)),
+        ];
+        for (form, columns, by_processor, plain) in forms {
+            let rows = 37;
+            let matrix = Compact::of(&random(&[rows, columns], 1), form).unwrap();
+            let x: Vec<f32> = random(&[columns], 2).to_vec1().unwrap();
+            for accumulate in [false, true] {
+                let [mut found, mut expected] = [vec![0.5; rows], vec![0.5; rows]];
+                by_processor(&matrix.words, &x, 0.7, accumulate, &mut found);
+                plain(&matrix.words, &x, 0.7, accumulate, &mut expected);
+                assert_eq!(found, expected);
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The forms: bytes of numbers in 16 bits and of blocks, widened to f32 and the other way.
 //!
 //! The formats of blocks, their rounding included, are candle's, which follow ggml's; what products read most
-//! is widened by [`widen`].
+//! is widened by [`widen`] and [`nibbles`](super::nibbles).
 
 use std::fmt;
 
@@ -10,6 +10,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::dots::{dots_bf16, dots_q8_0};
+use super::nibbles::Blocks;
 use super::widen;
 
 /// The form in which a matrix is kept: 16 bits a number, or blocks.
@@ -157,10 +158,10 @@ impl CompactForm {
         match self.0 {
             GgmlDType::BF16 => widen::bf16(words, values),
             GgmlDType::F16 => blocks::<f16>(words).convert_to_f32_slice(values),
-            GgmlDType::Q4_0 => widen::q4_0(words, values),
-            GgmlDType::Q4_1 => widen::q4_1(words, values),
-            GgmlDType::Q5_0 => widen::q5_0(words, values),
-            GgmlDType::Q5_1 => widen::q5_1(words, values),
+            GgmlDType::Q4_0 => Blocks::<false, false> { words, values }.widen(),
+            GgmlDType::Q4_1 => Blocks::<false, true> { words, values }.widen(),
+            GgmlDType::Q5_0 => Blocks::<true, false> { words, values }.widen(),
+            GgmlDType::Q5_1 => Blocks::<true, true> { words, values }.widen(),
             GgmlDType::Q8_0 => widen::q8_0(words, values),
             GgmlDType::Q4K => widen::q4_k(words, values),
             GgmlDType::Q6K => widen::q6_k(words, values),

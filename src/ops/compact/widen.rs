@@ -1,22 +1,12 @@
 //! Blocks of small integers widened to f32, as candle does it number by number, here by vectors.
 //!
-//! A block begins with its scale, an f16, except in `q6_k`, where it is last; integers of four bits stand in
-//! pairs, the first half of a block in the low halves of bytes.
-
-use half::f16;
+//! A block begins with its scale, an f16, except in `q6_k`, where it is last. Blocks of 32 integers of 4 or 5
+//! bits are in [`nibbles`](super::nibbles).
 
 use crate::ops::simd::vectorised;
 
 /// Words of a block of 32 integers of 8 bits: the scale and the integers.
 pub(super) const Q8_0_WORDS: usize = 17;
-
-/// Of 4 bits: the scale, and 16 bytes; and of those with a minimum too.
-const Q4_0_WORDS: usize = 9;
-const Q4_1_WORDS: usize = 10;
-
-/// Of 5 bits: between scale (and minimum) and bytes stand 32 upper bits.
-const Q5_0_WORDS: usize = 11;
-const Q5_1_WORDS: usize = 12;
 
 /// Words of a block of 256 integers of 4 bits: a scale and a scale of minima, f16, 12 bytes of scales and
 /// minima of 6 bits, and the integers.
@@ -29,69 +19,37 @@ const Q6_K_WORDS: usize = 105;
 /// A half in f32.
 #[inline(always)]
 pub(super) fn half(bits: u16) -> f32 {
-    // The exponents of f32 begin 112 lower. Infinities and what is no number have the largest exponent, which stays.
-    let magnitude = match bits & 0x7c00 {
-        0x7c00 => f16::from_bits(bits & 0x7fff).to_f32_const(),
-        _ => f32::from_bits(u32::from(bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23),
-    };
-    f32::from_bits(magnitude.to_bits() | u32::from(bits & 0x8000) << 16)
+    // The exponents of f32 begin 112 lower.
+    let magnitude = f32::from_bits(u32::from(bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
+    // Infinities and what is no number have the largest exponent, which stays.
+    let largest = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(magnitude.to_bits() | largest | u32::from(bits & 0x8000) << 16)
 }
 
 /// The integers of a block of 8 bits.
 #[inline(always)]
 pub(super) fn integers(block: &[u16; Q8_0_WORDS]) -> [i8; 32] {
-    bytes(&block[1..]).map(u8::cast_signed)
+    signed(bytes(&block[1..]))
+}
+
+/// Bytes as integers with a sign: an array's `map` would be a call in the middle of a loop over blocks.
+#[inline(always)]
+fn signed<const N: usize>(bytes: [u8; N]) -> [i8; N] {
+    let mut integers = [0; N];
+    for (integer, byte) in integers.iter_mut().zip(bytes) {
+        *integer = byte.cast_signed();
+    }
+    integers
 }
 
 /// Words as bytes.
 #[inline(always)]
-fn bytes<const N: usize>(words: &[u16]) -> [u8; N] {
+pub(super) fn bytes<const N: usize>(words: &[u16]) -> [u8; N] {
     let mut bytes = [0u8; N];
     for (pair, word) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(words) {
         *pair = word.to_le_bytes();
     }
     bytes
-}
-
-/// The 32 integers of four bits of 16 bytes.
-#[inline(always)]
-fn nibbles(words: &[u16]) -> [u8; 32] {
-    let pairs: [u8; 16] = bytes(words);
-    let mut integers = [0u8; 32];
-    for (place, pair) in pairs.into_iter().enumerate() {
-        integers[place] = pair & 15;
-        integers[place + 16] = pair >> 4;
-    }
-    integers
-}
-
-/// Those of five bits, whose upper bits stand first.
-#[inline(always)]
-fn fives(words: &[u16]) -> [u8; 32] {
-    let upper = u32::from(words[0]) | u32::from(words[1]) << 16;
-    let mut integers = nibbles(&words[2..]);
-    for (place, integer) in integers.iter_mut().enumerate() {
-        *integer |= ((upper >> place & 1) << 4) as u8;
-    }
-    integers
-}
-
-/// `scale (integer - middle)`.
-#[inline(always)]
-fn around(integers: [u8; 32], middle: i8, scale: u16, values: &mut [f32; 32]) {
-    let scale = half(scale);
-    for (value, integer) in values.iter_mut().zip(integers) {
-        *value = f32::from(integer.cast_signed() - middle) * scale;
-    }
-}
-
-/// `scale integer + minimum`.
-#[inline(always)]
-fn above(integers: [u8; 32], minimum: u16, scale: u16, values: &mut [f32; 32]) {
-    let (scale, minimum) = (half(scale), half(minimum));
-    for (value, integer) in values.iter_mut().zip(integers) {
-        *value = f32::from(integer) * scale + minimum;
-    }
 }
 
 vectorised! {
@@ -110,33 +68,9 @@ vectorised! {
         }
     }
 
-    pub(super) fn q4_0<'a>(words: &'a [u16], values: &'a mut [f32]) {
-        for (values, block) in values.as_chunks_mut::<32>().0.iter_mut().zip(words.as_chunks::<Q4_0_WORDS>().0) {
-            around(nibbles(&block[1..]), 8, block[0], values);
-        }
-    }
-
-    pub(super) fn q4_1<'a>(words: &'a [u16], values: &'a mut [f32]) {
-        for (values, block) in values.as_chunks_mut::<32>().0.iter_mut().zip(words.as_chunks::<Q4_1_WORDS>().0) {
-            above(nibbles(&block[2..]), block[1], block[0], values);
-        }
-    }
-
-    pub(super) fn q5_0<'a>(words: &'a [u16], values: &'a mut [f32]) {
-        for (values, block) in values.as_chunks_mut::<32>().0.iter_mut().zip(words.as_chunks::<Q5_0_WORDS>().0) {
-            around(fives(&block[1..]), 16, block[0], values);
-        }
-    }
-
-    pub(super) fn q5_1<'a>(words: &'a [u16], values: &'a mut [f32]) {
-        for (values, block) in values.as_chunks_mut::<32>().0.iter_mut().zip(words.as_chunks::<Q5_1_WORDS>().0) {
-            above(fives(&block[2..]), block[1], block[0], values);
-        }
-    }
-
     pub(super) fn q4_k<'a>(words: &'a [u16], values: &'a mut [f32]) {
         for (values, block) in values.as_chunks_mut::<256>().0.iter_mut().zip(words.as_chunks::<Q4_K_WORDS>().0) {
-            let [scale, minimum] = [block[0], block[1]].map(half);
+            let (scale, minimum) = (half(block[0]), half(block[1]));
             let scales: [u8; 12] = bytes(&block[2..8]);
             for (part, values) in values.as_chunks_mut::<32>().0.iter_mut().enumerate() {
                 let (of_scale, of_minimum) = scale_and_minimum(&scales, part);
@@ -154,7 +88,7 @@ vectorised! {
     pub(super) fn q6_k<'a>(words: &'a [u16], values: &'a mut [f32]) {
         for (values, block) in values.as_chunks_mut::<256>().0.iter_mut().zip(words.as_chunks::<Q6_K_WORDS>().0) {
             let scale = half(block[Q6_K_WORDS - 1]);
-            let scales = bytes::<16>(&block[96..104]).map(u8::cast_signed);
+            let scales: [i8; 16] = signed(bytes(&block[96..104]));
             for (side, values) in values.as_chunks_mut::<128>().0.iter_mut().enumerate() {
                 let lower: [u8; 64] = bytes(&block[32 * side..][..32]);
                 let upper: [u8; 32] = bytes(&block[64 + 16 * side..][..16]);
