@@ -4,8 +4,8 @@
 
 Programs run on data/base and data/, with one thread and two in turn. The time of a step is the shortest of that step in all runs; steps are the same on
 any number of threads. From T1 and T2 the serial share of the work is (2 T2 - T1) / T1 (Amdahl 1967). Where the machine is busy that says little, but
-the main thread works only where nothing is parallel, and to begin and end what is: its processor time is main / (main + others) of the work and
-main / (main + others / 2) of the time on two free cores. Linux, Python's standard library. Prints a Markdown table; compare its ratios, not its seconds.
+the first thread does its part of what is parallel and everything else: what it works more than the other, main - other, is done by it alone, of the
+work main + other and of the time main; at least that, as the other turns a while before it sleeps. Linux, Python's standard library. Prints a Markdown table; compare its ratios, not its seconds.
 """
 
 import json
@@ -73,7 +73,9 @@ def measure(program, output, flags, skipped):
     steady = [sample for sample in samples if skipped <= sample[0] < len(at)]
     (first, *before), (last, *after) = steady[0], steady[-1]
     wall, main, others, faults = (after - before for before, after in zip(before, after))
-    return [end - start for start, end in zip(at[skipped - 1:], at[skipped:])], (main / (main + others), main / (main + others / 2), (main + others) / 1e9 / wall, faults / (last - first))
+    alone = max(main - others, 0)
+    shares = (alone / (main + others), alone / main, (main + others) / 1e9 / wall, faults / (last - first))
+    return [end - start for start, end in zip(at[skipped - 1:], at[skipped:])], shares
 
 
 def compare(program, output, flags, skipped, pairs):
@@ -98,7 +100,7 @@ def main(programs, output, pairs=3, *wanted):
     programs, output = Path(programs).resolve(), Path(output).resolve()
     output.mkdir(parents=True, exist_ok=True)
     print(f"{processor()}; the shortest of {pairs} runs\n")
-    print("| program | s/step, 1 thread | 2 threads | speedup | serial share of work, by wall time | main thread, of work | of time | cores used | page faults a step |")
+    print("| program | s/step, 1 thread | 2 threads | speedup | serial share of work, by wall time | first thread alone, of work | of time | cores used | page faults a step |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for name in wanted or PROGRAMS:
         program, flags, skipped = PROGRAMS[name]

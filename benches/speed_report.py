@@ -145,7 +145,7 @@ def threads(raw, rows):
             share = lambda key: statistics.median(run[key] for run in two)
             lines.append([name.removeprefix("threads-"), precision, f"{t1:.4f}", f"{t2:.4f}", f"{t1 / t2:.2f}", f"{(2 * t2 - t1) / t1:.1%}",
                           f"{share('of_work'):.1%}", f"{share('of_time'):.1%}"])
-    header = ["row", "--precision", "s/step, 1 thread", "2 threads", "speedup", "serial share of work, by wall time", "main thread, of work", "of time"]
+    header = ["row", "--precision", "s/step, 1 thread", "2 threads", "speedup", "serial share of work, by wall time", "first thread alone, of work", "of time"]
     return table(header, lines) if lines else ""
 
 

@@ -211,7 +211,7 @@ def sample_ours(run, row, precision, few, flags):
 
 
 def threads_ours(run, row, precision, threads):
-    """Seconds of the fastest steps, and the main thread's share of work and time, by `benches/scaling.py`."""
+    """Seconds of the fastest steps, and the share of work and time that the first thread works alone, by `benches/scaling.py`."""
     program, flags = training_flags(run, row, precision, threads, row.data)
     seconds, (of_work, of_time, used, _) = scaling.measure(run.programs / program, run.output / "trained", flags, row.skipped)
     return {"rate": 1 / min(seconds), "step_seconds": min(seconds), "of_work": of_work, "of_time": of_time, "used": used, "seconds": seconds}

@@ -156,7 +156,7 @@ impl Adapter for Bottleneck {
         (weight.is_some() || bias.is_some()).then_some(NormChange { weight, bias })
     }
 
-    fn sub_layers(&self) -> Option<&dyn SubLayerChange> {
+    fn sub_layer_change(&self) -> Option<&dyn SubLayerChange> {
         Some(self)
     }
 

@@ -251,7 +251,7 @@ pub trait Adapter: Send + Sync {
     }
 
     /// What becomes of the sub-layers' outputs (bottleneck adapters).
-    fn sub_layers(&self) -> Option<&dyn SubLayerChange> {
+    fn sub_layer_change(&self) -> Option<&dyn SubLayerChange> {
         None
     }
 

@@ -8,7 +8,7 @@ use crate::ops::{self, LowRank, Mask, Value, Weight};
 use crate::random;
 
 impl LinearChange {
-    /// Whether gradients of its own depend on the numbers that the linear gives.
+    /// Whether a gradient may depend on the numbers that the linear gives.
     pub(super) fn reads_output(&self) -> bool {
         self.magnitude.is_some() || self.rows.is_some() || self.output_scale.is_some()
     }

@@ -51,13 +51,15 @@ impl<T> Default for Answers<T> {
 
 impl<T: Clone> Answers<T> {
     fn of(&self, name: &str, ask: impl FnOnce() -> Option<T>) -> Option<T> {
-        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(answer) = answers.get(name) {
-            return answer.clone();
-        }
-        let answer = ask();
-        answers.insert(name.to_string(), answer.clone());
-        answer
+        let answers = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = answers().get(name).cloned();
+        known.unwrap_or_else(|| {
+            // Asked outside of the lock: a thread that waits for tasks of the answer may be given one that asks
+            // for another.
+            let answer = ask();
+            answers().insert(name.to_string(), answer.clone());
+            answer
+        })
     }
 }
 
@@ -90,8 +92,8 @@ impl Adapter for Resolved {
         self.adapter.prefixes()
     }
 
-    fn sub_layers(&self) -> Option<&dyn SubLayerChange> {
-        self.adapter.sub_layers()
+    fn sub_layer_change(&self) -> Option<&dyn SubLayerChange> {
+        self.adapter.sub_layer_change()
     }
 
     fn depth(&self) -> Option<usize> {

@@ -101,7 +101,8 @@ impl Sites<'_> {
     /// The last linear of a sub-layer whose output is not read, run again for its gradients: its rows are not computed where no adapter reads them.
     pub fn unread_linear(&self, linear: &Linear, x: &Value) -> Result<Value> {
         let is_read = self.any(|adapter| {
-            adapter.sub_layers().is_some() || adapter.linear(&linear.name).is_some_and(|change| change.reads_output())
+            adapter.sub_layer_change().is_some()
+                || adapter.linear(&linear.name).is_some_and(|change| change.reads_output())
         });
         match is_read {
             true => self.linear(linear, x),
@@ -137,7 +138,7 @@ impl Sites<'_> {
         output: Value,
         norm: Option<&SumNorm>,
     ) -> Result<Value> {
-        if !self.any(|adapter| adapter.sub_layers().is_some()) {
+        if !self.any(|adapter| adapter.sub_layer_change().is_some()) {
             return Ok(output);
         }
         self.by_group(&output, |stack, group, output| {
@@ -147,7 +148,7 @@ impl Sites<'_> {
             let sites = Sites { groups: if alone { self.groups } else { &groups }, ..*self };
             let norm = norm.map(|norm| |sum: &Value| norm(sum, &sites));
             let norm = norm.as_ref().map(|norm| norm as &RowsNorm);
-            let changes = stack.iter().filter_map(|adapter| adapter.sub_layers());
+            let changes = stack.iter().filter_map(|adapter| adapter.sub_layer_change());
             changes.into_iter().try_fold(output.clone(), |output, change| {
                 change.output(SubLayerRows { layer, which, residual: &residual, output, norm })
             })

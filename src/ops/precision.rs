@@ -64,7 +64,8 @@ impl Arithmetic {
         }
     }
 
-    /// Runs something in this precision on this thread, for tests.
+    /// Runs something in this precision on this thread, for tests: products that it gives to other threads
+    /// (generation does, of few rows) are made in that of the process.
     pub fn within<T>(self, run: impl FnOnce() -> T) -> T {
         struct Restored(Option<Arithmetic>);
         impl Drop for Restored {

@@ -88,6 +88,11 @@ impl Products {
                 return bf16::multiply_packed(kernel, target, accumulate, factor, g, packed);
             }
         }
+        if matches!(self, Products::AsSet(_)) && needs_rounded_rows(weight) {
+            let rounded = bf16::rounded(g);
+            let g = Matrix::new(&rounded, g.rows, g.columns);
+            return Products::Exact.times(target, accumulate, factor, g, Operand::Compact(weight));
+        }
         // A sum over the parts that are widened at a time.
         for rows in weight.slabs() {
             weight.with_slab(rows.clone(), |values| {
@@ -123,6 +128,12 @@ fn as_set(packed: Option<&PackedWeight>, target: MatrixMut, accumulate: bool, fa
     }
 }
 
+/// Whether a product in the precision that is set is one in f32 of rounded rows: the matrix is kept in bf16, and
+/// the processor multiplies in f32.
+fn needs_rounded_rows(weight: &Compact) -> bool {
+    Arithmetic::current() == Arithmetic::Bf16(Kernel::Widened) && weight.form() == CompactForm::BF16
+}
+
 /// `target = factor x Wᵀ`, or `target += factor x Wᵀ`, in the precision that is set, of a matrix in fewer bytes.
 fn compact_as_set(
     packed: Option<&PackedWeight>,
@@ -142,8 +153,7 @@ fn compact_as_set(
     if x.rows == 0 {
         return;
     }
-    if kernel == Kernel::Widened && weight.form() == CompactForm::BF16 {
-        // The matrix is rounded as it is kept.
+    if needs_rounded_rows(weight) {
         let rounded = bf16::rounded(x);
         return weight.times_transposed(target, accumulate, factor, Matrix::new(&rounded, x.rows, x.columns));
     }

@@ -89,12 +89,12 @@ impl Weight {
             Numbers::Plain(value) => Numbers::Plain(value.detach()),
             Numbers::Compact(compact) => Numbers::Compact(compact.clone()),
         };
-        Weight { numbers, ..self.clone() }
+        Weight { numbers, products: self.products.clone(), is_unread: false }
     }
 
     /// The same numbers, with which products are made in f32, whatever is set.
     pub fn exact(&self) -> Self {
-        Weight { products: Products::Exact, ..self.clone() }
+        Weight { numbers: self.numbers.clone(), products: Products::Exact, is_unread: false }
     }
 
     /// The same numbers, for a linear that is run again for its gradients alone ([`checkpoint`](super::checkpoint)):

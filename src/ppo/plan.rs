@@ -155,7 +155,10 @@ pub fn plan(
     let models = |role: &'static str, models: Vec<&Model>| -> Result<Vec<Footprint>> {
         models.into_iter().map(|model| Footprint::of(role, model)).collect()
     };
-    beside.extend(models("value model", roles.value.iter().map(|value| &value.model).collect())?);
+    if let Some(value) = &roles.value {
+        let footprint = Footprint::of("value model", &value.model)?;
+        beside.push(footprint.with_texts_of(&value.model, workload.tokens_a_sequence()));
+    }
     if roles.average.is_some() {
         beside.push(Footprint::of_average(roles.policy.model.trainable_count()));
     }

@@ -195,7 +195,10 @@ fn plan(
     schedule: &Schedule,
     zero_point: &ZeroPoint,
 ) -> Result<Plan> {
-    let workload = Workload::new("rankings", examples, schedule.total_steps, |ranked| ranked.tree.tokens());
+    let mut workload = Workload::new("rankings", examples, schedule.total_steps, |ranked| ranked.tree.tokens());
+    if !model.architecture().causal {
+        workload.sequences = examples.sum(|ranked| ranked.tree.answers.len());
+    }
     let plan = TrainingPlan {
         program: "reward",
         model,

@@ -136,6 +136,9 @@ pub struct Workload<'a> {
     pub evaluation_rows: Option<usize>,
     /// Tokens of those to train on, of one epoch.
     pub tokens: usize,
+    /// The sequences that they begin, each behind a model's virtual tokens: one an example, but where a model
+    /// needs its answers apart.
+    pub sequences: usize,
     /// The most tokens of one step.
     pub largest_step: usize,
     /// What was too long or left out.
@@ -152,6 +155,7 @@ impl<'a> Workload<'a> {
         Workload {
             what,
             training: examples.len(),
+            sequences: examples.len(),
             evaluation: examples.evaluation_len(),
             evaluation_rows: examples.evaluation_rows(),
             largest_step: examples.largest_step(&tokens, steps),
@@ -160,6 +164,11 @@ impl<'a> Workload<'a> {
             evaluation_truncation: examples.evaluation_truncation(),
             sampled_rows: examples.sampled_rows().zip(examples.window()),
         }
+    }
+
+    /// The tokens of a sequence, on average.
+    pub fn tokens_a_sequence(&self) -> usize {
+        self.tokens / self.sequences.max(1)
     }
 
     /// So many of the examples, or of those that are known at the start.
@@ -309,8 +318,7 @@ impl TrainingPlan<'_> {
     /// The memory by what holds it, if it fits the machine.
     fn memory(&self) -> Result<Vec<(String, u64)>> {
         let TrainingPlan { model, examples, .. } = *self;
-        let tokens_a_text = examples.tokens / examples.training.max(1);
-        let trained = Footprint::of("model", model)?.with_texts_of(model, tokens_a_text);
+        let trained = Footprint::of("model", model)?.with_texts_of(model, examples.tokens_a_sequence());
         let footprints = [&[trained], self.beside].concat();
         // A step's examples may be fewer tokens than go through the model at a time.
         let tokens = self.common.tokens_per_batch.min(examples.largest_step);
@@ -378,6 +386,7 @@ mod tests {
         let mut workload = Workload {
             what: "demonstrations",
             training: 100,
+            sequences: 100,
             evaluation: 0,
             evaluation_rows: None,
             tokens: 1000,

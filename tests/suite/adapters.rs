@@ -9,12 +9,13 @@ use rlhf::model::Model;
 use rlhf::model::adapter::{Parameter, Pass, StepRows};
 use rlhf::ops::{Outputs, Weight};
 use rlhf::random;
+use rlhf::train::memory::{Footprint, PassFootprint};
 
 use crate::common::{Shape, answers_to, assert_same_answers, training_settings, write_model};
 use crate::oracle::assert_close;
 
 /// Arguments of every method, and of some that stand on top of each other.
-const METHODS: [&str; 26] = [
+const METHODS: [&str; 27] = [
     "lora",
     "lora --target-modules all-linear,embed_tokens,wte,embed_in --lora-r 4 --use-rslora",
     "lora --use-dora",
@@ -29,6 +30,7 @@ const METHODS: [&str; 26] = [
     "ia3",
     "ia3 --modules-to-save lm_head,embed_tokens,wte,embed_in",
     "ia3 --target-modules q_proj,c_attn,query_key_value,qkv_proj,lm_head --feedforward-modules down_proj,mlp.c_proj,dense_4h_to_h",
+    "ia3 --target-modules down_proj,mlp.c_proj,dense_4h_to_h --feedforward-modules q_proj,c_attn,query_key_value,qkv_proj",
     "prompt-tuning",
     "p-tuning",
     "p-tuning --encoder-reparameterization-type lstm",
@@ -76,7 +78,8 @@ fn arguments(method: &str, shape: Shape) -> Vec<String> {
         ],
     };
     let word = |word: &str| word.split(',').filter(|name| !absent.contains(name)).collect::<Vec<_>>().join(",");
-    format!("--method {method} --num-virtual-tokens 5").split(' ').map(word).collect()
+    let tokens = if method.contains("--num-virtual-tokens") { "" } else { " --num-virtual-tokens 5" };
+    format!("--method {method}{tokens}").split(' ').map(word).collect()
 }
 
 /// The same base model bare and with each method; their adapters are as new, or filled with random numbers.
@@ -210,6 +213,28 @@ fn blocks_that_are_run_again_in_the_backward_pass_give_equal_bits() -> Result<()
             assert!(kept == again, "{shape:?}, {method}");
         }
     }
+    Ok(())
+}
+
+#[test]
+fn what_a_pass_keeps_is_counted_by_the_row_and_beside_its_rows() -> Result<()> {
+    let of = |method: &str| -> Result<(Model, PassFootprint)> {
+        let (_, mut models) = models(Shape::Llama, &[method], true)?;
+        let model = models.remove(0);
+        let pass = Footprint::of("model", &model)?.pass;
+        Ok((model, pass))
+    };
+    // A prefix is keys and values, whatever rows there are.
+    let (_, few) = of("prefix-tuning --num-virtual-tokens 5")?;
+    let (_, many) = of("prefix-tuning --num-virtual-tokens 10")?;
+    assert_eq!((few.kept, 2 * few.fixed), (many.kept, many.fixed));
+    assert!(few.fixed > 0);
+    // Virtual tokens are rows of the pass, before every sequence.
+    let (model, few) = of("prompt-tuning --num-virtual-tokens 5")?;
+    let (_, many) = of("prompt-tuning --num-virtual-tokens 10")?;
+    assert_eq!(few.kept, many.kept);
+    let pass = Footprint::of("model", &model)?.with_texts_of(&model, 10).pass;
+    assert_eq!((pass.kept, pass.working), (few.kept + few.kept / 2, few.working + few.working / 2));
     Ok(())
 }
 

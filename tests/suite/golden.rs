@@ -49,14 +49,16 @@ fn logits_and_gradients_equal_transformers_for_each_family() -> Result<()> {
     for name in FAMILIES {
         let tensors = expected(name)?;
         let model = load(&folder(name), Some(&["--method", "full"]), Head::Language)?;
-        let gradients = check_logits_and_loss(name, &model, &tensors)?;
         let variables = model.trainable_parameters();
         let wanted = tensors.keys().filter(|key| key.starts_with("grad.")).count();
         assert_eq!(variables.len(), wanted, "{name}: trainable parameters");
-        for Parameter { name: parameter, variable, .. } in variables {
-            let gradient = gradients.get(&variable).unwrap_or_else(|| panic!("{name}: {parameter} has a gradient"));
-            let (what, wanted) = (format!("{name}: {parameter}"), &tensors[&format!("grad.{parameter}")]);
-            assert_gradient(&what, &gradient.to_tensor()?, wanted)?;
+        for has_checkpoints in [false, true] {
+            let gradients = check_logits_and_loss(name, &model.clone().with_checkpoints(has_checkpoints), &tensors)?;
+            for Parameter { name: parameter, variable, .. } in &variables {
+                let gradient = gradients.get(variable).unwrap_or_else(|| panic!("{name}: {parameter} has a gradient"));
+                let (what, wanted) = (format!("{name}: {parameter}"), &tensors[&format!("grad.{parameter}")]);
+                assert_gradient(&what, &gradient.to_tensor()?, wanted)?;
+            }
         }
         let copy = tempfile::tempdir().expect("a temporary folder");
         model.save(copy.path())?;
@@ -142,14 +144,21 @@ fn encoders_and_their_heads_equal_transformers() -> Result<()> {
         let classes = outputs.tensor(&model.classes(&hidden, &batch)?)?;
         assert_close(name, &classes.flatten_all()?.to_vec1::<f32>()?, &floats(&tensors, "logits")?, 1e-4);
         let index = Tensor::new(&[[2u32], [0]], &Device::Cpu)?;
-        let loss = candle_nn::ops::log_softmax(&classes, 1)?.gather(&index, 1)?.mean_all()?.neg()?;
+        let loss_of = |classes: &Tensor| candle_nn::ops::log_softmax(classes, 1)?.gather(&index, 1)?.mean_all()?.neg();
+        let loss = loss_of(&classes)?;
         assert_close(name, &[loss.to_scalar()?], &floats(&tensors, "loss")?, 1e-5);
         let gradients = outputs.gradients(&loss)?;
+        let again = model.clone().with_checkpoints(true);
+        let mut outputs = Outputs::default();
+        let classes = outputs.tensor(&again.classes(&again.hidden(&batch, &Pass::default())?, &batch)?)?;
+        let gradients_again = outputs.gradients(&loss_of(&classes)?)?;
         let parameters = model.trainable_parameters();
         assert_eq!(parameters.len(), tensors.keys().filter(|key| key.starts_with("grad.")).count(), "{name}");
         for Parameter { name, variable, .. } in parameters {
-            let gradient = gradients.get(&variable).expect("a gradient").to_tensor()?;
-            assert_gradient(&name, &gradient, &tensors[&format!("grad.{name}")])?;
+            for gradients in [&gradients, &gradients_again] {
+                let gradient = gradients.get(&variable).expect("a gradient").to_tensor()?;
+                assert_gradient(&name, &gradient, &tensors[&format!("grad.{name}")])?;
+            }
         }
         // A row is what it is alone, whatever its length.
         let mut cut = trees[1].clone();

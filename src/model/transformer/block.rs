@@ -118,7 +118,7 @@ pub(super) enum Run {
     Generation,
 }
 
-/// Rows up to which a product is so short that other threads hardly wake for it.
+/// Rows up to which several products with them are made side by side.
 const FEW_ROWS: usize = 64;
 
 impl Context<'_> {
@@ -172,7 +172,8 @@ impl Context<'_> {
         self.sites.linear(linear, x)
     }
 
-    /// Several linears of the same rows: side by side where each alone would be over before all threads are awake.
+    /// Several linears of the same rows, side by side for the few rows of generation: of a small model each alone is
+    /// over before all threads are awake.
     fn linears<const N: usize>(&self, linears: [&Linear; N], x: &Value) -> Result<[Value; N]> {
         let outputs: Vec<Value> = match self.run == Run::Generation && x.dim(0)? <= FEW_ROWS {
             true => linears.par_iter().map(|linear| self.linear(linear, x)).collect::<Result<_>>()?,
@@ -183,7 +184,8 @@ impl Context<'_> {
 
     /// The last linear of a sub-layer; `norm` is that of what it gives.
     fn last_linear(&self, which: SubLayer, linear: &Linear, norm: Option<&Norm>, x: &Value) -> Result<Value> {
-        // Between it and the block's output there are sums alone, which need no numbers to pass a gradient on.
+        // Between it and the block's output there are sums and a constant factor, which need no numbers to pass a
+        // gradient on.
         let is_added = match self.architecture.block {
             BlockForm::PreNorm | BlockForm::OutputNorm | BlockForm::Sandwich => which == SubLayer::FeedForward,
             BlockForm::Parallel => true,

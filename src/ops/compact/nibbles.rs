@@ -158,9 +158,13 @@ mod tests {
 
     fn assert_equal_bits<const FIVE: bool, const MINIMUM: bool>() {
         let words = Blocks::<'_, FIVE, MINIMUM>::HEAD + 8;
-        // Scales and minima of any size, and every integer at every place.
-        let blocks: Vec<u16> =
-            (0..words as u32 * 500).map(|index| (index.wrapping_mul(40_503) >> 3) as u16 & 0x7bff).collect();
+        // Finite scales and minima of any size and sign, and every integer at every place.
+        let is_number = |index: u32| index as usize % words < 1 + usize::from(MINIMUM);
+        let word = |index: u32| {
+            let word = (index.wrapping_mul(0x9e37_79b1) >> 13) as u16;
+            if is_number(index) && word & 0x7c00 == 0x7c00 { word ^ 0x4000 } else { word }
+        };
+        let blocks: Vec<u16> = (0..words as u32 * 500).map(word).collect();
         let [mut found, mut expected] = [vec![f32::NAN; 32 * 500], vec![f32::NAN; 32 * 500]];
         Blocks::<FIVE, MINIMUM> { words: &blocks, values: &mut found }.widen();
         pulp::Arch::new().dispatch(Blocks::<FIVE, MINIMUM> { words: &blocks, values: &mut expected });
