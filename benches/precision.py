@@ -4,9 +4,9 @@
         [--steps 300] [--learning-rate 1e-3] [--updates 30] [--ppo-learning-rate 5e-4] [--batch-size 16] [--prompts 32] [--precisions f32,bf16,...]
 
 MODEL is a folder in 16 or 32 bits, such as data/base; DATA a folder with demonstrations.parquet, rankings.parquet and prompts.parquet, such as data/. LoRA
-everywhere. Every stage starts from the stage before in its own precision. Runs that are there are not run again, with whatever settings they were run. Prints a Markdown table: of each quantity
-the mean over seeds in f32, the standard deviation over seeds, and for each precision the mean of the differences from f32 with the same seed and the
-largest of them. Where differences are far below the deviation over seeds, another seed changes more than the precision does.
+everywhere. Every stage starts from the stage before in its own precision. Runs that are there are not run again, with whatever settings they were run.
+Prints a Markdown table: of each quantity the mean over seeds in f32, the standard deviation over seeds, and for each precision the mean of the
+differences from f32 with the same seed and the largest of them. Where differences are far below the deviation over seeds, another seed changes more than the precision does.
 """
 
 import argparse

@@ -5,7 +5,8 @@
 Programs run on data/base and data/, with one thread and two in turn. The time of a step is the shortest of that step in all runs; steps are the same on
 any number of threads. From T1 and T2 the serial share of the work is (2 T2 - T1) / T1 (Amdahl 1967). Where the machine is busy that says little, but
 the first thread does its part of what is parallel and everything else: what it works more than the other, main - other, is done by it alone, of the
-work main + other and of the time main; at least that, as the other turns a while before it sleeps. Linux, Python's standard library. Prints a Markdown table; compare its ratios, not its seconds.
+work main + other and of the time main; at least that, as the other turns a while before it sleeps. Linux, Python's standard library. Prints a Markdown
+table; compare its ratios, not its seconds.
 """
 
 import json

@@ -98,7 +98,8 @@ impl Sites<'_> {
         joined(parts)
     }
 
-    /// The last linear of a sub-layer whose output is not read, run again for its gradients: its rows are not computed where no adapter reads them.
+    /// The last linear of a sub-layer whose output is not read, run again for its gradients: its rows are not
+    /// computed where no adapter reads them.
     pub fn unread_linear(&self, linear: &Linear, x: &Value) -> Result<Value> {
         let is_read = self.any(|adapter| {
             adapter.sub_layer_change().is_some()
@@ -148,8 +149,8 @@ impl Sites<'_> {
             let sites = Sites { groups: if alone { self.groups } else { &groups }, ..*self };
             let norm = norm.map(|norm| |sum: &Value| norm(sum, &sites));
             let norm = norm.as_ref().map(|norm| norm as &RowsNorm);
-            let changes = stack.iter().filter_map(|adapter| adapter.sub_layer_change());
-            changes.into_iter().try_fold(output.clone(), |output, change| {
+            let mut changes = stack.iter().filter_map(|adapter| adapter.sub_layer_change());
+            changes.try_fold(output.clone(), |output, change| {
                 change.output(SubLayerRows { layer, which, residual: &residual, output, norm })
             })
         })

@@ -30,7 +30,9 @@ const METHODS: [&str; 27] = [
     "ia3",
     "ia3 --modules-to-save lm_head,embed_tokens,wte,embed_in",
     "ia3 --target-modules q_proj,c_attn,query_key_value,qkv_proj,lm_head --feedforward-modules down_proj,mlp.c_proj,dense_4h_to_h",
-    "ia3 --target-modules down_proj,mlp.c_proj,dense_4h_to_h --feedforward-modules q_proj,c_attn,query_key_value,qkv_proj",
+    // The last linear of a block has its output scaled.
+    "ia3 --target-modules down_proj,mlp.c_proj,dense_4h_to_h \
+        --feedforward-modules q_proj,c_attn,query_key_value,qkv_proj",
     "prompt-tuning",
     "p-tuning",
     "p-tuning --encoder-reparameterization-type lstm",

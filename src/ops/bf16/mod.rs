@@ -20,7 +20,7 @@ use rayon::prelude::*;
 use super::matrix::{Matrix, MatrixMut, Threads, multiply as multiply_f32};
 use pack::{Form, SIDE, Tile, pack};
 
-pub(super) use pack::Packed;
+pub(super) use pack::{Packed, rounded};
 
 /// What multiplies operands that are rounded to bf16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,11 +147,6 @@ thread_local! {
     // Taken out while in use: a thread that waits for others may be given another product meanwhile.
     static ROWS_OF_A: Cell<Vec<Tile>> = const { Cell::new(Vec::new()) };
     static PANELS_OF_B: Cell<Vec<Tile>> = const { Cell::new(Vec::new()) };
-}
-
-/// A matrix with its numbers rounded to bf16, row after row.
-pub(super) fn rounded(matrix: Matrix) -> Vec<f32> {
-    pack::widened(matrix)
 }
 
 /// `target = factor a b`, or `target += factor a b`, with both operands rounded to bf16.

@@ -166,7 +166,7 @@ pub(super) fn widen(x: u16) -> f32 {
 }
 
 /// A matrix rounded to bf16, `[rows, columns]`, contiguous.
-pub(super) fn widened(x: Matrix) -> Vec<f32> {
+pub(in crate::ops) fn rounded(x: Matrix) -> Vec<f32> {
     assert!(x.is_within_its_data());
     fill_rows(x.rows, x.columns, |first, values| {
         for (row, values) in (first..).zip(values.chunks_exact_mut(x.columns)) {

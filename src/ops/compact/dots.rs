@@ -58,7 +58,7 @@ vectorised! {
 pub(super) fn dots_bf16(words: &[u16], x: &[f32], factor: f32, accumulate: bool, dots: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = pulp::x86::V3::try_new() {
-        return simd.vectorize(avx2::DotsBf16 { simd, words, x, factor, accumulate, dots });
+        return simd.vectorize(avx2::Dots { simd, words, x, factor, accumulate, dots, form: avx2::Bf16 });
     }
     dots_bf16_plain(words, x, factor, accumulate, dots);
 }
@@ -67,7 +67,7 @@ pub(super) fn dots_bf16(words: &[u16], x: &[f32], factor: f32, accumulate: bool,
 pub(super) fn dots_q8_0(words: &[u16], x: &[f32], factor: f32, accumulate: bool, dots: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = pulp::x86::V3::try_new() {
-        return simd.vectorize(avx2::DotsQ8 { simd, words, x, factor, accumulate, dots });
+        return simd.vectorize(avx2::Dots { simd, words, x, factor, accumulate, dots, form: avx2::Q8 });
     }
     dots_q8_0_plain(words, x, factor, accumulate, dots);
 }
@@ -80,68 +80,81 @@ mod avx2 {
 
     use super::{EIGHT, LANES, Q8_0_WORDS, fetch_after, half, integers, total};
 
-    pub(super) struct DotsBf16<'a> {
+    /// Rows of one form, and what they are multiplied with.
+    pub(super) struct Dots<'a, F> {
         pub simd: V3,
         pub words: &'a [u16],
         pub x: &'a [f32],
         pub factor: f32,
         pub accumulate: bool,
         pub dots: &'a mut [f32],
+        pub form: F,
     }
 
-    impl pulp::NullaryFnOnce for DotsBf16<'_> {
+    /// A form of rows.
+    pub(super) trait Row {
+        /// The words of a row of so many numbers.
+        fn words(&self, columns: usize) -> usize;
+
+        /// The sum of the products of a row with `x`.
+        fn dot(&self, simd: V3, row: &[u16], x: &[f32]) -> f32;
+    }
+
+    pub(super) struct Bf16;
+
+    pub(super) struct Q8;
+
+    impl<F: Row> pulp::NullaryFnOnce for Dots<'_, F> {
         type Output = ();
 
         #[inline(always)]
         fn call(self) {
-            let DotsBf16 { simd, words, x, factor, accumulate, dots } = self;
-            let (x, x_rest) = x.as_chunks::<LANES>();
-            for (dot, row) in dots.iter_mut().zip(words.chunks_exact(x.len() * LANES + x_rest.len())) {
-                let (row, rest) = row.as_chunks::<LANES>();
-                let mut sums = [simd.avx._mm256_setzero_ps(); 4];
-                for (words, x) in row.iter().zip(x) {
-                    fetch_after(words);
-                    let (words, x): ([__m128i; 4], [__m256; 4]) = (pulp::cast(*words), pulp::cast(*x));
-                    for part in 0..4 {
-                        let widened = simd.avx2._mm256_slli_epi32::<16>(simd.avx2._mm256_cvtepu16_epi32(words[part]));
-                        sums[part] = simd.fma._mm256_fmadd_ps(x[part], pulp::cast(widened), sums[part]);
-                    }
-                }
-                let mut sums: [f32; LANES] = pulp::cast(sums);
-                for ((sum, &word), &x) in sums.iter_mut().zip(rest).zip(x_rest) {
-                    *sum = x.mul_add(f32::from_bits(u32::from(word) << 16), *sum);
-                }
-                *dot = factor * total(sums) + if accumulate { *dot } else { 0.0 };
+            let Dots { simd, words, x, factor, accumulate, dots, form } = self;
+            for (dot, row) in dots.iter_mut().zip(words.chunks_exact(form.words(x.len()))) {
+                *dot = factor * form.dot(simd, row, x) + if accumulate { *dot } else { 0.0 };
             }
         }
     }
 
-    pub(super) struct DotsQ8<'a> {
-        pub simd: V3,
-        pub words: &'a [u16],
-        pub x: &'a [f32],
-        pub factor: f32,
-        pub accumulate: bool,
-        pub dots: &'a mut [f32],
-    }
-
-    impl pulp::NullaryFnOnce for DotsQ8<'_> {
-        type Output = ();
+    impl Row for Bf16 {
+        fn words(&self, columns: usize) -> usize {
+            columns
+        }
 
         #[inline(always)]
-        fn call(self) {
-            let DotsQ8 { simd, words, x, factor, accumulate, dots } = self;
-            let x = x.as_chunks::<32>().0;
-            for (dot, row) in dots.iter_mut().zip(words.chunks_exact(x.len() * Q8_0_WORDS)) {
-                let mut sums = simd.avx._mm256_setzero_ps();
-                for (block, x) in row.as_chunks::<Q8_0_WORDS>().0.iter().zip(x) {
-                    fetch_after(block);
-                    let scale = simd.avx._mm256_set1_ps(half(block[0]));
-                    sums = simd.fma._mm256_fmadd_ps(block_sums(simd, &integers(block), x), scale, sums);
+        fn dot(&self, simd: V3, row: &[u16], x: &[f32]) -> f32 {
+            let ((row, rest), (x, x_rest)) = (row.as_chunks::<LANES>(), x.as_chunks::<LANES>());
+            let mut sums = [simd.avx._mm256_setzero_ps(); 4];
+            for (words, x) in row.iter().zip(x) {
+                fetch_after(words);
+                let (words, x): ([__m128i; 4], [__m256; 4]) = (pulp::cast(*words), pulp::cast(*x));
+                for part in 0..4 {
+                    let widened = simd.avx2._mm256_slli_epi32::<16>(simd.avx2._mm256_cvtepu16_epi32(words[part]));
+                    sums[part] = simd.fma._mm256_fmadd_ps(x[part], pulp::cast(widened), sums[part]);
                 }
-                let sums: [f32; EIGHT] = pulp::cast(sums);
-                *dot = factor * total(sums) + if accumulate { *dot } else { 0.0 };
             }
+            let mut sums: [f32; LANES] = pulp::cast(sums);
+            for ((sum, &word), &x) in sums.iter_mut().zip(rest).zip(x_rest) {
+                *sum = x.mul_add(f32::from_bits(u32::from(word) << 16), *sum);
+            }
+            total(sums)
+        }
+    }
+
+    impl Row for Q8 {
+        fn words(&self, columns: usize) -> usize {
+            columns / 32 * Q8_0_WORDS
+        }
+
+        #[inline(always)]
+        fn dot(&self, simd: V3, row: &[u16], x: &[f32]) -> f32 {
+            let mut sums = simd.avx._mm256_setzero_ps();
+            for (block, x) in row.as_chunks::<Q8_0_WORDS>().0.iter().zip(x.as_chunks::<32>().0) {
+                fetch_after(block);
+                let scale = simd.avx._mm256_set1_ps(half(block[0]));
+                sums = simd.fma._mm256_fmadd_ps(block_sums(simd, &integers(block), x), scale, sums);
+            }
+            total::<EIGHT>(pulp::cast(sums))
         }
     }
 
