@@ -81,9 +81,7 @@ pub fn run_program<S: Program>(main: impl FnOnce(S) -> Result<()>) -> ExitCode {
     let run = || -> Result<()> {
         let resolved = resolve::<S>(std::env::args_os().collect())?.unwrap_or_else(|error| error.exit());
         let settings = resolved.checked()?;
-        if let Ok(Some(&threads)) = resolved.matches.try_get_one::<usize>("threads") {
-            use_threads(threads)?;
-        }
+        use_threads(resolved.matches.try_get_one::<usize>("threads").ok().flatten().copied())?;
         if let Ok(Some(precision)) = resolved.matches.try_get_one::<Precision>("precision") {
             precision.set()?;
         }
@@ -177,19 +175,20 @@ fn quote(word: &str) -> String {
     }
 }
 
-/// Sets the number of threads of this process's parallel operations, of which this thread is one; can be done
-/// once, before the first of them.
+/// Sets the number of threads of this process's parallel operations (as many as the machine has cores, or as
+/// `RAYON_NUM_THREADS` says, where none is given), of which this thread is one; can be done once, before the
+/// first of them.
 ///
 /// An operation that begins on a thread outside of the pool has to wake one inside, and to be woken at its end: a
-/// fifth of the time of sampling one answer from a model of 135 M parameters. What other threads give to the pool
-/// is done by its other threads, or while this one waits for its own operations, so this thread must not wait for
-/// such work otherwise where it is the only one.
-pub fn use_threads(threads: usize) -> Result<()> {
+/// fifth of the time of sampling one answer from a model of 135 M parameters, a tenth of that of training one of
+/// 1 M. What other threads give to the pool is done by its other threads, or while this one waits for its own
+/// operations, so this thread must not wait for such work otherwise where it is the only one.
+pub fn use_threads(threads: Option<usize>) -> Result<()> {
     rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
+        .num_threads(threads.unwrap_or(0))
         .use_current_thread()
         .build_global()
-        .map_err(|error| Error::input(format!("--threads {threads}: {error}")))
+        .map_err(|error| Error::input(format!("cannot start the threads of parallel operations: {error}")))
 }
 
 /// What clap makes of the user's arguments with those of the settings file before them.
