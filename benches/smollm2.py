@@ -1,11 +1,18 @@
 """SmolLM2-135M-Instruct through the whole of InstructGPT with people's data: fine-tuning, reward model, PPO, a judge that was not trained against, evaluation.
 
     python benches/smollm2_data.py DATA runs/smollm2/data
-    python benches/smollm2.py target/release MODEL runs/smollm2 [--seeds 0,1,2] [--stages sft,reward,judge,ppo,evaluate]
+    python benches/smollm2.py target/release MODEL runs/smollm2 [--seeds 0,1,2] [--stages STAGE,...]
 
 MODEL is the model's folder in bf16. Every stage is a run of a program with the flags below; one that is over is not run again, one that was interrupted (Ctrl-C, SIGKILL,
-a machine that is switched off) goes on where it was, so that the whole may take days. Stages run one after another, of all seeds before the next stage. Prints the
-tables that `benches/results/smollm2.md` holds, of what is there; needs Python's standard library alone.
+a machine that is switched off) goes on where it was, so that the whole may take days. Stages run one after another, of all seeds before the next stage. Without --stages those of the
+two goals run, which have three seeds:
+
+    sft, reward, judge, ppo                     answers that people prefer
+    toxicity-reward, detox                      continuations without toxicity, where respect is asked for
+    evaluate                                    both
+
+and beside them, for which one seed is enough, `ppo-alone` (without the pretraining mix), `rloo`, `grpo`, `dpo`, `best-of-4` and `evaluate-beside`. Prints the tables that
+`benches/results/smollm2.md` holds, of what is there; needs Python's standard library alone.
 """
 
 import argparse
@@ -18,49 +25,84 @@ from pathlib import Path
 
 LORA = {"method": "lora", "lora-r": 16, "lora-alpha": 32, "target-modules": "all-linear"}
 LENGTH = {"max-length": 512}
+OFTEN = {"checkpoint-every": "2min"}
+GOALS = ["sft", "reward", "judge", "ppo", "toxicity-reward", "detox", "evaluate"]
+BESIDE = ["ppo-alone", "rloo", "grpo", "dpo", "best-of-4", "evaluate-beside"]
 
 
 def stages(model, output, seed):
-    """Each stage's program and flags. The judge has another seed and the other half of the rankings."""
+    """Each stage's program, the folder of its run, and flags."""
     data = output / "data"
     own = lambda name: output / f"{name}-{seed}"
-    ranked = LENGTH | LORA | {"model": own("sft"), "evaluation-data": data / "rankings-test.parquet", "epochs": 1, "batch-size": 16, "learning-rate": 1e-4,
-                              "evaluate-every": 1000, "checkpoint-every": 10}
-    return {
-        "sft": ("sft", LENGTH | LORA | {
-            "model": model, "data": data / "demonstrations-train.parquet", "evaluation-data": data / "demonstrations-test.parquet", "epochs": 1, "batch-size": 16,
-            "learning-rate": 2e-4, "evaluate-every": 1000, "checkpoint-every": 10}),
-        "reward": ("reward", ranked | {"data": data / "rankings-first.parquet", "demonstrations": data / "demonstrations-test.parquet"}),
-        "judge": ("reward", ranked | {"data": data / "rankings-second.parquet", "demonstrations": data / "demonstrations-test.parquet", "seed": seed + 100}),
-        "ppo": ("ppo", LENGTH | LORA | {
-            "model": own("sft"), "reward-model": own("reward"), "data": data / "prompts-train.parquet", "batch-size": 32,
-            "response-length": 64, "max-steps": 40, "learning-rate": 5e-5, "missing-eos-penalty": 1, "ptx-data": data / "demonstrations-train.parquet",
-            "policy-every": 10, "sample-every": 10, "checkpoint-every": 1}),
-        "evaluate": ("evaluate", LENGTH | {
-            "models": [f"base={model}", f"sft={own('sft')}", f"ppo={own('ppo')}"], "reward-model": own("judge"), "data": data / "prompts-test.parquet",
-            "response-length": 64, "perplexity": data / "demonstrations-test.parquet"}),
+    named = lambda *names: [f"base={model}", *(f"{name}={own(name)}" for name in names)]
+    training = LENGTH | LORA | OFTEN
+    ranked = training | {"model": own("sft"), "evaluation-data": data / "rankings-test.parquet", "demonstrations": data / "demonstrations-test.parquet",
+                         "batch-size": 16, "learning-rate": 1e-4}
+    # A single pass over the episodes, as InstructGPT's; a pretraining mix whose gradient is no larger than the policy's.
+    policy = LENGTH | LORA | {"batch-size": 32, "minibatches": 4, "ppo-epochs": 1, "learning-rate": 1e-4, "policy-every": 10, "sample-every": 10, "checkpoint-every": "2min"}
+    mix = {"ptx-data": data / "demonstrations-train.parquet", "ptx-coefficient": 0.05, "ptx-ratio": 0.25}
+    helpful = policy | {"model": own("sft"), "reward-model": own("reward"), "data": data / "prompts-train.parquet", "response-length": 128, "max-steps": 40}
+    groups = {"answers": 4, "max-steps": 40}
+    measured = LENGTH | {"reward-model": own("judge"), "data": data / "prompts-test.parquet", "response-length": 128}
+    programs = {
+        "sft": ("sft", training | {
+            "model": model, "data": data / "demonstrations-train.parquet", "evaluation-data": data / "demonstrations-test.parquet", "batch-size": 16, "learning-rate": 2e-4}),
+        "reward": ("reward", ranked | {"data": data / "rankings-first.parquet"}),
+        # Of the other half of the rankings, with another seed.
+        "judge": ("reward", ranked | {"data": data / "rankings-second.parquet", "seed": seed + 100}),
+        "ppo": ("ppo", helpful | mix),
+        "toxicity-reward": ("reward", training | {
+            "model": model, "data": data / "toxicity-rankings-train.parquet", "evaluation-data": data / "toxicity-rankings-test.parquet", "epochs": 3, "batch-size": 8,
+            "learning-rate": 1e-4}),
+        "detox": ("ppo", policy | mix | {
+            "model": model, "reward-model": own("toxicity-reward"), "data": data / "toxicity-prompts-train.parquet", "batch-size": 64, "response-length": 20,
+            "missing-eos-penalty": 0, "max-steps": 60}),
+        "evaluate": ("evaluate", measured | {
+            "models": named("sft", "ppo", "detox"), "perplexity": data / "neutral.parquet", "toxicity-prompts": data / "toxicity-prompts-test.parquet",
+            "toxicity-instructions": ["none", "respectful"]}),
+        "ppo-alone": ("ppo", helpful),
+        "rloo": ("ppo", helpful | groups | {"algorithm": "rloo"}),
+        "grpo": ("ppo", helpful | groups | {"algorithm": "grpo"}),
+        "dpo": ("sft", training | {
+            "objective": "dpo", "model": own("sft"), "data": data / "rankings-first.parquet", "evaluation-data": data / "rankings-test.parquet", "batch-size": 16,
+            "learning-rate": 2e-5}),
+        "evaluate-beside": ("evaluate", measured | {
+            "models": named("sft", "ppo", "ppo-alone", "rloo", "grpo", "dpo"), "perplexity": data / "neutral.parquet"}),
     }
+    return {name: (program, own(name), flags) for name, (program, flags) in programs.items()}
 
 
 def words(flags):
     found = []
     for name, value in flags.items():
-        found += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        found += [f"--{name}", *([] if value is True else map(str, value if isinstance(value, list) else [value]))]
     return found
 
 
-def run(programs, output, name, seed, program, flags):
-    """Runs a stage unless it is over, from where it was."""
-    folder = output / f"{name}-{seed}"
-    if (folder / "finished.json").exists() or (folder / "evaluation.json").exists() and program == "evaluate":
+def run(programs, name, output, seed, program, flags):
+    """Runs a program unless its run is over, from where it was."""
+    if output.suffix == ".parquet" and output.exists() or any((output / done).exists() for done in ("finished.json", "evaluation.json")):
         return
-    command = [programs / program, "--output", folder, "--quiet", *words({"seed": seed} | flags)]
-    if (folder / "checkpoints").is_dir():
+    output.parent.mkdir(parents=True, exist_ok=True)
+    command = [programs / program, "--output", output, "--quiet", *words({"seed": seed} | flags)]
+    if (output / "checkpoints").is_dir():
         command.append("--resume")
     print(shlex.join(map(str, command)), file=sys.stderr, flush=True)
     done = subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL)
     if done.returncode != 0:
-        sys.exit(f"{name}-{seed} ended with {done.returncode}")
+        sys.exit(f"{name} of seed {seed} ended with {done.returncode}")
+
+
+def best_of_4(model, output, seed):
+    """The programs of the stage, each with what it writes: of four answers of the fine-tuned model the one that the reward model likes best, beside the base's."""
+    data, folder = output / "data", output / f"best-of-4-{seed}"
+    asked = LENGTH | {"data": data / "prompts-test.parquet", "response-length": 128}
+    return [
+        ("sample", folder / "answers/base.parquet", asked | {"model": model}),
+        ("sample", folder / "four.parquet", asked | {"model": output / f"sft-{seed}", "answers": 4}),
+        ("score", folder / "answers/best-of-4.parquet", LENGTH | {"model": output / f"reward-{seed}", "data": folder / "four.parquet", "best": True}),
+        ("evaluate", folder / "evaluation", LENGTH | {"answers": folder / "answers", "reward-model": output / f"judge-{seed}"}),
+    ]
 
 
 def metrics(folder):
@@ -86,10 +128,17 @@ def last(rows, name):
     return next((row[name] for row in reversed(rows) if name in row), None)
 
 
+def interval(measure, share):
+    """A measure with its interval, shares in percent."""
+    number = (lambda value: f"{100 * value:.1f}%") if share else (lambda value: f"{value:.3g}")
+    low, high = measure.get("low"), measure.get("high")
+    return number(measure["value"]) + (f" [{number(low)}, {number(high)}]" if low is not None else "")
+
+
 def report(output, seeds):
     """Tables of what there is."""
     cost, training = [], []
-    for name in ("sft", "reward", "judge", "ppo"):
+    for name in (name for name in GOALS + BESIDE if "evaluate" not in name and name != "best-of-4"):
         runs = [rows for rows in (metrics(output / f"{name}-{seed}") for seed in seeds) if rows]
         if not runs:
             continue
@@ -100,6 +149,13 @@ def report(output, seeds):
                 training.append([f"`{name}`", metric, spread([next(row[metric] for row in rows if metric in row) for rows in runs]), spread(of(metric))])
     print(table(["stage", "seeds", "minutes", "peak, MB"], cost))
     print(table(["stage", "metric", "first", "last"], training))
+    for folder in sorted([*output.glob("evaluate*/evaluation.json"), *output.glob("best-of-4-*/evaluation/evaluation.json")]):
+        models = json.loads(folder.read_text())["models"]
+        measures = list(dict.fromkeys(name for measured in models.values() for name, measure in measured.items() if isinstance(measure, dict) and "value" in measure))
+        is_share = lambda name: "rate" in name or "preferred" in name
+        lines = [[name.replace("_", " "), *(interval(measured[name], is_share(name)) if measured.get(name) else "-" for measured in models.values())] for name in measures]
+        print(f"{folder.parent.relative_to(output)}:\n")
+        print(table(["", *models], lines))
 
 
 def main():
@@ -108,13 +164,14 @@ def main():
     parser.add_argument("model", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--stages", default="sft,reward,judge,ppo,evaluate")
+    parser.add_argument("--stages", default=",".join(GOALS))
     given = parser.parse_args()
     seeds = [int(seed) for seed in given.seeds.split(",")]
     for name in filter(None, given.stages.split(",")):
         for seed in seeds:
-            program, flags = stages(given.model, given.output, seed)[name]
-            run(given.programs, given.output, name, seed, program, flags)
+            programs = best_of_4(given.model, given.output, seed) if name == "best-of-4" else [stages(given.model, given.output, seed)[name]]
+            for program, output, flags in programs:
+                run(given.programs, name, output, seed, program, flags)
     report(given.output, seeds)
 
 
