@@ -31,6 +31,20 @@ impl Outputs {
             }
         }
     }
+
+    /// The logarithm of a label's odds, `log(p / (1 - p))`, by the scores, so that it does not end where `p` rounds to
+    /// 0 or 1: `z_i`, or `z_i - log Σ_{j ≠ i} exp(z_j)`.
+    pub fn log_odds(self, scores: &[f32], label: usize) -> f64 {
+        let score = f64::from(scores[label]);
+        let others = scores.iter().enumerate().filter(|&(other, _)| other != label);
+        let others: Vec<f64> = others.map(|(_, &score)| f64::from(score)).collect();
+        match (self, largest(others.iter().copied())) {
+            (Outputs::Softmax, Some(largest)) => {
+                score - largest - others.iter().map(|other| (other - largest).exp()).sum::<f64>().ln()
+            }
+            _ => score,
+        }
+    }
 }
 
 /// What `transformers` calls a label without a name.

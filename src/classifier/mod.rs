@@ -19,12 +19,13 @@ use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
 use crate::data::batch::{TokenTree, split_by_budget};
 use crate::data::tokenize::{EncodedTexts, Tokenizer};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::adapter::Pass;
 use crate::model::architecture::{Architecture, Config};
 use crate::model::folder::{read_architecture, read_json};
 use crate::model::head::Form;
+use crate::model::weight_files::TensorFiles;
 use crate::remote::hub;
 use deberta::Deberta;
 pub use identity::Identity;
@@ -94,6 +95,13 @@ impl Classifier {
         Ok(Classifier { folder: given.to_path_buf(), tokenizer, network, labels, outputs, max_length, identity })
     }
 
+    /// The bytes of the weights of a classifier that is not read yet, as they are stored.
+    pub fn stored_bytes(folder: &Path) -> Result<usize> {
+        let (base, _) = adapt::resolve(&hub::folder(folder)?, &[])?;
+        let bytes = |path: &Path| Ok(std::fs::metadata(path).map_err(Error::io(path))?.len() as usize);
+        TensorFiles::open(&base)?.paths().map(bytes).sum()
+    }
+
     /// What the labels are called, in the order of their probabilities.
     pub fn labels(&self) -> &[String] {
         &self.labels
@@ -145,6 +153,19 @@ impl Classifier {
     /// The probability of every label for every text, in batches of at most `tokens_per_batch` tokens (a longer text stands alone). A text's numbers do not depend
     /// on those beside it, and a text that occurs again is not read again.
     pub fn probabilities(&self, inputs: &[ClassifierInput], tokens_per_batch: usize) -> Result<Classified> {
+        let (scores, truncated) = self.scores(inputs, tokens_per_batch)?;
+        let probabilities = scores.iter().map(|scores| self.outputs.probabilities(scores)).collect();
+        Ok(Classified { probabilities, truncated })
+    }
+
+    /// The logarithm of the odds of one label for every text, as [`probabilities`](Self::probabilities) reads them.
+    pub fn log_odds(&self, inputs: &[ClassifierInput], label: usize, tokens_per_batch: usize) -> Result<Vec<f64>> {
+        let (scores, _) = self.scores(inputs, tokens_per_batch)?;
+        Ok(scores.iter().map(|scores| self.outputs.log_odds(scores, label)).collect())
+    }
+
+    /// The labels' numbers for every text, and how many texts lost their end.
+    fn scores(&self, inputs: &[ClassifierInput], tokens_per_batch: usize) -> Result<(Vec<Vec<f32>>, usize)> {
         let mut places: HashMap<&ClassifierInput, usize> = HashMap::new();
         let mut different: Vec<&ClassifierInput> = Vec::new();
         let place = |input| {
@@ -168,12 +189,10 @@ impl Classifier {
                     different[first + text].text
                 );
             }
-            found.extend(logits.iter().map(|logits| self.outputs.probabilities(logits)));
+            found.extend(logits);
         }
-        Ok(Classified {
-            probabilities: places.iter().map(|&place| found[place].clone()).collect(),
-            truncated: places.iter().filter(|&&place| texts[place].was_cut).count(),
-        })
+        let truncated = places.iter().filter(|&&place| texts[place].was_cut).count();
+        Ok((places.iter().map(|&place| found[place].clone()).collect(), truncated))
     }
 }
 

@@ -59,7 +59,7 @@ impl HeldOut {
             Some(rewards) => Judge::Rewards(rewards),
             None if is_of_the_world(pattern)? => Judge::Rule(read_cases(pattern)?),
             None => bail!(
-                "{pattern}: these prompts are judged by nothing: give --judge-model, --judge-command or --judge-rule (data of the world, with the columns kind, \
+                "{pattern}: these prompts are judged by nothing: give --judge-model, --judge-classifier, --judge-command or --judge-rule (data of the world, with the columns kind, \
                  facts and expected, is judged by its own rule)"
             ),
         };

@@ -8,11 +8,13 @@ use super::roles::Roles;
 use super::rollout::PromptExample;
 use super::settings::{PpoSettings, ValueSource, presets};
 use crate::adapt;
+use crate::classifier::Classifier;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::generate::CacheSize;
 use crate::model::Model;
 use crate::model::architecture::Architecture;
+use crate::rewards::ClassifierLabel;
 use crate::train::examples::Examples;
 use crate::train::memory::{self, Footprint};
 use crate::train::plan::{Plan, TrainingPlan, Workload};
@@ -45,6 +47,7 @@ pub fn memory(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> Resu
             models.push(Footprint::before_reading(role, folder, &[], form, None)?);
         }
     }
+    models.extend(classifiers(settings)?);
     let (_, architecture) = adapt::base(&settings.model.model, &settings.model.adapter)?;
     // Models learn from one minibatch at a time.
     let step = (settings.prompts_an_update() * tokens_of_one(settings, prompts)).div_ceil(settings.policy.minibatches);
@@ -54,6 +57,18 @@ pub fn memory(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> Resu
     let parts = memory::expected(&models, micro_batch, cache);
     let plan = Plan::new("memory by role, before a model is read").memory(parts.iter().map(|(_, bytes)| bytes).sum());
     Ok(parts.into_iter().fold(plan, |plan, (what, bytes)| plan.line(&format!("  {what}"), DecimalBytes(bytes))))
+}
+
+/// The weights of the classifiers that judge.
+fn classifiers(settings: &PpoSettings) -> Result<Vec<Footprint>> {
+    let rewards = settings.rewards.reward_classifier.iter().map(|given| ("reward classifier", given));
+    let judges = settings.observation.judge.judge_classifier.iter().map(|given| ("judging classifier", given));
+    let of = |(role, given): (&'static str, &ClassifierLabel)| {
+        // Each is read by itself.
+        let copy = format!("{role} {given}");
+        Ok(Footprint::of_weights(role, copy, Classifier::stored_bytes(given.folder())?))
+    };
+    rewards.chain(judges).map(of).collect()
 }
 
 /// Tokens of a prompt and its answers at their longest.
@@ -166,6 +181,7 @@ pub fn plan(
     beside.extend(models("reward model", roles.rewards.models().iter().map(|model| model.model()).collect())?);
     let judges = material.held_out.iter().flat_map(|held_out| held_out.judge_models());
     beside.extend(models("judge", judges.map(|judge| judge.model()).collect())?);
+    beside.extend(classifiers(settings)?);
     let cache = cache(settings, prompts, roles.policy.model.architecture());
     let plan = TrainingPlan {
         program: "ppo",
@@ -188,6 +204,9 @@ pub fn plan(
         let reading = if model.reads_tokens() { "" } else { " (reads the answers' text)" };
         plan = plan.line("reward model", format!("{}{reading}", model.folder().display()));
         plan = plan.line("  its answers", model.endings());
+    }
+    for classifier in &settings.rewards.reward_classifier {
+        plan = plan.line("reward classifier", classifier);
     }
     if let Some(command) = &settings.rewards.reward_command {
         plan = plan.line("reward command", command);

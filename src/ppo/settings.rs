@@ -234,6 +234,13 @@ impl PpoSettings {
                 inputs = inputs.model(&format!("{flag} {number}"), folder, &[])?;
             }
         }
+        let judging = &self.observation.judge.judge_classifier;
+        for (flag, given) in [("--reward-classifier", &self.rewards.reward_classifier), ("--judge-classifier", judging)]
+        {
+            for (number, given) in given.iter().enumerate() {
+                inputs = inputs.model(&format!("{flag} {number}"), given.folder(), &[])?;
+            }
+        }
         let inputs = inputs.data("--data", &self.data)?.optional("--ptx-data", self.ptx.ptx_data.as_ref())?;
         inputs.evaluation("--evaluation-data", self.observation.evaluation_data.as_ref())
     }

@@ -1,7 +1,9 @@
-//! What says how good an answer is: reward models, of any tokenizer and family, several of them together, a command of the user's, or rules over a column.
+//! What says how good an answer is: reward models, of any tokenizer and family, several of them together, classifiers, a command of the user's, or rules
+//! over a column.
 //!
 //! A reward that fails is an error, never a number.
 
+mod classifier;
 mod command;
 pub mod ending;
 mod model;
@@ -18,6 +20,7 @@ use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::numbers::smallest;
+pub use classifier::{ClassifierLabel, RewardClassifier};
 pub use command::RewardCommand;
 pub use model::RewardModel;
 pub use rule::{RewardRule, RuleKind};
@@ -58,6 +61,7 @@ pub struct AnswerReward {
 /// All that judges, and how its several rewards are combined.
 pub struct Rewards {
     models: Vec<RewardModel>,
+    classifiers: Vec<RewardClassifier>,
     command: Option<RewardCommand>,
     rules: Vec<RewardRule>,
     weights: Vec<f64>,
@@ -103,6 +107,7 @@ impl Rewards {
                 "--reward-as-is has no effect here: encoders read an answer as the second text of a pair; leave it out"
             );
         }
+        let classifiers = settings.reward_classifier.iter().map(RewardClassifier::load).collect::<Result<_>>()?;
         let Ok(limit) = Duration::try_from_secs_f64(settings.reward_timeout) else {
             bail!("--reward-timeout {} is more seconds than can be counted; give fewer", settings.reward_timeout)
         };
@@ -114,6 +119,7 @@ impl Rewards {
         };
         Ok(Rewards {
             models,
+            classifiers,
             command,
             rules: settings.rules(flags.rule),
             weights,
@@ -138,14 +144,17 @@ impl Rewards {
         Self::named(flags, &settings.as_sources(limit), bases, policy, max_length, seed).map(Some)
     }
 
-    /// How metrics call the sources, each once: the last part of a model's folder, `command`, and the rules with their columns.
+    /// How metrics call the sources, each once: the last part of a model's folder, of a classifier's with its label,
+    /// `command`, and the rules with their columns.
     pub fn names(&self) -> Vec<String> {
         let of_model = |model: &RewardModel| {
             model.folder().file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
         };
         let models = self.models.iter().map(of_model);
+        let classifiers = self.classifiers.iter().map(RewardClassifier::name);
         let command = self.command.iter().map(|_| "command".to_string());
-        let mut names: Vec<String> = models.chain(command).chain(self.rules.iter().map(RewardRule::name)).collect();
+        let rules = self.rules.iter().map(RewardRule::name);
+        let mut names: Vec<String> = models.chain(classifiers).chain(command).chain(rules).collect();
         for index in 0..names.len() {
             let (earlier, later) = names.split_at_mut(index);
             let own = later[0].clone();
@@ -160,6 +169,11 @@ impl Rewards {
     /// The models, in the order in which they were given.
     pub fn models(&self) -> &[RewardModel] {
         &self.models
+    }
+
+    /// The classifiers, in the order in which they were given.
+    pub fn classifiers(&self) -> &[RewardClassifier] {
+        &self.classifiers
     }
 
     /// The rules, in the order in which they were given.
@@ -198,6 +212,9 @@ impl Rewards {
         let mut sources = Vec::new();
         for model in &mut self.models {
             sources.push(model.score(asked, tokens_per_batch)?);
+        }
+        for classifier in &self.classifiers {
+            sources.push(classifier.score(asked, tokens_per_batch)?);
         }
         if let Some(command) = &mut self.command {
             sources.push(command.score(asked)?);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use super::classifier::ClassifierLabel;
 use super::rule::{RewardRule, RuleKind};
 use crate::bail;
 use crate::error::Result;
@@ -24,6 +25,11 @@ pub struct RewardSourceSettings {
     #[arg(long, help_heading = HEADING)]
     #[serde(default)]
     pub reward_as_is: bool,
+    /// Classifiers (Hugging Face sequence classifiers), each with a label that answers are to have, FOLDER@LABEL, or not
+    /// to have, FOLDER@-LABEL: the reward is the logarithm of the odds, of the answer's text alone
+    #[arg(long, help_heading = HEADING, value_name = "FOLDER@LABEL", num_args = 1..)]
+    #[serde(default)]
+    pub reward_classifier: Vec<ClassifierLabel>,
     /// A program that judges: it reads one JSON object a line, {"prompt": ..., "response": ..., "ended": ..., "columns": {...}} (the row's other
     /// columns), and writes one number a line, at once
     #[arg(long, help_heading = HEADING, value_name = "COMMAND")]
@@ -45,7 +51,7 @@ pub struct RewardSourceSettings {
     #[arg(long, help_heading = HEADING, value_name = "COLUMN", num_args = 1..)]
     #[serde(default)]
     pub reward_column: Vec<String>,
-    /// Weights of the rewards, in this order: reward models, reward command, rules [default: 1 each]
+    /// Weights of the rewards, in this order: reward models, classifiers, reward command, rules [default: 1 each]
     #[arg(long, help_heading = HEADING, value_name = "NUMBER", num_args = 1.., value_delimiter = ',', allow_negative_numbers = true)]
     #[serde(default)]
     pub reward_weights: Vec<f64>,
@@ -79,6 +85,10 @@ pub struct JudgeSettings {
     #[arg(long, help_heading = HEADING, value_name = "FOLDER", num_args = 1..)]
     #[serde(default)]
     pub judge_model: Vec<PathBuf>,
+    /// Classifiers that judge them, as --reward-classifier does
+    #[arg(long, help_heading = HEADING, value_name = "FOLDER@LABEL", num_args = 1..)]
+    #[serde(default)]
+    pub judge_classifier: Vec<ClassifierLabel>,
     /// A program that judges them, as --reward-command does
     #[arg(long, help_heading = HEADING, value_name = "COMMAND")]
     pub judge_command: Option<String>,
@@ -98,7 +108,7 @@ impl RewardSourceSettings {
         let has_several = |of: &Self| of.sources() > 1;
         let is_sum = |of: &Self| of.reward_combination == Combination::Sum;
         Flags::new()
-            .always(&["reward_model", "reward_command", "reward_rule"])
+            .always(&["reward_model", "reward_classifier", "reward_command", "reward_rule"])
             .only("with --reward-model", &["reward_as_is"], |of: &Self| !of.reward_model.is_empty())
             .only("with --reward-command", &["reward_group"], |of: &Self| of.reward_command.is_some())
             .only("with --reward-rule", &["reward_column"], |of: &Self| !of.reward_rule.is_empty())
@@ -117,7 +127,8 @@ impl RewardSourceSettings {
 
     /// Number of sources of rewards.
     pub fn sources(&self) -> usize {
-        self.reward_model.len() + usize::from(self.reward_command.is_some()) + self.reward_rule.len()
+        let models = self.reward_model.len() + self.reward_classifier.len();
+        models + usize::from(self.reward_command.is_some()) + self.reward_rule.len()
     }
 
     /// Whether a source reads other columns of a row than the prompt's.
@@ -133,7 +144,9 @@ impl RewardSourceSettings {
     /// Refuses to go on without anything that judges, and settings that do not fit each other.
     pub fn check(&self) -> Result<()> {
         if self.sources() == 0 {
-            bail!("nothing judges the answers; give --reward-model, --reward-command or --reward-rule");
+            bail!(
+                "nothing judges the answers; give --reward-model, --reward-classifier, --reward-command or --reward-rule"
+            );
         }
         check_columns("reward", &self.reward_rule, &self.reward_column)?;
         self.check_weights()
@@ -146,7 +159,7 @@ impl RewardSourceSettings {
         }
         if weights.len() != sources {
             bail!(
-                "--reward-weights has {} numbers for {sources} sources of rewards (models, then the command, then rules); give one for each",
+                "--reward-weights has {} numbers for {sources} sources of rewards (models, then classifiers, the command, rules); give one for each",
                 weights.len()
             );
         }
@@ -170,7 +183,8 @@ impl RewardSourceSettings {
 impl JudgeSettings {
     /// Whether anything judges.
     pub fn is_given(&self) -> bool {
-        !self.judge_model.is_empty() || self.judge_command.is_some() || !self.judge_rule.is_empty()
+        let has_models = !self.judge_model.is_empty() || !self.judge_classifier.is_empty();
+        has_models || self.judge_command.is_some() || !self.judge_rule.is_empty()
     }
 
     /// Whether something that judges reads other columns of a row than the prompt's.
@@ -187,6 +201,7 @@ impl JudgeSettings {
     pub(super) fn as_sources(&self, reward_timeout: f64) -> RewardSourceSettings {
         RewardSourceSettings {
             reward_model: self.judge_model.clone(),
+            reward_classifier: self.judge_classifier.clone(),
             reward_command: self.judge_command.clone(),
             reward_rule: self.judge_rule.clone(),
             reward_column: self.judge_column.clone(),

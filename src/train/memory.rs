@@ -191,10 +191,14 @@ impl Footprint {
 
     /// Of a moving average of this many numbers.
     pub fn of_average(numbers: usize) -> Self {
-        let (role, pass) = ("moving average", PassFootprint::default());
-        let copy = role.to_string();
-        let (base, packed, trains_base) = (4 * numbers, 0, false);
-        Footprint { role, copy, base, packed, trains_base, added: 0, trained: 0, pass, checkpointed: pass, rounded: 0 }
+        Self::of_weights("moving average", "moving average".to_string(), 4 * numbers)
+    }
+
+    /// Of weights that do not train, of which those of one `copy` are there once.
+    pub fn of_weights(role: &'static str, copy: String, bytes: usize) -> Self {
+        let (pass, trains_base) = (PassFootprint::default(), false);
+        let (base, packed, added, trained, rounded) = (bytes, 0, 0, 0, 0);
+        Footprint { role, copy, base, packed, trains_base, added, trained, pass, checkpointed: pass, rounded }
     }
 }
 

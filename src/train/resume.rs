@@ -40,6 +40,9 @@ const KV_CACHE_TOKENS: &str = "kv_cache_tokens";
 const INPUTS: [&str; 8] =
     ["model", "adapter", "data", "evaluation_data", "demonstrations", "ptx_data", "reward_model", "judge_model"];
 
+/// Those that name folders with labels, `FOLDER@LABEL`, of which the labels may not change.
+const LABELLED_INPUTS: [&str; 2] = ["reward_classifier", "judge_classifier"];
+
 /// Settings that the checkpoints of earlier versions lack, and what they were there.
 const ADDED: [(&str, &str); 3] = [("precision", "f32"), ("base_precision", "stored"), ("cache_precision", "f32")];
 
@@ -183,9 +186,14 @@ pub fn choose(resume: Option<&Path>, own: &Checkpoints, run: &Identity) -> Resul
 /// Refuses to go on with other settings.
 pub fn check_settings(now: &Table, then: &Table, checkpoint: &Path) -> Result<()> {
     for key in now.keys().chain(then.keys()) {
-        let added = ADDED.iter().find(|(added, _)| added == key).map(|&(_, value)| Value::from(value));
+        let is_labelled = LABELLED_INPUTS.contains(&&**key);
+        let added = match is_labelled {
+            true => Some(Value::Array(Vec::new())),
+            false => ADDED.iter().find(|(added, _)| added == key).map(|&(_, value)| Value::from(value)),
+        };
         let [was, is] = [then, now].map(|table| table.get(key).or(added.as_ref()));
-        if SAFE.contains(&&**key) || INPUTS.contains(&&**key) || is == was {
+        let is_same = is == was || is_labelled && labels(is) == labels(was);
+        if SAFE.contains(&&**key) || INPUTS.contains(&&**key) || is_same {
             continue;
         }
         let shown = |value: Option<&Value>| value.map_or("not given".to_string(), Value::to_string);
@@ -198,6 +206,13 @@ pub fn check_settings(now: &Table, then: &Table, checkpoint: &Path) -> Result<()
         );
     }
     Ok(())
+}
+
+/// The labels of a list of folders with labels.
+fn labels(list: Option<&Value>) -> Option<Vec<&str>> {
+    let label = |named: &str| named.find('@').map_or(named.len(), |at| at + 1);
+    let named = list?.as_array()?.iter().map(Value::as_str);
+    named.map(|named| named.map(|named| &named[label(named)..])).collect()
 }
 
 #[cfg(test)]
@@ -215,8 +230,16 @@ mod tests {
         assert!(rate.starts_with("--learning-rate: was 0.0001 when the run began, now it is 0.0002"), "{rate}");
         let seed = fault("output = 'a'\nepochs = 1\ndata = 'x'\nlearning_rate = 1e-4");
         assert!(seed.starts_with("--seed: was 3 when the run began, now it is not given"), "{seed}");
-        // Runs of versions without the settings were in f32.
+        // A classifier may move, and none was named before there was the setting.
         let same = "output = 'a'\nepochs = 1\ndata = 'x'\nlearning_rate = 1e-4\nseed = 3";
+        check(&format!("{same}\nreward_classifier = []")).unwrap();
+        let named = |folder: &str| table(&format!("{same}\nreward_classifier = ['{folder}']"));
+        check_settings(&named("new/a@-toxic"), &named("a@-toxic"), Path::new("step-1")).unwrap();
+        for other in ["a@toxic", "a"] {
+            let error = check_settings(&named(other), &named("a@-toxic"), Path::new("step-1")).unwrap_err().to_string();
+            assert!(error.starts_with("--reward-classifier: was [\"a@-toxic\"]"), "{error}");
+        }
+        // Runs of versions without the settings were in f32.
         for (key, flag) in [("precision", "--precision"), ("cache_precision", "--cache-precision")] {
             check(&format!("{same}\n{key} = 'f32'")).unwrap();
             let changed = fault(&format!("{same}\n{key} = 'bf16'"));

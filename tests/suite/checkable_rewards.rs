@@ -76,6 +76,39 @@ fn several_rewards_are_weighted_and_recorded_apart() {
 }
 
 #[test]
+fn a_classifier_rewards_judges_and_is_the_same_after_a_resume() {
+    let bench = workbench();
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/data/toxicity");
+    let ppo = |output: &str, steps: usize, more: &str| {
+        let shared = PPO.replace("--max-steps 3", &format!("--max-steps {steps} --schedule constant --warmup-steps 0"));
+        format!(
+            "ppo --model sft --output {output} --reward-classifier {shipped}@-toxic --evaluation-data coloured.parquet --evaluate-every 2 \
+             --judge-classifier {shipped}@harmless {shared} {more}"
+        )
+    };
+    bench.succeed(&ppo("whole", 3, ""));
+    let scores: Vec<f64> =
+        bench.metrics("whole").iter().filter_map(|line| line.get("objective/scores")?.as_f64()).collect();
+    assert!(scores.len() == 3 && scores.iter().all(|score| score.is_finite() && *score != 0.0), "{scores:?}");
+    // Of two labels one is the other's opposite, so the judge gives what the reward does.
+    let evaluated = bench.metrics("whole").into_iter().filter(|line| line.contains_key("evaluation/judge"));
+    for line in evaluated {
+        assert!((number(&line, "evaluation/judge") - number(&line, "evaluation/reward")).abs() < 1e-4);
+    }
+    bench.succeed(&ppo("parts", 2, ""));
+    bench.succeed(&ppo("parts", 3, "--resume"));
+    assert!(bench.bytes("parts/model.safetensors") == bench.bytes("whole/model.safetensors"));
+    for (line, expected) in [
+        (ppo("parts", 4, "--resume").replace("@-toxic", "@toxic"), "--reward-classifier: was"),
+        (ppo("unnamed", 3, "").replace("@-toxic", ""), "has the labels harmless, toxic; name the one"),
+    ] {
+        let output = bench.run(&line);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && error.contains(expected), "{error}");
+    }
+}
+
+#[test]
 fn a_row_that_a_rule_cannot_compare_with_is_refused_before_training() {
     let bench = workbench();
     for (rewards, reason) in [

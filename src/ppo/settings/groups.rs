@@ -328,7 +328,7 @@ impl ObservationSettings {
             .only("with a --sample-every above 0", &["samples"], |of: &Self| of.sample_every > 0)
             .only(
                 "with --evaluation-data",
-                &["evaluate_every", "judge_model", "judge_command", "judge_rule"],
+                &["evaluate_every", "judge_model", "judge_classifier", "judge_command", "judge_rule"],
                 |of: &Self| of.evaluation_data.is_some(),
             )
             .only("with --evaluation-data and --judge-rule", &["judge_column"], |of: &Self| {
