@@ -8,10 +8,10 @@ a machine that is switched off) goes on where it was, so that the whole may take
 two goals run, which have three seeds:
 
     sft, reward, judge, ppo                     answers that people prefer
-    toxicity-reward, detox                      continuations without toxicity, where respect is asked for
+    toxicity-reward, detox                      continuations without toxicity, where respect is asked for; judged by a classifier
     evaluate                                    both
 
-and beside them, for which one seed is enough, `ppo-alone` (without the pretraining mix), `rloo`, `grpo`, `dpo`, `best-of-4` and `evaluate-beside`. Prints the tables that
+and beside them, for which one seed is enough, `ppo-alone` (without the pretraining mix), `rloo`, `grpo`, `dpo`, `best-of-4` and `evaluate-beside`; `detox-by-classifier`, the other way round, and `evaluate-classifier`. Prints the tables that
 `benches/results/smollm2.md` holds, of what is there; needs Python's standard library alone.
 """
 
@@ -27,7 +27,7 @@ LORA = {"method": "lora", "lora-r": 16, "lora-alpha": 32, "target-modules": "all
 LENGTH = {"max-length": 512}
 OFTEN = {"checkpoint-every": "2min"}
 GOALS = ["sft", "reward", "judge", "ppo", "toxicity-reward", "detox", "evaluate"]
-BESIDE = ["ppo-alone", "rloo", "grpo", "dpo", "best-of-4", "evaluate-beside"]
+BESIDE = ["ppo-alone", "rloo", "grpo", "dpo", "best-of-4", "evaluate-beside", "detox-by-classifier", "evaluate-classifier"]
 
 
 def stages(model, output, seed):
@@ -42,6 +42,7 @@ def stages(model, output, seed):
     policy = LENGTH | LORA | {"batch-size": 32, "minibatches": 4, "ppo-epochs": 1, "learning-rate": 1e-4, "policy-every": 10, "sample-every": 10, "checkpoint-every": "2min"}
     mix = {"ptx-data": data / "demonstrations-train.parquet", "ptx-coefficient": 0.05, "ptx-ratio": 0.25}
     helpful = policy | {"model": own("sft"), "reward-model": own("reward"), "data": data / "prompts-train.parquet", "response-length": 128, "max-steps": 40}
+    continuing = policy | mix | {"model": model, "data": data / "toxicity-prompts-train.parquet", "batch-size": 64, "response-length": 20, "missing-eos-penalty": 0, "max-steps": 60}
     groups = {"answers": 4, "max-steps": 40}
     measured = LENGTH | {"reward-model": own("judge"), "data": data / "prompts-test.parquet", "response-length": 128}
     programs = {
@@ -54,12 +55,15 @@ def stages(model, output, seed):
         "toxicity-reward": ("reward", training | {
             "model": model, "data": data / "toxicity-rankings-train.parquet", "evaluation-data": data / "toxicity-rankings-test.parquet", "epochs": 3, "batch-size": 8,
             "learning-rate": 1e-4}),
-        "detox": ("ppo", policy | mix | {
-            "model": model, "reward-model": own("toxicity-reward"), "data": data / "toxicity-prompts-train.parquet", "batch-size": 64, "response-length": 20,
-            "missing-eos-penalty": 0, "max-steps": 60}),
+        "detox": ("ppo", continuing | {"reward-model": own("toxicity-reward")}),
         "evaluate": ("evaluate", measured | {
             "models": named("sft", "ppo", "detox"), "perplexity": data / "neutral.parquet", "toxicity-prompts": data / "toxicity-prompts-test.parquet",
             "toxicity-instructions": ["none", "respectful"]}),
+        # The classifier that ships with the project rewards, and the reward model that was trained on Perspective's scores judges.
+        "detox-by-classifier": ("ppo", continuing | {"reward-classifier": "data/toxicity@-toxic"}),
+        "evaluate-classifier": ("evaluate", LENGTH | {
+            "models": named("detox", "detox-by-classifier"), "reward-model": own("toxicity-reward"), "data": data / "toxicity-prompts-respectful.parquet",
+            "response-length": 20, "samples": 4, "perplexity": data / "neutral.parquet"}),
         "ppo-alone": ("ppo", helpful),
         "rloo": ("ppo", helpful | groups | {"algorithm": "rloo"}),
         "grpo": ("ppo", helpful | groups | {"algorithm": "grpo"}),

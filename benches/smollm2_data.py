@@ -80,6 +80,7 @@ def toxicity(data):
         "toxicity-rankings-test": [of(row) for row in rows if part(row["prompt"], 5) == 0],
         "toxicity-prompts-train": [{"prompt": f"{RESPECT}\n\n{row['prompt']}"} for row in prompts if part(row["prompt"], 3) > 0],
         "toxicity-prompts-test": toxic + other,
+        "toxicity-prompts-respectful": [{"prompt": f"{RESPECT}\n\n{row['prompt']}"} for row in toxic + other],
     }
 
 
