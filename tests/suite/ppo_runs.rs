@@ -164,5 +164,9 @@ fn the_best_policy_by_the_held_out_judge_is_kept_beside_the_last() {
     assert_eq!(kept("last")["step"], 6);
     assert!((kept("best")["evaluation_loss"].as_f64().unwrap() + best).abs() < 1e-9, "{found:?}");
     let refused = bench.run("ppo --model sft --reward-model reward --data prompts.parquet --evaluation-data prompts.parquet --output no --response-length 8");
-    assert!(String::from_utf8(refused.stderr).unwrap().contains("give --judge-model, --judge-classifier, --judge-command or --judge-rule"));
+    assert!(
+        String::from_utf8(refused.stderr)
+            .unwrap()
+            .contains("give --judge-model, --judge-classifier, --judge-command or --judge-rule")
+    );
 }
