@@ -50,8 +50,8 @@
 //!   checkpoints ([`train::checkpoint`]), and whether a run learned anything.
 //! * [`classifier`]: sequence classifiers of others (toxicity, inference), on the core or, for DeBERTa,
 //!   beside it: texts to probabilities of labels.
-//! * [`rewards`]: what says how good an answer is: reward models of any tokenizer, a command, or rules that
-//!   compare it with a column of its row; one source or several together. [`figure`]: curves as SVG.
+//! * [`rewards`]: what says how good an answer is: reward models of any tokenizer, classifiers, a command, or
+//!   rules that compare it with a column of its row; one source or several together. [`figure`]: curves as SVG.
 //! * [`sft`], [`reward`], [`ppo`]: the three stages; [`sample`], [`score`], [`evaluate`], [`export`]: what is
 //!   done with a model afterwards.
 //! * [`world`]: the generator of the data that ships with the project, and the rule by which its answers are

@@ -184,11 +184,12 @@ fn quote(word: &str) -> String {
 /// 1 M. What other threads give to the pool is done by its other threads, or while this one waits for its own
 /// operations, so this thread must not wait for such work otherwise where it is the only one.
 pub fn use_threads(threads: Option<usize>) -> Result<()> {
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads.unwrap_or(0))
-        .use_current_thread()
-        .build_global()
-        .map_err(|error| Error::input(format!("cannot start the threads of parallel operations: {error}")))
+    rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).use_current_thread().build_global().map_err(
+        |error| {
+            let given = threads.map_or("one per core".to_string(), |threads| threads.to_string());
+            Error::input(format!("--threads {given}: the threads cannot be started: {error}; give fewer"))
+        },
+    )
 }
 
 /// What clap makes of the user's arguments with those of the settings file before them.

@@ -104,6 +104,21 @@ pub(super) fn outputs(config: &Config, labels: usize) -> Result<Outputs> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn log_odds_go_on_where_probabilities_round_to_0_or_1() {
+        let is = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-12, "{found} is not {expected}");
+        is(Outputs::Softmax.log_odds(&[100.0, 0.0, 0.0], 0), 100.0 - 2f64.ln());
+        is(Outputs::Softmax.log_odds(&[1.0, 3.5], 0), -2.5);
+        is(Outputs::Sigmoid.log_odds(&[-50.0, 3.0], 0), -50.0);
+        let odds = |p: f32| f64::from(p / (1.0 - p)).ln();
+        let scores = [0.3, -1.2, 0.8];
+        for outputs in [Outputs::Softmax, Outputs::Sigmoid] {
+            for (label, &p) in outputs.probabilities(&scores).iter().enumerate() {
+                assert!((outputs.log_odds(&scores, label) - odds(p)).abs() < 1e-5);
+            }
+        }
+    }
+
     use serde_json::{Value, json};
 
     use super::*;

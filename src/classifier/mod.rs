@@ -95,11 +95,16 @@ impl Classifier {
         Ok(Classifier { folder: given.to_path_buf(), tokenizer, network, labels, outputs, max_length, identity })
     }
 
-    /// The bytes of the weights of a classifier that is not read yet, as they are stored.
+    /// The bytes of the weights of a classifier that is not read yet: as they are stored, or, of DeBERTa, in f32.
     pub fn stored_bytes(folder: &Path) -> Result<usize> {
         let (base, _) = adapt::resolve(&hub::folder(folder)?, &[])?;
+        let config = read_json(&base.join("config.json"))?;
+        let files = TensorFiles::open(&base)?;
+        if config.get("model_type").and_then(Value::as_str) == Some(deberta::MODEL_TYPE) {
+            return Ok(4 * files.numbers());
+        }
         let bytes = |path: &Path| Ok(std::fs::metadata(path).map_err(Error::io(path))?.len() as usize);
-        TensorFiles::open(&base)?.paths().map(bytes).sum()
+        files.paths().map(bytes).sum()
     }
 
     /// What the labels are called, in the order of their probabilities.

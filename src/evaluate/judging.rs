@@ -14,7 +14,7 @@ use crate::world::rule::{Judgement, judge};
 pub struct Answer {
     /// Its text.
     pub text: String,
-    /// Number of its tokens, the stop token included; none where it was made elsewhere.
+    /// Number of its tokens, the stop token included; none where it was made elsewhere and nothing says so.
     pub tokens: Option<usize>,
     /// Whether it ended by itself before the greatest length was reached; none where it was made elsewhere.
     pub ended: Option<bool>,

@@ -286,8 +286,12 @@ fn answered(
 ) -> Result<Option<Answered>> {
     if let Some(pattern) = &settings.answers {
         let given = question::given_answers(pattern)?;
-        let answer =
-            |given: question::GivenAnswer| Answer { text: given.text, given_score: given.score, ..Default::default() };
+        let answer = |given: question::GivenAnswer| Answer {
+            text: given.text,
+            given_score: given.score,
+            ended: given.ended,
+            ..Default::default()
+        };
         let of_question = |answers: Vec<_>| answers.into_iter().map(answer).collect();
         let of_model = |of_model: Vec<Vec<_>>| of_model.into_iter().map(of_question).collect();
         let answers = given.answers.into_iter().map(of_model).collect();

@@ -46,6 +46,8 @@ pub struct GivenAnswer {
     pub text: String,
     /// What the data says it is worth, where there is a column of scores.
     pub score: Option<f64>,
+    /// Whether it ended by itself, where the data say so.
+    pub ended: Option<bool>,
 }
 
 /// The answers of a file: who gave which to what.
@@ -125,9 +127,10 @@ impl Known {
     }
 }
 
-/// Reads answers that were made elsewhere: the columns `model`, `prompt` and `response`, a row an answer; or `prompt` with the lists
-/// `models` and `responses`. Without a column of models they are called by the name of their file, as those that `sample` writes. A column of
-/// numbers `score`, or of lists `scores`, is what each is worth; the other columns are those of [`questions`].
+/// Reads answers that were made elsewhere: the columns `model`, `prompt` and `response` (or `completion`), a row an answer; or `prompt` with the
+/// lists `models` and `responses` (or `completions`). Without a column of models they are called by the name of their file, as those that `sample`
+/// and `score --best` write. A column of numbers `score`, or of lists `scores`, is what each is worth; `ended` says whether each ended by itself;
+/// the other columns are those of [`questions`].
 ///
 /// Rows of the same prompt and kind are answers to the same question.
 pub fn given_answers(pattern: &str) -> Result<GivenAnswers> {
@@ -179,7 +182,7 @@ impl Numbers {
 
 /// Of each row, who answered what.
 fn answers_of(rows: &Rows) -> Result<Vec<Vec<(String, GivenAnswer)>>> {
-    match rows.has("responses") {
+    match rows.has("responses") || rows.has("completions") {
         true => listed_answers(rows),
         false => single_answers(rows),
     }
@@ -191,7 +194,9 @@ fn name_of_file(rows: &Rows) -> String {
 }
 
 fn single_answers(rows: &Rows) -> Result<Vec<Vec<(String, GivenAnswer)>>> {
-    let texts = rows.strings("response")?;
+    let column = if rows.has("completion") && !rows.has("response") { "completion" } else { "response" };
+    let texts = rows.strings(column)?;
+    let ended = rows.has("ended").then(|| rows.booleans("ended")).transpose()?;
     let models = rows.has("model").then(|| rows.strings("model")).transpose()?;
     let scores = rows.has("score").then(|| rows.floats("score")).transpose()?;
     let answer = |row: usize| {
@@ -203,27 +208,31 @@ fn single_answers(rows: &Rows) -> Result<Vec<Vec<(String, GivenAnswer)>>> {
             None => name_of_file(rows),
         };
         if texts.is_null(row) {
-            bail!("{}, column `response`: is null; expected a text", rows.origin(row));
+            bail!("{}, column `{column}`: is null; expected a text", rows.origin(row));
         }
         let score = scores.as_ref().filter(|scores| scores.is_valid(row)).map(|scores| scores.value(row));
         check_finite(rows, row, "score", score)?;
-        Ok(vec![(model, GivenAnswer { text: texts.value(row).to_string(), score })])
+        let ended = ended.as_ref().filter(|ended| ended.is_valid(row)).map(|ended| ended.value(row));
+        Ok(vec![(model, GivenAnswer { text: texts.value(row).to_string(), score, ended })])
     };
     (0..rows.batch.num_rows()).map(answer).collect()
 }
 
 fn listed_answers(rows: &Rows) -> Result<Vec<Vec<(String, GivenAnswer)>>> {
-    let texts = rows.string_lists("responses")?;
+    let column = if rows.has("responses") { "responses" } else { "completions" };
+    let texts = rows.string_lists(column)?;
+    let ended = rows.has("ended").then(|| rows.boolean_lists("ended")).transpose()?;
     let models = rows.has("models").then(|| rows.string_lists("models")).transpose()?;
     let scores = rows.has("scores").then(|| rows.float_lists("scores")).transpose()?;
     let answers = |row: usize| {
         let of_texts = texts.range(row).unwrap_or_default();
         let of_models = models.as_ref().map(|models| models.range(row).unwrap_or_default());
         let of_scores = scores.as_ref().map(|scores| scores.range(row).unwrap_or_default());
-        for (column, range) in [("models", &of_models), ("scores", &of_scores)] {
+        let of_ended = ended.as_ref().map(|ended| ended.range(row).unwrap_or_default());
+        for (other, range) in [("models", &of_models), ("scores", &of_scores), ("ended", &of_ended)] {
             if let Some(range) = range.as_ref().filter(|range| range.len() != of_texts.len()) {
                 bail!(
-                    "{}: the list `responses` has {} items and `{column}` {}; expected as many of each",
+                    "{}: the list `{column}` has {} items and `{other}` {}; expected as many of each",
                     rows.origin(row),
                     of_texts.len(),
                     range.len()
@@ -239,13 +248,16 @@ fn listed_answers(rows: &Rows) -> Result<Vec<Vec<(String, GivenAnswer)>>> {
                 None => name_of_file(rows),
             };
             if texts.values.is_null(of_texts.start + index) {
-                return null("responses");
+                return null(column);
             }
             let scores = of_scores.as_ref().zip(scores.as_ref());
             let score = scores.map(|(range, scores)| (&scores.values, range.start + index));
             let score = score.filter(|(values, at)| values.is_valid(*at)).map(|(values, at)| values.value(at));
             check_finite(rows, row, "scores", score)?;
-            Ok((model, GivenAnswer { text: texts.values.value(of_texts.start + index).to_string(), score }))
+            let ended =
+                of_ended.as_ref().zip(ended.as_ref()).map(|(range, ended)| (&ended.values, range.start + index));
+            let ended = ended.filter(|(values, at)| values.is_valid(*at)).map(|(values, at)| values.value(at));
+            Ok((model, GivenAnswer { text: texts.values.value(of_texts.start + index).to_string(), score, ended }))
         };
         (0..of_texts.len()).map(answer).collect()
     };
@@ -313,7 +325,7 @@ mod tests {
             rows.questions.iter().map(|question| (question.text(), question.group.clone())).collect();
         let expected = [("p", "basic"), ("q", "basic"), ("p", "biased")];
         assert_eq!(texts, expected.map(|(prompt, group)| (prompt.to_string(), Some(group.to_string()))));
-        let answer = |text: &str, score| vec![GivenAnswer { text: text.into(), score: Some(score) }];
+        let answer = |text: &str, score| vec![GivenAnswer { text: text.into(), score: Some(score), ended: None }];
         assert_eq!(rows.answers[0], [answer("1", 0.1), vec![], answer("4", 0.4)]);
         assert_eq!(rows.answers[1], [answer("2", 0.2), answer("3", 0.3), vec![]]);
     }

@@ -194,6 +194,12 @@ impl TensorFiles {
         self.files.iter().map(|file| file.path.as_path()).chain(of_gguf)
     }
 
+    /// The numbers of all tensors of their files.
+    pub fn numbers(&self) -> usize {
+        let shapes = self.files.iter().flat_map(TensorFile::shapes);
+        shapes.map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    }
+
     /// The folder that they are of.
     pub fn folder(&self) -> &Path {
         &self.folder

@@ -27,7 +27,7 @@ pub struct HeldOut {
 enum Judge {
     /// The rule of the world that ships with the project.
     Rule(Vec<Case>),
-    /// Reward models or a command.
+    /// Reward models, classifiers, a command or rules.
     Rewards(Rewards),
 }
 
@@ -83,7 +83,7 @@ impl HeldOut {
         self.truncation
     }
 
-    /// The models that judge; none where the world's rule or a command does.
+    /// The models that judge; none where classifiers, a command or rules do.
     pub fn judge_models(&self) -> &[RewardModel] {
         match &self.judge {
             Judge::Rewards(rewards) => rewards.models(),

@@ -10,10 +10,12 @@ use super::Asked;
 use crate::bail;
 use crate::classifier::{Classifier, ClassifierInput};
 use crate::error::Result;
+use crate::files::warn_once;
 use crate::numbers::smallest;
 
 /// A classifier's folder and a label of it, which answers are to have, or not to have: `FOLDER@LABEL`, `FOLDER@-LABEL`.
-/// Of a classifier of a single label that label is meant where none is named.
+/// The label stands behind the last `@`, as a folder of the hub may have a revision. Of a classifier of a single label that
+/// label is meant where none is named.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ClassifierLabel {
@@ -33,7 +35,7 @@ impl FromStr for ClassifierLabel {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (folder, label) = text.split_once('@').unwrap_or((text, ""));
+        let (folder, label) = text.rsplit_once('@').unwrap_or((text, ""));
         if folder.is_empty() {
             return Err("expected FOLDER@LABEL, or FOLDER@-LABEL for a label that answers are not to have".to_string());
         }
@@ -47,9 +49,10 @@ impl fmt::Display for ClassifierLabel {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = if self.is_unwanted { "-" } else { "" };
         let label = self.label.as_deref().unwrap_or_default();
+        let folder = self.folder.display().to_string();
         match sign.len() + label.len() {
-            0 => write!(formatter, "{}", self.folder.display()),
-            _ => write!(formatter, "{}@{sign}{label}", self.folder.display()),
+            0 if !folder.contains('@') => formatter.write_str(&folder),
+            _ => write!(formatter, "{folder}@{sign}{label}"),
         }
     }
 }
@@ -114,6 +117,12 @@ impl RewardClassifier {
             // Of nothing at all some tokenizers make no token.
             let text = if reply.text.is_empty() { " ".to_string() } else { reply.text.clone() };
             let windows = self.classifier.windows(&ClassifierInput { text, pair: None })?;
+            if windows.was_cut {
+                let folder = self.given.folder.display();
+                warn_once(&format!(
+                    "warning: {folder}: reads fewer tokens than a character of an answer has, so it lost a part"
+                ));
+            }
             inputs.extend(windows.inputs.into_iter().flatten());
             ends.push(inputs.len());
         }
@@ -177,9 +186,18 @@ mod tests {
 
     #[test]
     fn a_label_is_named_as_it_is_written_and_has_to_be_there() {
-        for text in ["models/a", "models/a@toxic", "models/a@-toxic", "models/a@severe_toxicity"] {
+        for text in [
+            "models/a",
+            "models/a@toxic",
+            "models/a@-toxic",
+            "models/a@severe_toxicity",
+            "a/b@main@-toxic",
+            "a/b@main@",
+        ] {
             assert_eq!(text.parse::<ClassifierLabel>().unwrap().to_string(), text);
         }
+        let of_the_hub: ClassifierLabel = "a/b@main@-toxic".parse().unwrap();
+        assert!(of_the_hub.folder() == Path::new("a/b@main") && of_the_hub.is_unwanted);
         assert!("@toxic".parse::<ClassifierLabel>().is_err());
         let refusal = |text: String| RewardClassifier::load(&text.parse().unwrap()).err().unwrap().to_string();
         assert!(refusal(format!("{SHIPPED}@-rude")).contains("no label called rude; its labels are harmless, toxic"));

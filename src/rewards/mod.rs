@@ -171,11 +171,6 @@ impl Rewards {
         &self.models
     }
 
-    /// The classifiers, in the order in which they were given.
-    pub fn classifiers(&self) -> &[RewardClassifier] {
-        &self.classifiers
-    }
-
     /// The rules, in the order in which they were given.
     pub fn rules(&self) -> &[RewardRule] {
         &self.rules

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Float64Array, Int64Array, RecordBatch};
+use arrow::array::{Array, BooleanArray, Float64Array, Int64Array, RecordBatch};
 
 use super::Score;
 use crate::bail;
@@ -10,8 +10,8 @@ use crate::data::schema::{self, AnswerLayout, Answered, AnsweredRows, Text};
 use crate::data::text_column::{TextForm, batch_of, named};
 use crate::error::{Error, Result};
 
-/// A row a prompt, with its best answer: the columns `prompt`, `completion`, and, after `prefix`, `log_prob`, `tokens` and `reward` of that answer. Of
-/// equally good ones it is the first.
+/// A row a prompt, with its best answer: the columns `prompt`, `completion`, `ended` where the rows have it, and, after `prefix`, `log_prob`, `tokens`
+/// and `reward` of that answer. Of equally good ones it is the first.
 ///
 /// # Errors
 /// Where the rows hold one answer each, where a row holds none, or where no model of rewards scored them.
@@ -27,8 +27,11 @@ pub(super) fn best_rows(
             "{file}: each row holds one answer, and --best chooses among several; give lists of answers, as `sample --answers 4` writes them"
         );
     }
-    let best: Vec<(&Answered, &Text, &Score)> =
+    let chosen: Vec<usize> =
         answered.records.iter().zip(scores).map(|(record, scores)| best(record, scores)).collect::<Result<_>>()?;
+    let records = answered.records.iter().zip(scores).zip(&chosen);
+    let best: Vec<(&Answered, &Text, &Score)> =
+        records.map(|((record, scores), &best)| (record, &record.answers[best], &scores[best])).collect();
     let column = |name: &str, texts: &[&Text]| {
         let mixed = || Error::input(format!("{file}: `{name}` is a string in some rows and messages in others"));
         form.column(name, texts).ok_or_else(mixed)
@@ -38,6 +41,15 @@ pub(super) fn best_rows(
     let mut columns = vec![column("prompt", &prompts)?];
     columns.extend(form.input_columns(&prompts));
     columns.push(column("completion", &answers)?);
+    if answered.rows.has("ended") {
+        let ended = answered.rows.boolean_lists("ended")?;
+        let of_row = |(row, &best): (usize, &usize)| {
+            let at = ended.range(row).filter(|range| best < range.len())?.start + best;
+            ended.values.is_valid(at).then(|| ended.values.value(at))
+        };
+        let ended = chosen.iter().enumerate().map(of_row).collect::<BooleanArray>();
+        columns.push(named("ended", Arc::new(ended)));
+    }
     let log_probs = best.iter().map(|(_, _, score)| score.log_prob).collect::<Float64Array>();
     let tokens = best.iter().map(|(_, _, score)| Some(score.tokens as i64)).collect::<Int64Array>();
     let rewards = best.iter().map(|(_, _, score)| score.reward).collect::<Float64Array>();
@@ -58,11 +70,11 @@ pub(super) fn form(data: &str) -> Result<TextForm> {
     Ok(form)
 }
 
-fn best<'a>(record: &'a Answered, scores: &'a [Score]) -> Result<(&'a Answered, &'a Text, &'a Score)> {
-    let answers = record.answers.iter().zip(scores);
+/// The index of a record's best answer.
+fn best(record: &Answered, scores: &[Score]) -> Result<usize> {
     // Rewards are finite.
-    match answers.reduce(|best, next| if next.1.reward > best.1.reward { next } else { best }) {
-        Some((answer, score)) => Ok((record, answer, score)),
+    match (0..scores.len()).reduce(|best, next| if scores[next].reward > scores[best].reward { next } else { best }) {
+        Some(best) => Ok(best),
         None => bail!("{}: the list of answers is empty, and --best needs one to choose", record.origin),
     }
 }
@@ -84,10 +96,10 @@ mod tests {
             let record = Answered { prompt: Text::Plain(String::new()), answers, origin: origin.clone() };
             let score = |&reward: &f64| Score { log_prob: None, tokens: 1, reward: Some(reward) };
             let scores: Vec<Score> = rewards.iter().map(score).collect();
-            best(&record, &scores).map(|(_, answer, _)| answer.clone()).map_err(|error| error.to_string())
+            best(&record, &scores).map_err(|error| error.to_string())
         };
-        assert_eq!(chosen(&[-2.0, 1.0, 1.0]), Ok(texts[1].clone()));
-        assert_eq!(chosen(&[-2.0, -3.0]), Ok(texts[0].clone()));
+        assert_eq!(chosen(&[-2.0, 1.0, 1.0]), Ok(1));
+        assert_eq!(chosen(&[-2.0, -3.0]), Ok(0));
         let error = chosen(&[]).unwrap_err();
         assert!(error.contains("row 4") && error.contains("the list of answers is empty"), "{error}");
     }

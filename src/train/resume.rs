@@ -40,7 +40,7 @@ const KV_CACHE_TOKENS: &str = "kv_cache_tokens";
 const INPUTS: [&str; 8] =
     ["model", "adapter", "data", "evaluation_data", "demonstrations", "ptx_data", "reward_model", "judge_model"];
 
-/// Those that name folders with labels, `FOLDER@LABEL`, of which the labels may not change.
+/// Those that name folders with labels, `FOLDER@LABEL`, of which the labels, behind the last `@`, may not change.
 const LABELLED_INPUTS: [&str; 2] = ["reward_classifier", "judge_classifier"];
 
 /// Settings that the checkpoints of earlier versions lack, and what they were there.
@@ -210,7 +210,7 @@ pub fn check_settings(now: &Table, then: &Table, checkpoint: &Path) -> Result<()
 
 /// The labels of a list of folders with labels.
 fn labels(list: Option<&Value>) -> Option<Vec<&str>> {
-    let label = |named: &str| named.find('@').map_or(named.len(), |at| at + 1);
+    let label = |named: &str| named.rfind('@').map_or(named.len(), |at| at + 1);
     let named = list?.as_array()?.iter().map(Value::as_str);
     named.map(|named| named.map(|named| &named[label(named)..])).collect()
 }

@@ -91,9 +91,19 @@ fn a_classifier_rewards_judges_and_is_the_same_after_a_resume() {
         bench.metrics("whole").iter().filter_map(|line| line.get("objective/scores")?.as_f64()).collect();
     assert!(scores.len() == 3 && scores.iter().all(|score| score.is_finite() && *score != 0.0), "{scores:?}");
     // Of two labels one is the other's opposite, so the judge gives what the reward does.
-    let evaluated = bench.metrics("whole").into_iter().filter(|line| line.contains_key("evaluation/judge"));
+    let mut evaluated = bench.metrics("whole");
+    evaluated.retain(|line| line.contains_key("evaluation/judge"));
+    assert!(!evaluated.is_empty());
     for line in evaluated {
         assert!((number(&line, "evaluation/judge") - number(&line, "evaluation/reward")).abs() < 1e-4);
+    }
+    // Weights stand in the order of models, classifiers, command and rules.
+    let several = "--reward-rule contains --reward-column wanted --reward-combination sum --reward-weights 0.5,-3";
+    bench.succeed(&ppo("several", 1, several));
+    for line in bench.metrics("several").iter().filter(|line| line.contains_key("objective/rewards")) {
+        let of = |name: &str| number(line, &format!("rewards/{name}/mean"));
+        let sum = 0.5 * of("toxicity@-toxic") - 3.0 * of("contains(wanted)");
+        assert!((number(line, "objective/rewards") - sum).abs() < 1e-4);
     }
     bench.succeed(&ppo("parts", 2, ""));
     bench.succeed(&ppo("parts", 3, "--resume"));

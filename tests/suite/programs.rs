@@ -110,13 +110,21 @@ fn the_stages_run_in_order_with_full_weights_and_threads_do_not_matter() {
     assert!(report["models"]["answers"]["mean_reward"]["value"].is_f64(), "{report}");
     for (file, columns) in [
         ("scored.parquet", &["prompt", "responses", "ended", "log_prob", "tokens", "reward"][..]),
-        ("best.parquet", &["prompt", "completion", "log_prob", "tokens", "reward"]),
+        ("best.parquet", &["prompt", "completion", "ended", "log_prob", "tokens", "reward"]),
     ] {
         let scored = table::TableRows::open(&bench.path(file).display().to_string()).unwrap();
         assert_eq!(scored.rows(), 12);
         let found: Vec<String> = scored.schemas()[0].1.fields().iter().map(|field| field.name().clone()).collect();
         assert_eq!(found, columns);
     }
+    // The best of several are read as they were scored: with their end where they ended.
+    bench.succeed("evaluate --answers best.parquet --reward-model reward-1 --output best");
+    let report: Value = serde_json::from_slice(&bench.bytes("best/evaluation.json")).unwrap();
+    let best = table::TableRows::open(&bench.path("best.parquet").display().to_string()).unwrap();
+    let rewards =
+        best.map(|rows| rows.unwrap().floats("reward").unwrap().iter().flatten().sum::<f64>()).sum::<f64>() / 12.0;
+    let found = report["models"]["best"]["mean_reward"]["value"].as_f64().unwrap();
+    assert!((found - rewards).abs() < 1e-4, "{found} is not {rewards}");
 
     // The record of a run reproduces it.
     bench.succeed("sft --settings sft-1/settings.toml --output again");
