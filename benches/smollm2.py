@@ -3,16 +3,16 @@
     python benches/smollm2_data.py DATA runs/smollm2/data
     python benches/smollm2.py target/release MODEL runs/smollm2 [--seeds 0,1,2] [--stages STAGE,...]
 
-MODEL is the model's folder in bf16. Every stage is a run of a program with the flags below; one that is over is not run again, one that was interrupted (Ctrl-C, SIGKILL,
-a machine that is switched off) goes on where it was, so that the whole may take days. Stages run one after another, of all seeds before the next stage. Without --stages those of the
+MODEL is the model's folder in bf16. Every stage is a run of a program with the flags below; one that is over is not run again (the command is kept beside it: if it is another one now,
+that is an error), one that was interrupted (Ctrl-C, SIGKILL, a machine that is switched off) goes on where it was, so that the whole may take days. Stages run one after another, of all seeds before the next stage. Without --stages those of the
 two goals run, which have three seeds:
 
     sft, reward, judge, ppo                     answers that people prefer
     toxicity-reward, detox                      continuations without toxicity, where respect is asked for; judged by a classifier
     evaluate                                    both
 
-and beside them, for which one seed is enough, `ppo-alone` (without the pretraining mix), `rloo`, `grpo`, `dpo`, `best-of-4` and `evaluate-beside`; `detox-by-classifier`, the other way round, and `evaluate-classifier`. Prints the tables that
-`benches/results/smollm2.md` holds, of what is there; needs Python's standard library alone.
+and beside them, for which one seed is enough (--seeds 0), `ppo-alone` (without the pretraining mix), `rloo`, `grpo`, `dpo`, `best-of-4` and `evaluate-beside`; `detox-by-classifier`, the
+other way round, and `evaluate-classifier`. Prints the tables that `benches/results/smollm2.md` holds, of what is there; needs Python's standard library alone.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
 LORA = {"method": "lora", "lora-r": 16, "lora-alpha": 32, "target-modules": "all-linear"}
 LENGTH = {"max-length": 512}
 OFTEN = {"checkpoint-every": "2min"}
@@ -42,7 +43,9 @@ def stages(model, output, seed):
     policy = LENGTH | LORA | {"batch-size": 32, "minibatches": 4, "ppo-epochs": 1, "learning-rate": 1e-4, "policy-every": 10, "sample-every": 10, "checkpoint-every": "2min"}
     mix = {"ptx-data": data / "demonstrations-train.parquet", "ptx-coefficient": 0.05, "ptx-ratio": 0.25}
     helpful = policy | {"model": own("sft"), "reward-model": own("reward"), "data": data / "prompts-train.parquet", "response-length": 128, "max-steps": 40}
-    continuing = policy | mix | {"model": model, "data": data / "toxicity-prompts-train.parquet", "batch-size": 64, "response-length": 20, "missing-eos-penalty": 0, "max-steps": 60}
+    # The reward model was trained on sentences with their end, so that a full stop ends an answer.
+    continuing = policy | mix | {
+        "model": model, "data": data / "toxicity-prompts-train.parquet", "batch-size": 64, "response-length": 24, "stop-token": ".", "missing-eos-penalty": 0, "max-steps": 60}
     groups = {"answers": 4, "max-steps": 40}
     measured = LENGTH | {"reward-model": own("judge"), "data": data / "prompts-test.parquet", "response-length": 128}
     programs = {
@@ -53,16 +56,16 @@ def stages(model, output, seed):
         "judge": ("reward", ranked | {"data": data / "rankings-second.parquet", "seed": seed + 100}),
         "ppo": ("ppo", helpful | mix),
         "toxicity-reward": ("reward", training | {
-            "model": model, "data": data / "toxicity-rankings-train.parquet", "evaluation-data": data / "toxicity-rankings-test.parquet", "epochs": 3, "batch-size": 8,
-            "learning-rate": 1e-4}),
+            "model": model, "data": data / "toxicity-rankings-train.parquet", "evaluation-data": data / "toxicity-rankings-test.parquet", "epochs": 2, "batch-size": 8,
+            "learning-rate": 2e-4}),
         "detox": ("ppo", continuing | {"reward-model": own("toxicity-reward")}),
         "evaluate": ("evaluate", measured | {
             "models": named("sft", "ppo", "detox"), "perplexity": data / "neutral.parquet", "toxicity-prompts": data / "toxicity-prompts-test.parquet",
             "toxicity-instructions": ["none", "respectful"]}),
         # The classifier that ships with the project rewards, and the reward model that was trained on Perspective's scores judges.
-        "detox-by-classifier": ("ppo", continuing | {"reward-classifier": "data/toxicity@-toxic"}),
+        "detox-by-classifier": ("ppo", continuing | {"reward-classifier": f"{ROOT / 'data/toxicity'}@-toxic"}),
         "evaluate-classifier": ("evaluate", LENGTH | {
-            "models": named("detox", "detox-by-classifier"), "reward-model": own("toxicity-reward"), "data": data / "toxicity-prompts-respectful.parquet",
+            "models": named("detox-by-classifier"), "reward-model": own("toxicity-reward"), "data": data / "toxicity-prompts-respectful.parquet",
             "response-length": 20, "samples": 4, "perplexity": data / "neutral.parquet"}),
         "ppo-alone": ("ppo", helpful),
         "rloo": ("ppo", helpful | groups | {"algorithm": "rloo"}),
@@ -85,10 +88,14 @@ def words(flags):
 
 def run(programs, name, output, seed, program, flags):
     """Runs a program unless its run is over, from where it was."""
+    command = [programs / program, "--output", output, "--quiet", *words({"seed": seed} | flags)]
+    kept, line = output.with_name(output.name + ".command"), shlex.join(map(str, command[1:]))
+    if kept.exists() and kept.read_text() != line:
+        sys.exit(f"{output} is a run of other settings; remove it and {kept}, and what was made of it, or give another folder:\n{kept.read_text()}\n{line}")
     if output.suffix == ".parquet" and output.exists() or any((output / done).exists() for done in ("finished.json", "evaluation.json")):
         return
     output.parent.mkdir(parents=True, exist_ok=True)
-    command = [programs / program, "--output", output, "--quiet", *words({"seed": seed} | flags)]
+    kept.write_text(line)
     if (output / "checkpoints").is_dir():
         command.append("--resume")
     print(shlex.join(map(str, command)), file=sys.stderr, flush=True)
@@ -153,13 +160,22 @@ def report(output, seeds):
                 training.append([f"`{name}`", metric, spread([next(row[metric] for row in rows if metric in row) for rows in runs]), spread(of(metric))])
     print(table(["stage", "seeds", "minutes", "peak, MB"], cost))
     print(table(["stage", "metric", "first", "last"], training))
+    share = lambda name: "rate" in name or "preferred" in name or "_by_" in name
     for folder in sorted([*output.glob("evaluate*/evaluation.json"), *output.glob("best-of-4-*/evaluation/evaluation.json")]):
-        models = json.loads(folder.read_text())["models"]
+        found = json.loads(folder.read_text())
+        models = found.get("models", {})
         measures = list(dict.fromkeys(name for measured in models.values() for name, measure in measured.items() if isinstance(measure, dict) and "value" in measure))
-        is_share = lambda name: "rate" in name or "preferred" in name
-        lines = [[name.replace("_", " "), *(interval(measured[name], is_share(name)) if measured.get(name) else "-" for measured in models.values())] for name in measures]
+        lines = [[name.replace("_", " "), *(interval(measured[name], share(name)) if measured.get(name) else "-" for measured in models.values())] for name in measures]
         print(f"{folder.parent.relative_to(output)}:\n")
         print(table(["", *models], lines))
+        for scorer, judged in found.get("toxicity", {}).items():
+            measures = ["expected_maximum_toxicity", "toxicity_probability", "toxic_fraction"]
+            lines = [[row["model"], row["instruction"], row["split"], str(row["prompts"]), *(interval(row[name], True) for name in measures)] for row in judged["rows"]]
+            print(table([f"by {scorer}", "instruction", "split", "prompts", *(name.replace("_", " ") for name in measures)], lines))
+        lines = [[model, *(interval(measure, False) if measure else "-" for measure in (of.get("perplexity"), of.get("change_from_base", {}).get("perplexity_ratio")))]
+                 for model, of in found.get("perplexity", {}).items()]
+        if lines:
+            print(table(["", "perplexity of neutral text", "of the base's"], lines))
 
 
 def main():

@@ -3,11 +3,11 @@
     python benches/smollm2_data.py DATA runs/smollm2/data
 
 DATA is a folder with demonstrations-{train,test}, hh-rlhf-explicit-{train,test}, preferences-human-mixed-{train,test}, ranked-human-{train,test}, hh-prompts-{train,test},
-instructgpt-toxicity, real-toxicity-prompts-flat and instructgpt-squadv2.parquet. Needs pyarrow. Rankings are divided in two halves by a hash of the prompt, so that no prompt is in
+real-toxicity-prompts-flat and instructgpt-squadv2.parquet. Needs pyarrow. Rankings are divided in two halves by a hash of the prompt, so that no prompt is in
 both: the first trains the reward model, the second the judge that no policy is trained against. Their columns are prompt (messages), responses, ranks and source.
 
-Of the prompts that policies answer those of at most 600 characters are taken, two thirds. For the second goal, continuations without toxicity where respect is asked for: rankings of
-twelve continuations of a prompt by Perspective's scores, and prompts to continue, plain text, of which no prompt is in two files. Neutral text, on which perplexity is measured, are Wikipedia's paragraphs.
+Of the prompts that policies answer those of at most 600 characters are taken, two thirds. For the second goal, continuations without toxicity where respect is asked for: prompts to
+continue and rankings of continuations by Perspective's scores. Neutral text, on which perplexity is measured, are paragraphs of Wikipedia.
 """
 
 import hashlib
@@ -68,19 +68,23 @@ def prompts(data, split):
 
 
 def toxicity(data):
-    """Rankings of continuations, four fifths and the rest, and prompts to continue, two thirds to train on, asked for respect, and of the rest 60 toxic and 60 other ones to measure with."""
-    rows = pq.read_table(data / "instructgpt-toxicity.parquet").to_pylist()
-    of = lambda row: {"prompt": row["prompt"], "responses": [" " + answer.strip() for answer in row["responses"]], "scores": row["scores"]}
-    ranked_prompts = {row["prompt"].strip() for row in rows}
-    prompts = [row for row in pq.read_table(data / "real-toxicity-prompts-flat.parquet").to_pylist() if row["prompt"].strip() not in ranked_prompts]
-    test = [{"prompt": row["prompt"], "toxicity": row["toxicity"]} for row in prompts if part(row["prompt"], 3) == 0 and row["toxicity"] is not None]
+    """Prompts to continue and rankings of texts, of two thirds of the prompts to train on; of the others 60 toxic and 60 other ones, and rankings, to measure with.
+
+    A ranking holds eight prompts with their continuations behind the request for respect, as a policy that is asked for it writes them; the less toxic Perspective
+    finds the continuation, the better."""
+    rows = [row for row in pq.read_table(data / "real-toxicity-prompts-flat.parquet").to_pylist() if row["toxicity"] is not None and row["continuation_toxicity"] is not None]
+    rows.sort(key=lambda row: hashlib.sha256(row["prompt"].encode()).digest()[1:])
+    train, test = ([row for row in rows if (part(row["prompt"], 3) == 0) == is_test] for is_test in (False, True))
+    groups = lambda rows: [rows[start:start + 8] for start in range(0, len(rows) - 7, 8)]
+    ranking = lambda group: {"prompt": f"{RESPECT}\n\n", "responses": [row["prompt"] + row["continuation"] for row in group], "scores": [-row["continuation_toxicity"] for row in group]}
     toxic, other = ([row for row in test if (row["toxicity"] >= 0.5) == is_toxic][:60] for is_toxic in (True, False))
+    respectful = lambda rows: [{"prompt": f"{RESPECT}\n\n{row['prompt']}"} for row in rows]
     return {
-        "toxicity-rankings-train": [of(row) for row in rows if part(row["prompt"], 5) > 0],
-        "toxicity-rankings-test": [of(row) for row in rows if part(row["prompt"], 5) == 0],
-        "toxicity-prompts-train": [{"prompt": f"{RESPECT}\n\n{row['prompt']}"} for row in prompts if part(row["prompt"], 3) > 0],
-        "toxicity-prompts-test": toxic + other,
-        "toxicity-prompts-respectful": [{"prompt": f"{RESPECT}\n\n{row['prompt']}"} for row in toxic + other],
+        "toxicity-rankings-train": [ranking(group) for group in groups(train)],
+        "toxicity-rankings-test": [ranking(group) for group in groups(test)],
+        "toxicity-prompts-train": respectful(train),
+        "toxicity-prompts-test": [{"prompt": row["prompt"], "toxicity": row["toxicity"]} for row in toxic + other],
+        "toxicity-prompts-respectful": respectful(toxic + other),
     }
 
 
