@@ -195,7 +195,7 @@ fn name_of_file(rows: &Rows) -> String {
 
 fn single_answers(rows: &Rows) -> Result<Vec<Vec<(String, GivenAnswer)>>> {
     let column = if rows.has("completion") && !rows.has("response") { "completion" } else { "response" };
-    let texts = rows.strings(column)?;
+    let texts = rows.texts(column)?;
     let ended = rows.has("ended").then(|| rows.booleans("ended")).transpose()?;
     let models = rows.has("model").then(|| rows.strings("model")).transpose()?;
     let scores = rows.has("score").then(|| rows.floats("score")).transpose()?;
@@ -207,13 +207,16 @@ fn single_answers(rows: &Rows) -> Result<Vec<Vec<(String, GivenAnswer)>>> {
             Some(models) => models.value(row).to_string(),
             None => name_of_file(rows),
         };
-        if texts.is_null(row) {
-            bail!("{}, column `{column}`: is null; expected a text", rows.origin(row));
-        }
+        let text = match texts.get(row) {
+            // Messages are those of the assistant, as the best of several answers are written behind messages.
+            Ok(Some(text)) => text.contents().collect::<Vec<_>>().join("\n"),
+            Ok(None) => bail!("{}, column `{column}`: is null; expected a text", rows.origin(row)),
+            Err(reason) => bail!("{}, column `{column}`: {reason}", rows.origin(row)),
+        };
         let score = scores.as_ref().filter(|scores| scores.is_valid(row)).map(|scores| scores.value(row));
         check_finite(rows, row, "score", score)?;
         let ended = ended.as_ref().filter(|ended| ended.is_valid(row)).map(|ended| ended.value(row));
-        Ok(vec![(model, GivenAnswer { text: texts.value(row).to_string(), score, ended })])
+        Ok(vec![(model, GivenAnswer { text, score, ended })])
     };
     (0..rows.batch.num_rows()).map(answer).collect()
 }
@@ -376,6 +379,22 @@ mod tests {
         let given = given_answers(folder.path().to_str().unwrap()).unwrap();
         assert_eq!(given.models, ["first", "second"]);
         assert_eq!((given.questions.len(), given.answers[1][0].len()), (1, 2));
+    }
+
+    #[test]
+    fn an_answer_may_be_a_message_and_say_whether_it_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("best.jsonl");
+        let row = |said: &str, ended: &str| {
+            format!(
+                r#"{{"prompt": [{{"role": "user", "content": "p"}}], "completion": [{{"role": "assistant", "content": "{said}"}}], "ended": {ended}}}"#
+            )
+        };
+        std::fs::write(&path, [row("1", "true"), row("2", "false"), row("3", "null")].join("\n")).unwrap();
+        let given = given_answers(path.to_str().unwrap()).unwrap();
+        let answer = |text: &str, ended| GivenAnswer { text: text.into(), score: None, ended };
+        let expected = [answer("1", Some(true)), answer("2", Some(false)), answer("3", None)];
+        assert_eq!((&given.models[..], &given.answers[0][0][..]), (&["best".to_string()][..], &expected[..]));
     }
 
     #[test]
