@@ -12,7 +12,7 @@ two goals run, which have three seeds:
     evaluate                                    both
 
 and beside them, for which one seed is enough (--seeds 0), `ppo-alone` (without the pretraining mix), `rloo`, `grpo`, `dpo`, `best-of-4` and `evaluate-beside`; `detox-by-classifier`, the
-other way round, and `evaluate-classifier`. Prints the tables that `benches/results/smollm2.md` holds, of what is there; needs Python's standard library alone.
+other way round, and `evaluate-classifier`. Prints tables of what is there; needs Python's standard library alone.
 """
 
 import argparse

@@ -180,9 +180,9 @@ fn quote(word: &str) -> String {
 /// first of them.
 ///
 /// An operation that begins on a thread outside of the pool has to wake one inside, and to be woken at its end: a
-/// fifth of the time of sampling one answer from a model of 135 M parameters, a tenth of that of training one of
-/// 1 M. What other threads give to the pool is done by its other threads, or while this one waits for its own
-/// operations, so this thread must not wait for such work otherwise where it is the only one.
+/// fifth of the time of sampling one answer from a model of 135 M parameters, some hundredths of that of training
+/// one of 1 M. What other threads give to the pool is done by its other threads, or while this one waits for its
+/// own operations, so this thread must not wait for such work otherwise where it is the only one.
 pub fn use_threads(threads: Option<usize>) -> Result<()> {
     rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).use_current_thread().build_global().map_err(
         |error| {

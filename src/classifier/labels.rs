@@ -104,6 +104,14 @@ pub(super) fn outputs(config: &Config, labels: usize) -> Result<Outputs> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn config(json: &Value) -> Config<'_> {
+        Config::new(json, "config.json")
+    }
+
     #[test]
     fn log_odds_go_on_where_probabilities_round_to_0_or_1() {
         let is = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-12, "{found} is not {expected}");
@@ -117,14 +125,6 @@ mod tests {
                 assert!((outputs.log_odds(&scores, label) - odds(p)).abs() < 1e-5);
             }
         }
-    }
-
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    fn config(json: &Value) -> Config<'_> {
-        Config::new(json, "config.json")
     }
 
     #[test]

@@ -86,8 +86,7 @@ impl Classifier {
         let folder = &hub::folder(given)?;
         let config_path = folder.join("config.json");
         let config = if config_path.is_file() { read_json(&config_path)? } else { Value::Null };
-        let is_deberta = config.get("model_type").and_then(Value::as_str) == Some(deberta::MODEL_TYPE);
-        let loaded = if is_deberta { load_deberta(folder, &config)? } else { load_on_the_core(folder)? };
+        let loaded = if is_deberta(&config) { load_deberta(folder, &config)? } else { load_on_the_core(folder)? };
         let Loaded { network, labels, outputs, identity } = loaded;
         let tokenizer = Tokenizer::open(&adapt::companions(folder, &[])?)?.for_rows(network.vocabulary());
         let limits = [network.longest(), tokenizer.model_max_length()?];
@@ -100,7 +99,7 @@ impl Classifier {
         let (base, _) = adapt::resolve(&hub::folder(folder)?, &[])?;
         let config = read_json(&base.join("config.json"))?;
         let files = TensorFiles::open(&base)?;
-        if config.get("model_type").and_then(Value::as_str) == Some(deberta::MODEL_TYPE) {
+        if is_deberta(&config) {
             return Ok(4 * files.numbers());
         }
         let bytes = |path: &Path| Ok(std::fs::metadata(path).map_err(Error::io(path))?.len() as usize);
@@ -227,6 +226,10 @@ impl Network {
             Network::Core(model) => model.architecture().longest(),
         }
     }
+}
+
+fn is_deberta(config: &Value) -> bool {
+    config.get("model_type").and_then(Value::as_str) == Some(deberta::MODEL_TYPE)
 }
 
 fn load_deberta(folder: &Path, config: &Value) -> Result<Loaded> {

@@ -14,9 +14,10 @@ use crate::world::rule::{Judgement, judge};
 pub struct Answer {
     /// Its text.
     pub text: String,
-    /// Number of its tokens, the stop token included; none where it was made elsewhere and nothing says so.
+    /// Number of its tokens, the stop token included; none where it was made elsewhere.
     pub tokens: Option<usize>,
-    /// Whether it ended by itself before the greatest length was reached; none where it was made elsewhere.
+    /// Whether it ended by itself before the greatest length was reached; none where it was made elsewhere and
+    /// nothing says so.
     pub ended: Option<bool>,
     /// `log π(answer) - log π_base(answer)`, in nats; none where the base model has another vocabulary, or the answer was made elsewhere.
     pub kl: Option<f64>,

@@ -127,10 +127,11 @@ impl Known {
     }
 }
 
-/// Reads answers that were made elsewhere: the columns `model`, `prompt` and `response` (or `completion`), a row an answer; or `prompt` with the
-/// lists `models` and `responses` (or `completions`). Without a column of models they are called by the name of their file, as those that `sample`
-/// and `score --best` write. A column of numbers `score`, or of lists `scores`, is what each is worth; `ended` says whether each ended by itself;
-/// the other columns are those of [`questions`].
+/// Reads answers that were made elsewhere: the columns `model`, `prompt` and `response` (or `completion`), a row an
+/// answer; or `prompt` with the lists `models` and `responses` (or `completions`). Without a column of models they are
+/// called by the name of their file, as those that `sample` and `score --best` write. A column of numbers `score`, or
+/// of lists `scores`, is what each is worth; `ended` says whether each ended by itself; the other columns are those of
+/// [`questions`].
 ///
 /// Rows of the same prompt and kind are answers to the same question.
 pub fn given_answers(pattern: &str) -> Result<GivenAnswers> {
@@ -386,9 +387,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("best.jsonl");
         let row = |said: &str, ended: &str| {
-            format!(
-                r#"{{"prompt": [{{"role": "user", "content": "p"}}], "completion": [{{"role": "assistant", "content": "{said}"}}], "ended": {ended}}}"#
-            )
+            let message = |role: &str, content: &str| format!(r#"[{{"role": "{role}", "content": "{content}"}}]"#);
+            let (prompt, said) = (message("user", "p"), message("assistant", said));
+            format!(r#"{{"prompt": {prompt}, "completion": {said}, "ended": {ended}}}"#)
         };
         std::fs::write(&path, [row("1", "true"), row("2", "false"), row("3", "null")].join("\n")).unwrap();
         let given = given_answers(path.to_str().unwrap()).unwrap();

@@ -59,8 +59,9 @@ impl HeldOut {
             Some(rewards) => Judge::Rewards(rewards),
             None if is_of_the_world(pattern)? => Judge::Rule(read_cases(pattern)?),
             None => bail!(
-                "{pattern}: these prompts are judged by nothing: give --judge-model, --judge-classifier, --judge-command or --judge-rule (data of the world, with the columns kind, \
-                 facts and expected, is judged by its own rule)"
+                "{pattern}: these prompts are judged by nothing: give --judge-model, --judge-classifier, \
+                 --judge-command or --judge-rule (data of the world, with the columns kind, facts and expected, is \
+                 judged by its own rule)"
             ),
         };
         if let Judge::Rewards(rewards) = &judge {

@@ -13,9 +13,9 @@ use crate::error::Result;
 use crate::files::warn_once;
 use crate::numbers::smallest;
 
-/// A classifier's folder and a label of it, which answers are to have, or not to have: `FOLDER@LABEL`, `FOLDER@-LABEL`.
-/// The label stands behind the last `@`, as a folder of the hub may have a revision. Of a classifier of a single label that
-/// label is meant where none is named.
+/// A classifier's folder and a label of it, which answers are to have, or not to have: `FOLDER@LABEL`,
+/// `FOLDER@-LABEL`. The label stands behind the last `@`, as a folder of the hub may have a revision. Of a
+/// classifier of a single label that label is meant where none is named.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ClassifierLabel {
@@ -71,9 +71,9 @@ impl From<ClassifierLabel> for String {
     }
 }
 
-/// The logarithm of the odds of a label of the answer's text, `log(p / (1 - p))`, or, of a label that is not wanted, of
-/// the odds against it. It reads the answer alone, one that is longer than it can read in windows that overlap, of which
-/// the one with the lowest reward counts.
+/// The logarithm of the odds of a label of the answer's text, `log(p / (1 - p))`, or, of a label that is not
+/// wanted, of the odds against it. It reads the answer alone, one that is longer than it can read in windows that
+/// overlap, of which the one with the lowest reward counts.
 pub struct RewardClassifier {
     given: ClassifierLabel,
     classifier: Classifier,
@@ -90,15 +90,14 @@ impl RewardClassifier {
         let label = match (&given.label, classifier.labels()) {
             (Some(label), _) => classifier.label_index(&[label])?,
             (None, [_]) => 0,
-            (None, labels) => bail!(
-                "{}: this classifier has the labels {}; name the one that answers are to have, as in {}@{}, or are not to have, as in {}@-{}",
-                given.folder.display(),
-                labels.join(", "),
-                given.folder.display(),
-                labels[0],
-                given.folder.display(),
-                labels[0]
-            ),
+            (None, labels) => {
+                let (folder, first) = (given.folder.display(), &labels[0]);
+                bail!(
+                    "{folder}: this classifier has the labels {}; name the one that answers are to have, as in \
+                     {folder}@{first}, or are not to have, as in {folder}@-{first}",
+                    labels.join(", ")
+                )
+            }
         };
         Ok(RewardClassifier { given: given.clone(), classifier, label })
     }

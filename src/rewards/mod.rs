@@ -1,5 +1,5 @@
-//! What says how good an answer is: reward models, of any tokenizer and family, several of them together, classifiers, a command of the user's, or rules
-//! over a column.
+//! What says how good an answer is: reward models, of any tokenizer and family, several of them together,
+//! classifiers, a command of the user's, or rules over a column.
 //!
 //! A reward that fails is an error, never a number.
 

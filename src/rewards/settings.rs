@@ -25,8 +25,8 @@ pub struct RewardSourceSettings {
     #[arg(long, help_heading = HEADING)]
     #[serde(default)]
     pub reward_as_is: bool,
-    /// Classifiers (Hugging Face sequence classifiers), each with a label that answers are to have, FOLDER@LABEL, or not
-    /// to have, FOLDER@-LABEL: the reward is the logarithm of the odds, of the answer's text alone
+    /// Classifiers (Hugging Face sequence classifiers), each with a label that answers are to have, FOLDER@LABEL,
+    /// or not to have, FOLDER@-LABEL: the reward is the logarithm of the odds, of the answer's text alone
     #[arg(long, help_heading = HEADING, value_name = "FOLDER@LABEL", num_args = 1..)]
     #[serde(default)]
     pub reward_classifier: Vec<ClassifierLabel>,

@@ -5,16 +5,18 @@ use std::sync::Arc;
 use arrow::array::{Array, BooleanArray, Float64Array, Int64Array, RecordBatch};
 
 use super::Score;
+use super::ending::one_of_each;
 use crate::bail;
 use crate::data::schema::{self, AnswerLayout, Answered, AnsweredRows, Text};
 use crate::data::text_column::{TextForm, batch_of, named};
 use crate::error::{Error, Result};
 
-/// A row a prompt, with its best answer: the columns `prompt`, `completion`, `ended` where the rows have it, and, after `prefix`, `log_prob`, `tokens`
-/// and `reward` of that answer. Of equally good ones it is the first.
+/// A row a prompt, with its best answer: the columns `prompt`, `completion`, `ended` where the rows have it, and,
+/// after `prefix`, `log_prob`, `tokens` and `reward` of that answer. Of equally good ones it is the first.
 ///
 /// # Errors
-/// Where the rows hold one answer each, where a row holds none, or where no model of rewards scored them.
+/// Where the rows hold one answer each, where a row holds none or does not say of each whether it ended, or where no
+/// model of rewards scored them.
 pub(super) fn best_rows(
     answered: &AnsweredRows,
     form: &TextForm,
@@ -44,11 +46,11 @@ pub(super) fn best_rows(
     if answered.rows.has("ended") {
         let ended = answered.rows.boolean_lists("ended")?;
         let of_row = |(row, &best): (usize, &usize)| {
-            let at = ended.range(row).filter(|range| best < range.len())?.start + best;
-            ended.values.is_valid(at).then(|| ended.values.value(at))
+            let at = one_of_each(&answered.records[row], ended.range(row))?.start + best;
+            Ok(ended.values.is_valid(at).then(|| ended.values.value(at)))
         };
-        let ended = chosen.iter().enumerate().map(of_row).collect::<BooleanArray>();
-        columns.push(named("ended", Arc::new(ended)));
+        let ended = chosen.iter().enumerate().map(of_row).collect::<Result<Vec<Option<bool>>>>()?;
+        columns.push(named("ended", Arc::new(BooleanArray::from(ended))));
     }
     let log_probs = best.iter().map(|(_, _, score)| score.log_prob).collect::<Float64Array>();
     let tokens = best.iter().map(|(_, _, score)| Some(score.tokens as i64)).collect::<Int64Array>();

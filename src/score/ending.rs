@@ -53,11 +53,15 @@ pub(super) fn of_rows(
 
 /// Of answers of which the data say whether each ended by itself.
 fn of_row(record: &Answered, range: Option<Range<usize>>, has_ended: impl Fn(usize) -> bool) -> Result<Vec<Ending>> {
+    let ending = |answer| if has_ended(answer) { Ending::Eos } else { Ending::Cut };
+    Ok(one_of_each(record, range)?.map(ending).collect())
+}
+
+/// The places of the values of `ended` of a record's answers, of which there has to be one for each.
+pub(super) fn one_of_each(record: &Answered, range: Option<Range<usize>>) -> Result<Range<usize>> {
     let count = record.answers.len();
     match range {
-        Some(range) if range.len() == count => {
-            Ok(range.map(|answer| if has_ended(answer) { Ending::Eos } else { Ending::Cut }).collect())
-        }
+        Some(range) if range.len() == count => Ok(range),
         range => bail!(
             "{}: column `ended` has {} values for {count} answers; expected one for each",
             record.origin,
