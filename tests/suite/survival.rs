@@ -220,7 +220,12 @@ fn a_signal_stops_a_run_at_a_checkpoint_with_a_code_of_its_own() {
             let output = stop(&bench, &command, &stopped, signal, step.mul_f64(random.random_range(0.0..1.0)));
             let said = String::from_utf8_lossy(&output.stderr);
             match output.status.code() {
-                Some(0) => break,
+                // It was faster than the hand that was to stop it, and is over: begin again.
+                Some(0) => {
+                    assert_same(&bench, &whole, &stopped);
+                    std::fs::remove_dir_all(bench.path(&stopped)).unwrap();
+                    continue;
+                }
                 Some(3) => stops += 1,
                 other => panic!("{stage}, {signal}: {other:?}: {said}"),
             }
@@ -229,17 +234,14 @@ fn a_signal_stops_a_run_at_a_checkpoint_with_a_code_of_its_own() {
             let newest = Checkpoints::of(&bench.path(&stopped), 2).newest().unwrap().0.unwrap();
             let state = std::fs::read_to_string(newest.folder.join("state.toml")).unwrap();
             within_rollouts += usize::from(state.contains("log_probs"));
-            // One of them while answers were sampled, which is most of a step with one pass over few of them.
+            // One of them while answers were sampled, which is most of a step with one pass over few of them: those are kept.
             if stops >= 4 && (stage != "ppo" || within_rollouts > 0) {
                 bench.succeed(&command);
                 break;
             }
         }
-        assert!(stops > 0, "{stage} was over before the signal came");
         assert_same(&bench, &whole, &stopped);
     }
-    // Answers that were sampled when the signal came were kept.
-    assert!(within_rollouts > 0);
 }
 
 #[test]
