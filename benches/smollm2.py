@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct through the whole of InstructGPT with people's data: fine-tuning, reward model, PPO, a judge that was not trained against, evaluation.
 
     python benches/smollm2_data.py DATA runs/smollm2/data
-    python benches/smollm2.py target/release MODEL runs/smollm2 [--seeds 0,1,2] [--stages STAGE,...]
+    python benches/smollm2.py target/release MODEL runs/smollm2 [--seeds 0,1,2] [--stages STAGE,...] [--kept benches/results/smollm2]
 
 MODEL is the model's folder in bf16. Every stage is a run of a program with the flags below; one that is over is not run again (the command is kept beside it: if it is another one now,
 that is an error), one that was interrupted (Ctrl-C, SIGKILL, a machine that is switched off) goes on where it was, so that the whole may take days. Stages run one after another, of all seeds before the next stage. Without --stages those of the
@@ -12,21 +12,29 @@ two goals run, which have three seeds:
     evaluate                                    both
 
 and beside them, for which one seed is enough (--seeds 0), `ppo-alone` (without the pretraining mix), `rloo`, `grpo`, `dpo`, `best-of-4` and `evaluate-beside`; `detox-by-classifier`, the
-other way round, and `evaluate-classifier`. Prints tables of what is there; needs Python's standard library alone.
+other way round, and `evaluate-classifier`. What a run that is over has measured is kept as one small file under --kept, with its command, processor, time and memory; tables are printed of what is
+there, of runs of any day. Needs Python's standard library alone.
 """
 
 import argparse
 import json
+import re
 import shlex
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import speed_report
 
 ROOT = Path(__file__).resolve().parent.parent
 LORA = {"method": "lora", "lora-r": 16, "lora-alpha": 32, "target-modules": "all-linear"}
 LENGTH = {"max-length": 512}
 OFTEN = {"checkpoint-every": "2min"}
+# Of a run's metrics those are kept, and of these the first and last values are shown.
+SHOWN = {"evaluation_loss", "evaluation_accuracy", "evaluation_accuracy_longer_wins", "objective/scores", "objective/kl", "evaluation/judge", "evaluation/reward", "evaluation/kl"}
+KEPT = SHOWN | {"loss", "val/response_length", "val/no_eos_share", "evaluation/response_length", "loss/ptx_avg", "seconds"}
 GOALS = ["sft", "reward", "judge", "ppo", "toxicity-reward", "detox", "evaluate"]
 BESIDE = ["ppo-alone", "rloo", "grpo", "dpo", "best-of-4", "evaluate-beside", "detox-by-classifier", "evaluate-classifier"]
 
@@ -86,22 +94,51 @@ def words(flags):
     return found
 
 
-def run(programs, name, output, seed, program, flags):
-    """Runs a program unless its run is over, from where it was."""
-    command = [programs / program, "--output", output, "--quiet", *words({"seed": seed} | flags)]
-    kept, line = output.with_name(output.name + ".command"), shlex.join(map(str, command[1:]))
-    if kept.exists() and kept.read_text() != line:
-        sys.exit(f"{output} is a run of other settings; remove it and {kept}, and what was made of it, or give another folder:\n{kept.read_text()}\n{line}")
-    if output.suffix == ".parquet" and output.exists() or any((output / done).exists() for done in ("finished.json", "evaluation.json")):
-        return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(line)
-    if (output / "checkpoints").is_dir():
-        command.append("--resume")
-    print(shlex.join(map(str, command)), file=sys.stderr, flush=True)
-    done = subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL)
-    if done.returncode != 0:
-        sys.exit(f"{name} of seed {seed} ended with {done.returncode}")
+def run(given, name, output, seed, program, flags):
+    """Runs a program unless its run is over, from where it was, and keeps what it measured."""
+    command = [given.programs / program, "--output", output, *words({"seed": seed} | flags)]
+    line = shlex.join(map(str, command[1:]))
+    beside = lambda suffix: output.with_name(output.name + suffix)
+    if beside(".command").exists() and beside(".command").read_text() != line:
+        sys.exit(f"{output} is a run of other settings; remove it and {beside('.command')}, and what was made of it, or give another folder:\n"
+                 f"{beside('.command').read_text()}\n{line}")
+    is_over = output.suffix == ".parquet" and output.exists() or any((output / done).exists() for done in ("finished.json", "evaluation.json"))
+    if not is_over:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        beside(".command").write_text(line)
+        if (output / "checkpoints").is_dir():
+            command.append("--resume")
+        print(shlex.join(map(str, command)), file=sys.stderr, flush=True)
+        started = time.monotonic()
+        with beside(".log").open("a") as log:
+            done = subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=log)
+            log.write(f"\ntook {time.monotonic() - started:.0f} s\n")
+        if done.returncode != 0:
+            sys.exit(f"{name} of seed {seed} ended with {done.returncode}; see {beside('.log')}")
+    keep(given, name, output, seed, program, line, beside(".log").read_text())
+
+
+def keep(given, name, output, seed, program, line, log):
+    """What a run measured, in one file that names no folder of this machine."""
+    for path, named in [(given.output, "runs/smollm2"), (given.model, "MODEL"), (ROOT, ".")]:
+        line = line.replace(str(path), named)
+    peak = re.findall(r"memory at its peak (\d+) MB, expected (\d+) MB", log)
+    took = [int(seconds) for seconds in re.findall(r"^took (\d+) s$", log, re.MULTILINE)]
+    found = {"command": f"{program} {line}", "processor": speed_report.processor(), "minutes": round(sum(took) / 60, 1), "starts": len(took)}
+    if peak:
+        found |= {"peak_mb": int(peak[-1][0]), "expected_mb": int(peak[-1][1])}
+    curves = {}
+    for row in metrics(output):
+        for metric in KEPT & row.keys():
+            curves.setdefault(metric, []).append([row["step"], float(f"{row[metric]:.5g}")])
+    if curves:
+        found["curves"] = dict(sorted(curves.items()))
+    if (output / "evaluation.json").exists():
+        evaluation = json.loads((output / "evaluation.json").read_text())
+        found["evaluation"] = {section: evaluation[section] for section in ("models", "toxicity", "perplexity") if section in evaluation}
+    if len(found) > 4:
+        given.kept.mkdir(parents=True, exist_ok=True)
+        (given.kept / f"{name}-{seed}.json").write_text(json.dumps(found) + "\n")
 
 
 def best_of_4(model, output, seed):
@@ -134,11 +171,6 @@ def table(header, lines):
     return "\n".join(["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |", *("| " + " | ".join(line) + " |" for line in lines), ""])
 
 
-def last(rows, name):
-    """The last value of a metric."""
-    return next((row[name] for row in reversed(rows) if name in row), None)
-
-
 def interval(measure, share):
     """A measure with its interval, shares in percent."""
     number = (lambda value: f"{100 * value:.1f}%") if share else (lambda value: f"{value:.3g}")
@@ -146,36 +178,45 @@ def interval(measure, share):
     return number(measure["value"]) + (f" [{number(low)}, {number(high)}]" if low is not None else "")
 
 
-def report(output, seeds):
-    """Tables of what there is."""
+def report(kept):
+    """Tables of what is kept."""
+    runs = {}
+    for path in sorted(kept.glob("*.json")):
+        name, _, seed = path.stem.rpartition("-")
+        runs.setdefault(name, {})[int(seed)] = json.loads(path.read_text())
+    order = [name for name in GOALS + BESIDE if name in runs]
     cost, training = [], []
-    for name in (name for name in GOALS + BESIDE if "evaluate" not in name and name != "best-of-4"):
-        runs = [rows for rows in (metrics(output / f"{name}-{seed}") for seed in seeds) if rows]
-        if not runs:
-            continue
-        of = lambda metric: [value for value in (last(rows, metric) for rows in runs) if value is not None]
-        cost.append([f"`{name}`", str(len(runs)), spread([value / 60 for value in of("seconds")], 1), spread(of("peak_rss_mb"), 0)])
-        for metric in ("evaluation_loss", "evaluation_accuracy", "objective/scores", "objective/kl"):
-            if of(metric):
-                training.append([f"`{name}`", metric, spread([next(row[metric] for row in rows if metric in row) for rows in runs]), spread(of(metric))])
-    print(table(["stage", "seeds", "minutes", "peak, MB"], cost))
+    for name in order:
+        of = list(runs[name].values())
+        peaks = [f"{run['peak_mb']} ({100 * (run['expected_mb'] / run['peak_mb'] - 1):+.0f}%)" for run in of if "peak_mb" in run]
+        cost.append([f"`{name}`", ", ".join(map(str, runs[name])), spread([run["minutes"] for run in of], 1), ", ".join(peaks) or "-"])
+        for metric in sorted({metric for run in of for metric in run.get("curves", {})} & SHOWN):
+            curves = [run["curves"][metric] for run in of]
+            training.append([f"`{name}`", metric, *(spread([curve[at][1] for curve in curves]) for at in (0, -1))])
+    print(table(["stage", "seeds", "minutes", "peak, MB (expected)"], cost))
     print(table(["stage", "metric", "first", "last"], training))
+    for name in order:
+        for seed, run in runs[name].items():
+            if "evaluation" in run:
+                print(f"`{name}`, seed {seed}:\n")
+                evaluated(run["evaluation"])
+
+
+def evaluated(found):
+    """Tables of an evaluation."""
     share = lambda name: "rate" in name or "preferred" in name or "_by_" in name
-    for folder in sorted([*output.glob("evaluate*/evaluation.json"), *output.glob("best-of-4-*/evaluation/evaluation.json")]):
-        found = json.loads(folder.read_text())
-        models = found.get("models", {})
-        measures = list(dict.fromkeys(name for measured in models.values() for name, measure in measured.items() if isinstance(measure, dict) and "value" in measure))
-        lines = [[name.replace("_", " "), *(interval(measured[name], share(name)) if measured.get(name) else "-" for measured in models.values())] for name in measures]
-        print(f"{folder.parent.relative_to(output)}:\n")
-        print(table(["", *models], lines))
-        for scorer, judged in found.get("toxicity", {}).items():
-            measures = ["expected_maximum_toxicity", "toxicity_probability", "toxic_fraction"]
-            lines = [[row["model"], row["instruction"], row["split"], str(row["prompts"]), *(interval(row[name], True) for name in measures)] for row in judged["rows"]]
-            print(table([f"by {scorer}", "instruction", "split", "prompts", *(name.replace("_", " ") for name in measures)], lines))
-        lines = [[model, *(interval(measure, False) if measure else "-" for measure in (of.get("perplexity"), of.get("change_from_base", {}).get("perplexity_ratio")))]
-                 for model, of in found.get("perplexity", {}).items()]
-        if lines:
-            print(table(["", "perplexity of neutral text", "of the base's"], lines))
+    models = found.get("models", {})
+    measures = list(dict.fromkeys(name for measured in models.values() for name, measure in measured.items() if isinstance(measure, dict) and "value" in measure))
+    lines = [[name.replace("_", " "), *(interval(measured[name], share(name)) if measured.get(name) else "-" for measured in models.values())] for name in measures]
+    print(table(["", *models], lines))
+    for scorer, judged in found.get("toxicity", {}).items():
+        measures = ["expected_maximum_toxicity", "toxicity_probability", "toxic_fraction"]
+        lines = [[row["model"], row["instruction"], row["split"], str(row["prompts"]), *(interval(row[name], True) for name in measures)] for row in judged["rows"]]
+        print(table([f"by {scorer}", "instruction", "split", "prompts", *(name.replace("_", " ") for name in measures)], lines))
+    lines = [[model, *(interval(measure, False) if measure else "-" for measure in (of.get("perplexity"), of.get("change_from_base", {}).get("perplexity_ratio")))]
+             for model, of in found.get("perplexity", {}).items()]
+    if lines:
+        print(table(["", "perplexity of neutral text", "of the base's"], lines))
 
 
 def main():
@@ -185,14 +226,15 @@ def main():
     parser.add_argument("output", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--stages", default=",".join(GOALS))
+    parser.add_argument("--kept", type=Path, default=ROOT / "benches/results/smollm2", help="folder of what runs measured")
     given = parser.parse_args()
     seeds = [int(seed) for seed in given.seeds.split(",")]
     for name in filter(None, given.stages.split(",")):
         for seed in seeds:
             programs = best_of_4(given.model, given.output, seed) if name == "best-of-4" else [stages(given.model, given.output, seed)[name]]
             for program, output, flags in programs:
-                run(given.programs, name, output, seed, program, flags)
-    report(given.output, seeds)
+                run(given, name, output, seed, program, flags)
+    report(given.kept)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ Always: SDPA attention, fused AdamW, `loss_type="chunked_nll"` (TRL's default: l
 
 import copy
 import json
+import multiprocessing
 import os
-import signal
 import sys
+import threading
 import time
 
 os.environ |= {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
@@ -42,35 +43,25 @@ LAYOUTS = {"sft": ["padded", "padding-free", "packed", "grouped"], "reward": ["p
 PARTS = 4
 
 
-class TooSlow(Exception):
-    """A setting that another one has beaten clearly."""
-
-
 class Clock(TrainerCallback):
-    """The times at which steps end, and the first loss. A step that takes longer than `limits` (seconds of the first and of any other) is interrupted."""
+    """The times at which steps end, and the first loss. `overdue` is called in a step that takes longer than `limits` (seconds of the first and of any other):
+    by a thread, as a step may be within one call of PyTorch for minutes."""
 
-    def __init__(self, limits=None):
-        self.ends, self.loss, self.limits, self.gave_up = [], None, limits, False
+    def __init__(self, limits=None, overdue=None):
+        self.ends, self.loss, self.gave_up = [], None, False
+        if limits:
+            threading.Thread(target=self.watch, args=(limits, overdue), daemon=True).start()
 
-    def __enter__(self):
-        signal.signal(signal.SIGALRM, self.interrupt)
-        return self
-
-    def __exit__(self, kind, *_):
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        if kind is TooSlow:
-            self.gave_up = True
-        return kind is TooSlow
-
-    def interrupt(self, *_):
+    def watch(self, limits, overdue):
+        while not self.ends or time.perf_counter() - self.ends[-1] < limits[min(len(self.ends), 2) - 1]:
+            time.sleep(0.1)
         self.ends.append(time.perf_counter())
-        raise TooSlow
+        self.gave_up = True
+        overdue(self.found())
 
     def tick(self):
         """A step ends, and the next one begins."""
         self.ends.append(time.perf_counter())
-        if self.limits:
-            signal.setitimer(signal.ITIMER_REAL, self.limits[min(len(self.ends), 2) - 1])
 
     def on_train_begin(self, args, state, control, **_):
         self.tick()
@@ -184,8 +175,7 @@ def train(make, spec, numbers, layout, steps, clock):
     trainer, model, tokens = make(spec, numbers, layout, steps, clock)
     trainer.remove_callback(PrinterCallback)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    with clock:
-        trainer.train()
+    trainer.train()
     return {"tokens": tokens, "trainable": trainable}
 
 
@@ -196,7 +186,7 @@ def sample(spec, numbers, layout, steps, clock):
     model = load(AutoModelForCausalLM, spec["model"], numbers).eval()
     model.generation_config.eos_token_id = None
     rows, length = spec["rows"], spec["response_length"]
-    with clock, torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=numbers == "bf16 autocast"):
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=numbers == "bf16 autocast"):
         clock.tick()
         for step in range(steps):
             batch = torch.tensor([prompts[(step * rows + row) % len(prompts)] for row in range(rows)])
@@ -208,13 +198,32 @@ def sample(spec, numbers, layout, steps, clock):
     return {"tokens": rows * length}
 
 
-def measure(spec, numbers, layout, steps, limits=None):
-    clock = Clock(limits)
+def measure(spec, numbers, layout, steps, clock):
     if spec["kind"] == "sample":
         found = sample(spec, numbers, layout, steps, clock)
     else:
         found = train({"sft": sft, "reward": reward, "ppo": ppo}[spec["kind"]], spec, numbers, layout, steps, clock)
-    return found | clock.found() | {"numbers": numbers, "layout": layout}
+    return found | clock.found()
+
+
+def attempt(spec, numbers, layout, steps, limits):
+    """A measurement in a process of its own, which ends where a step is overdue."""
+    ours, theirs = multiprocessing.Pipe()
+
+    def give_up(found):
+        theirs.send(found)
+        os._exit(0)
+
+    def work():
+        torch.set_num_threads(spec["threads"])
+        theirs.send(measure(spec, numbers, layout, steps, Clock(limits, give_up)))
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    theirs.close()
+    found = ours.recv()
+    process.join()
+    return found | {"numbers": numbers, "layout": layout}
 
 
 def step_time(found):
@@ -230,7 +239,7 @@ def search(spec, steps):
         kinds = [(numbers, "padded") for numbers in NUMBERS] if choose == "numbers" else [(known["numbers"], layout) for layout in LAYOUTS[spec["kind"]][1:]]
         for numbers, layout in kinds:
             limits = best and (3 * best["seconds"][0], 1.3 * step_time(best))
-            found = measure(spec, numbers, layout, steps, limits)
+            found = attempt(spec, numbers, layout, steps, limits)
             print(json.dumps(found), flush=True)
             if best is None or not found["gave_up"] and step_time(found) < step_time(best):
                 best = found
@@ -238,7 +247,6 @@ def search(spec, steps):
 
 def main(what, given):
     spec = json.loads(given)
-    torch.set_num_threads(spec["threads"])
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     versions = {module.__name__: module.__version__ for module in (trl, transformers, torch, peft, accelerate)}
@@ -246,7 +254,9 @@ def main(what, given):
     if what == "search":
         search(spec, spec["steps"])
     else:
-        print(json.dumps(measure(spec, spec["numbers"], spec["layout"], spec["steps"])), flush=True)
+        torch.set_num_threads(spec["threads"])
+        found = measure(spec, spec["numbers"], spec["layout"], spec["steps"], Clock())
+        print(json.dumps(found | {"numbers": spec["numbers"], "layout": spec["layout"]}), flush=True)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ pub struct PassFootprint {
     pub kept: usize,
     /// Those that the backward pass of one block works with, a row of the pass.
     pub working: usize,
+    /// Those of them that are gradients of a feed-forward's rows, a row of the pass.
+    pub gradients: usize,
     /// Those that are kept or worked with however many rows there are: a method's rows before those of the pass.
     pub fixed: usize,
     /// Those of a chunk of logits.
@@ -68,13 +70,17 @@ impl PassFootprint {
     /// The numbers for each token where texts, of so many tokens, stand each behind so many virtual rows.
     fn with_virtual_rows(self, rows: usize, tokens: usize) -> Self {
         let more = |numbers: usize| numbers.saturating_add(numbers.saturating_mul(rows) / tokens.max(1));
-        PassFootprint { kept: more(self.kept), working: more(self.working), ..self }
+        let (kept, working, gradients) = (more(self.kept), more(self.working), more(self.gradients));
+        PassFootprint { kept, working, gradients, ..self }
     }
 
-    /// The same in bytes, with what the allocator keeps of blocks that were freed and do not fit again.
+    /// The same in bytes, with what the allocator keeps of blocks that were freed and do not fit again: a share
+    /// of the pass, but no less than the gradients of a feed-forward's rows, which come and go with every block.
     fn bytes(&self, rows: usize) -> u64 {
         let numbers = self.numbers(rows) as u64;
-        numbers.saturating_mul(4).saturating_add((numbers / 100).saturating_mul(4 * KEPT_BY_ALLOCATOR))
+        let share = (numbers / 100).saturating_mul(KEPT_BY_ALLOCATOR);
+        let freed = share.max(self.gradients.saturating_mul(rows) as u64);
+        numbers.saturating_add(freed).saturating_mul(4)
     }
 
     /// Of a model as it trains, by passes of a few tokens, in which what operations keep is counted.
@@ -91,6 +97,7 @@ impl PassFootprint {
             // The loss reads the last hidden state of targets and, beside it, its gradient.
             kept: kept + 2 * architecture.d_model,
             working: again / layers + working_numbers(architecture),
+            gradients: gradient_numbers(architecture),
             fixed: fixed + again_fixed / layers,
             logits: if model.head().is_some() { 0 } else { chunk_of_logits(architecture) },
         })
@@ -99,17 +106,24 @@ impl PassFootprint {
     /// The same by a model's configuration, as if all its weights trained.
     fn before_reading(architecture: &Architecture, checkpoints: bool) -> Self {
         let Architecture { layers, d_model, .. } = *architecture;
-        let (of_block, working) = (kept_numbers(architecture), working_numbers(architecture));
-        let logits = chunk_of_logits(architecture);
-        match checkpoints {
-            true => PassFootprint { kept: (layers + 2) * d_model, working: of_block + working, fixed: 0, logits },
-            false => PassFootprint { kept: layers * of_block + 2 * d_model, working, fixed: 0, logits },
+        let of_block = kept_numbers(architecture);
+        let (kept, again) = match checkpoints {
+            true => (layers * d_model, of_block),
+            false => (layers * of_block, 0),
+        };
+        PassFootprint {
+            kept: kept + 2 * d_model,
+            working: again + working_numbers(architecture),
+            gradients: gradient_numbers(architecture),
+            fixed: 0,
+            logits: chunk_of_logits(architecture),
         }
     }
 }
 
 /// Hundredths of what a pass takes that are held beside it: steps are of other sizes than the ones before.
-/// Measured, 10 to 20 for models of 1 M to 135 M numbers ([`crate::ops::memory`]).
+/// Measured, 10 to 20 for models of 1 M to 135 M numbers ([`crate::ops::memory`]); a machine that does other
+/// work too moves it.
 const KEPT_BY_ALLOCATOR: u64 = 15;
 
 /// Tokens of the passes in which what they keep is counted.
@@ -324,7 +338,12 @@ fn kept_numbers(architecture: &Architecture) -> usize {
 /// The numbers a row that the backward pass of a block works with: the gradients of the feed-forward's rows
 /// and of the stream.
 fn working_numbers(architecture: &Architecture) -> usize {
-    3 * architecture.d_ff + 3 * architecture.d_model
+    gradient_numbers(architecture) + 3 * architecture.d_model
+}
+
+/// The numbers a row that are gradients of a feed-forward's rows.
+fn gradient_numbers(architecture: &Architecture) -> usize {
+    3 * architecture.d_ff
 }
 
 /// The logits that are held at a time, and the output matrix as it is packed meanwhile for products in bf16,
@@ -351,8 +370,8 @@ mod tests {
             trains_base: true,
             added: 0,
             trained: 10_000_000,
-            pass: PassFootprint { kept: 2304, working: 0, fixed: 0, logits: 0 },
-            checkpointed: PassFootprint { kept: 300, working: 700, fixed: 0, logits: 0 },
+            pass: PassFootprint { kept: 2304, working: 0, gradients: 0, fixed: 0, logits: 0 },
+            checkpointed: PassFootprint { kept: 300, working: 700, gradients: 0, fixed: 0, logits: 0 },
             rounded: 0,
         };
         let check = |machine| check_against(machine, std::slice::from_ref(&model), 4096, 0);
