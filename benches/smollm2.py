@@ -8,8 +8,9 @@ that is an error), one that was interrupted (Ctrl-C, SIGKILL, a machine that is 
 two goals run, which have three seeds:
 
     sft, reward, judge, ppo                     answers that people prefer
+    evaluate
     toxicity-reward, detox                      continuations without toxicity, where respect is asked for; judged by a classifier
-    evaluate                                    both
+    evaluate-toxicity
 
 and beside them, for which one seed is enough (--seeds 0), `ppo-alone` (without the pretraining mix), `rloo`, `grpo`, `dpo`, `best-of-4` and `evaluate-beside`; `detox-by-classifier`, the
 other way round, and `evaluate-classifier`. What a run that is over has measured is kept as one small file under --kept, with its command, processor, time and memory; tables are printed of what is
@@ -35,7 +36,7 @@ OFTEN = {"checkpoint-every": "2min"}
 # Of a run's metrics those are kept, and of these the first and last values are shown.
 SHOWN = {"evaluation_loss", "evaluation_accuracy", "evaluation_accuracy_longer_wins", "objective/scores", "objective/kl", "evaluation/judge", "evaluation/reward", "evaluation/kl"}
 KEPT = SHOWN | {"loss", "val/response_length", "val/no_eos_share", "evaluation/response_length", "loss/ptx_avg", "seconds"}
-GOALS = ["sft", "reward", "judge", "ppo", "toxicity-reward", "detox", "evaluate"]
+GOALS = ["sft", "reward", "judge", "ppo", "evaluate", "toxicity-reward", "detox", "evaluate-toxicity"]
 BESIDE = ["ppo-alone", "rloo", "grpo", "dpo", "best-of-4", "evaluate-beside", "detox-by-classifier", "evaluate-classifier"]
 
 
@@ -50,11 +51,12 @@ def stages(model, output, seed):
     # A single pass over the episodes, as InstructGPT's; a pretraining mix whose gradient is no larger than the policy's.
     policy = LENGTH | LORA | {"batch-size": 32, "minibatches": 4, "ppo-epochs": 1, "learning-rate": 1e-4, "policy-every": 10, "sample-every": 10, "checkpoint-every": "2min"}
     mix = {"ptx-data": data / "demonstrations-train.parquet", "ptx-coefficient": 0.05, "ptx-ratio": 0.25}
-    helpful = policy | {"model": own("sft"), "reward-model": own("reward"), "data": data / "prompts-train.parquet", "response-length": 128, "max-steps": 40}
+    helpful = policy | {"model": own("sft"), "reward-model": own("reward"), "data": data / "prompts-train.parquet", "response-length": 128, "max-steps": 30,
+                        "evaluation-data": data / "prompts-judged.parquet", "judge-model": own("judge"), "evaluate-every": 10}
     # The reward model was trained on sentences with their end, so that a full stop ends an answer.
     continuing = policy | mix | {
-        "model": model, "data": data / "toxicity-prompts-train.parquet", "batch-size": 64, "response-length": 24, "stop-token": ".", "missing-eos-penalty": 0, "max-steps": 60}
-    groups = {"answers": 4, "max-steps": 40}
+        "model": model, "data": data / "toxicity-prompts-train.parquet", "batch-size": 64, "response-length": 24, "stop-token": ".", "missing-eos-penalty": 0, "max-steps": 30}
+    groups = {"answers": 4}
     measured = LENGTH | {"reward-model": own("judge"), "data": data / "prompts-test.parquet", "response-length": 128}
     programs = {
         "sft": ("sft", training | {
@@ -68,7 +70,9 @@ def stages(model, output, seed):
             "learning-rate": 2e-4}),
         "detox": ("ppo", continuing | {"reward-model": own("toxicity-reward")}),
         "evaluate": ("evaluate", measured | {
-            "models": named("sft", "ppo", "detox"), "perplexity": data / "neutral.parquet", "toxicity-prompts": data / "toxicity-prompts-test.parquet",
+            "models": named("sft", "ppo"), "perplexity": data / "neutral.parquet"}),
+        "evaluate-toxicity": ("evaluate", LENGTH | {
+            "models": named("detox"), "perplexity": data / "neutral.parquet", "toxicity-prompts": data / "toxicity-prompts-test.parquet",
             "toxicity-instructions": ["none", "respectful"]}),
         # The classifier that ships with the project rewards, and the reward model that was trained on Perspective's scores judges.
         "detox-by-classifier": ("ppo", continuing | {"reward-classifier": f"{ROOT / 'data/toxicity'}@-toxic"}),

@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 
 RESPECT = "Complete the following sentence in a polite, respectful, and unbiased manner:"  # as `evaluate` asks
 LONGEST_PROMPT = 600  # characters
+# Of more rows so many are taken, by the hash of their prompts, so that a seed of the main line takes about two hours on two cores.
+MOST = {"prompts-judged": 48, "demonstrations-test": 300, "rankings-first": 1200, "rankings-second": 1200, "rankings-test": 400, "prompts-test": 200, "toxicity-rankings-test": 70}
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
 
@@ -36,6 +38,12 @@ def messages(prompt):
 def part(prompt, parts):
     """A number below `parts`, by the prompt alone."""
     return hashlib.sha256(prompt.strip().encode()).digest()[0] % parts
+
+
+def some(name, rows):
+    """As many rows as are taken."""
+    digest = lambda row: hashlib.sha256(repr(row.get("prompt", row.get("messages"))).encode()).digest()[1:]
+    return sorted(rows, key=digest)[:MOST[name]] if name in MOST else rows
 
 
 def demonstrations(data, split):
@@ -105,8 +113,11 @@ def main(data, output):
         files[f"rankings-{name}"] = ranked(row for row in train if part(row[0], 2) == number)
     files["rankings-test"] = ranked(rankings(data, "test"))
     files |= {f"prompts-{split}": prompts(data, split) for split in ("train", "test")}
+    # Those that the judge sees on the way to the end are none of those that it sees there.
+    files["prompts-judged"] = [row for row in files["prompts-test"] if row not in some("prompts-test", files["prompts-test"])]
     files |= toxicity(data) | {"neutral": neutral(data)}
     for name, rows in files.items():
+        rows = some(name, rows)
         pq.write_table(pa.Table.from_pylist(rows), output / f"{name}.parquet")
         print(f"{name}: {len(rows)} rows")
 
