@@ -405,10 +405,10 @@ mod tests {
         let plan =
             Plan::new("sft").parameters(17_040_000, 170_400).tokens("training tokens", 1_250).memory(1_500_000_000);
         let expected = "sft
-  parameters            17,040,000
+  parameters       17,040,000
   trainable        170,400 (1.00%)
-  training tokens            1,250
-  memory expected          1.50 GB
+  training tokens  1,250
+  memory expected  1.50 GB
 ";
         assert_eq!(plan.to_string(), expected);
     }

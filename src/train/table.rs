@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// A table of text: the first column flush left, the others flush right, a line below the header.
+/// A table of text: the first column flush left, the others, below a header and a line, flush right. Without a header
+/// they are values of many kinds, some long, and flush left.
 ///
 /// ```
 /// use rlhf::train::table::Table;
@@ -86,7 +87,11 @@ impl fmt::Display for Table {
         for (index, row) in self.rows.iter().enumerate() {
             let mut line = String::new();
             for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
-                line += &if column == 0 { format!("{cell:<width$}") } else { format!("  {cell:>width$}") };
+                line += if column == 0 { "" } else { "  " };
+                line += &match column == 0 || !self.has_header {
+                    true => format!("{cell:<width$}"),
+                    false => format!("{cell:>width$}"),
+                };
             }
             writeln!(f, "{}", line.trim_end())?;
             if index == 0 && self.has_header {
