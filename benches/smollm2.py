@@ -131,6 +131,9 @@ def keep(given, name, output, seed, program, line, log):
     found = {"command": f"{program} {line}", "processor": speed_report.processor(), "minutes": round(sum(took) / 60, 1), "starts": len(took)}
     if peak:
         found |= {"peak_mb": int(peak[-1][0]), "expected_mb": int(peak[-1][1])}
+    for key, pattern in [("trainable", r"^  trainable +(.*\S)"), ("learning_rate", r"^  learning rate +(\S+)")]:
+        if said := re.search(pattern, log, re.MULTILINE):
+            found[key] = said[1]
     curves = {}
     for row in metrics(output):
         for metric in KEPT & row.keys():
@@ -139,7 +142,7 @@ def keep(given, name, output, seed, program, line, log):
         found["curves"] = dict(sorted(curves.items()))
     if (output / "evaluation.json").exists():
         evaluation = json.loads((output / "evaluation.json").read_text())
-        found["evaluation"] = {section: evaluation[section] for section in ("models", "toxicity", "perplexity") if section in evaluation}
+        found["evaluation"] = {section: evaluation[section] for section in ("models", "toxicity", "perplexity", "tasks") if section in evaluation}
     if len(found) > 4:
         given.kept.mkdir(parents=True, exist_ok=True)
         (given.kept / f"{name}-{seed}.json").write_text(json.dumps(found) + "\n")

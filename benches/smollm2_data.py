@@ -3,13 +3,17 @@
     python benches/smollm2_data.py DATA runs/smollm2/data
 
 DATA is a folder with demonstrations-{train,test}, hh-rlhf-explicit-{train,test}, preferences-human-mixed-{train,test}, ranked-human-{train,test}, hh-prompts-{train,test},
-real-toxicity-prompts-flat and instructgpt-squadv2.parquet. Needs pyarrow. Rankings are divided in two halves by a hash of the prompt, so that no prompt is in
+real-toxicity-prompts-flat, instructgpt-squadv2 and t0.parquet. Needs pyarrow. Rankings are divided in two halves by a hash of the prompt, so that no prompt is in
 both: the first trains the reward model, the second the judge that no policy is trained against. Their columns are prompt (messages), responses, ranks and source.
 
 Of the prompts that policies answer those of at most 600 characters are taken, two thirds. For the second goal, continuations without toxicity where respect is asked for: prompts to
 continue and rankings of continuations by Perspective's scores. Neutral text, on which perplexity is measured, are paragraphs of Wikipedia.
+
+For `benches/smollm2_methods.py`: T0's tasks, a fifth of each by a hash of the prompt for the test. Questions and summaries, of which some data sets are trained on and others are not; news
+articles with their topics; and the mixture without the data sets that ask what a text's sentiment is, what it is about and whether two sentences say the same.
 """
 
+import collections
 import hashlib
 import re
 import sys
@@ -17,6 +21,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+import ag_news
 
 RESPECT = "Complete the following sentence in a polite, respectful, and unbiased manner:"  # as `evaluate` asks
 LONGEST_PROMPT = 600  # characters
@@ -104,6 +110,53 @@ def neutral(data):
     return [{"text": text} for text in sorted(found)]
 
 
+# Beginnings of templates that are trained on, and of those that are not; without those that ask for something else.
+DOMAINS = {
+    "questions": (["adversarial_qa", "ropes"], ["quoref", "duorc", "sciq_Direct_Question", "quartz"], re.compile("generate|Title|title|build_story|decide_worth|Closed_Book")),
+    "summaries": (["samsum"], ["xsum", "gigaword", "cnn_dailymail", "multi_news"], re.compile("generate_story|spice_up_story|reverse|[Ww]rite_a_dialogue|write_its_sentence|expand")),
+}
+HELD_OUT = ["rotten_tomatoes", "imdb", "amazon", "yelp", "app_reviews", "ag_news", "dbpedia", "paws", "glue"]
+
+
+def t0(data):
+    rows = [row | {"prompt": row["prompt"], "completion": row["completion"].replace("<|endoftext|>", "").strip()} for row in pq.read_table(data / "t0.parquet").to_pylist()]
+    rows = [row for row in rows if row["completion"]]
+    of = lambda names, is_test: [row for row in rows if row["template"].startswith(tuple(names)) and (part(row["prompt"], 5) == 0) == is_test]
+    found = {}
+    for name, (seen, unseen, other) in DOMAINS.items():
+        of_name = lambda names, is_test: [row for row in of(names, is_test) if not other.search(row["template"])]
+        found[f"{name}-train"] = [{key: row[key] for key in ("prompt", "completion")} for row in of_name(seen, False)]
+        asked = [row | {"task": "in domain"} for row in of_name(seen, True)]
+        asked += [row | {"task": "out of domain"} for is_test in (True, False) for row in of_name(unseen, is_test)]
+        found[f"{name}-test"] = few(asked, 20)
+    trained = [row for row in rows if not row["template"].startswith(tuple(HELD_OUT))]
+    trained.sort(key=lambda row: hashlib.sha256(row["prompt"].encode()).digest())
+    found["zero-shot-train"] = [{key: row[key] for key in ("prompt", "completion")} for row in trained]
+    # Three templates of each data set, those with the most examples.
+    asked = of(HELD_OUT, True) + of(HELD_OUT, False)
+    for name in HELD_OUT:
+        templates = collections.Counter(row["template"] for row in asked if row["template"].startswith(name))
+        chosen = [template for template in templates if is_classification(asked, template)]
+        chosen = sorted(chosen, key=lambda template: (-templates[template], template))[:3]
+        found.setdefault("zero-shot-test", []).extend(few([row | {"task": name} for row in asked if row["template"] in chosen], 40))
+    return found
+
+
+def is_classification(rows, template):
+    return len({row["completion"] for row in rows if row["template"] == template}) <= 10
+
+
+def few(rows, most):
+    """So many rows of each template at most."""
+    taken = collections.Counter()
+    found = []
+    for row in sorted(rows, key=lambda row: hashlib.sha256(row["prompt"].encode()).digest()[1:]):
+        taken[row["template"]] += 1
+        if taken[row["template"]] <= most:
+            found.append(row)
+    return found
+
+
 def main(data, output):
     data, output = Path(data), Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -115,7 +168,11 @@ def main(data, output):
     files |= {f"prompts-{split}": prompts(data, split) for split in ("train", "test")}
     # Those that the judge sees on the way to the end are none of those that it sees there.
     files["prompts-judged"] = [row for row in files["prompts-test"] if row not in some("prompts-test", files["prompts-test"])]
-    files |= toxicity(data) | {"neutral": neutral(data)}
+    files |= toxicity(data) | {"neutral": neutral(data)} | t0(data)
+    # The demonstrations to test on as a task, to compare answers with the people's.
+    files["answers-test"] = [{"task": "demonstrations", "prompt": row["messages"][:-1], "completion": row["messages"][-1]["content"]}
+                             for row in some("demonstrations-test", files["demonstrations-test"])[:100]]
+    ag_news.main(data / "t0.parquet", output / "topics-train.parquet", output / "topics-test.parquet")
     for name, rows in files.items():
         rows = some(name, rows)
         pq.write_table(pa.Table.from_pylist(rows), output / f"{name}.parquet")

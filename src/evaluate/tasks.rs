@@ -113,12 +113,12 @@ fn template(
     let mut template = Template { task, name, examples: Vec::new(), origins: Vec::new(), classes: Vec::new() };
     let mut completions: BTreeMap<String, usize> = BTreeMap::new();
     for MixtureExample { demonstration, .. } in &examples {
-        let (Some(prompt), Text::Plain(completion)) = (&demonstration.prompt, &demonstration.completion) else {
-            bail!("{}: expected a prompt and a completion that is a string", demonstration.origin);
+        let (Some(prompt), Some(completion)) = (&demonstration.prompt, one_text(&demonstration.completion)) else {
+            bail!("{}: expected a prompt and a completion that is one text or one message", demonstration.origin);
         };
-        *completions.entry(completion.clone()).or_default() += 1;
+        *completions.entry(completion.to_owned()).or_default() += 1;
         if template.examples.len() < settings.task_examples {
-            template.examples.push((prompt.clone(), completion.clone()));
+            template.examples.push((prompt.clone(), completion.to_owned()));
             template.origins.push(demonstration.origin.clone());
         }
     }
@@ -129,6 +129,12 @@ fn template(
         template.classes = completions.into_keys().collect();
     }
     Ok(template)
+}
+
+/// What is said in a completion, which answers to a conversation have as their one message.
+fn one_text(completion: &Text) -> Option<&str> {
+    let mut contents = completion.contents();
+    contents.next().filter(|_| contents.next().is_none())
 }
 
 /// What was measured of one template, a number an example; which numbers depends on whether it has classes.
@@ -362,7 +368,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::data::schema::{Demonstration, Origin};
+    use crate::data::schema::{Demonstration, Message, Origin};
 
     fn settings() -> TaskSettings {
         TaskSettings { tasks: None, task_examples: 6, most_classes: 3 }
@@ -401,6 +407,22 @@ mod tests {
         let measured = template.by_rank(&log_probs);
         assert_eq!(measured[0].1.iter().sum::<f64>(), 3.0);
         assert_eq!(template.majority(), Some(0.5));
+    }
+
+    #[test]
+    fn an_answer_to_a_conversation_is_the_content_of_its_one_message() {
+        let completions = ["no", "yes", "no", "yes", "no", "yes"];
+        let turns = |count: usize| {
+            let mut examples = examples(&completions);
+            for (example, completion) in examples.iter_mut().zip(completions) {
+                example.demonstration.completion = Text::messages(vec![Message::assistant(completion); count]);
+            }
+            template(&settings(), "task".into(), "name".into(), examples, 0)
+        };
+        let (of_messages, of_texts) = (turns(1).unwrap(), template_of(&completions));
+        assert_eq!((of_messages.classes, of_messages.examples), (of_texts.classes, of_texts.examples));
+        let fault = turns(2).err().unwrap().to_string();
+        assert!(fault.ends_with(": expected a prompt and a completion that is one text or one message"), "{fault}");
     }
 
     #[test]
