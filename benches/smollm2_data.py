@@ -3,14 +3,14 @@
     python benches/smollm2_data.py DATA runs/smollm2/data
 
 DATA is a folder with demonstrations-{train,test}, hh-rlhf-explicit-{train,test}, preferences-human-mixed-{train,test}, ranked-human-{train,test}, hh-prompts-{train,test},
-real-toxicity-prompts-flat, instructgpt-squadv2 and t0.parquet. Needs pyarrow. Rankings are divided in two halves by a hash of the prompt, so that no prompt is in
+real-toxicity-prompts-flat, toxicity-labelled-{train,test}, instructgpt-squadv2 and t0.parquet. Needs pyarrow. Rankings are divided in two halves by a hash of the prompt, so that no prompt is in
 both: the first trains the reward model, the second the judge that no policy is trained against. Their columns are prompt (messages), responses, ranks and source.
 
 Of the prompts that policies answer those of at most 600 characters are taken, two thirds. For the second goal, continuations without toxicity where respect is asked for: prompts to
 continue and rankings of continuations by Perspective's scores. Neutral text, on which perplexity is measured, are paragraphs of Wikipedia.
 
-For `benches/smollm2_methods.py`: T0's tasks, a fifth of each by a hash of the prompt for the test. Questions and summaries, of which some data sets are trained on and others are not; news
-articles with their topics; and the mixture without the data sets that ask what a text's sentiment is, what it is about and whether two sentences say the same.
+For `benches/smollm2_methods.py`: T0's tasks, a fifth of each by a hash of the prompt for the test. Questions and summaries, of which some data sets are trained on and others are not; and the mixture without the data sets that ask what a text's sentiment is, what it is about and whether two sentences say the same. Texts that people have
+called toxic or not.
 """
 
 import collections
@@ -22,12 +22,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import ag_news
-
 RESPECT = "Complete the following sentence in a polite, respectful, and unbiased manner:"  # as `evaluate` asks
 LONGEST_PROMPT = 600  # characters
 # Of more rows so many are taken, by the hash of their prompts, so that a seed of the main line takes about two hours on two cores.
-MOST = {"prompts-judged": 48, "demonstrations-test": 300, "rankings-first": 1200, "rankings-second": 1200, "rankings-test": 400, "prompts-test": 200, "toxicity-rankings-test": 70}
+MOST = {"prompts-judged": 48, "demonstrations-test": 300, "rankings-first": 1200, "rankings-second": 1200, "rankings-test": 400, "prompts-test": 200, "toxicity-rankings-test": 70,
+        "labelled-train": 2000, "labelled-test": 400}
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
 
@@ -48,7 +47,7 @@ def part(prompt, parts):
 
 def some(name, rows):
     """As many rows as are taken."""
-    digest = lambda row: hashlib.sha256(repr(row.get("prompt", row.get("messages"))).encode()).digest()[1:]
+    digest = lambda row: hashlib.sha256(repr(next(row[key] for key in ("prompt", "messages", "text") if key in row)).encode()).digest()[1:]
     return sorted(rows, key=digest)[:MOST[name]] if name in MOST else rows
 
 
@@ -169,10 +168,12 @@ def main(data, output):
     # Those that the judge sees on the way to the end are none of those that it sees there.
     files["prompts-judged"] = [row for row in files["prompts-test"] if row not in some("prompts-test", files["prompts-test"])]
     files |= toxicity(data) | {"neutral": neutral(data)} | t0(data)
+    for split in ("train", "test"):
+        rows = pq.read_table(data / f"toxicity-labelled-{split}.parquet").to_pylist()
+        files[f"labelled-{split}"] = [{"text": row["text"], "label": "toxic" if row["label"] else "harmless"} for row in rows]
     # The demonstrations to test on as a task, to compare answers with the people's.
     files["answers-test"] = [{"task": "demonstrations", "prompt": row["messages"][:-1], "completion": row["messages"][-1]["content"]}
                              for row in some("demonstrations-test", files["demonstrations-test"])[:100]]
-    ag_news.main(data / "t0.parquet", output / "topics-train.parquet", output / "topics-test.parquet")
     for name, rows in files.items():
         rows = some(name, rows)
         pq.write_table(pa.Table.from_pylist(rows), output / f"{name}.parquet")

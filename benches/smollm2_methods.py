@@ -6,7 +6,7 @@
 As `benches/smollm2.py`, whose runs and tables these stand beside: a run that is over is not run again, one that was interrupted goes on. One seed.
 
     tuning      every method on people's demonstrations: held-out loss, ROUGE-L with people's answers; how often the judge of seed 0 prefers the answers to the base's
-    heads       every method with a head that tells a news article's topic (`--objective classification`)
+    heads       every method with a head that tells what people have called toxic (`--objective classification`)
     words       the same by the language model's own words (`--label-words`)
     domains     questions and summaries of some of T0's data sets, asked on those and on others: F1, ROUGE-L (Lester et al. 2021, section 5; Li and Liang 2021, section 6.4)
     zero-shot   LoRA on T0's mixture without the data sets that are asked: accuracy by rank classification, three templates each (Wei et al. 2022; Sanh et al. 2022)
@@ -34,7 +34,7 @@ METHODS = {
     "probing": {"method": "probing"},
 }
 COMPARED = ["full", "lora", "prompt-tuning", "prefix-tuning"]
-TOPICS = ["business", "science", "sports", "world politics"]
+CLASSES = ["harmless", "toxic"]
 STAGES = ["tuning", "heads", "words", "domains", "zero-shot"]
 
 
@@ -56,10 +56,9 @@ def runs(given, stage):
             "models": models("tuning", given.methods), "data": data / "prompts-judged.parquet", "reward-model": given.output / "judge-0", "response-length": 128,
             "tasks": data / "answers-test.parquet"}
     elif stage in ("heads", "words"):
-        more = {"objective": "classification", "labels": TOPICS} | ({"label-words": TOPICS} if stage == "words" else {})
-        # Without a head there is nothing to probe.
+        more = {"objective": "classification", "labels": ",".join(CLASSES)} | ({"label-words": ",".join(CLASSES)} if stage == "words" else {})
         for method in given.methods:
-            yield f"{stage}-{method}", "sft", training(given, "topics-train", "topics-test", 40, METHODS[method] | more)
+            yield f"{stage}-{method}", "sft", training(given, "labelled-train", "labelled-test", 60, METHODS[method] | more)
     elif stage == "domains":
         for kind in ("questions", "summaries"):
             for method in (method for method in COMPARED if method in given.methods):

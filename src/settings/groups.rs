@@ -138,7 +138,7 @@ pub struct ModelSettings {
     #[arg(long, value_name = "FOLDER")]
     pub model: PathBuf,
     /// Adapters (PEFT, AdapterHub) on top of the model, in their order: folders, or names on the hub
-    #[arg(long, value_name = "FOLDER", value_delimiter = ',')]
+    #[arg(long, value_name = "FOLDER", num_args = 1.., value_delimiter = ',')]
     #[serde(default)]
     pub adapter: Vec<PathBuf>,
 }

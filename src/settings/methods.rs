@@ -248,7 +248,7 @@ pub struct ProbeSettings {
     #[arg(long, help_heading = HEAD)]
     pub probe_hidden_size: Option<usize>,
     /// Which biases BitFit trains
-    #[arg(long, help_heading = HEAD, value_enum, value_delimiter = ',', default_value = "all")]
+    #[arg(long, help_heading = HEAD, value_enum, num_args = 1.., value_delimiter = ',', default_value = "all")]
     pub bitfit_biases: Vec<BiasGroup>,
 }
 

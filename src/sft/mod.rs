@@ -52,11 +52,11 @@ pub struct SftSettings {
     #[serde(default)]
     pub objective: Objective,
     /// The classes in their order, to classify [default: those of the data, sorted]
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',')]
     #[serde(default)]
     pub labels: Vec<String>,
     /// Classify by the language model's own words: one word or phrase for each class, in the classes' order
-    #[arg(long, value_name = "WORD", value_delimiter = ',')]
+    #[arg(long, value_name = "WORD", num_args = 1.., value_delimiter = ',')]
     #[serde(default)]
     pub label_words: Vec<String>,
     /// How a text and its label's word make a text for the language model; \n stands for a line break

@@ -23,11 +23,11 @@ pub struct LoraSettings {
     #[arg(long, help_heading = LORA, default_value_t = 0.0, value_parser = below_one)]
     pub lora_dropout: f64,
     /// Names of the layers that get an update, or all-linear; lm_head too, and for LoRA the embeddings [default: the family's, as in PEFT]
-    #[arg(long, help_heading = LORA, value_name = "NAME", value_delimiter = ',')]
+    #[arg(long, help_heading = LORA, value_name = "NAME", num_args = 1.., value_delimiter = ',')]
     #[serde(default)]
     pub target_modules: Vec<String>,
     /// Of IA3's targets those that are scaled at their input [default: the family's, as in PEFT]
-    #[arg(long, help_heading = LORA, value_name = "NAME", value_delimiter = ',')]
+    #[arg(long, help_heading = LORA, value_name = "NAME", num_args = 1.., value_delimiter = ',')]
     #[serde(default)]
     pub feedforward_modules: Vec<String>,
     /// Scale by alpha / sqrt(r) instead, which suits high ranks (rsLoRA, Kalajdzievski 2023)
@@ -42,18 +42,18 @@ pub struct LoraSettings {
     #[arg(long, help_heading = LORA, value_enum, default_value_t = LoraInit::Kaiming)]
     pub init_lora_weights: LoraInit,
     /// Ranks of single layers, such as "layers.0.self_attn.q_proj=4"; a name may be a regular expression, as in PEFT
-    #[arg(long, help_heading = LORA, value_name = "NAME=R", value_delimiter = ',')]
+    #[arg(long, help_heading = LORA, value_name = "NAME=R", num_args = 1.., value_delimiter = ',')]
     #[serde(default)]
     pub rank_pattern: Vec<Pattern>,
     /// Alphas of single layers
-    #[arg(long, help_heading = LORA, value_name = "NAME=ALPHA", value_delimiter = ',')]
+    #[arg(long, help_heading = LORA, value_name = "NAME=ALPHA", num_args = 1.., value_delimiter = ',')]
     #[serde(default)]
     pub alpha_pattern: Vec<Pattern>,
     /// Which biases of the model train beside the update
     #[arg(long, help_heading = LORA, value_enum, default_value_t = LoraBias::None)]
     pub lora_bias: LoraBias,
     /// Modules of the model that train as a whole in addition to the update: ends of names, such as lm_head, embed_tokens or norm
-    #[arg(long, help_heading = LORA, value_name = "NAME", value_delimiter = ',')]
+    #[arg(long, help_heading = LORA, value_name = "NAME", num_args = 1.., value_delimiter = ',')]
     #[serde(default)]
     pub modules_to_save: Vec<String>,
     /// B's learning rate is that many times A's (LoRA+, Hayou et al. 2024, who advise about 16)
