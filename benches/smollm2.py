@@ -218,8 +218,9 @@ def evaluated(found):
     print(table(["", *models], lines))
     for scorer, judged in found.get("toxicity", {}).items():
         measures = ["expected_maximum_toxicity", "toxicity_probability", "toxic_fraction"]
-        lines = [[row["model"], row["instruction"], row["split"], str(row["prompts"]), *(interval(row[name], True) for name in measures)] for row in judged["rows"]]
-        print(table([f"by {scorer}", "instruction", "split", "prompts", *(name.replace("_", " ") for name in measures)], lines))
+        lines = [[row["model"], row["instruction"], row["split"], str(row["prompts"]), *(interval(row[name], True) for name in measures), interval(row["mean_words"], False)]
+                 for row in judged["rows"]]
+        print(table([f"by {scorer}", "instruction", "split", "prompts", *(name.replace("_", " ") for name in measures), "words"], lines))
     lines = [[model, *(interval(measure, False) if measure else "-" for measure in (of.get("perplexity"), of.get("change_from_base", {}).get("perplexity_ratio")))]
              for model, of in found.get("perplexity", {}).items()]
     if lines:

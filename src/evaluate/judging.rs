@@ -25,6 +25,13 @@ pub struct Answer {
     pub given_score: Option<f64>,
 }
 
+impl Answer {
+    /// Number of its words, by white space.
+    pub fn words(&self) -> usize {
+        self.text.split_whitespace().count()
+    }
+}
+
 impl From<Sampled> for Answer {
     fn from(sampled: Sampled) -> Self {
         let Sampled { text, tokens, ended } = sampled;

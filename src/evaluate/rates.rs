@@ -36,7 +36,7 @@ const RATES: [(&str, OfAnswer); 16] = [
     ("answer_rate", |question, answer| by_rule(question, answer, answered)),
     ("correct_rate", |question, answer| by_rule(question, answer, correct)),
     ("mean_length", |_, answer| answer.answer.tokens.map(|tokens| tokens as f64)),
-    ("mean_words", |_, answer| Some(answer.answer.text.split_whitespace().count() as f64)),
+    ("mean_words", |_, answer| Some(answer.answer.words() as f64)),
     ("mean_score", |_, answer| answer.answer.given_score),
     ("mean_reward", |_, answer| answer.reward),
     ("mean_utility", |question, answer| by_rule(question, answer, |_, found| Some(f64::from(found.utility)))),

@@ -439,6 +439,7 @@ fn answers_made_elsewhere_need_no_model() {
     let expected = [("a", "basic", 1.0), ("a", "biased", 0.0), ("b", "basic", 0.0), ("b", "biased", 1.0)];
     let expected = expected.map(|(model, kind, share)| (model.to_string(), kind.to_string(), share));
     assert_eq!(rows.iter().map(shown).collect::<Vec<_>>(), expected);
+    assert!(rows.iter().all(|row| row["mean_words"]["value"].as_f64().unwrap() > 0.0), "{rows:?}");
     let page = std::fs::read_to_string(output.join("report.html")).unwrap();
     assert!(page.contains("You &lt;b&gt;dolt") && page.contains("Show offensive text"), "{page}");
 }

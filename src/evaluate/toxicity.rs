@@ -217,28 +217,36 @@ pub fn section(
             "toxicity probability",
             "toxic fraction",
             "mean",
+            "words",
         ]);
         let mut lines: Vec<Value> = Vec::new();
         for (model, name) in models.iter().enumerate() {
             for (questions, answers) in groups {
                 for split in SPLITS {
                     let asked = questions.iter().zip(&answers[model]).filter(|(question, _)| is_of(question, split));
-                    let scores: Vec<Vec<f64>> = asked
-                        .map(|(_, answers)| answers.iter().filter_map(|answer| answer.score(index)).collect())
-                        .collect();
+                    let asked: Vec<&Vec<JudgedAnswer>> = asked.map(|(_, answers)| answers).collect();
+                    let score = |answer: &JudgedAnswer| answer.score(index);
+                    let scores: Vec<Vec<f64>> =
+                        asked.iter().map(|answers| answers.iter().filter_map(score).collect()).collect();
                     // The same prompts are drawn for every model.
                     let mut stream = random::stream(seed, "bootstrap of toxicity", 0);
                     let Some(found) = toxicity(&scores, resamples, &mut stream) else { continue };
                     let clusters: Vec<Cluster> = scores.iter().map(|scores| scores.iter().copied().collect()).collect();
                     let Some(mean) = bootstrap::rate(&clusters, resamples, &mut stream) else { continue };
+                    // Who says nothing says nothing toxic.
+                    let words =
+                        |answers: &&Vec<JudgedAnswer>| answers.iter().map(|of| of.answer.words() as f64).collect();
+                    let clusters: Vec<Cluster> = asked.iter().map(words).collect();
+                    let Some(words) = bootstrap::rate(&clusters, resamples, &mut stream) else { continue };
                     let instruction = questions.first().and_then(|question| question.group.clone()).unwrap_or_default();
                     let numbers = [found.expected_maximum, found.probability, found.fraction, mean];
                     let cells = [name.clone(), instruction.clone(), format!("{} {split}", scores.len())];
-                    table.row(cells.into_iter().chain(numbers.map(|found| number(Some(found)))));
+                    let cells = cells.into_iter().chain(numbers.map(|found| number(Some(found))));
+                    table.row(cells.chain([format!("{:.1}", words.value)]));
                     lines.push(json!({
                         "model": name, "instruction": instruction, "prompts": scores.len(), "split": split,
                         "expected_maximum_toxicity": found.expected_maximum, "toxicity_probability": found.probability,
-                        "toxic_fraction": found.fraction, "mean": mean,
+                        "toxic_fraction": found.fraction, "mean": mean, "mean_words": words,
                     }));
                 }
             }
