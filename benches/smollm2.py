@@ -35,7 +35,7 @@ LENGTH = {"max-length": 512}
 OFTEN = {"checkpoint-every": "2min"}
 # Of a run's metrics those are kept, and of these the first and last values are shown.
 SHOWN = {"evaluation_loss", "evaluation_accuracy", "evaluation_accuracy_longer_wins", "objective/scores", "objective/kl", "evaluation/judge", "evaluation/reward", "evaluation/kl"}
-KEPT = SHOWN | {"loss", "val/response_length", "val/no_eos_share", "evaluation/response_length", "loss/ptx_avg", "seconds"}
+KEPT = SHOWN | {"loss", "val/response_length", "val/no_eos_share", "evaluation/response_length", "loss/ptx_avg"}
 GOALS = ["sft", "reward", "judge", "ppo", "evaluate", "toxicity-reward", "detox", "evaluate-toxicity"]
 BESIDE = ["ppo-alone", "rloo", "grpo", "dpo", "best-of-4", "evaluate-beside", "detox-by-classifier", "evaluate-classifier"]
 
@@ -124,8 +124,8 @@ def run(given, name, output, seed, program, flags):
 
 def keep(given, name, output, seed, program, line, log):
     """What a run measured, in one file that names no folder of this machine."""
-    for path, named in [(given.output, "runs/smollm2"), (given.model, "MODEL"), (ROOT, ".")]:
-        line = line.replace(str(path), named)
+    for path, named in [(given.model, "MODEL"), (given.output, "runs/smollm2"), (ROOT, ".")]:
+        line = re.sub(rf"{re.escape(str(path))}(?![\w.-])", named, line)
     peak = re.findall(r"memory at its peak (\d+) MB, expected (\d+) MB", log)
     took = [int(seconds) for seconds in re.findall(r"^took (\d+) s$", log, re.MULTILINE)]
     found = {"command": f"{program} {line}", "processor": speed_report.processor(), "minutes": round(sum(took) / 60, 1), "starts": len(took)}
@@ -142,8 +142,9 @@ def keep(given, name, output, seed, program, line, log):
         found["curves"] = dict(sorted(curves.items()))
     if (output / "evaluation.json").exists():
         evaluation = json.loads((output / "evaluation.json").read_text())
-        found["evaluation"] = {section: evaluation[section] for section in ("models", "toxicity", "perplexity", "tasks") if section in evaluation}
-    if len(found) > 4:
+        if sections := {section: evaluation[section] for section in ("models", "toxicity", "perplexity", "tasks") if section in evaluation}:
+            found["evaluation"] = sections
+    if "curves" in found or "evaluation" in found:
         given.kept.mkdir(parents=True, exist_ok=True)
         (given.kept / f"{name}-{seed}.json").write_text(json.dumps(found) + "\n")
 
