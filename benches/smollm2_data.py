@@ -9,7 +9,7 @@ both: the first trains the reward model, the second the judge that no policy is 
 Of the prompts that policies answer those of at most 600 characters are taken, two thirds. For the second goal, continuations without toxicity where respect is asked for: prompts to
 continue and rankings of continuations by Perspective's scores. Neutral text, on which perplexity is measured, are paragraphs of Wikipedia.
 
-For `benches/smollm2_methods.py`: T0's tasks, a fifth of each by a hash of the prompt for the test. Questions and summaries, of which some data sets are trained on and others are not; and the mixture without the data sets that ask what a text's sentiment is, what it is about and whether two sentences say the same. Texts that people have
+For `benches/smollm2_methods.py`: T0's tasks, a fifth of each by a hash of the prompt for the test. Questions and summaries, of which some data sets are trained on and others are not; and the mixture without the data sets that ask what a review's sentiment is, what an article is about and whether two sentences say the same. Texts that people have
 called toxic or not.
 """
 
@@ -118,7 +118,7 @@ HELD_OUT = ["rotten_tomatoes", "imdb", "amazon", "yelp", "app_reviews", "ag_news
 
 
 def t0(data):
-    rows = [row | {"prompt": row["prompt"], "completion": row["completion"].replace("<|endoftext|>", "").strip()} for row in pq.read_table(data / "t0.parquet").to_pylist()]
+    rows = [row | {"completion": row["completion"].replace("<|endoftext|>", "").strip()} for row in pq.read_table(data / "t0.parquet").to_pylist()]
     rows = [row for row in rows if row["completion"]]
     of = lambda names, is_test: [row for row in rows if row["template"].startswith(tuple(names)) and (part(row["prompt"], 5) == 0) == is_test]
     found = {}

@@ -16,23 +16,15 @@ import argparse
 import json
 from pathlib import Path
 
-from smollm2 import LENGTH, ROOT, interval, run, table
+from smollm2 import LENGTH, LORA, ROOT, interval, run, table
 
 # Flags of each method but its learning rate, which is the program's.
 METHODS = {
     "full": {"method": "full"},
-    "lora": {"method": "lora", "lora-r": 16, "lora-alpha": 32, "target-modules": "all-linear"},
-    "dora": {"method": "lora", "lora-r": 16, "lora-alpha": 32, "target-modules": "all-linear", "use-dora": True},
-    "rslora": {"method": "lora", "lora-r": 16, "lora-alpha": 32, "target-modules": "all-linear", "use-rslora": True},
-    "prefix-tuning": {"method": "prefix-tuning"},
-    "prompt-tuning": {"method": "prompt-tuning"},
-    "p-tuning": {"method": "p-tuning"},
-    "p-tuning-v2": {"method": "p-tuning-v2"},
-    "adapters": {"method": "adapters"},
-    "ia3": {"method": "ia3"},
-    "bitfit": {"method": "bitfit"},
-    "probing": {"method": "probing"},
-}
+    "lora": LORA,
+    "dora": LORA | {"use-dora": True},
+    "rslora": LORA | {"use-rslora": True},
+} | {name: {"method": name} for name in ("prefix-tuning", "prompt-tuning", "p-tuning", "p-tuning-v2", "adapters", "ia3", "bitfit", "probing")}
 COMPARED = ["full", "lora", "prompt-tuning", "prefix-tuning"]
 CLASSES = ["harmless", "toxic"]
 STAGES = ["tuning", "heads", "words", "domains", "zero-shot"]

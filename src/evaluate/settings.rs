@@ -24,8 +24,10 @@ pub struct EvaluateSettings {
     #[arg(long, value_name = "NAME=FOLDER", num_args = 1.., required_unless_present_any = ["answers", "labelled", "votes"], conflicts_with = "answers")]
     #[serde(default)]
     pub models: Vec<NamedFolder>,
-    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of answers that were made elsewhere, instead of models: columns model, prompt and response or completion (or the lists models and responses or completions; without models
-    /// they are called by the name of their file), and, where there are, score (or scores) and prompt_type, by which rates are split
+    /// Data set (file, folder, glob, or ORGANISATION/NAME of the hub) of answers that were made elsewhere, instead
+    /// of models: columns model, prompt and response or completion (or the lists models and responses or
+    /// completions; without models they are called by the name of their file), and, where there are, score (or
+    /// scores), ended (whether an answer ended by itself) and prompt_type, by which rates are split
     #[arg(long, value_name = "FILES")]
     pub answers: Option<String>,
     /// Folder of a ppo run, whose kept policies (--policy-every) are measured too, named step-000010 and so on

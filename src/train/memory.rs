@@ -387,6 +387,9 @@ mod tests {
         assert!(fault(150_000_000).ends_with("--method lora, would fit"), "{}", fault(150_000_000));
         assert!(fault(100_000_000).ends_with("a smaller model or a machine with more"));
         assert!(machine() > 100_000_000);
+        // What the allocator keeps is a share of the pass, 1,415,565 numbers, or all gradients of a feed-forward.
+        let with = |gradients| PassFootprint { gradients, ..model.pass }.bytes(4096) - model.pass.bytes(4096);
+        assert_eq!((with(345), with(346)), (0, 4 * (346 * 4096 - 1_415_565)));
         // Of rounded weights, only what is more than the pass keeps counts.
         let rounded = Footprint { rounded: 20_000_000, ..model.clone() };
         let total = |model: &Footprint| -> u64 {

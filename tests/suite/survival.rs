@@ -216,7 +216,8 @@ fn a_signal_stops_a_run_at_a_checkpoint_with_a_code_of_its_own() {
         let step = started.elapsed() / bench.metrics(&whole).len() as u32;
         let command = format!("{line} --output {stopped} --resume");
         let mut stops = 0;
-        loop {
+        for signals in 1.. {
+            assert!(signals < 200, "{stage}: {stops} stops, {within_rollouts} of them while answers were sampled");
             let output = stop(&bench, &command, &stopped, signal, step.mul_f64(random.random_range(0.0..1.0)));
             let said = String::from_utf8_lossy(&output.stderr);
             match output.status.code() {
@@ -234,7 +235,8 @@ fn a_signal_stops_a_run_at_a_checkpoint_with_a_code_of_its_own() {
             let newest = Checkpoints::of(&bench.path(&stopped), 2).newest().unwrap().0.unwrap();
             let state = std::fs::read_to_string(newest.folder.join("state.toml")).unwrap();
             within_rollouts += usize::from(state.contains("log_probs"));
-            // One of them while answers were sampled, which is most of a step with one pass over few of them: those are kept.
+            // One of them while answers were sampled, which is most of a step with one pass over few of them: those
+            // are kept.
             if stops >= 4 && (stage != "ppo" || within_rollouts > 0) {
                 bench.succeed(&command);
                 break;
