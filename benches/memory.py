@@ -3,7 +3,7 @@ frozen bases as they are stored and quantised.
 
     python benches/memory.py target/release data/base shared/data runs/memory [shape,...]
 
-`data/base` is any model with a tokenizer, the last folder one with demonstrations-train, hh-rlhf-explicit-train and hh-prompts-train.parquet. Shapes are
+`data/base` is any model with a tokenizer, `shared/data` a folder with demonstrations-train, hh-rlhf-explicit-train, hh-prompts-train and toxicity-labelled-{train,test}.parquet. Shapes are
 1m (that model itself), 9m, 52m, 135m and 500m. Writes a row as soon as it is measured, and goes on where it was stopped. Prints a Markdown table.
 """
 
@@ -38,6 +38,8 @@ SETTINGS = {
              ("lora", f"{CHECKPOINTS} --base-precision q4_k"), ("prefix-tuning", CHECKPOINTS)],
     "500m": [("lora", CHECKPOINTS), ("lora", f"{CHECKPOINTS} --base-precision q8_0")],
 }
+
+SHORT = ["lora", "probing", "prompt-tuning", "ia3"]
 
 
 def run(line, output):
@@ -81,6 +83,13 @@ def measure(programs, tokenizer, data, output, shapes):
             yield shape, "reward --method lora", lambda line=line, reward=reward: run(line, reward)
             line = f"{programs}/ppo {lora} --data {data}/hh-prompts-train.parquet --reward-model {reward} --response-length 48"
             yield shape, "ppo --method lora", lambda line=line, shape=shape: run(line, output / f"{shape}-ppo")
+        if shape in ("9m", "135m"):
+            # Steps of short texts, behind virtual tokens that are as many rows; passes over all texts that learn nothing are larger than those.
+            classify = "--objective classification --labels 0 1 --batch-size 16 --max-length 512 --max-steps 6"
+            texts = f"--data {data}/toxicity-labelled-train.parquet --evaluation-data {data}/toxicity-labelled-test.parquet"
+            for method in SHORT:
+                line = f"{programs}/sft --model {base} {texts} {classify} --method {method}"
+                yield shape, f"sft --objective classification --method {method}", lambda line=line, method=method: run(line, output / f"{shape}-short-{method}")
 
 
 def main(programs, tokenizer, data, output, shapes="1m,9m,52m,135m,500m"):

@@ -47,7 +47,7 @@ def stages(model, output, seed):
     named = lambda *names: [f"base={model}", *(f"{name}={own(name)}" for name in names)]
     training = LENGTH | LORA | OFTEN
     ranked = training | {"model": own("sft"), "evaluation-data": data / "rankings-test.parquet", "demonstrations": data / "demonstrations-test.parquet",
-                         "batch-size": 16, "learning-rate": 1e-4}
+                         "batch-size": 16, "learning-rate": 3e-4}
     # A single pass over the episodes, as InstructGPT's; a pretraining mix whose gradient is no larger than the policy's.
     policy = LENGTH | LORA | {"batch-size": 32, "minibatches": 4, "ppo-epochs": 1, "learning-rate": 1e-4, "policy-every": 10, "sample-every": 10, "checkpoint-every": "2min"}
     mix = {"ptx-data": data / "demonstrations-train.parquet", "ptx-coefficient": 0.05, "ptx-ratio": 0.25}
@@ -142,9 +142,11 @@ def keep(given, name, output, seed, program, line, log):
         found["curves"] = dict(sorted(curves.items()))
     if (output / "evaluation.json").exists():
         evaluation = json.loads((output / "evaluation.json").read_text())
+        if held_out := {key: evaluation[key] for key in ("examples", "pairs", "accuracy", "accuracy_interval", "accuracy_longer_wins") if key in evaluation}:
+            found["held_out"] = held_out
         if sections := {section: evaluation[section] for section in ("models", "toxicity", "perplexity", "tasks") if section in evaluation}:
             found["evaluation"] = sections
-    if "curves" in found or "evaluation" in found:
+    if "curves" in found or "held_out" in found or "evaluation" in found:
         given.kept.mkdir(parents=True, exist_ok=True)
         (given.kept / f"{name}-{seed}.json").write_text(json.dumps(found) + "\n")
 

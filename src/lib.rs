@@ -121,6 +121,7 @@
 #![warn(clippy::undocumented_unsafe_blocks)]
 
 pub mod adapt;
+pub mod bootstrap;
 pub mod classifier;
 pub mod data;
 pub mod error;

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::adapt::{self, Bases, Head, Role, Training, users};
 use crate::bail;
 use crate::data::answer_reader::AnswerReader;
-use crate::data::batch::{Batch, TokenTree, split_by_budget};
+use crate::data::batch::{Batch, TokenTree};
 use crate::data::parquet::ParquetWriter;
 use crate::data::schema::{self, AnswerLayout, AnsweredRows, Origin};
 use crate::data::table::TableRows;
@@ -358,9 +358,8 @@ fn over_batches<T>(
     read: impl Fn(&Batch) -> Result<Vec<T>>,
 ) -> Result<Vec<Vec<T>>> {
     let (trees, stacks) = (answers.trees, answers.stacks);
-    let sizes: Vec<usize> = trees.iter().map(TokenTree::tokens).collect();
     let mut all = Vec::with_capacity(trees.len());
-    for range in split_by_budget(&sizes, tokens_per_batch) {
+    for range in model.passes_of_stacks(trees.iter().zip(stacks.iter().copied()), tokens_per_batch) {
         let both = trees[range.clone()].iter().zip(stacks[range.clone()].iter().copied());
         let batch = model.pack_stacks(both);
         let mut values = read(&batch)?.into_iter();

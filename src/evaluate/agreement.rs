@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::bootstrap::{self, Estimate};
 use super::labelled::{self, LabelledSettings, LabelledText};
 use super::metrics::agreement::{Scored, balanced_accuracy, best_threshold, f1, roc_auc, spearman};
 use super::scorer::{Identity, Scorer, Subject, Verdict, verdicts};
 use super::section::{Section, number};
+use crate::bootstrap::{self, Estimate};
 use crate::error::Result;
 use crate::random;
 use crate::train::table::Table;

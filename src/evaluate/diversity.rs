@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::bootstrap::Estimate;
+use crate::bootstrap::Estimate;
 
 /// Distinct bigrams of words as a share of all bigrams of words, over all answers together; words are what white space divides.
 /// `groups` holds the answers to each prompt. `None` where no answer has two words.

@@ -8,13 +8,13 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::bootstrap::{self, Cluster, Estimate};
 use super::judging::JudgedAnswer;
 use super::metrics::bradley_terry;
 use super::preference::by_reward;
 use super::rates::Evaluation;
 use super::section::{Section, number, share};
 use crate::bail;
+use crate::bootstrap::{self, Cluster, Estimate};
 use crate::data::splits::Pattern;
 use crate::data::table::TableRows;
 use crate::error::Result;

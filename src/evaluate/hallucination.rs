@@ -2,7 +2,6 @@
 
 use serde_json::{Map, json};
 
-use super::bootstrap::Estimate;
 use super::grounding::{Grounding, Ungrounded, ungrounded_kinds};
 use super::judging::JudgedAnswer;
 use super::question::Question;
@@ -10,6 +9,7 @@ use super::rates::{Evaluation, Measuring};
 use super::scorer::Scorer;
 use super::scripts::has_names_by_capitals;
 use super::section::{Section, share};
+use crate::bootstrap::Estimate;
 use crate::train::table::Table;
 use crate::world::invention::{Invention, inventions};
 use crate::world::rule::{Case, Kind};

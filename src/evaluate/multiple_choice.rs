@@ -4,13 +4,13 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
-use super::bootstrap::{self, Cluster};
 use super::choices::{self, Found};
 use super::cuts::Cuts;
 use super::journal::Journal;
 use super::metrics::multiple_choice::{mc1, mc2};
 use super::section::{Section, share};
 use crate::bail;
+use crate::bootstrap::{self, Cluster};
 use crate::data::schema::{Answered, Text};
 use crate::data::splits::Pattern;
 use crate::data::table::{Rows, TableRows};

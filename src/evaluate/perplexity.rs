@@ -10,10 +10,10 @@ use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::answering::{note_chats, warn_of_lengths};
-use super::bootstrap::{self, Cluster, Estimate};
 use super::journal::Journal;
 use super::section::{Section, number};
 use crate::bail;
+use crate::bootstrap::{self, Cluster, Estimate};
 use crate::data::batch::TokenTree;
 use crate::data::schema::{self, Demonstration};
 use crate::data::splits::Pattern;

@@ -4,12 +4,12 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Value, json};
 
-use super::bootstrap::{self, Cluster, Estimate};
 use super::judging::JudgedAnswer;
 use super::question::Question;
 use super::scorer::{Concern, Identity};
 use super::section::share;
 use super::{EvaluateSettings, diversity, refusal};
+use crate::bootstrap::{self, Cluster, Estimate};
 use crate::error::{Error, Result};
 use crate::figure::{Figure, Panel, Series};
 use crate::random;

@@ -9,13 +9,13 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::bootstrap;
 use super::choices::{self, Found};
 use super::cuts::Cuts;
 use super::journal::Journal;
 use super::metrics::agreement::{Scored, accuracy, balanced_accuracy, roc_auc};
 use super::section::{Section, number, share};
 use crate::bail;
+use crate::bootstrap;
 use crate::data::schema::{Answered, Text};
 use crate::data::splits::Pattern;
 use crate::data::table::{Rows, TableRows};

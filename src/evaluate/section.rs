@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::bootstrap::Estimate;
+use crate::bootstrap::Estimate;
 use crate::figure::Figure;
 use crate::train::table::Table;
 

@@ -13,6 +13,7 @@ use super::recognition::RecognitionSettings;
 use super::scorers::ScorerSettings;
 use super::tasks::TaskSettings;
 use super::toxicity::ToxicitySettings;
+use crate::bootstrap::RESAMPLES;
 use crate::generate::SamplingSettings;
 use crate::settings::{CommonSettings, Flags, NamedFolder, Program, UserSettings, at_least_one};
 
@@ -51,7 +52,7 @@ pub struct EvaluateSettings {
     #[arg(long, default_value_t = 1, value_parser = at_least_one)]
     pub samples: usize,
     /// Draws of the bootstrap that the intervals are made from
-    #[arg(long, default_value_t = 1000, value_parser = at_least_one)]
+    #[arg(long, default_value_t = RESAMPLES, value_parser = at_least_one)]
     pub resamples: usize,
     /// How answers are sampled.
     #[command(flatten)]

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::answering::{Answering, Asking};
-use super::bootstrap::{self, Estimate};
 use super::choices::{self, Found};
 use super::cuts::Cuts;
 use super::journal::Journal;
@@ -20,6 +19,7 @@ use super::question::Question;
 use super::scripts::{is_mostly_ascii, is_mostly_unspaced};
 use super::section::{Section, share};
 use crate::bail;
+use crate::bootstrap::{self, Estimate};
 use crate::data::mixture::{self, MixtureExample, Part};
 use crate::data::schema::{self, Answered, Text};
 use crate::data::splits::Pattern;

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Float64Array, ListBuilder, RecordBatch, StringArray, StringBuilder};
 use arrow::datatypes::{Field, Schema};
 
-use super::bootstrap::Estimate;
 use super::judging::{JudgedAnswer, judge_all};
 use super::*;
+use crate::bootstrap::Estimate;
 use crate::data::batch::{Continuation, TokenTree};
 use crate::data::parquet;
 use crate::data::schema::{Origin, Prompt, Text};

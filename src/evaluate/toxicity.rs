@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::answering::{Answering, Asking};
-use super::bootstrap::{self, Cluster};
 use super::cuts::Cuts;
 use super::journal::Journal;
 use super::judging::{ByModel, JudgedAnswer};
@@ -19,6 +18,7 @@ use super::scorer::{Concern, Identity, Scorer, Subject, Verdict, verdicts};
 use super::section::{Section, number};
 use super::settings::EvaluateSettings;
 use crate::bail;
+use crate::bootstrap::{self, Cluster};
 use crate::data::schema::{Message, Text};
 use crate::error::Result;
 use crate::generate::SamplingSettings;

@@ -11,6 +11,7 @@ pub mod kept;
 pub mod layout;
 pub mod linear_change;
 mod output;
+pub mod passes;
 mod resolved;
 pub mod rotary;
 pub mod sites;
@@ -28,13 +29,12 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 
 use crate::bail;
-use crate::data::batch::{Batch, TokenTree};
+use crate::data::batch::Batch;
 use crate::data::tokenize::Tokenizer;
 use crate::error::Result;
 use crate::ops::{self, Value};
-use crate::random;
 use crate::remote::hub;
-use adapter::{Adapter, Parameter, Pass, Saving, StepRows};
+use adapter::{Adapter, Parameter, Pass, Saving};
 use architecture::{Architecture, Pooling};
 use folder::ModelFolder;
 use head::Head;
@@ -299,47 +299,12 @@ impl Model {
         self.trainable_parameters().iter().map(|parameter| parameter.variable.as_tensor().elem_count()).sum()
     }
 
-    /// Lays trees end to end in the way that the model needs: an encoder's answers stand each behind a copy of their prompt.
-    pub fn pack<'a>(&self, trees: impl IntoIterator<Item = &'a TokenTree>) -> Batch {
-        self.pack_stacks(trees.into_iter().map(|tree| (tree, 0)))
-    }
-
-    /// The same for trees that run each with a stack of its own.
-    pub fn pack_stacks<'a>(&self, trees: impl IntoIterator<Item = (&'a TokenTree, usize)>) -> Batch {
-        let trees: Vec<(&TokenTree, usize)> = trees.into_iter().collect();
-        if !self.architecture.causal {
-            return Batch::pack_pairs(trees);
-        }
-        // Where rotations depend on the length of a sequence, answers of different lengths cannot share their prompt's keys.
-        let own_rows = self.own_rows();
-        let is_long = |&(tree, stack): &(&TokenTree, usize)| {
-            let OwnRows { virtual_rows, prefix_rows } = own_rows[stack];
-            let longest = tree.longest() + virtual_rows + prefix_rows;
-            self.architecture.rotations_switch_after().is_some_and(|original| longest > original)
-        };
-        if trees.iter().any(is_long) { Batch::pack_apart(trees) } else { Batch::pack_stacks(trees) }
-    }
-
-    /// Lays texts to be classified end to end: trees of one answer, each with the types of its tokens as the tokenizer gives them.
-    pub fn pack_texts<'a>(&self, texts: impl IntoIterator<Item = (&'a TokenTree, &'a [u32])>) -> Batch {
-        let (trees, types): (Vec<&TokenTree>, Vec<&[u32]>) = texts.into_iter().unzip();
-        let batch = self.pack(trees);
-        Batch { types: types.concat(), ..batch }
-    }
-
     /// The hidden state at every token of a batch, `[tokens, d_model]`.
     pub fn hidden(&self, batch: &Batch, pass: &Pass) -> Result<Value> {
         let layout = Layout::new(&batch.segments, &self.own_rows());
         let checkpoints = self.checkpoints;
         let stream = Stream { tokens: &batch.tokens, types: &batch.types, layout: &layout, checkpoints };
         self.transformer.forward(&stream, &self.stacks, pass, None)
-    }
-
-    /// The rows that a batch has in the transformer: its tokens, and the virtual tokens before each document.
-    pub fn rows(&self, batch: &Batch) -> usize {
-        let own_rows = self.own_rows();
-        let roots = batch.segments.iter().filter(|segment| segment.parent.is_none());
-        batch.tokens.len() + roots.map(|segment| own_rows[segment.stack].virtual_rows).sum::<usize>()
     }
 
     /// The hidden state at every token of a stream whose keys and values are kept in `store`.
@@ -452,27 +417,5 @@ impl Model {
             self.folder.write_config(folder, &self.architecture, head)?;
         }
         head.map_or(Ok(()), |head| head.form.write(folder))
-    }
-}
-
-/// The passes of one optimizer step, a micro-batch each.
-#[derive(Debug, Clone)]
-pub struct StepPasses {
-    seed: u64,
-    rows: usize,
-}
-
-impl StepPasses {
-    /// Those of step `step` of a run with this seed.
-    pub fn new(seed: u64, step: u64) -> Self {
-        use rand::RngCore;
-        StepPasses { seed: random::stream(seed, "dropout", step).next_u64(), rows: 0 }
-    }
-
-    /// The pass of the step's next micro-batch.
-    pub fn next(&mut self, model: &Model, batch: &Batch) -> Pass {
-        let rows = StepRows { seed: self.seed, first_row: self.rows };
-        self.rows += model.rows(batch);
-        Pass { dropout: Some(rows) }
     }
 }

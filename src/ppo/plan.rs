@@ -16,8 +16,8 @@ use crate::model::Model;
 use crate::model::architecture::Architecture;
 use crate::rewards::ClassifierLabel;
 use crate::train::examples::Examples;
-use crate::train::memory::{self, Footprint};
-use crate::train::plan::{Plan, TrainingPlan, Workload};
+use crate::train::memory::{self, Footprint, PassRows};
+use crate::train::plan::{Plan, Sizes, TrainingPlan, Workload};
 use crate::train::schedule::Schedule;
 
 /// Memory by role, from the models' configurations alone.
@@ -49,12 +49,10 @@ pub fn memory(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> Resu
     }
     models.extend(classifiers(settings)?);
     let (_, architecture) = adapt::base(&settings.model.model, &settings.model.adapter)?;
-    // Models learn from one minibatch at a time.
-    let step = (settings.prompts_an_update() * tokens_of_one(settings, prompts)).div_ceil(settings.policy.minibatches);
-    let micro_batch = settings.common.tokens_per_batch.min(step);
+    let rows = rows_of_step(settings, settings.prompts_an_update() * tokens_of_one(settings, prompts));
     let cache = cache(settings, prompts, &architecture).bytes();
-    memory::check(&models, micro_batch, cache)?;
-    let parts = memory::expected(&models, micro_batch, cache);
+    memory::check(&models, rows, cache)?;
+    let parts = memory::expected(&models, rows, cache);
     let plan = Plan::new("memory by role, before a model is read").memory(parts.iter().map(|(_, bytes)| bytes).sum());
     Ok(parts.into_iter().fold(plan, |plan, (what, bytes)| plan.line(&format!("  {what}"), DecimalBytes(bytes))))
 }
@@ -76,9 +74,22 @@ fn tokens(settings: &PpoSettings, prompt: &PromptExample) -> usize {
     prompt.tokens.len() + settings.episode.answers * settings.sampling.response_length
 }
 
+/// The rows at a time of an update in which there are so many: models score all of its episodes and learn from one minibatch of them after the other.
+fn rows_of_step(settings: &PpoSettings, rows: usize) -> PassRows {
+    let budget = settings.common.tokens_per_batch;
+    PassRows { learned: budget.min(rows.div_ceil(settings.policy.minibatches)), read: budget.min(rows) }
+}
+
 /// The mean of that.
 fn tokens_of_one(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> usize {
     prompts.sum(|prompt| tokens(settings, prompt)).div_ceil(prompts.len().max(1))
+}
+
+/// The rows of the same in the policy or the value model, whichever has more.
+fn rows_of_prompt(settings: &PpoSettings, roles: &Roles, prompt: &PromptExample) -> usize {
+    let (answers, tokens) = (settings.episode.answers, settings.sampling.response_length);
+    let rows = |model: &Model| model.rows_of_answers(prompt.tokens.len(), answers, tokens);
+    rows(&roles.policy.model).max(roles.value.as_ref().map_or(0, |value| rows(&value.model)))
 }
 
 /// The keys and values that the sampler holds: those of an update's prompts and answers, and no more than allowed.
@@ -162,17 +173,27 @@ pub fn plan(
     let training = &settings.training;
     let evaluation = material.held_out.as_ref().map_or(0, |held_out| held_out.len());
     let evaluation_truncation = material.held_out.as_ref().map(|held_out| held_out.truncation()).unwrap_or_default();
-    let workload = Workload::new("prompts", prompts, schedule.total_steps, |prompt| tokens(settings, prompt));
-    // Models learn from one minibatch at a time.
-    let largest_step = workload.largest_step.div_ceil(settings.policy.minibatches);
-    let workload = Workload { evaluation, evaluation_truncation, largest_step, ..workload };
+    let sizes = Sizes {
+        tokens: &|prompt: &PromptExample| tokens(settings, prompt),
+        rows: &|prompt| rows_of_prompt(settings, roles, prompt),
+        // An update's episodes lie one after another, whatever goes through a model at a time.
+        budget: usize::MAX,
+    };
+    let workload = Workload::new("prompts", prompts, schedule.total_steps, &sizes);
+    let mut rows = rows_of_step(settings, workload.rows.learned);
+    // Judges score the answers to all held-out prompts.
+    let judged = evaluation * workload.tokens / workload.training.max(1);
+    rows.read = rows.read.max(settings.common.tokens_per_batch.min(judged));
+    if let Some(mix) = &material.mix {
+        rows.learned = rows.learned.max(mix.largest_pass(&roles.policy.model));
+    }
+    let workload = Workload { evaluation, evaluation_truncation, rows, ..workload };
     let mut beside: Vec<Footprint> = Vec::new();
     let models = |role: &'static str, models: Vec<&Model>| -> Result<Vec<Footprint>> {
         models.into_iter().map(|model| Footprint::of(role, model)).collect()
     };
     if let Some(value) = &roles.value {
-        let footprint = Footprint::of("value model", &value.model)?;
-        beside.push(footprint.with_texts_of(&value.model, workload.tokens_a_sequence()));
+        beside.push(Footprint::of("value model", &value.model)?);
     }
     if roles.average.is_some() {
         beside.push(Footprint::of_average(roles.policy.model.trainable_count()));

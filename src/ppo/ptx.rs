@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use super::roles::Learner;
 use super::settings::PpoSettings;
 use crate::bail;
-use crate::data::batch::{Batch, TokenTree, split_by_budget};
+use crate::data::batch::{Batch, TokenTree};
 use crate::data::schema::{DEMONSTRATIONS, Demonstration};
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
@@ -79,6 +79,11 @@ impl<'a> PretrainingMix<'a> {
         self.taken = taken;
     }
 
+    /// The most rows of the texts that go through the policy at a time.
+    pub fn largest_pass(&self, policy: &Model) -> usize {
+        self.texts.largest_pass(|text| policy.rows_of(text), self.tokens_per_batch, usize::MAX)
+    }
+
     /// Adds the gradient of `γ` times the mean loss of a token of the next texts to the policy's, and gives that mean loss.
     pub fn accumulate(&mut self, policy: &mut Learner) -> Result<f64> {
         let (number, coefficient, tokens_per_batch) = (self.taken, self.coefficient, self.tokens_per_batch);
@@ -92,9 +97,8 @@ impl<'a> PretrainingMix<'a> {
 /// Adds the gradient of `coefficient` times the mean loss of a token of these texts, and gives that mean loss.
 fn accumulate(policy: &mut Learner, texts: &[&TokenTree], coefficient: f64, tokens_per_batch: usize) -> Result<f64> {
     let tokens: usize = texts.iter().map(|text| text.learned_tokens()).sum();
-    let sizes: Vec<usize> = texts.iter().map(|text| text.tokens()).collect();
     let mut mean = 0.0;
-    for range in split_by_budget(&sizes, tokens_per_batch) {
+    for range in policy.model.passes(texts.iter().copied(), tokens_per_batch) {
         let (loss, outputs) = loss(&policy.model, &policy.model.pack(texts[range].iter().copied()), tokens)?;
         mean += f64::from(loss.to_scalar::<f32>()?);
         policy.optimizer.backward(&loss.affine(coefficient, 0.0)?, outputs)?;

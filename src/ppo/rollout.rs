@@ -2,7 +2,7 @@
 
 use super::roles::Roles;
 use super::settings::PpoSettings;
-use crate::data::batch::{Batch, Continuation, TokenTree, split_by_budget};
+use crate::data::batch::{Batch, Continuation, TokenTree};
 use crate::data::schema::Prompt;
 use crate::data::tokenize::Tokenizer;
 use crate::error::{Error, Result};
@@ -245,9 +245,8 @@ fn over_batches<T>(
     tokens_per_batch: usize,
     read: impl Fn(&Value, &Batch) -> Result<Vec<T>>,
 ) -> Result<Vec<T>> {
-    let sizes: Vec<usize> = groups.iter().map(|group| group.tree.tokens()).collect();
     let mut results = Vec::new();
-    for range in split_by_budget(&sizes, tokens_per_batch) {
+    for range in model.passes(groups.iter().map(|group| &group.tree), tokens_per_batch) {
         let batch = model.pack(groups[range].iter().map(|group| &group.tree));
         let hidden = model.hidden(&batch, &Pass::default())?; // [tokens, d_model]
         results.extend(read(&hidden, &batch)?);

@@ -10,7 +10,7 @@ use super::ptx::PretrainingMix;
 use super::roles::{Learner, Roles};
 use super::rollout::{Episode, Group, episodes};
 use super::settings::{PpoSettings, Whitening};
-use crate::data::batch::{Batch, split_by_budget};
+use crate::data::batch::Batch;
 use crate::error::Result;
 use crate::model::adapter::Pass;
 use crate::ops::Outputs;
@@ -187,10 +187,10 @@ impl Learning<'_, '_> {
             whiten(&mut slices, self.settings.advantage.whitening_variance, Shift::ToZero);
         }
         let minibatch = Minibatch { tokens: advantages.iter().map(Vec::len).sum(), answers: advantages.len() };
-        let sizes: Vec<usize> = groups.iter().map(|group| group.tree.tokens()).collect();
+        let trees = groups.iter().map(|group| &group.tree);
         let mut advantages = advantages.into_iter();
         let mut sums = PolicyStatistics::default();
-        for range in split_by_budget(&sizes, self.settings.common.tokens_per_batch) {
+        for range in self.roles.policy.model.passes(trees, self.settings.common.tokens_per_batch) {
             let groups = &groups[range];
             let batch = self.roles.policy.model.pack(groups.iter().map(|group| &group.tree));
             let answers = batch.answer_targets.len();

@@ -11,7 +11,8 @@ use super::agreement::{
     correlation, judged_pairs,
 };
 use super::loss::{LossSettings, RankedAnswers};
-use crate::data::batch::{Batch, split_by_budget};
+use crate::bootstrap::{self, Cluster, Estimate};
+use crate::data::batch::Batch;
 use crate::data::pairs::differing_pairs;
 use crate::error::Result;
 use crate::figure::{Figure, Panel, Series};
@@ -29,6 +30,8 @@ pub struct RewardEvaluation {
     pub loss: f64,
     /// Every pair of answers that are no tie and differ.
     pub pairs: Vec<JudgedPair>,
+    /// The share of pairs that are judged right, with its interval over prompts; nothing where there are no pairs.
+    pub interval: Option<Estimate>,
     /// The accuracy of the same scores where each prompt's labels are put in random order: what chance gives on this data.
     pub shuffled_labels: f64,
     /// Mean score of all answers.
@@ -52,13 +55,12 @@ pub(super) struct Scored {
 }
 
 impl Scored {
-    /// All pairs of the micro-batch.
-    pub fn pairs(&self, ranked: &[&RankedTree]) -> Vec<JudgedPair> {
+    /// The pairs of each prompt of the micro-batch.
+    pub fn pairs_by_prompt(&self, ranked: &[&RankedTree]) -> Vec<Vec<JudgedPair>> {
         let of_prompt = |(answers, ranked): (&Range<usize>, &&RankedTree)| {
-            judged_pairs(&self.scores[answers.clone()], &lengths(ranked), &ranked.pairs, ranked.agreement)
-                .collect::<Vec<_>>()
+            judged_pairs(&self.scores[answers.clone()], &lengths(ranked), &ranked.pairs, ranked.agreement).collect()
         };
-        self.trees.iter().zip(ranked).flat_map(of_prompt).collect()
+        self.trees.iter().zip(ranked).map(of_prompt).collect()
     }
 }
 
@@ -96,16 +98,19 @@ pub fn evaluate(
     settings: &LossSettings,
     common: &CommonSettings,
 ) -> Result<RewardEvaluation> {
-    let sizes: Vec<usize> = ranked.iter().map(|ranked| ranked.tree.tokens()).collect();
+    let trees = ranked.iter().map(|ranked| &ranked.tree);
     let weight: f64 = ranked.iter().map(|ranked| f64::from(ranked.weight)).sum();
     let mut evaluation = RewardEvaluation::default();
-    let (mut points, mut within, mut shuffled) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut points, mut within, mut shuffled, mut prompts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut random = random::stream(common.seed, "shuffled labels", 0);
-    for range in split_by_budget(&sizes, common.tokens_per_batch) {
+    for range in model.passes(trees, common.tokens_per_batch) {
         let ranked = &ranked[range];
         let batch = model.pack(ranked.iter().map(|ranked| &ranked.tree));
         let scored = score(model, batch, ranked, settings, &Pass::default())?;
-        evaluation.pairs.extend(scored.pairs(ranked));
+        for pairs in scored.pairs_by_prompt(ranked) {
+            prompts.push(pairs.iter().map(JudgedPair::right).collect::<Cluster>());
+            evaluation.pairs.extend(pairs);
+        }
         evaluation.loss += f64::from(scored.loss.to_scalar::<f32>()?) / weight.max(f64::MIN_POSITIVE);
         for (answers, ranked) in scored.trees.iter().zip(ranked) {
             let (scores, lengths) = (&scored.scores[answers.clone()], lengths(ranked));
@@ -118,6 +123,8 @@ pub fn evaluate(
             shuffled.extend(judged_pairs(scores, &lengths, &differing_pairs(&ranks, &ranked.same_as), None));
         }
     }
+    let mut stream = random::stream(common.seed, "bootstrap of accuracy", 0);
+    evaluation.interval = bootstrap::rate(&prompts, bootstrap::RESAMPLES, &mut stream);
     evaluation.shuffled_labels = accuracy(&shuffled).accuracy;
     evaluation.mean_reward = points.iter().map(|(score, _)| score).sum::<f64>() / points.len().max(1) as f64;
     evaluation.length_correlation = correlation(&points);
@@ -182,13 +189,17 @@ impl RewardEvaluation {
             }
             text += &format!("{table}\n");
         }
-        text + &format!(
-            "shuffled labels {}  calibration error {:.3}  correlation with length {:.2} (within prompts {:.2})",
-            percent(self.shuffled_labels),
-            calibration_error(&calibration(&self.pairs)),
-            self.length_correlation,
-            self.length_correlation_within
-        )
+        let interval = self.interval.map_or(String::new(), |interval| {
+            format!("accuracy {} with its 95% bootstrap interval over prompts\n", interval.percent())
+        });
+        text + &interval
+            + &format!(
+                "shuffled labels {}  calibration error {:.3}  correlation with length {:.2} (within prompts {:.2})",
+                percent(self.shuffled_labels),
+                calibration_error(&calibration(&self.pairs)),
+                self.length_correlation,
+                self.length_correlation_within
+            )
     }
 
     /// Everything about the model of step `step`, as it is written into the run's folder.
@@ -206,6 +217,7 @@ impl RewardEvaluation {
             "loss": self.loss,
             "pairs": all.pairs,
             "accuracy": all.accuracy,
+            "accuracy_interval": self.interval.map(|interval| [interval.low, interval.high]),
             "accuracy_longer_wins": all.longer_wins,
             "accuracy_shuffled_labels": self.shuffled_labels,
             "accuracy_by_rank_distance": distance,

@@ -23,7 +23,7 @@ use crate::train::examples::{Examples, values};
 use crate::train::inputs::Inputs;
 use crate::train::memory;
 use crate::train::optimizer::Optimizer;
-use crate::train::plan::{Plan, TrainingPlan, Workload, check_lengths};
+use crate::train::plan::{Plan, Sizes, TrainingPlan, Workload, check_lengths};
 use crate::train::rounding::check_trained;
 use crate::train::run::Run;
 use crate::train::schedule::Schedule;
@@ -195,10 +195,12 @@ fn plan(
     schedule: &Schedule,
     zero_point: &ZeroPoint,
 ) -> Result<Plan> {
-    let mut workload = Workload::new("rankings", examples, schedule.total_steps, |ranked| ranked.tree.tokens());
-    if !model.architecture().causal {
-        workload.sequences = examples.sum(|ranked| ranked.tree.answers.len());
-    }
+    let sizes = Sizes {
+        tokens: &|ranked: &RankedTree| ranked.tree.tokens(),
+        rows: &|ranked| model.rows_of(&ranked.tree),
+        budget: settings.common.tokens_per_batch,
+    };
+    let workload = Workload::new("rankings", examples, schedule.total_steps, &sizes);
     let plan = TrainingPlan {
         program: "reward",
         model,

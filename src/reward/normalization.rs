@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::data::batch::{TokenTree, split_by_budget};
+use crate::data::batch::TokenTree;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::adapter::Pass;
@@ -34,9 +34,8 @@ pub fn normalize(
         return Ok(());
     }
     let frozen = model.frozen()?;
-    let sizes: Vec<usize> = trees.iter().map(TokenTree::tokens).collect();
     let mut scores: Vec<f64> = Vec::new();
-    for range in split_by_budget(&sizes, tokens_per_batch) {
+    for range in frozen.passes(trees, tokens_per_batch) {
         let batch = frozen.pack(&trees[range]);
         let found = frozen.rewards(&frozen.hidden(&batch, &Pass::default())?, &batch)?; // [answers]
         scores.extend(found.to_vec1()?.into_iter().map(f64::from));

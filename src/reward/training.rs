@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::evaluation::{evaluate, score};
 use super::{RankedTree, RewardSettings, agreement, normalization};
-use crate::data::batch::{TokenTree, split_by_budget};
+use crate::data::batch::TokenTree;
 use crate::error::Result;
-use crate::model::{Model, StepPasses};
+use crate::model::Model;
+use crate::model::passes::StepPasses;
 use crate::train::examples::{Example, Examples, values};
 use crate::train::optimizer::Optimizer;
 use crate::train::rounding::as_saved;
@@ -112,16 +113,16 @@ impl Trainer<'_> {
     /// Adds the gradient of one optimizer step's mean loss a prompt, and gives the loss and the accuracy before the step.
     fn accumulate(&mut self, ranked: &[&RankedTree], step: u64) -> Result<(f64, f64)> {
         let common = &self.settings.common;
-        let sizes: Vec<usize> = ranked.iter().map(|ranked| ranked.tree.tokens()).collect();
+        let trees = ranked.iter().map(|ranked| &ranked.tree);
         let weight: f64 = ranked.iter().map(|ranked| f64::from(ranked.weight)).sum();
         let (mut total, mut judged) = (0.0, Vec::new());
         let mut passes = StepPasses::new(common.seed, step);
-        for range in split_by_budget(&sizes, common.tokens_per_batch) {
+        for range in self.model.passes(trees, common.tokens_per_batch) {
             let ranked = &ranked[range];
             let batch = self.model.pack(ranked.iter().map(|ranked| &ranked.tree));
             let pass = passes.next(&self.model, &batch);
             let scored = score(&self.model, batch, ranked, &self.settings.loss, &pass)?;
-            judged.extend(scored.pairs(ranked));
+            judged.extend(scored.pairs_by_prompt(ranked).concat());
             let loss = scored.loss.affine(1.0 / weight.max(f64::MIN_POSITIVE), 0.0)?;
             self.optimizer.backward(&loss, scored.outputs)?;
             total += f64::from(loss.to_scalar::<f32>()?);

@@ -6,7 +6,7 @@ use super::{Asked, Reply, ending};
 use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
 use crate::data::answer_reader::AnswerReader;
-use crate::data::batch::{TokenTree, split_by_budget};
+use crate::data::batch::TokenTree;
 use crate::data::schema::{Message, Text};
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::{Ending, Truncation};
@@ -167,9 +167,8 @@ impl RewardModel {
 
     /// One reward an answer, tree after tree.
     fn score_trees(&self, trees: &[TokenTree], tokens_per_batch: usize) -> Result<Vec<f32>> {
-        let sizes: Vec<usize> = trees.iter().map(TokenTree::tokens).collect();
         let mut rewards = Vec::new();
-        for range in split_by_budget(&sizes, tokens_per_batch) {
+        for range in self.model.passes(trees, tokens_per_batch) {
             let batch = self.model.pack(&trees[range]);
             let hidden = self.model.hidden(&batch, &Pass::default())?; // [tokens, d_model]
             rewards.extend(self.model.rewards(&hidden, &batch)?.to_vec1()?);

@@ -11,21 +11,22 @@ use super::control_task::{self, ControlTask};
 use super::{Accumulated, SftReport, SftSettings, Task, language_modelling, train};
 use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
-use crate::data::batch::{Batch, TokenTree, split_by_budget};
+use crate::data::batch::{Batch, TokenTree};
 use crate::data::inspect;
 use crate::data::schema::{self, LABELLED, Labelled, Text};
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::{Ending, Truncation};
 use crate::error::Result;
+use crate::model::Model;
 use crate::model::adapter::Pass;
-use crate::model::{Model, StepPasses};
+use crate::model::passes::StepPasses;
 use crate::ops::{Outputs, Value};
 use crate::say;
 use crate::settings::{CommonSettings, Method};
 use crate::train::examples::{Examples, values};
 use crate::train::memory;
 use crate::train::optimizer::Optimizer;
-use crate::train::plan::{Workload, check_lengths};
+use crate::train::plan::{Sizes, Workload, check_lengths};
 use crate::train::run::Run;
 use crate::train::table::Table;
 
@@ -46,6 +47,10 @@ impl LabelledText {
     fn typed(&self) -> (&TokenTree, &[u32]) {
         (&self.tree, &self.types)
     }
+}
+
+fn trees<'a>(texts: &'a [&LabelledText]) -> impl Iterator<Item = &'a TokenTree> {
+    texts.iter().map(|text| &text.tree)
 }
 
 pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
@@ -83,7 +88,13 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let length = |text: &LabelledText| text.tree.longest();
     let too_long = check_lengths(model.architecture(), &examples, length, common.max_length)?;
     let schedule = settings.schedule_of(&examples);
-    let workload = Workload::new("labelled texts", &examples, schedule.total_steps, |text| text.tree.tokens());
+    let sizes = Sizes {
+        tokens: &|text: &LabelledText| text.tree.tokens(),
+        rows: &|text| model.rows_of(&text.tree),
+        budget: common.tokens_per_batch,
+    };
+    let workload = Workload::new("labelled texts", &examples, schedule.total_steps, &sizes);
+    let workload = if is_probe { workload.read_at_first(&examples, &sizes) } else { workload };
     let plan = settings
         .plan(&model, &schedule, &workload, &[])?
         .warning(too_long)
@@ -101,7 +112,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
         let report = train(settings, &model, &task, &mut examples, &mut run, save)?;
         if let Some((step, best)) = best(&role, &run, &mut bases)? {
             let task = ByWords(Classes { model: &best, labels: &labels, common });
-            write_report(&run, step, &labels, task.predictions(&values(examples.evaluation()?))?, None)?;
+            write_report(&run, step, &task.0, task.predictions(&values(examples.evaluation()?))?, None)?;
         }
         report
     } else {
@@ -122,7 +133,7 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
         };
         if let Some((step, best)) = best(&role, &run, &mut bases)? {
             let task = ByHead { classes: Classes { model: &best, labels: &labels, common }, is_probe };
-            write_report(&run, step, &labels, task.predictions(&evaluation)?, control)?;
+            write_report(&run, step, &task.classes, task.predictions(&evaluation)?, control)?;
         }
         report
     };
@@ -211,8 +222,7 @@ fn with_words(
 /// Computes the hidden states that stand for the texts under a frozen model.
 fn compute_features(model: &Model, texts: &[&LabelledText], tokens_per_batch: usize) -> Result<()> {
     let frozen = model.frozen()?;
-    let sizes: Vec<usize> = texts.iter().map(|text| text.tree.tokens()).collect();
-    for range in split_by_budget(&sizes, tokens_per_batch) {
+    for range in frozen.passes(trees(texts), tokens_per_batch) {
         let batch = frozen.pack_texts(texts[range.clone()].iter().map(|text| text.typed()));
         let pooled = frozen.pooled(&frozen.hidden(&batch, &Pass::default())?, &batch)?; // [texts, d_model]
         for (text, features) in texts[range].iter().zip(pooled.to_vec2()?) {
@@ -259,9 +269,8 @@ impl ByHead<'_> {
             let log_probs = log_softmax(model.classes_of_pooled(&features(&model, texts)?)?.tensor())?.to_vec2()?;
             return Ok(Predictions { log_probs, labels });
         }
-        let sizes: Vec<usize> = texts.iter().map(|text| text.tree.tokens()).collect();
         let mut log_probs = Vec::new();
-        for range in split_by_budget(&sizes, self.classes.common.tokens_per_batch) {
+        for range in model.passes(trees(texts), self.classes.common.tokens_per_batch) {
             let batch = model.pack_texts(texts[range].iter().map(|text| text.typed()));
             log_probs.extend(self.log_probs(&model, &batch, &Pass::default())?.0.to_vec2::<f32>()?);
         }
@@ -274,15 +283,14 @@ impl Task for ByHead<'_> {
 
     fn accumulate(&self, optimizer: &mut Optimizer, texts: &[&LabelledText], step: u64) -> Result<Accumulated> {
         let Classes { model, common, .. } = self.classes;
-        let sizes: Vec<usize> = texts.iter().map(|text| text.tree.tokens()).collect();
-        let tokens = sizes.iter().sum();
+        let tokens = trees(texts).map(TokenTree::tokens).sum();
         let labels: Vec<usize> = texts.iter().map(|text| text.label).collect();
         if self.is_probe {
             let loss = accumulate_pooled(model, optimizer, &features(model, texts)?, &labels)?;
             return Ok(Accumulated { loss, tokens, metrics: Vec::new() });
         }
         let (mut total, mut passes) = (0.0, StepPasses::new(common.seed, step));
-        for range in split_by_budget(&sizes, common.tokens_per_batch) {
+        for range in model.passes(trees(texts), common.tokens_per_batch) {
             let batch = model.pack_texts(texts[range.clone()].iter().map(|text| text.typed()));
             let (log_probs, outputs) = self.log_probs(model, &batch, &passes.next(model, &batch))?; // [texts, classes]
             let loss = (cross_entropy(&log_probs, &labels[range])? / texts.len() as f64)?;
@@ -330,10 +338,9 @@ impl ByWords<'_> {
     /// The log-probability of every class's word after every text, normalised over the classes.
     fn predictions(&self, texts: &[&LabelledText]) -> Result<Predictions> {
         let model = self.0.model.frozen()?;
-        let sizes: Vec<usize> = texts.iter().map(|text| text.tree.tokens()).collect();
         let mut rows = Vec::new();
-        for range in split_by_budget(&sizes, self.0.common.tokens_per_batch) {
-            let batch = model.pack(texts[range].iter().map(|text| &text.tree));
+        for range in model.passes(trees(texts), self.0.common.tokens_per_batch) {
+            let batch = model.pack(trees(&texts[range]));
             let hidden = model.hidden(&batch, &Pass::default())?; // [tokens, d_model]
             let log_probs: Vec<f32> = model.log_probs(&hidden, &batch, 1.0)?.log_probs.to_vec1()?; // [targets]
             let sums: Vec<f32> =
@@ -371,7 +378,7 @@ impl Task for ByWords<'_> {
 fn write_report(
     run: &Run,
     step: usize,
-    labels: &[String],
+    Classes { labels, common, .. }: &Classes,
     predictions: Predictions,
     control: Option<ControlTask>,
 ) -> Result<()> {
@@ -379,6 +386,7 @@ fn write_report(
         return Ok(());
     }
     let confusion = predictions.confusion(labels.len());
+    let interval = confusion.accuracy_interval(common.seed);
     let percent = |share: f64| format!("{:.1}%", 100.0 * share);
     let mut table = Table::new(
         ["class, taken for".to_string()].into_iter().chain(labels.iter().cloned()).chain(["F1".to_string()]),
@@ -390,7 +398,7 @@ fn write_report(
     run.note(&format!("evaluation of the model of step {step}\n\n{table}"));
     run.note(&format!(
         "accuracy {} (the most common class: {}), macro F1 {}",
-        percent(confusion.accuracy()),
+        interval.map_or(String::new(), |interval| interval.percent()),
         percent(confusion.most_common()),
         percent(confusion.macro_f1())
     ));
@@ -401,6 +409,7 @@ fn write_report(
         "loss": predictions.loss(),
         "examples": predictions.labels.len(),
         "accuracy": confusion.accuracy(),
+        "accuracy_interval": interval.map(|interval| [interval.low, interval.high]),
         "accuracy_most_common": confusion.most_common(),
         "macro_f1": confusion.macro_f1(),
         "f1": f1,

@@ -1,5 +1,8 @@
 //! How well texts were classified.
 
+use crate::bootstrap::{self, Cluster, Estimate};
+use crate::random;
+
 /// What a model says of texts.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Predictions {
@@ -59,6 +62,14 @@ impl Confusion {
         right as f64 / self.total().max(1) as f64
     }
 
+    /// The same with its interval over texts; nothing where there are none.
+    pub fn accuracy_interval(&self, seed: u64) -> Option<Estimate> {
+        let right: usize = (0..self.counts.len()).map(|class| self.counts[class][class]).sum();
+        let texts: Vec<Cluster> =
+            (0..self.total()).map(|text| Cluster::from_iter([f64::from(u8::from(text < right))])).collect();
+        bootstrap::rate(&texts, bootstrap::RESAMPLES, &mut random::stream(seed, "bootstrap of accuracy", 0))
+    }
+
     /// Share of the most common class: what one who always says it gets right.
     pub fn most_common(&self) -> f64 {
         let largest = self.counts.iter().map(|row| row.iter().sum::<usize>()).max().unwrap_or(0);
@@ -94,8 +105,12 @@ mod tests {
             let expected = 2.0 * precision * recall / (precision + recall);
             assert!((confusion.f1(class) - expected).abs() < 1e-12);
         }
+        // As for four of six texts that are right; the same draws for the same seed.
+        let interval = confusion.accuracy_interval(1).unwrap();
+        assert!(interval.value == confusion.accuracy() && interval.low < 0.5 && interval.high > 0.8, "{interval:?}");
+        assert_eq!(confusion.accuracy_interval(1), Some(interval));
         let empty = Confusion { counts: vec![vec![0, 0], vec![0, 0]] };
-        assert_eq!((empty.accuracy(), empty.macro_f1()), (0.0, 0.0));
+        assert_eq!((empty.accuracy(), empty.macro_f1(), empty.accuracy_interval(1)), (0.0, 0.0, None));
     }
 
     #[test]

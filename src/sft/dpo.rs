@@ -15,23 +15,24 @@ use serde::{Deserialize, Serialize};
 use super::{Accumulated, Objective, SftReport, SftSettings, Task, train};
 use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
-use crate::data::batch::{Batch, TokenTree, split_by_budget};
+use crate::data::batch::{Batch, TokenTree};
 use crate::data::inspect;
 use crate::data::pairs::{Pair, RankedTokens, by_learned_tokens, ranked_tokens};
 use crate::data::schema::{RANKINGS, Ranking};
 use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
+use crate::model::Model;
 use crate::model::adapter::Pass;
+use crate::model::passes::StepPasses;
 use crate::model::weight_files::no_weights;
-use crate::model::{Model, StepPasses};
 use crate::ops::{self, Outputs};
 use crate::say;
 use crate::settings::{CommonSettings, Flags, below_one, not_negative};
 use crate::train::examples::{Examples, values};
 use crate::train::memory::{self, Footprint};
 use crate::train::optimizer::Optimizer;
-use crate::train::plan::{Workload, check_lengths};
+use crate::train::plan::{Sizes, Workload, check_lengths};
 use crate::train::run::Run;
 
 const HEADING: &str = "Direct preference optimisation";
@@ -154,8 +155,14 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     drop(bases);
     let beside = copy.iter().map(|copy| Footprint::of("reference", copy)).collect::<Result<Vec<_>>>()?;
     let schedule = settings.schedule_of(&examples);
-    let tokens = |preference: &Preference| preference.tree.tokens();
-    let workload = Workload::new("preferences", &examples, schedule.total_steps, tokens);
+    let sizes = Sizes {
+        tokens: &|preference: &Preference| preference.tree.tokens(),
+        rows: &|preference| model.rows_of(&preference.tree),
+        budget: common.tokens_per_batch,
+    };
+    let workload = Workload::new("preferences", &examples, schedule.total_steps, &sizes);
+    // The reference reads all of them before, or those of a step.
+    let workload = workload.read_at_first(&examples, &sizes);
     let plan = settings
         .plan(&model, &schedule, &workload, &beside)?
         .warning(too_long)
@@ -193,8 +200,8 @@ fn preference(
 /// Computes the log-probabilities of the answers under the reference where they are not known.
 fn look_up_reference(reference: &Model, preferences: &[&Preference], tokens_per_batch: usize) -> Result<()> {
     let unknown: Vec<_> = preferences.iter().filter(|preference| preference.reference.get().is_none()).collect();
-    let sizes: Vec<usize> = unknown.iter().map(|preference| preference.tree.tokens()).collect();
-    for range in split_by_budget(&sizes, tokens_per_batch) {
+    let trees = unknown.iter().map(|preference| &preference.tree);
+    for range in reference.passes(trees, tokens_per_batch) {
         let preferences = &unknown[range];
         let batch = reference.pack(preferences.iter().map(|preference| &preference.tree));
         let found: Vec<f32> = answer_log_probs(reference, &batch, &Pass::default())?.0.to_vec1()?;
@@ -275,10 +282,10 @@ impl Preferences<'_> {
         if let Some(reference) = &self.reference {
             look_up_reference(reference, preferences, self.common.tokens_per_batch)?;
         }
-        let sizes: Vec<usize> = preferences.iter().map(|preference| preference.tree.tokens()).collect();
+        let trees = preferences.iter().map(|preference| &preference.tree);
         let total: f32 = preferences.iter().map(|preference| preference.weight).sum();
         let mut sums = Sums::default();
-        for range in split_by_budget(&sizes, self.common.tokens_per_batch) {
+        for range in model.passes(trees, self.common.tokens_per_batch) {
             let preferences = &preferences[range];
             let batch = model.pack(preferences.iter().map(|preference| &preference.tree));
             let mut pairs = PreferencePairs::default();

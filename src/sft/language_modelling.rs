@@ -7,7 +7,7 @@ use candle_core::Device;
 use super::{Accumulated, SftReport, SftSettings, Task, train};
 use crate::adapt::{self, Bases, Head, Role, Training};
 use crate::bail;
-use crate::data::batch::{TokenTree, split_by_budget};
+use crate::data::batch::TokenTree;
 use crate::data::inspect;
 use crate::data::mixture::{self, Mixture, Part};
 use crate::data::schema::{DEMONSTRATIONS, Demonstration};
@@ -17,16 +17,17 @@ use crate::data::tokenize_records::Truncation;
 use crate::data::train_tokenizer::{SpecialTokens, train_bpe, train_bpe_on_files};
 use crate::error::Result;
 use crate::gguf;
+use crate::model::Model;
 use crate::model::adapter::Pass;
+use crate::model::passes::StepPasses;
 use crate::model::weight_files;
-use crate::model::{Model, StepPasses};
 use crate::ops::Outputs;
 use crate::say;
 use crate::settings::{CommonSettings, ModelSettings};
 use crate::train::examples::{Example, Examples, Source};
 use crate::train::memory;
 use crate::train::optimizer::Optimizer;
-use crate::train::plan::{Workload, check_lengths};
+use crate::train::plan::{Sizes, Workload, check_lengths};
 use crate::train::prepared::in_order;
 use crate::train::run::Run;
 
@@ -55,7 +56,9 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let model = Bases::of(common, Device::Cpu).load(&role)?;
     let too_long = check_lengths(model.architecture(), &examples, TokenTree::longest, common.max_length)?;
     let schedule = settings.schedule_of(&examples);
-    let workload = Workload::new("demonstrations", &examples, schedule.total_steps, TokenTree::tokens);
+    let sizes =
+        Sizes { tokens: &TokenTree::tokens, rows: &|tree| model.rows_of(tree), budget: common.tokens_per_batch };
+    let workload = Workload::new("demonstrations", &examples, schedule.total_steps, &sizes);
     let mut plan = settings.plan(&model, &schedule, &workload, &[])?.chat_format(&tokenizer).warning(too_long);
     if let Some(described) = described {
         plan = plan.line("mixture", described);
@@ -175,9 +178,8 @@ pub(super) fn accumulate(
     step: u64,
 ) -> Result<f64> {
     let targets: usize = trees.iter().map(|tree| tree.learned_tokens()).sum();
-    let sizes: Vec<usize> = trees.iter().map(|tree| tree.tokens()).collect();
     let (mut total, mut passes) = (0.0, StepPasses::new(common.seed, step));
-    for range in split_by_budget(&sizes, common.tokens_per_batch) {
+    for range in model.passes(trees.iter().copied(), common.tokens_per_batch) {
         let batch = model.pack(trees[range].iter().copied());
         let pass = passes.next(model, &batch);
         let hidden = model.hidden(&batch, &pass)?; // [tokens, d_model]
@@ -193,9 +195,8 @@ pub(super) fn accumulate(
 
 /// Mean cross-entropy a target token of a frozen model.
 pub fn evaluation_loss(model: &Model, trees: &[&TokenTree], tokens_per_batch: usize) -> Result<f64> {
-    let sizes: Vec<usize> = trees.iter().map(|tree| tree.tokens()).collect();
     let (mut total, mut targets) = (0.0, 0);
-    for range in split_by_budget(&sizes, tokens_per_batch) {
+    for range in model.passes(trees.iter().copied(), tokens_per_batch) {
         let batch = model.pack(trees[range].iter().copied());
         let hidden = model.hidden(&batch, &Pass::default())?; // [tokens, d_model]
         let log_probs = model.log_probs(&hidden, &batch, 1.0)?.log_probs; // [targets]

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::order::{MOST_HELD_OUT, Order, Steps, evaluation_split, held_out_rows};
 use super::prepared::{Prepare, Read, of_rows, read_first};
 use super::streamed::Streamed;
+use crate::data::batch::split_by_budget;
 use crate::data::row_index::{RowIndex, RowReader};
 use crate::data::schema::{Layouts, Origin};
 use crate::data::splits::Pattern;
@@ -67,6 +68,12 @@ pub struct Examples<'a, T> {
     evaluation_rows: Option<usize>,
     truncation: Truncation,
     evaluation_truncation: Truncation,
+}
+
+/// The rows of the largest of the passes that examples of so many rows are split into.
+fn largest_run(rows: &[usize], budget: usize) -> usize {
+    let runs = split_by_budget(rows, budget).into_iter();
+    runs.map(|run| rows[run].iter().sum()).max().unwrap_or(0)
 }
 
 /// Epochs whose steps are looked through for the largest.
@@ -280,28 +287,42 @@ impl<'a, T> Examples<'a, T> {
         }
     }
 
-    /// The most of some measure that one of the first `steps` steps has. Of data that are read as they are
-    /// needed it is what one step in a thousand would exceed: the mean of those that are known and three
-    /// standard deviations, and no more than the largest of them in every place.
-    pub fn largest_step(&self, measure: impl Fn(&T) -> usize, steps: usize) -> usize {
+    /// The most rows that one pass of the first `steps` steps has, where an example has `rows` and a pass, but of
+    /// one example that has more, at most `budget`. Of data that are read as they are needed it is what one step in
+    /// a thousand would exceed: the mean of those that are known and three standard deviations, and no more than
+    /// the largest of them in every place.
+    pub fn largest_pass(&self, rows: impl Fn(&T) -> usize, budget: usize, steps: usize) -> usize {
         match &self.way {
             Way::InMemory { all, order, .. } => {
-                let measures: Vec<usize> = all.iter().map(|example| measure(&example.value)).collect();
+                let rows: Vec<usize> = all.iter().map(|example| rows(&example.value)).collect();
                 let mut order = order.clone();
                 // What comes after some epochs is hardly larger.
                 let steps = steps.min(EPOCHS_LOOKED_AT * order.steps_per_epoch());
-                let of_step = |step| order.step(step).iter().map(|&index| measures[index]).sum();
+                let of_step = |step| {
+                    let rows: Vec<usize> = order.step(step).iter().map(|&index| rows[index]).collect();
+                    largest_run(&rows, budget)
+                };
                 (0..steps).map(of_step).max().unwrap_or(0)
             }
             Way::Streamed(streamed) => {
-                let measures = streamed.sample.iter().map(|example| measure(&example.value) as f64);
-                let (count, batch) = (measures.clone().count().max(1) as f64, self.steps.batch_size as f64);
-                let mean = measures.clone().sum::<f64>() / count;
-                let variance = measures.clone().map(|measure| (measure - mean).powi(2)).sum::<f64>() / count;
-                let largest = measures.fold(0.0, f64::max);
-                (batch * mean + 3.0 * (batch * variance).sqrt()).min(batch * largest) as usize
+                let rows = streamed.sample.iter().map(|example| rows(&example.value) as f64);
+                let (count, batch) = (rows.clone().count().max(1) as f64, self.steps.batch_size as f64);
+                let mean = rows.clone().sum::<f64>() / count;
+                let variance = rows.clone().map(|rows| (rows - mean).powi(2)).sum::<f64>() / count;
+                let largest = rows.fold(0.0, f64::max);
+                let of_step = (batch * mean + 3.0 * (batch * variance).sqrt()).min(batch * largest);
+                of_step.min((budget as f64).max(largest)) as usize
             }
         }
+    }
+
+    /// The most rows that one pass over the examples to evaluate on has; where they are not read yet, `budget`.
+    pub fn largest_evaluation_pass(&self, rows: impl Fn(&T) -> usize, budget: usize) -> usize {
+        if self.unread.as_ref().is_some_and(|unread| !unread.rows.is_empty()) {
+            return budget;
+        }
+        let rows: Vec<usize> = self.evaluation.iter().map(|example| rows(&example.value)).collect();
+        largest_run(&rows, budget)
     }
 
     /// The largest of what `measure` gives for the examples to train and to evaluate on; `None` where some are not read yet, so that it is not known.

@@ -20,7 +20,7 @@ use crate::ops::{Arithmetic, BaseForm, ROWS_OF_LOGITS, count_kept};
 use crate::settings::{CommonSettings, GradientCheckpointing, ModelSettings, TrainingSettings};
 
 /// A model in its role, as it stands in memory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Footprint {
     /// What it is there for.
     pub role: &'static str,
@@ -30,6 +30,8 @@ pub struct Footprint {
     pub base: usize,
     /// Bytes of what they would be packed to for products in bf16.
     pub packed: usize,
+    /// Bytes of its tokenizer's file.
+    pub tokenizer: usize,
     /// Whether all of them train.
     pub trains_base: bool,
     /// Numbers of adapters and head.
@@ -40,6 +42,8 @@ pub struct Footprint {
     pub pass: PassFootprint,
     /// About what it would need with gradient checkpointing.
     pub checkpointed: PassFootprint,
+    /// What a pass needs that learns nothing.
+    pub reading: PassFootprint,
     /// Numbers that are put aside while the model is evaluated rounded, as it is saved.
     pub rounded: usize,
 }
@@ -67,18 +71,11 @@ impl PassFootprint {
         of_rows.saturating_add(self.fixed).saturating_add(self.logits)
     }
 
-    /// The numbers for each token where texts, of so many tokens, stand each behind so many virtual rows.
-    fn with_virtual_rows(self, rows: usize, tokens: usize) -> Self {
-        let more = |numbers: usize| numbers.saturating_add(numbers.saturating_mul(rows) / tokens.max(1));
-        let (kept, working, gradients) = (more(self.kept), more(self.working), more(self.gradients));
-        PassFootprint { kept, working, gradients, ..self }
-    }
-
     /// The same in bytes, with what the allocator keeps of blocks that were freed and do not fit again: a share
     /// of the pass, but no less than the gradients of a feed-forward's rows, which come and go with every block.
     fn bytes(&self, rows: usize) -> u64 {
         let numbers = self.numbers(rows) as u64;
-        let share = (numbers / 100).saturating_mul(KEPT_BY_ALLOCATOR);
+        let share = (numbers / 100).saturating_mul(KEPT_BY_ALLOCATOR[usize::from(self.logits > 0)]);
         let freed = share.max(self.gradients.saturating_mul(rows) as u64);
         numbers.saturating_add(freed).saturating_mul(4)
     }
@@ -103,6 +100,18 @@ impl PassFootprint {
         })
     }
 
+    /// Of a pass that learns nothing: what one block computes, as the memory of what it has used fits nothing else
+    /// of it, and what enters it.
+    fn reading(architecture: &Architecture, has_head: bool) -> Self {
+        PassFootprint {
+            kept: 0,
+            working: kept_numbers(architecture) + architecture.d_model,
+            gradients: 0,
+            fixed: 0,
+            logits: if has_head { 0 } else { chunk_of_logits(architecture) },
+        }
+    }
+
     /// The same by a model's configuration, as if all its weights trained.
     fn before_reading(architecture: &Architecture, checkpoints: bool) -> Self {
         let Architecture { layers, d_model, .. } = *architecture;
@@ -121,10 +130,11 @@ impl PassFootprint {
     }
 }
 
-/// Hundredths of what a pass takes that are held beside it: steps are of other sizes than the ones before.
-/// Measured, 10 to 20 for models of 1 M to 135 M numbers ([`crate::ops::memory`]); a machine that does other
-/// work too moves it.
-const KEPT_BY_ALLOCATOR: u64 = 15;
+/// Hundredths of what a pass takes that are held beside it: steps are of other sizes than the ones before. The
+/// first is for passes without logits, the second for those with chunks of them, which fit nothing else. Measured,
+/// 4 to 9 and 10 to 20 for models of 1 M to 135 M numbers ([`crate::ops::memory`]); a machine that does other work
+/// too moves it.
+const KEPT_BY_ALLOCATOR: [u64; 2] = [8, 15];
 
 /// Tokens of the passes in which what they keep is counted.
 const PROBED_TOKENS: [usize; 2] = [8, 32];
@@ -157,6 +167,7 @@ impl Footprint {
             copy: format!("{:p}", model.weights().as_ref()),
             base: model.weights().bytes(),
             packed: model.weights().packed_bytes(),
+            tokenizer: tokenizer_bytes(&model.folder().path),
             trains_base: model.weights().variables().next().is_some(),
             added: model.added_parameters(),
             trained,
@@ -165,15 +176,9 @@ impl Footprint {
                 true => PassFootprint::before_reading(model.architecture(), true),
                 false => PassFootprint::default(),
             },
+            reading: PassFootprint::reading(model.architecture(), model.head().is_some()),
             rounded: if model.saved_dtype() == DType::F32 { 0 } else { trained },
         })
-    }
-
-    /// The same where it trains on texts of so many tokens.
-    pub fn with_texts_of(self, model: &Model, tokens: usize) -> Self {
-        let rows = model.own_rows().first().map_or(0, |own| own.virtual_rows);
-        let of = |pass: PassFootprint| pass.with_virtual_rows(rows, tokens);
-        Footprint { pass: of(self.pass), checkpointed: of(self.checkpointed), ..self }
     }
 
     /// Of a model that is not read yet, by its `config.json`. Adapters and heads, which are small, are left
@@ -200,7 +205,10 @@ impl Footprint {
         let (base, packed) = weight_files::kept_bytes(&folder, &architecture, base_form)?;
         let trained = if trains_all { numbers } else { 0 };
         let trains_base = trains_all;
-        Ok(Footprint { role, copy, base, packed, trains_base, added: 0, trained, pass, checkpointed, rounded: 0 })
+        let reading = PassFootprint::reading(&architecture, false);
+        let tokenizer = tokenizer_bytes(&folder);
+        let weights = Footprint { role, copy, base, packed, tokenizer, ..Footprint::default() };
+        Ok(Footprint { trains_base, trained, pass, checkpointed, reading, ..weights })
     }
 
     /// Of a moving average of this many numbers.
@@ -210,22 +218,46 @@ impl Footprint {
 
     /// Of weights that do not train, of which those of one `copy` are there once.
     pub fn of_weights(role: &'static str, copy: String, bytes: usize) -> Self {
-        let (pass, trains_base) = (PassFootprint::default(), false);
-        let (base, packed, added, trained, rounded) = (bytes, 0, 0, 0, 0);
-        Footprint { role, copy, base, packed, trains_base, added, trained, pass, checkpointed: pass, rounded }
+        Footprint { role, copy, base: bytes, ..Footprint::default() }
     }
 }
 
-/// The process itself: program, tokenizer, examples, buffers of the matrix products.
+/// The bytes of the file of a folder's tokenizer.
+fn tokenizer_bytes(folder: &Path) -> usize {
+    std::fs::metadata(folder.join("tokenizer.json")).map_or(0, |file| file.len() as usize)
+}
+
+/// The most rows that go through a model at a time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PassRows {
+    /// Of a pass that it learns from.
+    pub learned: usize,
+    /// Of one that it learns nothing from: texts are evaluated, scored or read before training.
+    pub read: usize,
+}
+
+impl PassRows {
+    fn at_most(self, rows: usize) -> Self {
+        PassRows { learned: self.learned.min(rows), read: self.read.min(rows) }
+    }
+}
+
+/// The process itself: program, examples, buffers of the matrix products.
 const BESIDES: u64 = 100_000_000;
+
+/// The memory of a tokenizer, by the size of its file: measured, for one of 49,152 tokens and 3.5 MB.
+const TOKENIZER: u64 = 13;
+
+/// What each thread works with in a pass that learns nothing; one that learns has freed as much before. Measured.
+const OF_THREAD: u64 = 12_500_000;
 
 /// Refuses a run that cannot fit the memory of this machine, or of the control group that it runs in; its sampler
 /// has a `cache` of so many bytes.
 ///
 /// # Errors
 /// Says how much is needed for what, how much there is, and which setting would make it fit.
-pub fn check(models: &[Footprint], micro_batch_tokens: usize, cache: u64) -> Result<()> {
-    check_against(machine(), models, micro_batch_tokens, cache)
+pub fn check(models: &[Footprint], rows: PassRows, cache: u64) -> Result<()> {
+    check_against(machine(), models, rows, cache)
 }
 
 /// The same of a run whose models are not read yet, by their configurations; nothing but the weights and
@@ -233,7 +265,7 @@ pub fn check(models: &[Footprint], micro_batch_tokens: usize, cache: u64) -> Res
 pub fn check_before_reading(model: &ModelSettings, common: &CommonSettings, training: &TrainingSettings) -> Result<()> {
     let form = common.base_precision.form();
     let footprint = Footprint::before_reading("model", &model.model, &model.adapter, form, Some(training))?;
-    check(&[footprint], 1, 0)
+    check(&[footprint], PassRows { learned: 1, read: 0 }, 0)
 }
 
 /// The memory of this machine, or of the control group that this process runs in, in bytes.
@@ -248,17 +280,19 @@ fn machine() -> u64 {
     }
 }
 
-fn check_against(machine: u64, models: &[Footprint], micro_batch_tokens: usize, cache: u64) -> Result<()> {
-    let total = |models: &[Footprint], tokens| -> u64 {
-        expected(models, tokens, cache).iter().fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes))
+fn check_against(machine: u64, models: &[Footprint], rows: PassRows, cache: u64) -> Result<()> {
+    let total = |models: &[Footprint], most: usize| -> u64 {
+        let parts = expected(models, rows.at_most(most), cache);
+        parts.iter().fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes))
     };
-    let needed = total(models, micro_batch_tokens);
+    let all = rows.learned.max(rows.read);
+    let needed = total(models, all);
     if needed <= machine {
         return Ok(());
     }
-    // The most tokens at a time that fit, if they are worth a pass of their own.
+    // The most rows at a time that fit, if they are worth a pass of their own.
     let fitting = |models: &[Footprint]| {
-        let steps = (1..=micro_batch_tokens as u64 / LEAST_TOKENS).rev();
+        let steps = (1..=all as u64 / LEAST_TOKENS).rev();
         steps.map(|step| step * LEAST_TOKENS).find(|&tokens| total(models, tokens as usize) <= machine)
     };
     let with = |change: &dyn Fn(&Footprint) -> Footprint| models.iter().map(change).collect::<Vec<_>>();
@@ -266,7 +300,7 @@ fn check_against(machine: u64, models: &[Footprint], micro_batch_tokens: usize, 
     let light = with(&|model| Footprint { trained: 0, ..model.clone() });
     let advice = match (fitting(models), fitting(&again)) {
         (Some(tokens), _) if tokens >= MANY_TOKENS => format!("--tokens-per-batch {tokens} would fit"),
-        (_, Some(tokens)) if tokens == micro_batch_tokens as u64 / LEAST_TOKENS * LEAST_TOKENS => {
+        (_, Some(tokens)) if tokens == all as u64 / LEAST_TOKENS * LEAST_TOKENS => {
             "--gradient-checkpointing blocks would fit".to_string()
         }
         (_, Some(tokens)) => format!("--gradient-checkpointing blocks with --tokens-per-batch {tokens} would fit"),
@@ -276,7 +310,7 @@ fn check_against(machine: u64, models: &[Footprint], micro_batch_tokens: usize, 
         }
         _ => "take a smaller model or a machine with more".to_string(),
     };
-    let parts = expected(models, micro_batch_tokens, cache);
+    let parts = expected(models, rows, cache);
     let parts: Vec<String> = parts.iter().map(|(what, bytes)| format!("{what} {}", DecimalBytes(*bytes))).collect();
     bail!(
         "the run needs about {} of memory ({}), and there are {}; {advice}",
@@ -294,11 +328,11 @@ const MANY_TOKENS: u64 = 512;
 /// The bytes held at the peak of a training step by what holds them, all numbers being `f32` but those of
 /// frozen matrices: each base model once, with what it is packed to for products in bf16, for each trained
 /// parameter its gradient, which those of all micro-batches are added to, and AdamW's two moments, and what one
-/// micro-batch holds for its backward pass (models train in turn), or the `cache` of a sampler, in bytes, where
-/// it is larger.
-pub fn expected(models: &[Footprint], micro_batch_tokens: usize, cache: u64) -> Vec<(String, u64)> {
+/// micro-batch holds for its backward pass (models train in turn), or the `cache` of a sampler, in bytes, or a
+/// pass that learns nothing, where that is larger.
+pub fn expected(models: &[Footprint], rows: PassRows, cache: u64) -> Vec<(String, u64)> {
     let bytes = |numbers: usize| (numbers as u64).saturating_mul(4);
-    let mut parts = Vec::new();
+    let (mut parts, mut tokenizers) = (Vec::new(), 0);
     for (index, model) in models.iter().enumerate() {
         let sharer = models[..index].iter().find(|other| other.copy == model.copy);
         let (own, note) = match sharer {
@@ -309,18 +343,26 @@ pub fn expected(models: &[Footprint], micro_batch_tokens: usize, cache: u64) -> 
             }
             None => (model.base, String::new()),
         };
+        if sharer.is_none() {
+            tokenizers += TOKENIZER * model.tokenizer as u64;
+        }
         let others = model.added.saturating_add(model.trained.saturating_mul(3));
         parts.push((format!("{}{note}", model.role), (own as u64).saturating_add(bytes(others))));
     }
-    let pass = models.iter().map(|model| model.pass.bytes(micro_batch_tokens)).max().unwrap_or(0);
+    let pass = models.iter().map(|model| model.pass.bytes(rows.learned)).max().unwrap_or(0);
     parts.push(("kept for the backward pass".to_string(), pass));
     // Nothing is kept for a backward pass while a model is evaluated or answers are sampled.
     let rounded = models.iter().map(|model| model.rounded).max().unwrap_or(0);
-    let meanwhile =
-        [("put aside while rounded weights are evaluated", bytes(rounded)), ("keys and values of the sampler", cache)];
+    let threads = OF_THREAD * rayon::current_num_threads() as u64;
+    let read = models.iter().map(|model| bytes(model.reading.numbers(rows.read)).saturating_add(threads)).max();
+    let meanwhile = [
+        ("put aside while rounded weights are evaluated", bytes(rounded)),
+        ("keys and values of the sampler", cache),
+        ("passes that learn nothing", read.filter(|_| rows.read > 0).unwrap_or(0)),
+    ];
     let largest = meanwhile.into_iter().max_by_key(|(_, bytes)| *bytes).filter(|(_, bytes)| *bytes > pass);
     parts.extend(largest.map(|(what, bytes)| (format!("{what}, beyond that"), bytes - pass)));
-    parts.push(("program and buffers".to_string(), BESIDES));
+    parts.push(("program, tokenizer and buffers".to_string(), BESIDES + tokenizers));
     parts
 }
 
@@ -365,14 +407,17 @@ mod tests {
             copy: "a".to_string(),
             base: 40_000_000,
             packed: 20_000_000,
+            tokenizer: 0,
             trains_base: true,
             added: 0,
             trained: 10_000_000,
             pass: PassFootprint { kept: 2304, working: 0, gradients: 0, fixed: 0, logits: 0 },
             checkpointed: PassFootprint { kept: 300, working: 700, gradients: 0, fixed: 0, logits: 0 },
+            reading: PassFootprint { working: 2500, ..PassFootprint::default() },
             rounded: 0,
         };
-        let check = |machine| check_against(machine, std::slice::from_ref(&model), 4096, 0);
+        let rows = PassRows { learned: 4096, read: 0 };
+        let check = |machine| check_against(machine, std::slice::from_ref(&model), rows, 0);
         // Weights, gradients and two moments are 160 MB, the process 100 MB; the pass takes 10,598 bytes a
         // token, 43 MB, or 4,600 bytes, 19 MB.
         check(304_000_000).unwrap();
@@ -382,7 +427,7 @@ mod tests {
         assert!(tokens.contains("model 160.00 MB"), "{tokens}");
         let both = fault(263_000_000);
         assert!(both.ends_with("; --gradient-checkpointing blocks with --tokens-per-batch 640 would fit"), "{both}");
-        let few = check_against(262_500_000, std::slice::from_ref(&model), 448, 0).unwrap_err();
+        let few = check_against(262_500_000, std::slice::from_ref(&model), rows.at_most(448), 0).unwrap_err();
         assert!(few.to_string().ends_with("; --gradient-checkpointing blocks would fit"), "{few}");
         assert!(fault(150_000_000).ends_with("--method lora, would fit"), "{}", fault(150_000_000));
         assert!(fault(100_000_000).ends_with("a smaller model or a machine with more"));
@@ -393,7 +438,7 @@ mod tests {
         // Of rounded weights, only what is more than the pass keeps counts.
         let rounded = Footprint { rounded: 20_000_000, ..model.clone() };
         let total = |model: &Footprint| -> u64 {
-            let parts = expected(std::slice::from_ref(model), 4096, 0);
+            let parts = expected(std::slice::from_ref(model), rows, 0);
             parts.iter().map(|(_, bytes)| bytes).sum()
         };
         assert_eq!(total(&rounded) - total(&model), 4 * 20_000_000 - model.pass.bytes(4096));
@@ -404,7 +449,7 @@ mod tests {
         let architecture = &family::architecture(&Config::new(&json, "config.json")).unwrap();
         let sampling = |precision| {
             let cache = CacheSize { architecture, tokens: 60_000, precision }.bytes();
-            check_against(315_000_000, std::slice::from_ref(&model), 4096, cache)
+            check_against(315_000_000, std::slice::from_ref(&model), rows, cache)
         };
         sampling(CachePrecision::Bf16).unwrap();
         let fault = sampling(CachePrecision::F32).unwrap_err().to_string();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use indicatif::{DecimalBytes, HumanCount};
 
 use super::examples::Examples;
-use super::memory::{self, Footprint};
+use super::memory::{self, Footprint, PassRows};
 use super::schedule::Schedule;
 use super::table::Table;
 use crate::adapt;
@@ -123,6 +123,16 @@ impl fmt::Display for Plan {
     }
 }
 
+/// How large the examples of a training program are.
+pub struct Sizes<'a, T> {
+    /// The tokens of an example.
+    pub tokens: &'a dyn Fn(&T) -> usize,
+    /// The rows that it has in the transformer: virtual tokens and copies of a prompt are rows too.
+    pub rows: &'a dyn Fn(&T) -> usize,
+    /// The rows that go through the model at a time, if they can be split so (`--tokens-per-batch`).
+    pub budget: usize,
+}
+
 /// What a training program works through.
 #[derive(Debug, Clone, Copy)]
 pub struct Workload<'a> {
@@ -136,11 +146,8 @@ pub struct Workload<'a> {
     pub evaluation_rows: Option<usize>,
     /// Tokens of those to train on, of one epoch.
     pub tokens: usize,
-    /// The sequences that they begin, each behind a model's virtual tokens: one an example, but where a model
-    /// needs its answers apart.
-    pub sequences: usize,
-    /// The most tokens of one step.
-    pub largest_step: usize,
+    /// The rows that go through the model at a time.
+    pub rows: PassRows,
     /// What was too long or left out.
     pub truncation: Truncation,
     /// The same of the examples to evaluate on, where they are data of their own.
@@ -150,25 +157,28 @@ pub struct Workload<'a> {
 }
 
 impl<'a> Workload<'a> {
-    /// These examples, of which `tokens` gives the tokens of each, in a run of so many steps.
-    pub fn new<T>(what: &'a str, examples: &Examples<T>, steps: usize, tokens: impl Fn(&T) -> usize) -> Self {
+    /// These examples in a run of so many steps.
+    pub fn new<T>(what: &'a str, examples: &Examples<T>, steps: usize, sizes: &Sizes<T>) -> Self {
         Workload {
             what,
             training: examples.len(),
-            sequences: examples.len(),
             evaluation: examples.evaluation_len(),
             evaluation_rows: examples.evaluation_rows(),
-            largest_step: examples.largest_step(&tokens, steps),
-            tokens: examples.sum(tokens),
+            rows: PassRows {
+                learned: examples.largest_pass(sizes.rows, sizes.budget, steps),
+                read: examples.largest_evaluation_pass(sizes.rows, sizes.budget),
+            },
+            tokens: examples.sum(sizes.tokens),
             truncation: examples.truncation(),
             evaluation_truncation: examples.evaluation_truncation(),
             sampled_rows: examples.sampled_rows().zip(examples.window()),
         }
     }
 
-    /// The tokens of a sequence, on average.
-    pub fn tokens_a_sequence(&self) -> usize {
-        self.tokens / self.sequences.max(1)
+    /// The same where a model reads all examples to train on, learning nothing, before they are trained on.
+    pub fn read_at_first<T>(mut self, examples: &Examples<T>, sizes: &Sizes<T>) -> Self {
+        self.rows.read = self.rows.read.max(sizes.budget.min(examples.sum(sizes.rows)));
+        self
     }
 
     /// So many of the examples, or of those that are known at the start.
@@ -318,12 +328,9 @@ impl TrainingPlan<'_> {
     /// The memory by what holds it, if it fits the machine.
     fn memory(&self) -> Result<Vec<(String, u64)>> {
         let TrainingPlan { model, examples, .. } = *self;
-        let trained = Footprint::of("model", model)?.with_texts_of(model, examples.tokens_a_sequence());
-        let footprints = [&[trained], self.beside].concat();
-        // A step's examples may be fewer tokens than go through the model at a time.
-        let tokens = self.common.tokens_per_batch.min(examples.largest_step);
-        memory::check(&footprints, tokens, self.cache)?;
-        Ok(memory::expected(&footprints, tokens, self.cache))
+        let footprints = [&[Footprint::of("model", model)?], self.beside].concat();
+        memory::check(&footprints, examples.rows, self.cache)?;
+        Ok(memory::expected(&footprints, examples.rows, self.cache))
     }
 
     /// The folders of the adapters that the model was read with, and what becomes of each.
@@ -386,11 +393,10 @@ mod tests {
         let mut workload = Workload {
             what: "demonstrations",
             training: 100,
-            sequences: 100,
             evaluation: 0,
             evaluation_rows: None,
             tokens: 1000,
-            largest_step: 40,
+            rows: PassRows::default(),
             truncation: Truncation::default(),
             evaluation_truncation: Truncation::default(),
             sampled_rows: None,

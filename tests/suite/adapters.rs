@@ -235,8 +235,11 @@ fn what_a_pass_keeps_is_counted_by_the_row_and_beside_its_rows() -> Result<()> {
     let (model, few) = of("prompt-tuning --num-virtual-tokens 5")?;
     let (_, many) = of("prompt-tuning --num-virtual-tokens 10")?;
     assert_eq!(few.kept, many.kept);
-    let pass = Footprint::of("model", &model)?.with_texts_of(&model, 10).pass;
-    assert_eq!((pass.kept, pass.working), (few.kept + few.kept / 2, few.working + few.working / 2));
+    let trees = trees(5);
+    let rows: usize = trees.iter().map(|tree| model.rows_of(tree)).sum();
+    assert_eq!(rows, model.rows(&model.pack(&trees)));
+    let roots = trees.iter().map(|tree| if tree.prompt.is_empty() { tree.answers.len() } else { 1 });
+    assert_eq!(rows, trees.iter().map(TokenTree::tokens).sum::<usize>() + 5 * roots.sum::<usize>());
     Ok(())
 }
 

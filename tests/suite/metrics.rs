@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rlhf::evaluate::bootstrap::{Cluster, Estimate, rate};
+use rlhf::bootstrap::{Cluster, Estimate, rate};
 use rlhf::evaluate::metrics::agreement::{self, Scored};
 use rlhf::evaluate::metrics::rouge::{Overlap, Rouge, RougeScorer};
 use rlhf::evaluate::metrics::summac::{Inference, summac_zs};

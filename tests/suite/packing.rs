@@ -88,6 +88,33 @@ fn a_packed_batch_equals_its_sequences_alone() -> Result<()> {
 }
 
 #[test]
+fn the_rows_of_a_pass_are_known_before_it_is_packed_and_no_more_than_allowed() -> Result<()> {
+    for shape in SHAPES {
+        let model = tiny_model(shape, false)?;
+        // Of Phi-3's shape some are too long for one copy of their prompt.
+        let trees =
+            [tree(1, 5, &[4]), tree(2, 0, &[9, 2]), tree(3, 6, &[1, 3, 2]), tree(4, 12, &[2, 6]), tree(5, 1, &[2, 0])];
+        for tree in &trees {
+            assert_eq!(model.rows_of(tree), model.rows(&model.pack([tree])), "{shape:?}: {tree:?}");
+            let [first, ..] = &tree.answers[..] else { continue };
+            let alike = TokenTree { answers: vec![first.clone(); 3], ..tree.clone() };
+            if !tree.prompt.is_empty() && tree.longest() <= 14 {
+                assert_eq!(model.rows_of_answers(tree.prompt.len(), 3, first.tokens.len()), model.rows_of(&alike));
+            }
+        }
+        for budget in [1, 13, 40, 400] {
+            let passes = model.passes(&trees, budget);
+            assert!(passes.iter().cloned().flatten().eq(0..trees.len()));
+            for pass in passes {
+                let rows = model.rows(&model.pack(&trees[pass.clone()]));
+                assert!(rows <= budget || pass.len() == 1, "{shape:?}: {rows} rows in {pass:?}, {budget} allowed");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn answers_that_share_a_prompt_give_loss_and_gradients_of_separate_sequences() -> Result<()> {
     for shape in SHAPES {
         let model = tiny_model(shape, true)?;

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::evaluate::bootstrap::{Cluster, Estimate, rate};
+use crate::bootstrap::{Cluster, Estimate, rate};
 use crate::numbers::largest;
 use crate::random::Stream;
 

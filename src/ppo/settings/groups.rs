@@ -234,7 +234,7 @@ pub enum ValueSource {
 pub enum ValueHead {
     /// All 0: every value is 0 (Ziegler et al. 2019)
     Zero,
-    /// Normal with standard deviation 1/√(d+1)
+    /// Normal with standard deviation 1/(d+1)
     Normal,
 }
 

@@ -134,22 +134,33 @@ fn of_several_rows_at_fault_the_first_is_named() {
 }
 
 #[test]
-fn the_largest_step_is_found_in_memory_and_bounded_where_rows_are_read_as_they_are_needed() {
+fn the_largest_pass_is_found_in_memory_and_bounded_where_rows_are_read_as_they_are_needed() {
     let folder = folder();
     let data = folder.path().to_str().unwrap();
     let mut examples = open(data, 1000, usize::MAX);
     let steps = 50;
-    let found = examples.largest_step(|&number| number, steps);
-    let sums = (0..steps).map(|step| numbers(&examples.step(step).unwrap()).into_iter().sum::<usize>());
-    assert_eq!(Some(found), sums.max());
-    let first: usize = numbers(&examples.step(0).unwrap()).into_iter().sum();
-    assert_eq!(examples.largest_step(|&number| number, 1), first);
+    let same = |&number: &usize| number;
+    let found = examples.largest_pass(same, usize::MAX, steps);
+    let all: Vec<Vec<usize>> = (0..steps).map(|step| numbers(&examples.step(step).unwrap())).collect();
+    assert_eq!(Some(found), all.iter().map(|step| step.iter().sum()).max());
+    assert_eq!(examples.largest_pass(same, usize::MAX, 1), all[0].iter().sum::<usize>());
+    // A pass of several, and one of a single example that has more than a pass is to have.
+    let budget = found / 2;
+    let greedy = all.iter().flat_map(|step| {
+        step.iter().scan(0, |sum, number| {
+            *sum = if *sum + number > budget { *number } else { *sum + number };
+            Some(*sum)
+        })
+    });
+    assert_eq!(Some(examples.largest_pass(same, budget, steps)), greedy.max());
+    assert_eq!(Some(examples.largest_pass(same, 1, steps)), all.concat().into_iter().max());
     // Above the mean step, and at most as large as the largest number in every place.
     let streamed = open(data, 50, usize::MAX);
     assert!(streamed.is_streamed());
-    let bound = streamed.largest_step(|&number| number, steps);
+    let bound = streamed.largest_pass(same, usize::MAX, steps);
     let known: Vec<usize> = streamed.known().map(|example| example.value).collect();
     let mean = known.iter().sum::<usize>() / known.len();
     assert!(bound > 8 * mean && bound <= 8 * known.iter().max().unwrap(), "{bound}, {mean}");
-    assert_eq!(streamed.largest_step(|_| 3, steps), 24);
+    assert_eq!(streamed.largest_pass(|_| 3, usize::MAX, steps), 24);
+    assert_eq!(streamed.largest_pass(|_| 3, 10, steps), 10);
 }

@@ -25,6 +25,14 @@ pub struct Cluster {
     pub count: f64,
 }
 
+impl Estimate {
+    /// A share with its interval, in percent.
+    pub fn percent(&self) -> String {
+        let [value, low, high] = [self.value, self.low, self.high].map(|share| 100.0 * share);
+        format!("{value:.1}% [{low:.1}, {high:.1}]")
+    }
+}
+
 impl FromIterator<f64> for Cluster {
     fn from_iter<I: IntoIterator<Item = f64>>(values: I) -> Self {
         values
@@ -32,6 +40,9 @@ impl FromIterator<f64> for Cluster {
             .fold(Cluster::default(), |cluster, value| Cluster { sum: cluster.sum + value, count: cluster.count + 1.0 })
     }
 }
+
+/// Draws of which the intervals of programs that train are made.
+pub const RESAMPLES: usize = 1000;
 
 /// Share of the bootstrap distribution outside the interval, on each side.
 const TAIL: f64 = 0.025;
