@@ -1,10 +1,10 @@
 """Peak memory of `sft` and `ppo` against what their plans expect: models from 1 M to 0.5 B numbers, every method, with and without gradient checkpointing,
 frozen bases as they are stored and quantised.
 
-    python benches/memory.py target/release data/base shared/data runs/memory [shape,...]
+    python benches/memory.py target/release data/base shared/data runs/memory [shape,... [word,...]]
 
-`data/base` is any model with a tokenizer, `shared/data` a folder with demonstrations-train, hh-rlhf-explicit-train, hh-prompts-train and toxicity-labelled-{train,test}.parquet. Shapes are
-1m (that model itself), 9m, 52m, 135m and 500m. Writes a row as soon as it is measured, and goes on where it was stopped. Prints a Markdown table.
+`data/base` is any model with a tokenizer, `shared/data` a folder with demonstrations-train, hh-rlhf-explicit-train, hh-prompts-train and toxicity-labelled-test.parquet. Shapes are
+1m (that model itself), 9m, 52m, 135m and 500m; of their rows those are run that have one of the words, such as `reward`. Writes a row as soon as it is measured, and goes on where it was stopped. Prints a Markdown table.
 """
 
 import hashlib
@@ -86,13 +86,13 @@ def measure(programs, tokenizer, data, output, shapes):
         if shape in ("9m", "135m"):
             # Steps of short texts, behind virtual tokens that are as many rows; passes over all texts that learn nothing are larger than those.
             classify = "--objective classification --labels 0 1 --batch-size 16 --max-length 512 --max-steps 6"
-            texts = f"--data {data}/toxicity-labelled-train.parquet --evaluation-data {data}/toxicity-labelled-test.parquet"
+            texts = f"--data {data}/toxicity-labelled-test.parquet --evaluation-share 0.2"
             for method in SHORT:
                 line = f"{programs}/sft --model {base} {texts} {classify} --method {method}"
                 yield shape, f"sft --objective classification --method {method}", lambda line=line, method=method: run(line, output / f"{shape}-short-{method}")
 
 
-def main(programs, tokenizer, data, output, shapes="1m,9m,52m,135m,500m"):
+def main(programs, tokenizer, data, output, shapes="1m,9m,52m,135m,500m", only=""):
     programs, tokenizer, data, output = Path(programs).resolve(), Path(tokenizer), Path(data), Path(output)
     output.mkdir(parents=True, exist_ok=True)
     kept = output / "measured.jsonl"
@@ -101,6 +101,8 @@ def main(programs, tokenizer, data, output, shapes="1m,9m,52m,135m,500m"):
     build = hashlib.sha256(b"".join((programs / name).read_bytes() for name in ("sft", "reward", "ppo"))).hexdigest()[:12]
     print("| model | run | peak, measured | expected by the plan | difference |\n| --- | --- | --- | --- | --- |")
     for shape, name, run_it in measure(programs, tokenizer, data, output, shapes.split(",")):
+        if not any(word in name for word in only.split(",")):
+            continue
         key = f"{build} {shape} {name}"
         if key not in known:
             known[key] = run_it()

@@ -354,7 +354,7 @@ pub fn expected(models: &[Footprint], rows: PassRows, cache: u64) -> Vec<(String
     // Nothing is kept for a backward pass while a model is evaluated or answers are sampled.
     let rounded = models.iter().map(|model| model.rounded).max().unwrap_or(0);
     let threads = OF_THREAD * rayon::current_num_threads() as u64;
-    let read = models.iter().map(|model| bytes(model.reading.numbers(rows.read)).saturating_add(threads)).max();
+    let read = models.iter().map(|model| model.reading.bytes(rows.read).saturating_add(threads)).max();
     let meanwhile = [
         ("put aside while rounded weights are evaluated", bytes(rounded)),
         ("keys and values of the sampler", cache),
@@ -418,12 +418,12 @@ mod tests {
         };
         let rows = PassRows { learned: 4096, read: 0 };
         let check = |machine| check_against(machine, std::slice::from_ref(&model), rows, 0);
-        // Weights, gradients and two moments are 160 MB, the process 100 MB; the pass takes 10,598 bytes a
-        // token, 43 MB, or 4,600 bytes, 19 MB.
+        // Weights, gradients and two moments are 160 MB, the process 100 MB; the pass takes 9,953 bytes a
+        // row, 41 MB, or 4,320 bytes, 18 MB.
         check(304_000_000).unwrap();
         let fault = |machine| check(machine).unwrap_err().to_string();
         let tokens = fault(270_000_000);
-        assert!(tokens.ends_with("and there are 270.00 MB; --tokens-per-batch 896 would fit"), "{tokens}");
+        assert!(tokens.ends_with("and there are 270.00 MB; --tokens-per-batch 960 would fit"), "{tokens}");
         assert!(tokens.contains("model 160.00 MB"), "{tokens}");
         let both = fault(263_000_000);
         assert!(both.ends_with("; --gradient-checkpointing blocks with --tokens-per-batch 640 would fit"), "{both}");
@@ -432,9 +432,12 @@ mod tests {
         assert!(fault(150_000_000).ends_with("--method lora, would fit"), "{}", fault(150_000_000));
         assert!(fault(100_000_000).ends_with("a smaller model or a machine with more"));
         assert!(machine() > 100_000_000);
-        // What the allocator keeps is a share of the pass, 1,415,565 numbers, or all gradients of a feed-forward.
+        // What the allocator keeps is a share of the pass, 754,968 numbers, or all gradients of a feed-forward.
         let with = |gradients| PassFootprint { gradients, ..model.pass }.bytes(4096) - model.pass.bytes(4096);
-        assert_eq!((with(345), with(346)), (0, 4 * (346 * 4096 - 1_415_565)));
+        assert_eq!((with(184), with(185)), (0, 4 * (185 * 4096 - 754_968)));
+        // More with logits, which are 1,000,000 numbers themselves.
+        let logits = PassFootprint { logits: 1_000_000, ..model.pass }.bytes(4096);
+        assert_eq!(logits, 4 * (10_437_184 + 15 * 104_371));
         // Of rounded weights, only what is more than the pass keeps counts.
         let rounded = Footprint { rounded: 20_000_000, ..model.clone() };
         let total = |model: &Footprint| -> u64 {
@@ -442,6 +445,13 @@ mod tests {
             parts.iter().map(|(_, bytes)| bytes).sum()
         };
         assert_eq!(total(&rounded) - total(&model), 4 * 20_000_000 - model.pass.bytes(4096));
+        // So of passes that learn nothing; a tokenizer counts beside everything.
+        let more = Footprint { tokenizer: 1_000_000, ..model.clone() };
+        let parts = expected(&[more], PassRows { learned: 4096, read: 8192 }, 0);
+        let part = |name: &str| parts.iter().find(|(what, _)| what == name).map(|(_, bytes)| *bytes);
+        let read = 4 * (20_480_000 + 8 * 204_800) + OF_THREAD * rayon::current_num_threads() as u64;
+        assert_eq!(part("passes that learn nothing, beyond that"), Some(read - model.pass.bytes(4096)));
+        assert_eq!(part("program, tokenizer and buffers"), Some(113_000_000));
         // Keys and values of 60,000 tokens, 256 numbers each, are 61.44 MB in f32 and half of it in bf16, which
         // is less than the pass takes when none is there.
         let json = serde_json::json!({ "model_type": "llama", "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128,
@@ -453,6 +463,6 @@ mod tests {
         };
         sampling(CachePrecision::Bf16).unwrap();
         let fault = sampling(CachePrecision::F32).unwrap_err().to_string();
-        assert!(fault.contains("keys and values of the sampler, beyond that 18.03 MB"), "{fault}");
+        assert!(fault.contains("keys and values of the sampler, beyond that 20.67 MB"), "{fault}");
     }
 }
