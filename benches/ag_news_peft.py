@@ -24,7 +24,7 @@ class Classifier(torch.nn.Module):
         model = AutoModel.from_pretrained(folder, dtype=torch.float32)
         self.encoder = get_peft_model(model, LoraConfig(r=8, lora_alpha=8, target_modules=["query", "value"]))
         self.head = torch.nn.Linear(model.config.hidden_size, len(CLASSES))
-        torch.nn.init.normal_(self.head.weight, std=1 / math.sqrt(model.config.hidden_size + 1))
+        torch.nn.init.normal_(self.head.weight, std=1 / (model.config.hidden_size + 1))
         torch.nn.init.zeros_(self.head.bias)
 
     def forward(self, inputs):

@@ -4,7 +4,7 @@ frozen bases as they are stored and quantised.
     python benches/memory.py target/release data/base shared/data runs/memory [shape,... [word,...]]
 
 `data/base` is any model with a tokenizer, `shared/data` a folder with demonstrations-train, hh-rlhf-explicit-train, hh-prompts-train and toxicity-labelled-test.parquet. Shapes are
-1m (that model itself), 9m, 52m, 135m and 500m; of their rows those are run that have one of the words, such as `reward`. Writes a row as soon as it is measured, and goes on where it was stopped. Prints a Markdown table.
+1m (that model itself), 9m, 52m, 135m and 500m; of their rows those are run that have one of the words, such as `reward` (which `ppo` needs). Writes a row as soon as it is measured, and goes on where it was stopped. Prints a Markdown table.
 """
 
 import hashlib

@@ -41,7 +41,7 @@ impl FromIterator<f64> for Cluster {
     }
 }
 
-/// Draws of which the intervals of programs that train are made.
+/// Draws of which intervals are made where nothing else is said.
 pub const RESAMPLES: usize = 1000;
 
 /// Share of the bootstrap distribution outside the interval, on each side.

@@ -77,7 +77,7 @@
 //!
 //! **A batch is a flat stream of tokens.** Sequences lie end to end, without padding, and every linear and norm works on
 //! `[tokens, d_model]`. A segment attends causally to itself and to its ancestors, so k answers to a prompt are k segments with one
-//! parent, and the prompt is computed once, forward and backward. Batches are filled to a budget of tokens.
+//! parent, and the prompt is computed once, forward and backward. Batches are filled to a budget of rows.
 //!
 //! **Only what the loss needs.** Log-probabilities are computed at target positions, fused with the output matrix, in chunks;
 //! `[tokens, vocabulary]` is never held. A reward head sees one position an answer.

@@ -1,4 +1,4 @@
-//! Examples laid end to end: a flat stream of tokens, without padding, filled to a budget of tokens.
+//! Examples laid end to end: a flat stream of tokens, without padding, filled to a budget of rows.
 
 use std::ops::Range;
 
@@ -43,7 +43,7 @@ pub struct Continuation {
 }
 
 impl TokenTree {
-    /// The number of rows it takes in a stream.
+    /// The number of its tokens, those of the prompt once.
     pub fn tokens(&self) -> usize {
         self.prompt.len() + self.answers.iter().map(|answer| answer.tokens.len()).sum::<usize>()
     }
@@ -93,11 +93,7 @@ impl Batch {
 
     /// Lays trees end to end, each prompt once, each tree with the index of the adapter stack that it runs with.
     pub fn pack_stacks<'a>(trees: impl IntoIterator<Item = (&'a TokenTree, usize)>) -> Self {
-        let mut batch = Batch::default();
-        for (tree, stack) in trees {
-            batch.push(tree, stack);
-        }
-        batch
+        Self::pack_some_apart(trees, |_, _| false)
     }
 
     /// Lays trees end to end, each answer behind a copy of its prompt: an encoder's prompt sees the answer, so that answers cannot share it.
@@ -113,10 +109,18 @@ impl Batch {
         batch
     }
 
-    /// Lays trees end to end, each answer behind a copy of its prompt, where what is computed of a prompt depends on the answer's length.
-    pub fn pack_apart<'a>(trees: impl IntoIterator<Item = (&'a TokenTree, usize)>) -> Self {
+    /// The same, where answers of those trees that stand `apart` have each a copy of their prompt: what is computed of it depends on the
+    /// answer's length.
+    pub fn pack_some_apart<'a>(
+        trees: impl IntoIterator<Item = (&'a TokenTree, usize)>,
+        apart: impl Fn(&TokenTree, usize) -> bool,
+    ) -> Self {
         let mut batch = Batch::default();
         for (tree, stack) in trees {
+            if !apart(tree, stack) {
+                batch.push(tree, stack);
+                continue;
+            }
             let first_answer = batch.last_rows.len();
             for answer in &tree.answers {
                 batch.push(&TokenTree { prompt: tree.prompt.clone(), answers: vec![answer.clone()] }, stack);
@@ -207,6 +211,12 @@ pub fn split_by_budget(sizes: &[usize], budget: usize) -> Vec<Range<usize>> {
     runs
 }
 
+/// The sum of the largest of those runs; 0 where there are none.
+pub fn largest_run(sizes: &[usize], budget: usize) -> usize {
+    let runs = split_by_budget(sizes, budget).into_iter();
+    runs.map(|run| sizes[run].iter().sum()).max().unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,7 +231,7 @@ mod tests {
         assert_eq!(rows, [(2, 4), (3, 5), (2, 6), (8, 4), (9, 5), (8, 6)]);
         assert_eq!(batch.last_rows, [4, 5, 2, 10, 11, 8]);
         assert_eq!(batch.trees, [0..3, 3..6]);
-        let apart = Batch::pack_apart([(&tree, 0)]);
+        let apart = Batch::pack_some_apart([(&tree, 0)], |_, _| true);
         assert_eq!(apart.tokens, [1, 2, 3, 4, 5, 1, 2, 3, 6, 1, 2, 3]);
         let rows: Vec<(usize, u32)> = apart.targets.iter().map(|target| (target.row, target.token)).collect();
         assert_eq!(rows, [(2, 4), (3, 5), (7, 6)]);
@@ -233,5 +243,6 @@ mod tests {
     fn budget_is_kept_and_an_oversized_item_stands_alone() {
         assert_eq!(split_by_budget(&[3, 3, 9, 2, 2], 6), [0..2, 2..3, 3..5]);
         assert_eq!(split_by_budget(&[], 6), Vec::<std::ops::Range<usize>>::new());
+        assert_eq!((largest_run(&[3, 3, 9, 2, 2], 6), largest_run(&[3, 2, 2], 6), largest_run(&[], 6)), (9, 5, 0));
     }
 }

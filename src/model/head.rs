@@ -120,10 +120,11 @@ impl Head {
         self
     }
 
-    /// A new head. Its last layer is normal with standard deviation `1 / (d + 1)`, its bias 0, so that it says next to nothing at first: a
-    /// loss starts at ln 2. (`1 / sqrt(d + 1)`, as of Stiennon et al. 2020, gives numbers of variance 1 where hidden states have it. Those of
-    /// SmolLM2 are several times larger: a classifier began with a loss of 2.8, and most of its first steps undid that.) A hidden layer is
-    /// `pretrained`, where the base has one, or normal with the family's standard deviation.
+    /// A new head. Its last layer is normal with standard deviation `1 / (d + 1)`, its bias 0, so that it says next to
+    /// nothing at first: a loss starts at that of chance. (`1 / sqrt(d + 1)`, as of Stiennon et al. 2020, gives numbers
+    /// of variance 1 where hidden states have it. Those of SmolLM2 are several times larger: a classifier began with a
+    /// loss of 2.8, and most of its first steps undid that.) A hidden layer is `pretrained`, where the base has one, or
+    /// normal with the family's standard deviation.
     pub fn new(
         architecture: &Architecture,
         new: &NewHead,

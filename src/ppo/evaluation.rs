@@ -79,6 +79,11 @@ impl HeldOut {
         self.prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0)
     }
 
+    /// The prompts.
+    pub fn prompts(&self) -> &[PromptExample] {
+        &self.prompts
+    }
+
     /// How many prompts were cut.
     pub fn truncation(&self) -> Truncation {
         self.truncation

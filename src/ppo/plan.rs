@@ -27,7 +27,7 @@ pub fn memory(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> Resu
     let of = |role, training| {
         Footprint::before_reading(role, &settings.model.model, &settings.model.adapter, form, training)
     };
-    let mut models = vec![of("policy", training)?];
+    let mut models = vec![of("policy", training)?.with_tokenizer(&settings.model.model)];
     if settings.algorithm.has_values() {
         models.push(match (settings.value_source(), settings.rewards.reward_model.first()) {
             (ValueSource::Reward, Some(folder)) => {
@@ -44,12 +44,13 @@ pub fn memory(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> Resu
         [("reward model", &settings.rewards.reward_model), ("judge", &settings.observation.judge.judge_model)]
     {
         for folder in folders {
-            models.push(Footprint::before_reading(role, folder, &[], form, None)?);
+            models.push(Footprint::before_reading(role, folder, &[], form, None)?.with_tokenizer(folder));
         }
     }
     models.extend(classifiers(settings)?);
     let (_, architecture) = adapt::base(&settings.model.model, &settings.model.adapter)?;
-    let rows = rows_of_step(settings, settings.prompts_an_update() * tokens_of_one(settings, prompts));
+    let of_one = prompts.known().map(|prompt| tokens(settings, &prompt.value)).max().unwrap_or(0);
+    let rows = rows_of_step(settings, settings.prompts_an_update() * tokens_of_one(settings, prompts), of_one);
     let cache = cache(settings, prompts, &architecture).bytes();
     memory::check(&models, rows, cache)?;
     let parts = memory::expected(&models, rows, cache);
@@ -74,10 +75,14 @@ fn tokens(settings: &PpoSettings, prompt: &PromptExample) -> usize {
     prompt.tokens.len() + settings.episode.answers * settings.sampling.response_length
 }
 
-/// The rows at a time of an update in which there are so many: models score all of its episodes and learn from one minibatch of them after the other.
-fn rows_of_step(settings: &PpoSettings, rows: usize) -> PassRows {
-    let budget = settings.common.tokens_per_batch;
-    PassRows { learned: budget.min(rows.div_ceil(settings.policy.minibatches)), read: budget.min(rows) }
+/// The rows at a time of an update in which there are so many, of which those of one prompt are never divided: models
+/// score all of its episodes and learn from one minibatch of them after the other.
+fn rows_of_step(settings: &PpoSettings, rows: usize, of_one: usize) -> PassRows {
+    let most = settings.common.tokens_per_batch.max(of_one);
+    let prompts = settings.prompts_an_update();
+    // The largest minibatch, where prompts do not divide evenly among them.
+    let learned = rows * prompts.div_ceil(settings.policy.minibatches) / prompts;
+    PassRows { learned: most.min(learned.max(of_one)), forward: most.min(rows), of_one }
 }
 
 /// The mean of that.
@@ -173,35 +178,39 @@ pub fn plan(
     let training = &settings.training;
     let evaluation = material.held_out.as_ref().map_or(0, |held_out| held_out.len());
     let evaluation_truncation = material.held_out.as_ref().map(|held_out| held_out.truncation()).unwrap_or_default();
+    let rows = |prompt: &PromptExample| rows_of_prompt(settings, roles, prompt);
     let sizes = Sizes {
         tokens: &|prompt: &PromptExample| tokens(settings, prompt),
-        rows: &|prompt| rows_of_prompt(settings, roles, prompt),
-        // An update's episodes lie one after another, whatever goes through a model at a time.
+        learned: &rows,
+        evaluated: &rows,
+        // All of an update: what goes through a model at a time is a part of that.
         budget: usize::MAX,
     };
     let workload = Workload::new("prompts", prompts, schedule.total_steps, &sizes);
-    let mut rows = rows_of_step(settings, workload.rows.learned);
-    // Judges score the answers to all held-out prompts.
-    let judged = evaluation * workload.tokens / workload.training.max(1);
-    rows.read = rows.read.max(settings.common.tokens_per_batch.min(judged));
+    let mut rows = rows_of_step(settings, workload.rows.learned, workload.rows.of_one);
+    if let Some(held_out) = &material.held_out {
+        // Judges score one answer to every held-out prompt.
+        let response = settings.sampling.response_length;
+        let judged: usize = held_out.prompts().iter().map(|prompt| prompt.tokens.len() + response).sum();
+        rows.forward = rows.forward.max(settings.common.tokens_per_batch.min(judged));
+    }
     if let Some(mix) = &material.mix {
         rows.learned = rows.learned.max(mix.largest_pass(&roles.policy.model));
     }
     let workload = Workload { evaluation, evaluation_truncation, rows, ..workload };
     let mut beside: Vec<Footprint> = Vec::new();
-    let models = |role: &'static str, models: Vec<&Model>| -> Result<Vec<Footprint>> {
-        models.into_iter().map(|model| Footprint::of(role, model)).collect()
-    };
     if let Some(value) = &roles.value {
         beside.push(Footprint::of("value model", &value.model)?);
     }
     if roles.average.is_some() {
         beside.push(Footprint::of_average(roles.policy.model.trainable_count()));
     }
-    beside.extend(models("reference", vec![&roles.reference])?);
-    beside.extend(models("reward model", roles.rewards.models().iter().map(|model| model.model()).collect())?);
+    beside.push(Footprint::of("reference", &roles.reference)?);
     let judges = material.held_out.iter().flat_map(|held_out| held_out.judge_models());
-    beside.extend(models("judge", judges.map(|judge| judge.model()).collect())?);
+    let scoring = roles.rewards.models().iter().map(|model| ("reward model", model));
+    for (role, model) in scoring.chain(judges.map(|judge| ("judge", judge))) {
+        beside.push(Footprint::of(role, model.model())?.with_tokenizer(model.folder()));
+    }
     beside.extend(classifiers(settings)?);
     let cache = cache(settings, prompts, roles.policy.model.architecture());
     let plan = TrainingPlan {

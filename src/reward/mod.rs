@@ -195,12 +195,18 @@ fn plan(
     schedule: &Schedule,
     zero_point: &ZeroPoint,
 ) -> Result<Plan> {
+    let rows = |ranked: &RankedTree| model.rows_of(&ranked.tree);
     let sizes = Sizes {
         tokens: &|ranked: &RankedTree| ranked.tree.tokens(),
-        rows: &|ranked| model.rows_of(&ranked.tree),
+        learned: &rows,
+        evaluated: &rows,
         budget: settings.common.tokens_per_batch,
     };
-    let workload = Workload::new("rankings", examples, schedule.total_steps, &sizes);
+    let mut workload = Workload::new("rankings", examples, schedule.total_steps, &sizes);
+    if settings.normalize != Normalization::None {
+        let scored = model.largest_pass(&zero_point.trees, settings.common.tokens_per_batch);
+        workload.rows.forward = workload.rows.forward.max(scored);
+    }
     let plan = TrainingPlan {
         program: "reward",
         model,

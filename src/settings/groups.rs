@@ -43,7 +43,8 @@ pub struct CommonSettings {
     /// Longest sequence in tokens, prompt and answer together
     #[arg(long, default_value_t = 1024, value_parser = at_least_one)]
     pub max_length: usize,
-    /// Tokens, virtual ones among them, that go through the model at a time: sets the memory needed, not the result, but for rounding
+    /// Tokens, virtual ones among them, that go through the model at a time: sets the memory needed, not the
+    /// result, but for rounding
     #[arg(long, default_value_t = 4096, value_parser = at_least_one)]
     pub tokens_per_batch: usize,
     /// How products with the model's weights are made: in f32, or with operands rounded to bf16, which is

@@ -88,13 +88,22 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let length = |text: &LabelledText| text.tree.longest();
     let too_long = check_lengths(model.architecture(), &examples, length, common.max_length)?;
     let schedule = settings.schedule_of(&examples);
+    let evaluated = |text: &LabelledText| model.rows_of(&text.tree);
+    // Of words the right one alone is learned.
+    let right = |text: &LabelledText| text.tree.answers[text.label].tokens.len();
+    let by_word = |text: &LabelledText| model.rows_of_answers(text.tree.prompt.len(), 1, right(text));
     let sizes = Sizes {
         tokens: &|text: &LabelledText| text.tree.tokens(),
-        rows: &|text| model.rows_of(&text.tree),
+        learned: if by_words { &by_word } else { &evaluated },
+        evaluated: &evaluated,
         budget: common.tokens_per_batch,
     };
-    let workload = Workload::new("labelled texts", &examples, schedule.total_steps, &sizes);
-    let workload = if is_probe { workload.read_at_first(&examples, &sizes) } else { workload };
+    let mut workload = Workload::new("labelled texts", &examples, schedule.total_steps, &sizes);
+    if is_probe {
+        // From hidden states that are looked up.
+        workload = workload.looked_up(&examples, &sizes);
+        workload.rows.learned = 0;
+    }
     let plan = settings
         .plan(&model, &schedule, &workload, &[])?
         .warning(too_long)
@@ -382,11 +391,9 @@ fn write_report(
     predictions: Predictions,
     control: Option<ControlTask>,
 ) -> Result<()> {
-    if predictions.labels.is_empty() {
-        return Ok(());
-    }
     let confusion = predictions.confusion(labels.len());
-    let interval = confusion.accuracy_interval(common.seed);
+    // Nothing where there are no texts.
+    let Some(interval) = confusion.accuracy_interval(common.seed) else { return Ok(()) };
     let percent = |share: f64| format!("{:.1}%", 100.0 * share);
     let mut table = Table::new(
         ["class, taken for".to_string()].into_iter().chain(labels.iter().cloned()).chain(["F1".to_string()]),
@@ -397,8 +404,8 @@ fn write_report(
     }
     run.note(&format!("evaluation of the model of step {step}\n\n{table}"));
     run.note(&format!(
-        "accuracy {} (the most common class: {}), macro F1 {}",
-        interval.map_or(String::new(), |interval| interval.percent()),
+        "accuracy {} with its 95% bootstrap interval (the most common class: {}), macro F1 {}",
+        interval.percent(),
         percent(confusion.most_common()),
         percent(confusion.macro_f1())
     ));
@@ -409,7 +416,7 @@ fn write_report(
         "loss": predictions.loss(),
         "examples": predictions.labels.len(),
         "accuracy": confusion.accuracy(),
-        "accuracy_interval": interval.map(|interval| [interval.low, interval.high]),
+        "accuracy_interval": [interval.low, interval.high],
         "accuracy_most_common": confusion.most_common(),
         "macro_f1": confusion.macro_f1(),
         "f1": f1,

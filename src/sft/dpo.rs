@@ -155,14 +155,15 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     drop(bases);
     let beside = copy.iter().map(|copy| Footprint::of("reference", copy)).collect::<Result<Vec<_>>>()?;
     let schedule = settings.schedule_of(&examples);
+    let rows = |preference: &Preference| model.rows_of(&preference.tree);
     let sizes = Sizes {
         tokens: &|preference: &Preference| preference.tree.tokens(),
-        rows: &|preference| model.rows_of(&preference.tree),
+        learned: &rows,
+        evaluated: &rows,
         budget: common.tokens_per_batch,
     };
     let workload = Workload::new("preferences", &examples, schedule.total_steps, &sizes);
-    // The reference reads all of them before, or those of a step.
-    let workload = workload.read_at_first(&examples, &sizes);
+    let workload = workload.looked_up(&examples, &sizes);
     let plan = settings
         .plan(&model, &schedule, &workload, &beside)?
         .warning(too_long)

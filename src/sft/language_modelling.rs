@@ -56,8 +56,9 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let model = Bases::of(common, Device::Cpu).load(&role)?;
     let too_long = check_lengths(model.architecture(), &examples, TokenTree::longest, common.max_length)?;
     let schedule = settings.schedule_of(&examples);
-    let sizes =
-        Sizes { tokens: &TokenTree::tokens, rows: &|tree| model.rows_of(tree), budget: common.tokens_per_batch };
+    let rows = |tree: &TokenTree| model.rows_of(tree);
+    let budget = common.tokens_per_batch;
+    let sizes = Sizes { tokens: &TokenTree::tokens, learned: &rows, evaluated: &rows, budget };
     let workload = Workload::new("demonstrations", &examples, schedule.total_steps, &sizes);
     let mut plan = settings.plan(&model, &schedule, &workload, &[])?.chat_format(&tokenizer).warning(too_long);
     if let Some(described) = described {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::order::{MOST_HELD_OUT, Order, Steps, evaluation_split, held_out_rows};
 use super::prepared::{Prepare, Read, of_rows, read_first};
 use super::streamed::Streamed;
-use crate::data::batch::split_by_budget;
+use crate::data::batch::largest_run;
 use crate::data::row_index::{RowIndex, RowReader};
 use crate::data::schema::{Layouts, Origin};
 use crate::data::splits::Pattern;
@@ -68,12 +68,6 @@ pub struct Examples<'a, T> {
     evaluation_rows: Option<usize>,
     truncation: Truncation,
     evaluation_truncation: Truncation,
-}
-
-/// The rows of the largest of the passes that examples of so many rows are split into.
-fn largest_run(rows: &[usize], budget: usize) -> usize {
-    let runs = split_by_budget(rows, budget).into_iter();
-    runs.map(|run| rows[run].iter().sum()).max().unwrap_or(0)
 }
 
 /// Epochs whose steps are looked through for the largest.
@@ -287,8 +281,8 @@ impl<'a, T> Examples<'a, T> {
         }
     }
 
-    /// The most rows that one pass of the first `steps` steps has, where an example has `rows` and a pass, but of
-    /// one example that has more, at most `budget`. Of data that are read as they are needed it is what one step in
+    /// The most rows of one pass in the first `steps` steps: a pass has at most `budget` of them, or is one example
+    /// that has more. Of data that are read as they are needed it is what one step in
     /// a thousand would exceed: the mean of those that are known and three standard deviations, and no more than
     /// the largest of them in every place.
     pub fn largest_pass(&self, rows: impl Fn(&T) -> usize, budget: usize, steps: usize) -> usize {
@@ -316,10 +310,19 @@ impl<'a, T> Examples<'a, T> {
         }
     }
 
-    /// The most rows that one pass over the examples to evaluate on has; where they are not read yet, `budget`.
+    /// The same of a pass over all examples to train on; `None` where they are streamed.
+    pub fn largest_training_pass(&self, rows: impl Fn(&T) -> usize, budget: usize) -> Option<usize> {
+        let Way::InMemory { all, training, .. } = &self.way else { return None };
+        let rows: Vec<usize> = training.iter().map(|&index| rows(&all[index].value)).collect();
+        Some(largest_run(&rows, budget))
+    }
+
+    /// The same of a pass over the examples to evaluate on; where they are not read yet, as if each were the
+    /// largest of those that are known.
     pub fn largest_evaluation_pass(&self, rows: impl Fn(&T) -> usize, budget: usize) -> usize {
-        if self.unread.as_ref().is_some_and(|unread| !unread.rows.is_empty()) {
-            return budget;
+        if let Some(unread) = self.unread.as_ref().filter(|unread| !unread.rows.is_empty()) {
+            let largest = self.known().map(|example| rows(&example.value)).max().unwrap_or(budget);
+            return largest.saturating_mul(unread.rows.len()).min(budget.max(largest));
         }
         let rows: Vec<usize> = self.evaluation.iter().map(|example| rows(&example.value)).collect();
         largest_run(&rows, budget)

@@ -43,7 +43,7 @@ pub struct Footprint {
     /// About what it would need with gradient checkpointing.
     pub checkpointed: PassFootprint,
     /// What a pass needs that learns nothing.
-    pub reading: PassFootprint,
+    pub forward: PassFootprint,
     /// Numbers that are put aside while the model is evaluated rounded, as it is saved.
     pub rounded: usize,
 }
@@ -75,7 +75,8 @@ impl PassFootprint {
     /// of the pass, but no less than the gradients of a feed-forward's rows, which come and go with every block.
     fn bytes(&self, rows: usize) -> u64 {
         let numbers = self.numbers(rows) as u64;
-        let share = (numbers / 100).saturating_mul(KEPT_BY_ALLOCATOR[usize::from(self.logits > 0)]);
+        let share =
+            (numbers / 100).saturating_mul(if self.logits > 0 { KEPT_BESIDE_LOGITS } else { KEPT_BY_ALLOCATOR });
         let freed = share.max(self.gradients.saturating_mul(rows) as u64);
         numbers.saturating_add(freed).saturating_mul(4)
     }
@@ -102,7 +103,7 @@ impl PassFootprint {
 
     /// Of a pass that learns nothing: what one block computes, as the memory of what it has used fits nothing else
     /// of it, and what enters it.
-    fn reading(architecture: &Architecture, has_head: bool) -> Self {
+    fn forward(architecture: &Architecture, has_head: bool) -> Self {
         PassFootprint {
             kept: 0,
             working: kept_numbers(architecture) + architecture.d_model,
@@ -130,11 +131,13 @@ impl PassFootprint {
     }
 }
 
-/// Hundredths of what a pass takes that are held beside it: steps are of other sizes than the ones before. The
-/// first is for passes without logits, the second for those with chunks of them, which fit nothing else. Measured,
-/// 4 to 9 and 10 to 20 for models of 1 M to 135 M numbers ([`crate::ops::memory`]); a machine that does other work
+/// Hundredths of what a pass takes that are held beside it: steps are of other sizes than the ones before.
+/// Measured, 4 to 9 for models of 1 M to 135 M numbers ([`crate::ops::memory`]); a machine that does other work
 /// too moves it.
-const KEPT_BY_ALLOCATOR: [u64; 2] = [8, 15];
+const KEPT_BY_ALLOCATOR: u64 = 8;
+
+/// The same where there are chunks of logits, whose memory fits nothing else. Measured, 10 to 20.
+const KEPT_BESIDE_LOGITS: u64 = 15;
 
 /// Tokens of the passes in which what they keep is counted.
 const PROBED_TOKENS: [usize; 2] = [8, 32];
@@ -167,7 +170,7 @@ impl Footprint {
             copy: format!("{:p}", model.weights().as_ref()),
             base: model.weights().bytes(),
             packed: model.weights().packed_bytes(),
-            tokenizer: tokenizer_bytes(&model.folder().path),
+            tokenizer: 0,
             trains_base: model.weights().variables().next().is_some(),
             added: model.added_parameters(),
             trained,
@@ -176,7 +179,7 @@ impl Footprint {
                 true => PassFootprint::before_reading(model.architecture(), true),
                 false => PassFootprint::default(),
             },
-            reading: PassFootprint::reading(model.architecture(), model.head().is_some()),
+            forward: PassFootprint::forward(model.architecture(), model.head().is_some()),
             rounded: if model.saved_dtype() == DType::F32 { 0 } else { trained },
         })
     }
@@ -205,10 +208,15 @@ impl Footprint {
         let (base, packed) = weight_files::kept_bytes(&folder, &architecture, base_form)?;
         let trained = if trains_all { numbers } else { 0 };
         let trains_base = trains_all;
-        let reading = PassFootprint::reading(&architecture, false);
-        let tokenizer = tokenizer_bytes(&folder);
-        let weights = Footprint { role, copy, base, packed, tokenizer, ..Footprint::default() };
-        Ok(Footprint { trains_base, trained, pass, checkpointed, reading, ..weights })
+        let forward = PassFootprint::forward(&architecture, false);
+        let weights = Footprint { role, copy, base, packed, ..Footprint::default() };
+        Ok(Footprint { trains_base, trained, pass, checkpointed, forward, ..weights })
+    }
+
+    /// The same with a tokenizer, that of this folder: roles that are given tokens have none of their own.
+    pub fn with_tokenizer(self, folder: &Path) -> Self {
+        let file = std::fs::metadata(folder.join("tokenizer.json"));
+        Footprint { tokenizer: file.map_or(0, |file| file.len() as usize), ..self }
     }
 
     /// Of a moving average of this many numbers.
@@ -222,23 +230,22 @@ impl Footprint {
     }
 }
 
-/// The bytes of the file of a folder's tokenizer.
-fn tokenizer_bytes(folder: &Path) -> usize {
-    std::fs::metadata(folder.join("tokenizer.json")).map_or(0, |file| file.len() as usize)
-}
-
 /// The most rows that go through a model at a time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PassRows {
     /// Of a pass that it learns from.
     pub learned: usize,
-    /// Of one that it learns nothing from: texts are evaluated, scored or read before training.
-    pub read: usize,
+    /// Of one that it learns nothing from: texts are evaluated, scored or looked up.
+    pub forward: usize,
+    /// Of one example, which no pass divides.
+    pub of_one: usize,
 }
 
 impl PassRows {
+    /// The same where a pass is to have at most so many.
     fn at_most(self, rows: usize) -> Self {
-        PassRows { learned: self.learned.min(rows), read: self.read.min(rows) }
+        let rows = rows.max(self.of_one);
+        PassRows { learned: self.learned.min(rows), forward: self.forward.min(rows), ..self }
     }
 }
 
@@ -265,7 +272,7 @@ pub fn check(models: &[Footprint], rows: PassRows, cache: u64) -> Result<()> {
 pub fn check_before_reading(model: &ModelSettings, common: &CommonSettings, training: &TrainingSettings) -> Result<()> {
     let form = common.base_precision.form();
     let footprint = Footprint::before_reading("model", &model.model, &model.adapter, form, Some(training))?;
-    check(&[footprint], PassRows { learned: 1, read: 0 }, 0)
+    check(&[footprint], PassRows { learned: 1, ..PassRows::default() }, 0)
 }
 
 /// The memory of this machine, or of the control group that this process runs in, in bytes.
@@ -285,7 +292,7 @@ fn check_against(machine: u64, models: &[Footprint], rows: PassRows, cache: u64)
         let parts = expected(models, rows.at_most(most), cache);
         parts.iter().fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes))
     };
-    let all = rows.learned.max(rows.read);
+    let all = rows.learned.max(rows.forward);
     let needed = total(models, all);
     if needed <= machine {
         return Ok(());
@@ -295,6 +302,8 @@ fn check_against(machine: u64, models: &[Footprint], rows: PassRows, cache: u64)
         let steps = (1..=all as u64 / LEAST_TOKENS).rev();
         steps.map(|step| step * LEAST_TOKENS).find(|&tokens| total(models, tokens as usize) <= machine)
     };
+    let few = PassRows { of_one: 0, ..rows }.at_most(LEAST_TOKENS as usize);
+    let total_of_few = |models: &[Footprint]| expected(models, few, cache).iter().map(|(_, bytes)| bytes).sum::<u64>();
     let with = |change: &dyn Fn(&Footprint) -> Footprint| models.iter().map(change).collect::<Vec<_>>();
     let again = with(&|model| Footprint { pass: model.checkpointed, ..model.clone() });
     let light = with(&|model| Footprint { trained: 0, ..model.clone() });
@@ -307,6 +316,9 @@ fn check_against(machine: u64, models: &[Footprint], rows: PassRows, cache: u64)
         (Some(tokens), None) => format!("--tokens-per-batch {tokens} would fit"),
         (None, None) if models.iter().any(|model| model.trained > 0) && fitting(&light).is_some() => {
             "a lightweight method, such as --method lora, would fit".to_string()
+        }
+        _ if total_of_few(&again) <= machine => {
+            format!("one example has {} tokens: a smaller --max-length would fit", rows.of_one)
         }
         _ => "take a smaller model or a machine with more".to_string(),
     };
@@ -343,9 +355,7 @@ pub fn expected(models: &[Footprint], rows: PassRows, cache: u64) -> Vec<(String
             }
             None => (model.base, String::new()),
         };
-        if sharer.is_none() {
-            tokenizers += TOKENIZER * model.tokenizer as u64;
-        }
+        tokenizers += TOKENIZER * model.tokenizer as u64;
         let others = model.added.saturating_add(model.trained.saturating_mul(3));
         parts.push((format!("{}{note}", model.role), (own as u64).saturating_add(bytes(others))));
     }
@@ -354,14 +364,17 @@ pub fn expected(models: &[Footprint], rows: PassRows, cache: u64) -> Vec<(String
     // Nothing is kept for a backward pass while a model is evaluated or answers are sampled.
     let rounded = models.iter().map(|model| model.rounded).max().unwrap_or(0);
     let threads = OF_THREAD * rayon::current_num_threads() as u64;
-    let read = models.iter().map(|model| model.reading.bytes(rows.read).saturating_add(threads)).max();
+    let forward = models.iter().map(|model| model.forward.bytes(rows.forward).saturating_add(threads)).max();
     let meanwhile = [
-        ("put aside while rounded weights are evaluated", bytes(rounded)),
+        ("weights put aside while rounded ones are evaluated", bytes(rounded)),
         ("keys and values of the sampler", cache),
-        ("passes that learn nothing", read.filter(|_| rows.read > 0).unwrap_or(0)),
+        ("passes that learn nothing", forward.filter(|_| rows.forward > 0).unwrap_or(0)),
     ];
-    let largest = meanwhile.into_iter().max_by_key(|(_, bytes)| *bytes).filter(|(_, bytes)| *bytes > pass);
-    parts.extend(largest.map(|(what, bytes)| (format!("{what}, beyond that"), bytes - pass)));
+    let together = meanwhile.iter().fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes));
+    if together > pass {
+        let held: Vec<&str> = meanwhile.iter().filter(|(_, bytes)| *bytes > 0).map(|(what, _)| *what).collect();
+        parts.push((format!("{}, beyond that", held.join(" and ")), together - pass));
+    }
     parts.push(("program, tokenizer and buffers".to_string(), BESIDES + tokenizers));
     parts
 }
@@ -413,10 +426,10 @@ mod tests {
             trained: 10_000_000,
             pass: PassFootprint { kept: 2304, working: 0, gradients: 0, fixed: 0, logits: 0 },
             checkpointed: PassFootprint { kept: 300, working: 700, gradients: 0, fixed: 0, logits: 0 },
-            reading: PassFootprint { working: 2500, ..PassFootprint::default() },
+            forward: PassFootprint { working: 2500, ..PassFootprint::default() },
             rounded: 0,
         };
-        let rows = PassRows { learned: 4096, read: 0 };
+        let rows = PassRows { learned: 4096, forward: 0, of_one: 100 };
         let check = |machine| check_against(machine, std::slice::from_ref(&model), rows, 0);
         // Weights, gradients and two moments are 160 MB, the process 100 MB; the pass takes 9,953 bytes a
         // row, 41 MB, or 4,320 bytes, 18 MB.
@@ -429,6 +442,14 @@ mod tests {
         assert!(both.ends_with("; --gradient-checkpointing blocks with --tokens-per-batch 640 would fit"), "{both}");
         let few = check_against(262_500_000, std::slice::from_ref(&model), rows.at_most(448), 0).unwrap_err();
         assert!(few.to_string().ends_with("; --gradient-checkpointing blocks would fit"), "{few}");
+        // What is one example is not divided by a smaller pass.
+        let long = PassRows { of_one: 4096, ..rows };
+        let fault_of = |of: PassRows| check_against(263_000_000, std::slice::from_ref(&model), of, 0).unwrap_err();
+        let fault_of_long = fault_of(long).to_string();
+        assert!(fault_of_long.ends_with("--method lora, would fit"), "{fault_of_long}");
+        let frozen = Footprint { trained: 0, base: 160_000_000, ..model.clone() };
+        let fault_of_frozen = check_against(263_000_000, &[frozen], long, 0).unwrap_err().to_string();
+        assert!(fault_of_frozen.ends_with("4096 tokens: a smaller --max-length would fit"), "{fault_of_frozen}");
         assert!(fault(150_000_000).ends_with("--method lora, would fit"), "{}", fault(150_000_000));
         assert!(fault(100_000_000).ends_with("a smaller model or a machine with more"));
         assert!(machine() > 100_000_000);
@@ -447,10 +468,10 @@ mod tests {
         assert_eq!(total(&rounded) - total(&model), 4 * 20_000_000 - model.pass.bytes(4096));
         // So of passes that learn nothing; a tokenizer counts beside everything.
         let more = Footprint { tokenizer: 1_000_000, ..model.clone() };
-        let parts = expected(&[more], PassRows { learned: 4096, read: 8192 }, 0);
+        let parts = expected(&[more], PassRows { forward: 8192, ..rows }, 0);
         let part = |name: &str| parts.iter().find(|(what, _)| what == name).map(|(_, bytes)| *bytes);
-        let read = 4 * (20_480_000 + 8 * 204_800) + OF_THREAD * rayon::current_num_threads() as u64;
-        assert_eq!(part("passes that learn nothing, beyond that"), Some(read - model.pass.bytes(4096)));
+        let forward = 4 * (20_480_000 + 8 * 204_800) + OF_THREAD * rayon::current_num_threads() as u64;
+        assert_eq!(part("passes that learn nothing, beyond that"), Some(forward - model.pass.bytes(4096)));
         assert_eq!(part("program, tokenizer and buffers"), Some(113_000_000));
         // Keys and values of 60,000 tokens, 256 numbers each, are 61.44 MB in f32 and half of it in bf16, which
         // is less than the pass takes when none is there.

@@ -127,8 +127,10 @@ impl fmt::Display for Plan {
 pub struct Sizes<'a, T> {
     /// The tokens of an example.
     pub tokens: &'a dyn Fn(&T) -> usize,
-    /// The rows that it has in the transformer: virtual tokens and copies of a prompt are rows too.
-    pub rows: &'a dyn Fn(&T) -> usize,
+    /// The rows that it has in the transformer where it is learned: virtual tokens and copies of a prompt are rows too.
+    pub learned: &'a dyn Fn(&T) -> usize,
+    /// The same where it is evaluated.
+    pub evaluated: &'a dyn Fn(&T) -> usize,
     /// The rows that go through the model at a time, if they can be split so (`--tokens-per-batch`).
     pub budget: usize,
 }
@@ -165,8 +167,9 @@ impl<'a> Workload<'a> {
             evaluation: examples.evaluation_len(),
             evaluation_rows: examples.evaluation_rows(),
             rows: PassRows {
-                learned: examples.largest_pass(sizes.rows, sizes.budget, steps),
-                read: examples.largest_evaluation_pass(sizes.rows, sizes.budget),
+                learned: examples.largest_pass(sizes.learned, sizes.budget, steps),
+                forward: examples.largest_evaluation_pass(sizes.evaluated, sizes.budget),
+                of_one: examples.known().map(|example| (sizes.evaluated)(&example.value)).max().unwrap_or(0),
             },
             tokens: examples.sum(sizes.tokens),
             truncation: examples.truncation(),
@@ -175,9 +178,11 @@ impl<'a> Workload<'a> {
         }
     }
 
-    /// The same where a model reads all examples to train on, learning nothing, before they are trained on.
-    pub fn read_at_first<T>(mut self, examples: &Examples<T>, sizes: &Sizes<T>) -> Self {
-        self.rows.read = self.rows.read.max(sizes.budget.min(examples.sum(sizes.rows)));
+    /// The same where a model looks something up for all examples to train on, or, where they are streamed, for those
+    /// of a step, and learns nothing from that.
+    pub fn looked_up<T>(mut self, examples: &Examples<T>, sizes: &Sizes<T>) -> Self {
+        let all = examples.largest_training_pass(sizes.evaluated, sizes.budget).unwrap_or(self.rows.learned);
+        self.rows.forward = self.rows.forward.max(all);
         self
     }
 
@@ -328,7 +333,8 @@ impl TrainingPlan<'_> {
     /// The memory by what holds it, if it fits the machine.
     fn memory(&self) -> Result<Vec<(String, u64)>> {
         let TrainingPlan { model, examples, .. } = *self;
-        let footprints = [&[Footprint::of("model", model)?], self.beside].concat();
+        let trained = Footprint::of("model", model)?.with_tokenizer(&model.folder().path);
+        let footprints = [&[trained], self.beside].concat();
         memory::check(&footprints, examples.rows, self.cache)?;
         Ok(memory::expected(&footprints, examples.rows, self.cache))
     }

@@ -96,19 +96,23 @@ fn the_rows_of_a_pass_are_known_before_it_is_packed_and_no_more_than_allowed() -
             [tree(1, 5, &[4]), tree(2, 0, &[9, 2]), tree(3, 6, &[1, 3, 2]), tree(4, 12, &[2, 6]), tree(5, 1, &[2, 0])];
         for tree in &trees {
             assert_eq!(model.rows_of(tree), model.rows(&model.pack([tree])), "{shape:?}: {tree:?}");
-            let [first, ..] = &tree.answers[..] else { continue };
+            let first = &tree.answers[0];
             let alike = TokenTree { answers: vec![first.clone(); 3], ..tree.clone() };
-            if !tree.prompt.is_empty() && tree.longest() <= 14 {
-                assert_eq!(model.rows_of_answers(tree.prompt.len(), 3, first.tokens.len()), model.rows_of(&alike));
-            }
+            assert_eq!(model.rows_of_answers(tree.prompt.len(), 3, first.tokens.len()), model.rows_of(&alike));
         }
         for budget in [1, 13, 40, 400] {
             let passes = model.passes(&trees, budget);
             assert!(passes.iter().cloned().flatten().eq(0..trees.len()));
-            for pass in passes {
-                let rows = model.rows(&model.pack(&trees[pass.clone()]));
-                assert!(rows <= budget || pass.len() == 1, "{shape:?}: {rows} rows in {pass:?}, {budget} allowed");
+            let rows = |trees: &[TokenTree]| model.rows(&model.pack(trees));
+            for pass in &passes {
+                let own = rows(&trees[pass.clone()]);
+                assert!(own <= budget || pass.len() == 1, "{shape:?}: {own} rows in {pass:?}, {budget} allowed");
+                // As many as there is room for.
+                let more = pass.start..trees.len().min(pass.end + 1);
+                assert!(more == *pass || rows(&trees[more]) > budget, "{shape:?}: {pass:?} of {budget}");
             }
+            let largest = passes.into_iter().map(|pass| rows(&trees[pass])).max();
+            assert_eq!(Some(model.largest_pass(&trees, budget)), largest);
         }
     }
     Ok(())
