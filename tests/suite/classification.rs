@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array, StringArray};
 use candle_core::Device;
+use rlhf::adapt::{Bases, Head, Role, Training};
 use rlhf::classifier::{Classifier, ClassifierInput};
+use rlhf::data::batch::{Continuation, TokenTree};
 use rlhf::data::parquet;
 use rlhf::data::tokenize::{EncodedTexts, Tokenizer};
 use rlhf::model::folder::{WithoutWeights, open};
@@ -63,6 +65,26 @@ fn workbench() -> Workbench {
     let (folder, architecture, weights) = open(&bench.path("bert"), new, BaseForm::F32, &Device::Cpu).unwrap();
     weight_files::write(&bench.path("bert"), &weights, &architecture, &folder.form).unwrap();
     bench
+}
+
+#[test]
+fn an_encoders_answers_stand_each_behind_a_copy_of_their_prompt() {
+    let bench = workbench();
+    let folder = bench.path("bert");
+    let role = Role { folder: &folder, adapters: &[], training: Training::Frozen, head: Head::ScalarOrNew, seed: 0 };
+    let model = Bases::new(Device::Cpu).load(&role).unwrap();
+    let answer = |tokens: usize| Continuation { tokens: vec![5; tokens], learned: vec![true; tokens] };
+    let tree = |prompt: usize, answers: &[usize]| TokenTree {
+        prompt: vec![7; prompt],
+        answers: answers.iter().map(|&tokens| answer(tokens)).collect(),
+    };
+    let trees = [tree(10, &[3, 3, 3]), tree(4, &[1]), tree(0, &[6, 2])];
+    let rows = trees.each_ref().map(|tree| model.rows_of(tree));
+    assert_eq!(rows, [3 * 13, 5, 8]);
+    assert_eq!(rows.iter().sum::<usize>(), model.rows(&model.pack(&trees)));
+    assert_eq!(model.rows_of_answers(10, 3, 3), 39);
+    assert_eq!(model.passes(&trees, 44), [0..2, 2..3]);
+    assert_eq!(model.passes(&trees, 43), [0..1, 1..3]);
 }
 
 fn evaluation(bench: &Workbench, run: &str) -> Value {

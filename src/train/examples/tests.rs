@@ -154,6 +154,10 @@ fn the_largest_pass_is_found_in_memory_and_bounded_where_rows_are_read_as_they_a
     });
     assert_eq!(Some(examples.largest_pass(same, budget, steps)), greedy.max());
     assert_eq!(Some(examples.largest_pass(same, 1, steps)), all.concat().into_iter().max());
+    // All at once, and of those that are set aside.
+    assert_eq!(examples.largest_training_pass(same, usize::MAX), Some(examples.sum(same)));
+    let aside: usize = numbers(examples.evaluation().unwrap()).into_iter().sum();
+    assert_eq!(examples.largest_evaluation_pass(same, usize::MAX), aside);
     // Above the mean step, and at most as large as the largest number in every place.
     let streamed = open(data, 50, usize::MAX);
     assert!(streamed.is_streamed());
@@ -163,4 +167,8 @@ fn the_largest_pass_is_found_in_memory_and_bounded_where_rows_are_read_as_they_a
     assert!(bound > 8 * mean && bound <= 8 * known.iter().max().unwrap(), "{bound}, {mean}");
     assert_eq!(streamed.largest_pass(|_| 3, usize::MAX, steps), 24);
     assert_eq!(streamed.largest_pass(|_| 3, 10, steps), 10);
+    // Not read yet: so many, each of which may be as large as any.
+    assert_eq!(streamed.largest_training_pass(same, usize::MAX), None);
+    assert_eq!(streamed.largest_evaluation_pass(|_| 3, usize::MAX), 3 * streamed.evaluation_len());
+    assert_eq!(streamed.largest_evaluation_pass(|_| 3, 10), 10);
 }
