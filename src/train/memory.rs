@@ -132,9 +132,9 @@ impl PassFootprint {
 }
 
 /// Hundredths of what a pass takes that are held beside it: steps are of other sizes than the ones before.
-/// Measured, 4 to 9 for models of 1 M to 135 M numbers ([`crate::ops::memory`]); a machine that does other work
+/// Measured, 4 to 18 for models of 1 M to 135 M numbers ([`crate::ops::memory`]); a machine that does other work
 /// too moves it.
-const KEPT_BY_ALLOCATOR: u64 = 8;
+const KEPT_BY_ALLOCATOR: u64 = 10;
 
 /// The same where there are chunks of logits, whose memory fits nothing else. Measured, 10 to 20.
 const KEPT_BESIDE_LOGITS: u64 = 15;
@@ -431,8 +431,8 @@ mod tests {
         };
         let rows = PassRows { learned: 4096, forward: 0, of_one: 100 };
         let check = |machine| check_against(machine, std::slice::from_ref(&model), rows, 0);
-        // Weights, gradients and two moments are 160 MB, the process 100 MB; the pass takes 9,953 bytes a
-        // row, 41 MB, or 4,320 bytes, 18 MB.
+        // Weights, gradients and two moments are 160 MB, the process 100 MB; the pass takes 10,138 bytes a
+        // row, 42 MB, or 4,400 bytes, 18 MB.
         check(304_000_000).unwrap();
         let fault = |machine| check(machine).unwrap_err().to_string();
         let tokens = fault(270_000_000);
@@ -453,9 +453,9 @@ mod tests {
         assert!(fault(150_000_000).ends_with("--method lora, would fit"), "{}", fault(150_000_000));
         assert!(fault(100_000_000).ends_with("a smaller model or a machine with more"));
         assert!(machine() > 100_000_000);
-        // What the allocator keeps is a share of the pass, 754,968 numbers, or all gradients of a feed-forward.
+        // What the allocator keeps is a share of the pass, 943,710 numbers, or all gradients of a feed-forward.
         let with = |gradients| PassFootprint { gradients, ..model.pass }.bytes(4096) - model.pass.bytes(4096);
-        assert_eq!((with(184), with(185)), (0, 4 * (185 * 4096 - 754_968)));
+        assert_eq!((with(230), with(231)), (0, 4 * (231 * 4096 - 943_710)));
         // More with logits, which are 1,000,000 numbers themselves.
         let logits = PassFootprint { logits: 1_000_000, ..model.pass }.bytes(4096);
         assert_eq!(logits, 4 * (10_437_184 + 15 * 104_371));
@@ -470,7 +470,7 @@ mod tests {
         let more = Footprint { tokenizer: 1_000_000, ..model.clone() };
         let parts = expected(&[more], PassRows { forward: 8192, ..rows }, 0);
         let part = |name: &str| parts.iter().find(|(what, _)| what == name).map(|(_, bytes)| *bytes);
-        let forward = 4 * (20_480_000 + 8 * 204_800) + OF_THREAD * rayon::current_num_threads() as u64;
+        let forward = 4 * (20_480_000 + 10 * 204_800) + OF_THREAD * rayon::current_num_threads() as u64;
         assert_eq!(part("passes that learn nothing, beyond that"), Some(forward - model.pass.bytes(4096)));
         assert_eq!(part("program, tokenizer and buffers"), Some(113_000_000));
         // Keys and values of 60,000 tokens, 256 numbers each, are 61.44 MB in f32 and half of it in bf16, which
@@ -484,6 +484,6 @@ mod tests {
         };
         sampling(CachePrecision::Bf16).unwrap();
         let fault = sampling(CachePrecision::F32).unwrap_err().to_string();
-        assert!(fault.contains("keys and values of the sampler, beyond that 20.67 MB"), "{fault}");
+        assert!(fault.contains("keys and values of the sampler, beyond that 19.92 MB"), "{fault}");
     }
 }
