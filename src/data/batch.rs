@@ -109,8 +109,8 @@ impl Batch {
         batch
     }
 
-    /// The same, where answers of those trees that stand `apart` have each a copy of their prompt: what is computed of it depends on the
-    /// answer's length.
+    /// The same, where answers of those trees that stand `apart` have each a copy of their prompt: what is computed
+    /// of it depends on the answer's length.
     pub fn pack_some_apart<'a>(
         trees: impl IntoIterator<Item = (&'a TokenTree, usize)>,
         apart: impl Fn(&TokenTree, usize) -> bool,

@@ -1,9 +1,11 @@
 //! What alignment did: toxicity, hallucination and preference, of models or of answers that were made elsewhere.
 //!
 //! Every model answers every prompt ([`question`]); the embedded world's own rule judges the answers to its prompts, a reward model and scorers
-//! judge any ([`judging`], [`scorer`]). Rates come with bootstrap intervals and with paired changes against the base model ([`rates`], [`crate::bootstrap`]), those of hallucination beside how
-//! many answers are empty or refuse ([`refusal`]) and by kind. [`perplexity`] of held-out text says what alignment cost. [`toxicity`] is RealToxicityPrompts' protocol,
-//! [`agreement`] says what a scorer's numbers are worth beside people's. The [`report`] holds everything.
+//! judge any ([`judging`], [`scorer`]). Rates come with bootstrap intervals and with paired changes against the base
+//! model ([`rates`], [`crate::bootstrap`]), those of hallucination beside how many answers are empty or refuse
+//! ([`refusal`]) and by kind. [`perplexity`] of held-out text says what alignment cost. [`toxicity`] is
+//! RealToxicityPrompts' protocol, [`agreement`] says what a scorer's numbers are worth beside people's. The
+//! [`report`] holds everything.
 //!
 //! The random numbers that choose the answers are the same for every model, so that equal models give equal answers.
 

@@ -56,15 +56,18 @@ impl Confusion {
         self.counts.iter().flatten().sum()
     }
 
+    fn right(&self) -> usize {
+        (0..self.counts.len()).map(|class| self.counts[class][class]).sum()
+    }
+
     /// Share of texts that were taken for what they are.
     pub fn accuracy(&self) -> f64 {
-        let right: usize = (0..self.counts.len()).map(|class| self.counts[class][class]).sum();
-        right as f64 / self.total().max(1) as f64
+        self.right() as f64 / self.total().max(1) as f64
     }
 
     /// The same with its interval over texts; nothing where there are none.
     pub fn accuracy_interval(&self, seed: u64) -> Option<Estimate> {
-        let right: usize = (0..self.counts.len()).map(|class| self.counts[class][class]).sum();
+        let right = self.right();
         let texts: Vec<Cluster> =
             (0..self.total()).map(|text| Cluster::from_iter([f64::from(u8::from(text < right))])).collect();
         bootstrap::rate(&texts, bootstrap::RESAMPLES, &mut random::stream(seed, "bootstrap of accuracy", 0))
