@@ -9,7 +9,7 @@
 //! | 0 | done |
 //! | 1 | a fault of ours or of the machine ([`Error::Tensor`]) |
 //! | 2 | input that cannot be used, or a file that cannot be read or written; the sentence says which and what to do |
-//! | 3 | stopped by SIGINT or SIGTERM ([`Error::Stopped`]): a checkpoint is written, and `--resume` goes on from it |
+//! | 3 | stopped by SIGINT or SIGTERM ([`Error::Stopped`]): `--resume` goes on from the newest checkpoint, where there is one |
 //! | 4 | the numbers went bad ([`Error::NotFinite`]): the weights as they last were good are kept |
 //! | 130, 143 | ended at once by a second SIGINT or SIGTERM |
 
@@ -29,7 +29,7 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
-    /// A signal asked the run to stop, and it did so at a point from which it can go on.
+    /// A signal asked the run to stop, and it did so at a point from which it can go on, or before it learned anything.
     #[error("{0}")]
     Stopped(String),
     /// Gradients were not finite many times in a row.

@@ -1,4 +1,8 @@
 //! Being asked to stop: SIGINT (Ctrl-C) and SIGTERM let a run come to a point from which it can go on; a second one ends it at once.
+//!
+//! Between two steps a run asks by itself whether a signal came ([`requested`]). Work that may take minutes and changes nothing, such as an
+//! evaluation, is given up in the middle: while a [`Heeding`] lives, each pass through a model ends with an error
+//! where a signal came ([`check`]).
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -16,12 +20,15 @@ struct Flags {
     requested: Arc<AtomicBool>,
     /// Which one.
     signal: Arc<AtomicUsize>,
+    /// Whether what is being done may be given up in the middle.
+    heeding: AtomicBool,
 }
 
 static FLAGS: LazyLock<Flags> = LazyLock::new(|| Flags {
     idle: Arc::new(AtomicBool::new(true)),
     requested: Arc::new(AtomicBool::new(false)),
     signal: Arc::new(AtomicUsize::new(0)),
+    heeding: AtomicBool::new(false),
 });
 
 /// While it lives, a first signal is only noted.
@@ -52,6 +59,33 @@ fn register() -> std::io::Result<()> {
 impl Drop for Listening {
     fn drop(&mut self) {
         FLAGS.idle.store(true, Ordering::SeqCst);
+    }
+}
+
+/// While it lives, what is being done may be given up in the middle.
+#[derive(Debug)]
+pub struct Heeding(());
+
+/// From now on what is done may be given up in the middle.
+pub fn heed() -> Heeding {
+    FLAGS.heeding.store(true, Ordering::SeqCst);
+    Heeding(())
+}
+
+impl Drop for Heeding {
+    fn drop(&mut self) {
+        FLAGS.heeding.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Ends what is being done, if it may be given up in the middle and a signal came.
+///
+/// # Errors
+/// [`Error::Stopped`] then.
+pub fn check() -> Result<()> {
+    match requested().filter(|_| FLAGS.heeding.load(Ordering::SeqCst)) {
+        Some(signal) => Err(Error::Stopped(format!("stopped by {signal}"))),
+        None => Ok(()),
     }
 }
 

@@ -34,6 +34,7 @@ use crate::data::tokenize::Tokenizer;
 use crate::error::Result;
 use crate::ops::{self, Value};
 use crate::remote::hub;
+use crate::stop;
 use adapter::{Adapter, Parameter, Pass, Saving};
 use architecture::{Architecture, Pooling};
 use folder::ModelFolder;
@@ -300,7 +301,11 @@ impl Model {
     }
 
     /// The hidden state at every token of a batch, `[tokens, d_model]`.
+    ///
+    /// # Errors
+    /// Where a signal ends what may be given up ([`stop::check`]), too.
     pub fn hidden(&self, batch: &Batch, pass: &Pass) -> Result<Value> {
+        stop::check()?;
         let layout = Layout::new(&batch.segments, &self.own_rows());
         let checkpoints = self.checkpoints;
         let stream = Stream { tokens: &batch.tokens, types: &batch.types, layout: &layout, checkpoints };
@@ -308,7 +313,11 @@ impl Model {
     }
 
     /// The hidden state at every token of a stream whose keys and values are kept in `store`.
+    ///
+    /// # Errors
+    /// As [`hidden`](Self::hidden).
     pub fn hidden_with_store(&self, tokens: &[u32], layout: &Layout, store: &mut dyn KeyValueStore) -> Result<Value> {
+        stop::check()?;
         let stream = Stream { tokens, types: &[], layout, checkpoints: false };
         self.transformer.forward(&stream, &self.stacks, &Pass::default(), Some(store))
     }

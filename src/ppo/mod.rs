@@ -41,7 +41,7 @@ use crate::say;
 use crate::train::examples::{Example, Examples, values};
 use crate::train::plan::{self as training_plan, check_length};
 use crate::train::rounding::check_trained;
-use crate::train::run::{Run, rows_named};
+use crate::train::run::{Run, Turn, rows_named};
 use crate::train::schedule::Schedule;
 use course::Course;
 use evaluation::HeldOut;
@@ -51,7 +51,6 @@ use roles::{Learner, Roles};
 use rollout::{PromptExample, episodes};
 use settings::PpoSettings;
 use update::{Step, update};
-use watch::Watch;
 
 /// Runs the whole stage: reads, samples, learns, saves.
 pub fn run(settings: &PpoSettings) -> Result<()> {
@@ -177,23 +176,24 @@ fn train(
     let value_schedule = Schedule { peak: settings.value.value_learning_rate.unwrap_or(schedule.peak), ..*schedule };
     let evaluate_every = settings.observation.evaluate_every.unwrap_or(total_updates.div_ceil(10)).max(1);
     let mut course = Course::new(settings);
-    let restored = run.restore(|state| course.take_from(state, roles, material.mix.as_mut(), settings));
-    let done = restored.map_err(|error| (0, error))?;
-    for number in done..total_updates {
-        let step = Step {
-            number,
-            learning_rate: schedule.learning_rate(number),
-            value_learning_rate: value_schedule.learning_rate(number),
-            kl_coefficient: course.kl_coefficient.value(),
-        };
-        let measures = prompts.during(number, total_updates, |chosen| {
-            one_update(settings, roles, &chosen, &mut material, step, &mut course, run)
-        });
-        let measures = measures.map_err(|error| (number, error))?;
-        course.kl_coefficient.update(measures.kl, measures.episodes);
+    let turns = run.restore(|state| course.take_from(state, roles, material.mix.as_mut(), settings));
+    for Turn { step: number, is_learned } in turns.map_err(|error| (0, error))? {
+        if !is_learned {
+            let step = Step {
+                number,
+                learning_rate: schedule.learning_rate(number),
+                value_learning_rate: value_schedule.learning_rate(number),
+                kl_coefficient: course.kl_coefficient.value(),
+            };
+            let measures = prompts.during(number, total_updates, |chosen| {
+                one_update(settings, roles, &chosen, &mut material, step, &mut course, run)
+            });
+            let measures = measures.map_err(|error| (number, error))?;
+            course.kl_coefficient.update(measures.kl, measures.episodes);
+        }
         let (updates, last) = (number + 1, number + 1 == total_updates);
         let evaluates = last || updates % evaluate_every == 0;
-        observe(settings, roles, &mut material, updates, evaluates, &mut course.watch, run)
+        observe(settings, roles, &mut material, updates, evaluates, &mut course, run)
             .and_then(|()| run.checkpoint(updates, |state| course.add_to(state, roles, material.mix.as_ref())))
             .map_err(|error| (updates, error))?;
     }
@@ -286,7 +286,7 @@ fn observe(
     material: &mut Material,
     updates: usize,
     evaluates: bool,
-    watch: &mut Watch,
+    course: &mut Course,
     run: &mut Run,
 ) -> Result<()> {
     let every = settings.observation.policy_every;
@@ -300,8 +300,11 @@ fn observe(
         })?;
     }
     let Some(held_out) = material.held_out.as_mut().filter(|_| evaluates) else { return Ok(()) };
-    let found = held_out.evaluate(roles, material.tokenizer, &material.stop)?;
-    let warning = watch.evaluation(updates - 1, found.reward, found.judge);
+    let evaluating = run.evaluating()?;
+    let evaluated = held_out.evaluate(roles, material.tokenizer, &material.stop);
+    let mix = material.mix.as_ref();
+    let found = run.evaluated(evaluating, evaluated, updates, |state| course.add_to(state, roles, mix))?;
+    let warning = course.watch.evaluation(updates - 1, found.reward, found.judge);
     let metrics = [
         ("evaluation/judge", found.judge),
         ("evaluation/reward", found.reward),

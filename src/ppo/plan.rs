@@ -9,6 +9,7 @@ use super::rollout::PromptExample;
 use super::settings::{PpoSettings, ValueSource, presets};
 use crate::adapt;
 use crate::classifier::Classifier;
+use crate::data::batch::largest_run;
 use crate::data::tokenize_records::Truncation;
 use crate::error::Result;
 use crate::generate::CacheSize;
@@ -92,9 +93,39 @@ fn tokens_of_one(settings: &PpoSettings, prompts: &Examples<PromptExample>) -> u
 
 /// The rows of the same in the policy or the value model, whichever has more.
 fn rows_of_prompt(settings: &PpoSettings, roles: &Roles, prompt: &PromptExample) -> usize {
-    let (answers, tokens) = (settings.episode.answers, settings.sampling.response_length);
-    let rows = |model: &Model| model.rows_of_answers(prompt.tokens.len(), answers, tokens);
+    let rows = |model: &Model| rows_of_answers(settings, model, prompt, settings.episode.answers);
     rows(&roles.policy.model).max(roles.value.as_ref().map_or(0, |value| rows(&value.model)))
+}
+
+/// The rows of a prompt and so many answers at their longest in a model.
+fn rows_of_answers(settings: &PpoSettings, model: &Model, prompt: &PromptExample, answers: usize) -> usize {
+    model.rows_of_answers(prompt.tokens.len(), answers, settings.sampling.response_length)
+}
+
+/// The most rows at a time of what scores answers: reward models those of an update, which they may lay otherwise than
+/// the policy (an encoder copies the prompt), and all who see them one answer to every held-out prompt.
+fn rows_of_scores(
+    settings: &PpoSettings,
+    roles: &Roles,
+    prompts: &Examples<PromptExample>,
+    material: &Material,
+    updates: usize,
+) -> usize {
+    let budget = settings.common.tokens_per_batch;
+    let of_updates = roles.rewards.models().iter().map(|reward| {
+        let answers = settings.episode.answers;
+        prompts.largest_pass(|prompt| rows_of_answers(settings, reward.model(), prompt, answers), budget, updates)
+    });
+    let rewards = || roles.rewards.models().iter();
+    let of_held_out = material.held_out.iter().flat_map(|held_out| {
+        let others = rewards().chain(held_out.judge_models()).map(|model| model.model());
+        [&roles.policy.model].into_iter().chain(others).map(|model| {
+            let prompts = held_out.prompts().iter();
+            let rows: Vec<usize> = prompts.map(|prompt| rows_of_answers(settings, model, prompt, 1)).collect();
+            largest_run(&rows, budget)
+        })
+    });
+    of_updates.chain(of_held_out).max().unwrap_or(0)
 }
 
 /// The keys and values that the sampler holds: those of an update's prompts and answers, and no more than allowed.
@@ -188,12 +219,8 @@ pub fn plan(
     };
     let workload = Workload::new("prompts", prompts, schedule.total_steps, &sizes);
     let mut rows = rows_of_step(settings, workload.rows.learned, workload.rows.of_one);
-    if let Some(held_out) = &material.held_out {
-        // Judges score one answer to every held-out prompt.
-        let response = settings.sampling.response_length;
-        let judged: usize = held_out.prompts().iter().map(|prompt| prompt.tokens.len() + response).sum();
-        rows.forward = rows.forward.max(settings.common.tokens_per_batch.min(judged));
-    }
+    let scored = rows_of_scores(settings, roles, prompts, material, schedule.total_steps);
+    rows.forward = rows.forward.max(scored);
     if let Some(mix) = &material.mix {
         rows.learned = rows.learned.max(mix.largest_pass(&roles.policy.model));
     }
@@ -258,4 +285,32 @@ pub fn plan(
         plan = plan.line("set by", name);
     }
     Ok(set.into_iter().fold(plan, |plan, (name, value)| plan.line(&format!("  {name}"), value)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::from_arguments;
+
+    #[test]
+    fn a_pass_of_an_update_has_the_rows_of_its_largest_minibatch_and_never_less_than_those_of_a_prompt() {
+        let rows = |flags: &str, rows: usize, of_one: usize| {
+            let needed = "--model m --reward-model r --data d --output o --max-length 200 --response-length 10";
+            let settings = from_arguments(format!("{needed} {flags}").split(' ')).unwrap();
+            let PassRows { learned, forward, of_one } = rows_of_step(&settings, rows, of_one);
+            (learned, forward, of_one)
+        };
+        // Seven prompts in two minibatches, of four and three.
+        assert_eq!(rows("--batch-size 7 --minibatches 2 --tokens-per-batch 4096", 700, 120), (400, 700, 120));
+        // Two answers each.
+        assert_eq!(
+            rows("--batch-size 8 --answers 2 --minibatches 2 --tokens-per-batch 4096", 800, 210),
+            (400, 800, 210)
+        );
+        // No pass has more than it may, but for one prompt that has.
+        assert_eq!(rows("--batch-size 8 --minibatches 1 --tokens-per-batch 300", 800, 120), (300, 300, 120));
+        assert_eq!(rows("--batch-size 8 --minibatches 8 --tokens-per-batch 100", 800, 150), (150, 150, 150));
+        // A minibatch of one prompt has at most the rows of the largest.
+        assert_eq!(rows("--batch-size 8 --minibatches 8 --tokens-per-batch 4096", 800, 150), (150, 800, 150));
+    }
 }

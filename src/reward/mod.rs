@@ -163,7 +163,7 @@ pub fn run(settings: &RewardSettings) -> Result<Option<RewardEvaluation>> {
     let Trainer { model, optimizer, .. } = trainer;
     drop(optimizer);
     check_trained(&model, &mut run)?;
-    let report = report(settings, &mut bases, &mut examples, &run)?;
+    let report = run.heeding(|| report(settings, &mut bases, &mut examples, &run))?;
     run.finish()?;
     Ok(report)
 }

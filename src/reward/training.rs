@@ -11,7 +11,7 @@ use crate::model::passes::StepPasses;
 use crate::train::examples::{Example, Examples, values};
 use crate::train::optimizer::Optimizer;
 use crate::train::rounding::as_saved;
-use crate::train::run::Run;
+use crate::train::run::{Run, Turn};
 use crate::train::schedule::Schedule;
 use crate::train::state::StateWriter;
 
@@ -37,23 +37,29 @@ impl Trainer<'_> {
     /// Trains, and keeps the model whose evaluation loss is the lowest, and the last.
     pub fn train(&mut self, examples: &mut Examples<RankedTree>, run: &mut Run) -> Result<()> {
         let Trainer { model, optimizer, .. } = self;
-        let done = run.restore(|state| {
+        let turns = run.restore(|state| {
             if let Some(head) = model.head_mut() {
                 (head.form.shift, head.form.divisor) = state.value(SHIFT_AND_DIVISOR)?;
             }
             optimizer.take_from(state, OPTIMIZER)
         })?;
         let settings = self.settings;
-        if settings.normalize_first && done == 0 {
-            let tokens = settings.common.tokens_per_batch;
-            normalization::normalize(&mut self.model, &self.zero_point, settings.normalize, tokens)?;
+        if settings.normalize_first && turns.is_start() {
+            let (model, tokens) = (&mut self.model, settings.common.tokens_per_batch);
+            run.heeding(|| normalization::normalize(model, &self.zero_point, settings.normalize, tokens))?;
         }
         let total_steps = self.schedule.total_steps;
         let evaluate_every = settings.examples.evaluate_every.unwrap_or(examples.steps_per_epoch());
-        for step in done..total_steps {
-            examples.during(step, total_steps, |chosen| self.learn(step, &chosen, run))?;
+        for Turn { step, is_learned } in turns {
+            if !is_learned {
+                examples.during(step, total_steps, |chosen| self.learn(step, &chosen, run))?;
+            }
             if step + 1 == total_steps || (step + 1) % evaluate_every == 0 {
-                self.evaluate_and_keep(step + 1, examples, run)?;
+                let evaluating = run.evaluating()?;
+                let evaluated = self.evaluate_and_keep(step + 1, examples, run);
+                run.evaluated(evaluating, evaluated, step + 1, |state| {
+                    add_to_state(state, &self.model, &self.optimizer)
+                })?;
             }
             run.checkpoint(step + 1, |state| add_to_state(state, &self.model, &self.optimizer))?;
         }

@@ -119,16 +119,19 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let report = if by_words {
         let task = ByWords(classes);
         let report = train(settings, &model, &task, &mut examples, &mut run, save)?;
-        if let Some((step, best)) = best(&role, &run, &mut bases)? {
+        run.heeding(|| {
+            let Some((step, best)) = best(&role, &run, &mut bases)? else { return Ok(()) };
             let task = ByWords(Classes { model: &best, labels: &labels, common });
-            write_report(&run, step, &task.0, task.predictions(&values(examples.evaluation()?))?, None)?;
-        }
+            write_report(&run, step, &task.0, task.predictions(&values(examples.evaluation()?))?, None)
+        })?;
         report
     } else {
         let probed = if is_probe { examples.training() } else { None };
         if let Some(training) = &probed {
-            compute_features(&model, &values(training), common.tokens_per_batch)?;
-            compute_features(&model, &values(examples.evaluation()?), common.tokens_per_batch)?;
+            run.heeding(|| {
+                compute_features(&model, &values(training), common.tokens_per_batch)?;
+                compute_features(&model, &values(examples.evaluation()?), common.tokens_per_batch)
+            })?;
         }
         let task = ByHead { classes, is_probe };
         let report = train(settings, &model, &task, &mut examples, &mut run, save)?;
@@ -140,10 +143,11 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
             }
             None => None,
         };
-        if let Some((step, best)) = best(&role, &run, &mut bases)? {
+        run.heeding(|| {
+            let Some((step, best)) = best(&role, &run, &mut bases)? else { return Ok(()) };
             let task = ByHead { classes: Classes { model: &best, labels: &labels, common }, is_probe };
-            write_report(&run, step, &task.classes, task.predictions(&evaluation)?, control)?;
-        }
+            write_report(&run, step, &task.classes, task.predictions(&evaluation)?, control)
+        })?;
         report
     };
     run.finish()?;

@@ -174,8 +174,10 @@ pub(super) fn run(settings: &SftSettings) -> Result<SftReport> {
     let mut run = Run::start(&settings.resolved(), common, checkpoints, &plan, total_steps, settings.inputs()?)?;
     if let Some(training) = examples.training() {
         let reference = model.frozen()?;
-        look_up_reference(&reference, &values(&training), common.tokens_per_batch)?;
-        look_up_reference(&reference, &values(examples.evaluation()?), common.tokens_per_batch)?;
+        run.heeding(|| {
+            look_up_reference(&reference, &values(&training), common.tokens_per_batch)?;
+            look_up_reference(&reference, &values(examples.evaluation()?), common.tokens_per_batch)
+        })?;
     }
     let save = |folder: &Path| model.save(folder);
     let task = Preferences { model: &model, reference: copy, settings: &settings.dpo, common };

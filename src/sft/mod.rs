@@ -23,7 +23,7 @@ use crate::train::memory::Footprint;
 use crate::train::optimizer::Optimizer;
 use crate::train::plan::{Plan, TrainingPlan, Workload};
 use crate::train::rounding::{as_saved, check_trained};
-use crate::train::run::Run;
+use crate::train::run::{Run, Turn};
 use crate::train::schedule::Schedule;
 use crate::train::state::StateWriter;
 pub use dpo::DpoSettings;
@@ -235,23 +235,27 @@ fn train<T: Task>(
     let mut optimizer = Optimizer::of(model, &settings.training, &settings.model)?;
     let evaluate_every = settings.examples.evaluate_every.unwrap_or(examples.steps_per_epoch());
     let mut report = SftReport { steps: total_steps, ..SftReport::NOTHING };
-    let done = run.restore(|state| {
+    let turns = run.restore(|state| {
         report = state.value(REPORT)?;
         report.steps = total_steps;
         optimizer.take_from(state, OPTIMIZER)
     })?;
-    for step in done..total_steps {
-        let rate = schedule.learning_rate(step);
-        examples
-            .during(step, total_steps, |chosen| learn(task, &chosen, &mut optimizer, (step, rate), &mut report, run))?;
+    for Turn { step, is_learned } in turns {
+        if !is_learned {
+            let (optimizer, report, rate) = (&mut optimizer, &mut report, schedule.learning_rate(step));
+            examples.during(step, total_steps, |chosen| learn(task, &chosen, optimizer, (step, rate), report, run))?;
+        }
         if step + 1 == total_steps || (step + 1) % evaluate_every == 0 {
             let held_out = values(examples.evaluation()?);
+            let evaluating = run.evaluating()?;
             let evaluation = match held_out.is_empty() {
-                true => Vec::new(),
-                false => as_saved(model, || task.evaluate(&held_out))?,
+                true => Ok(Vec::new()),
+                false => as_saved(model, || task.evaluate(&held_out)),
             };
-            if let Some((_, loss)) = evaluation.first() {
-                run.evaluation(step + 1, &evaluation)?;
+            let found =
+                run.evaluated(evaluating, evaluation, step + 1, |state| add_to_state(state, &optimizer, &report))?;
+            if let Some((_, loss)) = found.first() {
+                run.evaluation(step + 1, &found)?;
                 report.evaluation_loss = Some(*loss);
             }
             run.keep(step + 1, report.evaluation_loss, |folder| {

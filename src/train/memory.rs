@@ -165,6 +165,9 @@ impl Footprint {
     /// Where a pass of the model fails.
     pub fn of(role: &'static str, model: &Model) -> Result<Self> {
         let trained = model.trainable_count();
+        let pass = if trained > 0 { PassFootprint::of(model)? } else { PassFootprint::default() };
+        let again = PassFootprint::before_reading(model.architecture(), true);
+        let again = PassFootprint { logits: pass.logits, ..again };
         Ok(Footprint {
             role,
             copy: format!("{:p}", model.weights().as_ref()),
@@ -174,11 +177,8 @@ impl Footprint {
             trains_base: model.weights().variables().next().is_some(),
             added: model.added_parameters(),
             trained,
-            pass: if trained > 0 { PassFootprint::of(model)? } else { PassFootprint::default() },
-            checkpointed: match trained > 0 {
-                true => PassFootprint::before_reading(model.architecture(), true),
-                false => PassFootprint::default(),
-            },
+            pass,
+            checkpointed: if trained > 0 { again } else { PassFootprint::default() },
             forward: PassFootprint::forward(model.architecture(), model.head().is_some()),
             rounded: if model.saved_dtype() == DType::F32 { 0 } else { trained },
         })

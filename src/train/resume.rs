@@ -76,6 +76,9 @@ pub struct Record {
     pub best: Option<Kept>,
     /// The step after which a model was last kept.
     pub last_kept: Option<usize>,
+    /// Whether the evaluation after its last step is still to be made: a signal came meanwhile.
+    #[serde(default)]
+    pub evaluation_is_due: bool,
     /// Bytes of its warnings.
     pub warnings: usize,
     /// How far its curves were.

@@ -3,6 +3,8 @@
 //! The folder holds `settings.toml` as resolved, `metrics.jsonl`, TensorBoard events, checkpoints, the models `best/` and `last/`, and, at its
 //! top, the best model, so that the folder itself is the model of the next stage.
 
+mod stopping;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -29,6 +31,7 @@ use crate::files::{
 use crate::ops::Arithmetic;
 use crate::settings::{self, CheckpointSettings, CommonSettings, Interval};
 use crate::stop;
+pub use stopping::{Evaluating, Turn, Turns};
 
 /// One run of a training program.
 pub struct Run {
@@ -49,8 +52,10 @@ pub struct Run {
     checkpoint_every: Interval,
     /// When a checkpoint was last written, or the run began.
     noted: Instant,
+    /// The steps that were done at the newest checkpoint of the run, written by it or that from which it goes on.
+    newest: Option<usize>,
     /// From where it goes on.
-    resumed: Option<(usize, StateReader)>,
+    resumed: Option<(Turns, StateReader)>,
     _listening: stop::Listening,
     _lock: FolderLock,
 }
@@ -104,6 +109,7 @@ impl Run {
             checkpoints: own,
             checkpoint_every: checkpoints.checkpoint_every,
             noted: Instant::now(),
+            newest: None,
             resumed: None,
             _listening: stop::listen()?,
             _lock: lock,
@@ -144,16 +150,18 @@ impl Run {
             false => self.write(WARNINGS, &self.warnings)?,
         }
         self.progress.start_at(checkpoint.step);
-        self.note(&format!("goes on after step {} of {}", checkpoint.step, self.identity.total_steps));
-        self.resumed = Some((checkpoint.step, state));
+        let (step, steps) = (checkpoint.step, self.identity.total_steps);
+        self.note(&format!("goes on after step {step} of {steps}"));
+        self.newest = Some(step);
+        self.resumed = Some((Turns { done: step, steps, evaluation_is_due: record.evaluation_is_due }, state));
         Ok(notes)
     }
 
-    /// Gives the state back with which the run goes on, and the number of steps that are done; 0 for a run that begins.
-    pub fn restore(&mut self, restore: impl FnOnce(&mut StateReader) -> Result<()>) -> Result<usize> {
+    /// Gives the state back with which the run goes on, and what there is left to do.
+    pub fn restore(&mut self, restore: impl FnOnce(&mut StateReader) -> Result<()>) -> Result<Turns> {
         match self.resumed.take() {
-            Some((step, mut state)) => restore(&mut state).map(|()| step),
-            None => Ok(0),
+            Some((turns, mut state)) => restore(&mut state).map(|()| turns),
+            None => Ok(Turns { done: 0, steps: self.identity.total_steps, evaluation_is_due: false }),
         }
     }
 
@@ -199,32 +207,40 @@ impl Run {
         step: usize,
         fill: impl FnOnce(&mut StateWriter<'a>) -> Result<()>,
     ) -> Result<PathBuf> {
-        let mut state = StateWriter::default();
-        fill(&mut state)?;
-        let record = Record {
+        let record = self.record()?;
+        self.write_checkpoint_of(&record, step, fill)
+    }
+
+    /// What a checkpoint would hold of the run itself now.
+    fn record(&mut self) -> Result<Record> {
+        Ok(Record {
             program: self.identity.program.clone(),
             total_steps: self.identity.total_steps,
             products: Arithmetic::current().to_string(),
             learned: self.learned.clone(),
             best: self.kept.best(),
             last_kept: self.last_kept,
+            evaluation_is_due: false,
             warnings: self.warnings.len(),
             metrics: self.metrics.sync()?,
-        };
-        self.identity.add_to(&mut state, &record)?;
+        })
+    }
+
+    fn write_checkpoint_of<'a>(
+        &mut self,
+        record: &Record,
+        step: usize,
+        fill: impl FnOnce(&mut StateWriter<'a>) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let mut state = StateWriter::default();
+        fill(&mut state)?;
+        self.identity.add_to(&mut state, record)?;
         let best = self.kept.best().map(|_| self.folder.join("best"));
         let path = self.checkpoints.write(step, best.as_deref(), state)?;
         self.noted = Instant::now();
         self.step_started = Instant::now();
+        self.newest = Some(step);
         Ok(path)
-    }
-
-    /// What a run says that a signal stopped after it wrote a checkpoint.
-    fn stopped(&self, step: usize, signal: &str) -> Error {
-        Error::Stopped(format!(
-            "stopped by {signal} after step {step} of {}; the same command with --resume goes on from there",
-            self.identity.total_steps
-        ))
     }
 
     /// Shows this beside the loss from now on, such as the score that PPO raises.

@@ -196,54 +196,136 @@ fn stop(bench: &Workbench, line: &str, run: &str, signal: &str, later: Duration)
     child.wait_with_output().unwrap()
 }
 
+/// Lets a run go on again and again, sending it a signal at random instants of a step, until `is_enough` of the states at
+/// which it stopped, then to its end; it has to end as one that was left alone.
+fn stop_often(
+    bench: &Workbench,
+    line: &str,
+    name: &str,
+    signal: &str,
+    random: &mut Stream,
+    mut is_enough: impl FnMut(&str) -> bool,
+) {
+    let [whole, stopped] = ["whole", "stopped"].map(|run| format!("{run}-{name}-{signal}"));
+    let started = Instant::now();
+    bench.succeed(&format!("{line} --output {whole}"));
+    // Signals come at any time of a step, however long it takes on this machine.
+    let step = started.elapsed() / bench.metrics(&whole).len() as u32;
+    let command = format!("{line} --output {stopped} --resume");
+    let mut stops = 0;
+    for signals in 1.. {
+        assert!(signals < 200, "{name}: {stops} stops, none of them as it should be");
+        let output = stop(bench, &command, &stopped, signal, step.mul_f64(random.random_range(0.0..1.0)));
+        let said = String::from_utf8_lossy(&output.stderr);
+        match output.status.code() {
+            // It was faster than the hand that was to stop it, and is over: begin again.
+            Some(0) => {
+                assert_same(bench, &whole, &stopped);
+                std::fs::remove_dir_all(bench.path(&stopped)).unwrap();
+                continue;
+            }
+            Some(3) => stops += 1,
+            other => panic!("{name}, {signal}: {other:?}: {said}"),
+        }
+        assert!(said.starts_with(&format!("error: stopped by SIG{signal} after step ")), "{said}");
+        assert!(said.contains("--resume goes on from there") && said.lines().count() == 1, "{said}");
+        let newest = Checkpoints::of(&bench.path(&stopped), 2).newest().unwrap().0.unwrap();
+        if is_enough(&std::fs::read_to_string(newest.folder.join("state.toml")).unwrap()) && stops >= 4 {
+            bench.succeed(&command);
+            break;
+        }
+    }
+    assert_same(bench, &whole, &stopped);
+}
+
+/// The line of a stage without checkpoints that are due by themselves, and long enough for signals.
+fn line_without_checkpoints(stage: &str) -> String {
+    line(stage)
+        .replace("--epochs 12", "")
+        .replace("--epochs 6", "")
+        .replace("--checkpoint-every 1", "--checkpoint-every 60min --epochs 20")
+}
+
 #[test]
 fn a_signal_stops_a_run_at_a_checkpoint_with_a_code_of_its_own() {
     let bench = bench();
     let mut random = stream(0, "signals", 0);
-    let mut within_rollouts = 0;
-    // No checkpoint is due by itself.
     for (stage, signal) in [("sft", "INT"), ("reward", "TERM"), ("ppo", "INT"), ("ppo", "TERM")] {
-        let line = line(stage).replace("--checkpoint-every 1", "--checkpoint-every 60min --epochs 20");
-        let line = line
+        let line = line_without_checkpoints(stage)
             .replace("--minibatches 2", "--minibatches 1 --ppo-epochs 1")
-            .replace("--response-length 8", "--response-length 40")
-            .replace("--epochs 12", "")
-            .replace("--epochs 6", "");
-        let [whole, stopped] = ["whole", "stopped"].map(|name| format!("{name}-{stage}-{signal}"));
-        let started = Instant::now();
-        bench.succeed(&format!("{line} --output {whole}"));
-        // Signals come at any time of a step, however long it takes on this machine.
-        let step = started.elapsed() / bench.metrics(&whole).len() as u32;
-        let command = format!("{line} --output {stopped} --resume");
-        let mut stops = 0;
-        for signals in 1.. {
-            assert!(signals < 200, "{stage}: {stops} stops, {within_rollouts} of them while answers were sampled");
-            let output = stop(&bench, &command, &stopped, signal, step.mul_f64(random.random_range(0.0..1.0)));
-            let said = String::from_utf8_lossy(&output.stderr);
-            match output.status.code() {
-                // It was faster than the hand that was to stop it, and is over: begin again.
-                Some(0) => {
-                    assert_same(&bench, &whole, &stopped);
-                    std::fs::remove_dir_all(bench.path(&stopped)).unwrap();
-                    continue;
-                }
-                Some(3) => stops += 1,
-                other => panic!("{stage}, {signal}: {other:?}: {said}"),
-            }
-            assert!(said.starts_with(&format!("error: stopped by SIG{signal} after step ")), "{said}");
-            assert!(said.contains("--resume goes on from there") && said.lines().count() == 1, "{said}");
-            let newest = Checkpoints::of(&bench.path(&stopped), 2).newest().unwrap().0.unwrap();
-            let state = std::fs::read_to_string(newest.folder.join("state.toml")).unwrap();
-            within_rollouts += usize::from(state.contains("log_probs"));
+            .replace("--response-length 8", "--response-length 40");
+        let mut within_rollouts = 0;
+        stop_often(&bench, &line, stage, signal, &mut random, |state| {
             // One of them while answers were sampled, which is most of a step with one pass over few of them: those
             // are kept.
-            if stops >= 4 && (stage != "ppo" || within_rollouts > 0) {
-                bench.succeed(&command);
-                break;
-            }
-        }
-        assert_same(&bench, &whole, &stopped);
+            within_rollouts += usize::from(state.contains("log_probs"));
+            stage != "ppo" || within_rollouts > 0
+        });
     }
+}
+
+#[test]
+fn a_signal_ends_an_evaluation_in_the_middle_and_the_run_goes_on_with_it() {
+    let bench = bench();
+    let mut random = stream(0, "signals in evaluations", 0);
+    // Most of the time goes into evaluations.
+    let more = [
+        ("sft", "--evaluation-share 0.2", "--evaluation-data many --evaluate-every 1"),
+        ("reward", "--evaluation-share 0.2", "--evaluation-data many-ranked --evaluate-every 1"),
+        (
+            "ppo",
+            "--policy-every 2",
+            "--policy-every 2 --evaluation-data many-prompts --judge-model judge --evaluate-every 1 --max-steps 12",
+        ),
+    ];
+    copies(&bench, "demonstrations.parquet", "many", 12);
+    copies(&bench, "rankings.parquet", "many-ranked", 12);
+    copies(&bench, "prompts.parquet", "many-prompts", 2);
+    for (stage, before, after) in more {
+        let line = line_without_checkpoints(stage).replace(before, after);
+        let line = line.replace("--batch-size 4", "--batch-size 2 --max-steps 12");
+        let mut within_evaluations = 0;
+        stop_often(&bench, &line, &format!("{stage}-evaluation"), "TERM", &mut random, |state| {
+            within_evaluations += usize::from(state.contains("evaluation_is_due = true"));
+            within_evaluations >= 2
+        });
+    }
+}
+
+/// A folder with so many copies of a file.
+fn copies(bench: &Workbench, from: &str, folder: &str, count: usize) {
+    (0..count).for_each(|copy| bench.put(&format!("{folder}/{copy}.parquet"), &bench.bytes(from)));
+}
+
+#[test]
+fn a_signal_while_hidden_states_are_looked_up_ends_the_run_soon_and_the_same_command_begins_again() {
+    let bench = bench();
+    let row = |row: usize| format!("{{\"text\": \"{} {row}\", \"label\": \"{}\"}}\n", "It is so. ".repeat(12), row % 2);
+    bench.put("labelled.jsonl", (0..2000).map(row).collect::<String>().as_bytes());
+    let command = "sft --objective classification --model start --method probing --data labelled.jsonl --max-steps 2 --quiet --output run";
+    for attempt in 1.. {
+        assert!(attempt < 50, "no signal came while hidden states were looked up");
+        let child = bench.command(command).stderr(Stdio::piped()).spawn().unwrap();
+        // The settings are written just before.
+        let started = Instant::now();
+        while !bench.path("run/settings.toml").is_file() && started.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        send(&child, "TERM");
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        if said
+            == "error: stopped by SIGTERM before the first step was done, so that nothing is lost; the same command begins again\n"
+        {
+            assert_eq!(output.status.code(), Some(3));
+            break;
+        }
+        assert!(output.status.code() == Some(3) && said.contains("after step"), "{:?}: {said}", output.status);
+        std::fs::remove_dir_all(bench.path("run")).unwrap();
+    }
+    bench.succeed(command);
+    let steps = bench.metrics("run").iter().filter(|line| line.contains_key("learning_rate")).count();
+    assert_eq!(steps, 2);
 }
 
 #[test]

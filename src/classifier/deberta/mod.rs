@@ -17,6 +17,7 @@ use crate::model::architecture::Config;
 use crate::model::weight_files::TensorFiles;
 use crate::model::weights::{Role, Stored, TensorSpec};
 use crate::ops::{self, Activation, Value};
+use crate::stop;
 use architecture::{Architecture, ConvolutionForm};
 use attention::{Attention, PositionProjections, by_head};
 
@@ -253,7 +254,11 @@ impl Deberta {
     }
 
     /// The labels' numbers of every text, `[texts, labels]`. The texts lie end to end, without padding, and each attends to itself alone.
+    ///
+    /// # Errors
+    /// Where a signal ends what may be given up ([`stop::check`]), too.
     pub fn logits(&self, texts: &[EncodedTexts]) -> Result<Tensor> {
+        stop::check()?;
         let mut start = 0;
         let range = |text: &EncodedTexts| {
             start += text.tokens.len();
