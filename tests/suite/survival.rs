@@ -268,7 +268,7 @@ fn a_signal_stops_a_run_at_a_checkpoint_with_a_code_of_its_own() {
 fn a_signal_ends_an_evaluation_in_the_middle_and_the_run_goes_on_with_it() {
     let bench = bench();
     let mut random = stream(0, "signals in evaluations", 0);
-    // Most of the time goes into evaluations.
+    // Most of the time goes into evaluations, of many passes each.
     let more = [
         ("sft", "--evaluation-share 0.2", "--evaluation-data many --evaluate-every 1"),
         ("reward", "--evaluation-share 0.2", "--evaluation-data many-ranked --evaluate-every 1"),
@@ -283,7 +283,7 @@ fn a_signal_ends_an_evaluation_in_the_middle_and_the_run_goes_on_with_it() {
     copies(&bench, "prompts.parquet", "many-prompts", 2);
     for (stage, before, after) in more {
         let line = line_without_checkpoints(stage).replace(before, after);
-        let line = line.replace("--batch-size 4", "--batch-size 2 --max-steps 12");
+        let line = line.replace("--batch-size 4", "--batch-size 2 --max-steps 12") + " --tokens-per-batch 128";
         let mut within_evaluations = 0;
         stop_often(&bench, &line, &format!("{stage}-evaluation"), "TERM", &mut random, |state| {
             within_evaluations += usize::from(state.contains("evaluation_is_due = true"));
