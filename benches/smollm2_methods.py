@@ -16,7 +16,7 @@ import argparse
 import json
 from pathlib import Path
 
-from smollm2 import LENGTH, LORA, ROOT, interval, run, table
+from smollm2 import LORA, ROOT, SHARED, interval, run, table
 
 # Flags of each method but its learning rate, which is the program's.
 METHODS = {
@@ -32,7 +32,7 @@ STAGES = ["tuning", "heads", "words", "domains", "zero-shot"]
 
 def training(given, train, test, steps, more):
     data = given.output / "data"
-    found = LENGTH | {"model": given.model, "data": data / f"{train}.parquet", "batch-size": 16, "max-steps": steps, "checkpoint-every": "2min"} | more
+    found = SHARED | {"model": given.model, "data": data / f"{train}.parquet", "batch-size": 16, "max-steps": steps, "checkpoint-every": "2min"} | more
     return found | ({"evaluation-data": data / f"{test}.parquet"} if test else {"evaluation-share": 0})
 
 
@@ -44,7 +44,7 @@ def runs(given, stage):
     if stage == "tuning":
         for method in given.methods:
             yield f"tuning-{method}", "sft", training(given, "demonstrations-train", "demonstrations-test", 60, METHODS[method])
-        yield "tuning-evaluate", "evaluate", LENGTH | {
+        yield "tuning-evaluate", "evaluate", SHARED | {
             "models": models("tuning", given.methods), "data": data / "prompts-judged.parquet", "reward-model": given.output / "judge-0", "response-length": 128,
             "tasks": data / "answers-test.parquet"}
     elif stage in ("heads", "words"):
@@ -55,11 +55,11 @@ def runs(given, stage):
         for kind in ("questions", "summaries"):
             for method in (method for method in COMPARED if method in given.methods):
                 yield f"{kind}-{method}", "sft", training(given, f"{kind}-train", None, 40, METHODS[method])
-            yield f"{kind}-evaluate", "evaluate", LENGTH | {
+            yield f"{kind}-evaluate", "evaluate", SHARED | {
                 "models": models(kind, [method for method in COMPARED if method in given.methods]), "tasks": data / f"{kind}-test.parquet", "most-classes": 1}
     else:
         yield "zero-shot-lora", "sft", training(given, "zero-shot-train", None, 150, METHODS["lora"])
-        yield "zero-shot-evaluate", "evaluate", LENGTH | {"models": models("zero-shot", ["lora"]), "tasks": data / "zero-shot-test.parquet"}
+        yield "zero-shot-evaluate", "evaluate", SHARED | {"models": models("zero-shot", ["lora"]), "tasks": data / "zero-shot-test.parquet"}
 
 
 def report(kept):
