@@ -23,8 +23,8 @@ prompts of 64 and answers of 16 to 48 tokens; with 8 answers 2 prompts with 28 p
 tokens after 64. The first loss shows that both sides compute the same. Of TRL's settings the fastest on this machine was taken (last table)."""
 LIMIT = """\
 Products with the model's matrices alone, at the rate of PyTorch's products of the same shapes in f32 (`benches/speed_limit.py`); attention,
-low-rank updates, norms, softmax and the optimizer are not in it, so that 100% is not to be reached, except where our products are faster than PyTorch's. Where
-TRL's time is no more than twice that of the products, no program can be twice as fast with the same numbers."""
+low-rank updates, norms, softmax and the optimizer are not in it, so that 100% is not to be reached where PyTorch's products run at the processor's limit. There, where
+TRL's time is no more than twice that of the products, no program can be twice as fast with the same numbers. A share above 100% says that they do not."""
 SEARCHED = """\
 The shortest step after the first. A setting is given up in a step that takes 1.3 times the best one's (the first: 3 times)."""
 
