@@ -56,6 +56,7 @@
 //!   done with a model afterwards.
 //! * [`world`]: the generator of the data that ships with the project, and the rule by which its answers are
 //!   judged.
+//! * [`programs`]: all of these by their names, as `rlhf` and the programs of `stages/` run them.
 //!
 //! # From a row to a gradient step
 //!
@@ -136,6 +137,7 @@ pub mod model;
 pub mod numbers;
 pub mod ops;
 pub mod ppo;
+pub mod programs;
 pub mod random;
 pub mod remote;
 pub mod reward;

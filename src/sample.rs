@@ -20,11 +20,13 @@ use crate::generate::{Generation, PromptTokens, SamplingSettings, Stop, generate
 use crate::model::Model;
 use crate::model::architecture::BeyondContext;
 use crate::ops::Arithmetic;
-use crate::settings::{CommonSettings, Flags, ModelSettings, NamedFolder, Program, UserSettings, at_least_one};
+use crate::settings::{
+    CommonSettings, Flags, ModelSettings, NamedFolder, Program, Section, UserSettings, at_least_one, flag, short_help,
+};
 use crate::train::plan::{Plan, TRANSCRIPT, base_forms};
 use crate::train::progress::Progress;
 
-/// Samples answers to prompts and writes them to a Parquet file (columns prompt, responses, and ended: whether each ended by itself)
+/// Samples answers to prompts and writes them to a Parquet file
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
 #[command(name = "sample", version, mut_arg("output", parquet_output))]
 pub struct SampleSettings {
@@ -60,6 +62,23 @@ impl Program for SampleSettings {
             .always(&["data", "answers"])
             .of(|sample: &Self| &sample.sampling, SamplingSettings::flags())
             .of(|sample: &Self| &sample.common, CommonSettings::flags())
+    }
+
+    fn short_help() -> Vec<Section> {
+        vec![
+            Section {
+                heading: "Input and output",
+                flags: &[
+                    flag("model", "FOLDER", "Model folder, GGUF file, or name on the hub"),
+                    flag("data", "FILES", "Prompts"),
+                    flag("output", "FILE", "Parquet file to write: prompt, responses, ended"),
+                    flag("adapters", "NAME=FOLDER", "Adapters; a row runs with its --adapter-column"),
+                    flag("answers", "N", "Answers a prompt"),
+                ],
+            },
+            short_help::SAMPLING,
+            short_help::GENERAL,
+        ]
     }
 }
 

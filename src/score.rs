@@ -36,11 +36,13 @@ use crate::model::adapter::Pass;
 use crate::model::architecture::BeyondContext;
 use crate::ops::{Arithmetic, Value};
 use crate::sample::{parquet_output, say_chat_format};
-use crate::settings::{CommonSettings, Flags, ModelSettings, NamedFolder, Program, UserSettings};
+use crate::settings::{
+    CommonSettings, Flags, ModelSettings, NamedFolder, Program, Section, UserSettings, flag, short_help,
+};
 use crate::train::plan::{Plan, base_forms};
 use crate::train::progress::Progress;
 
-/// Scores answers: the same rows with their log-probability, number of tokens and, for a reward model, reward
+/// Scores answers: log-probability, number of tokens and, of a reward model, reward
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
 #[command(name = "score", version, mut_arg("output", parquet_output))]
 pub struct ScoreSettings {
@@ -85,6 +87,23 @@ impl Program for ScoreSettings {
             .of(|score: &Self| &score.users, UserSettings::flags())
             .always(&["data", "add_eos", "as_is", "best", "prefix"])
             .of(|score: &Self| &score.common, CommonSettings::flags())
+    }
+
+    fn short_help() -> Vec<Section> {
+        vec![
+            Section {
+                heading: "Input and output",
+                flags: &[
+                    flag("model", "FOLDER", "Model folder, GGUF file, or name on the hub"),
+                    flag("data", "FILES", "Prompts with answers, such as sample writes"),
+                    flag("output", "FILE", "Parquet file to write: all columns and scores"),
+                    flag("best", "", "Keep of each prompt's answers the best"),
+                    flag("as_is", "", "Score answers without adding an end"),
+                    flag("add_eos", "", "Score the end-of-text token too"),
+                ],
+            },
+            short_help::GENERAL,
+        ]
     }
 }
 

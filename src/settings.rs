@@ -47,10 +47,10 @@ mod groups;
 mod methods;
 mod named;
 mod pipeline;
+pub mod short_help;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Parser};
@@ -58,6 +58,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
+use crate::say;
 
 pub use flags::{Flags, Program};
 pub use groups::{
@@ -71,42 +72,44 @@ pub use methods::{
 };
 pub use named::{NamedFolder, UserSettings};
 pub use pipeline::PipelineSettings;
+pub use short_help::{Section, flag};
 
-/// Runs a program: reads its settings, sets the number of threads and the precision, calls `main`, and turns
-/// an error into a sentence on the standard error stream and the exit code that belongs to it (2 for bad
-/// input, 1 for anything else).
-pub fn run_program<S: Program>(main: impl FnOnce(S) -> Result<()>) -> ExitCode {
-    crate::ops::memory::keep_freed_memory();
-    crate::ops::threads::leave_threads_to_rayon();
-    let run = || -> Result<()> {
-        let resolved = resolve::<S>(std::env::args_os().collect())?.unwrap_or_else(|error| error.exit());
-        let settings = resolved.checked()?;
-        use_threads(resolved.matches.try_get_one::<usize>("threads").ok().flatten().copied())?;
-        if let Ok(Some(precision)) = resolved.matches.try_get_one::<Precision>("precision") {
-            precision.set()?;
-        }
-        let is_quiet = matches!(resolved.matches.try_get_one::<bool>("quiet"), Ok(Some(true)));
-        if is_quiet {
-            crate::remote::hub::be_quiet();
-        }
-        main(settings)?;
-        if !is_quiet {
-            crate::data::notes::print();
-        }
-        Ok(())
-    };
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::from(error.exit_code())
-        }
+/// What a command line asks of the process itself, next to the program's settings.
+pub(crate) struct Given<S> {
+    /// The settings.
+    pub settings: S,
+    /// `--threads`.
+    pub threads: Option<usize>,
+    /// `--precision`, where the program has it.
+    pub precision: Option<Precision>,
+    /// `--quiet`, where the program has it.
+    pub is_quiet: bool,
+}
+
+/// Reads a command line, whose first word is what the program is called. A usage error, `--help` and `--version` end
+/// the process as clap does.
+pub(crate) fn given<S: Program>(arguments: Vec<OsString>) -> Result<Given<S>> {
+    let called =
+        arguments.first().map(|name| Path::new(name).file_name().unwrap_or(name).to_string_lossy().into_owned());
+    if short_help::is_asked(&arguments)
+        && let Some(screen) = short_help::short_help::<S>(&called.unwrap_or_default())
+    {
+        say!("{}", screen.trim_end());
+        std::process::exit(0);
     }
+    let resolved = resolve::<S>(arguments)?.unwrap_or_else(|error| error.exit());
+    let matches = &resolved.matches;
+    Ok(Given {
+        settings: resolved.checked()?,
+        threads: matches.try_get_one::<usize>("threads").ok().flatten().copied(),
+        precision: matches.try_get_one::<Precision>("precision").ok().flatten().copied(),
+        is_quiet: matches!(matches.try_get_one::<bool>("quiet"), Ok(Some(true))),
+    })
 }
 
 /// The settings given on this process's command line. A usage error, `--help` and `--version` end the process as clap does.
 pub fn parse<S: Program>() -> Result<S> {
-    resolve::<S>(std::env::args_os().collect())?.unwrap_or_else(|error| error.exit()).checked()
+    Ok(given(std::env::args_os().collect())?.settings)
 }
 
 /// The settings given by `arguments`, without the program's name: how one program prepares the settings of another.

@@ -1,13 +1,3 @@
-//! The program `export`: see `rlhf::export`.
+//! The program `export`.
 
-use std::process::ExitCode;
-
-use mimalloc::MiMalloc;
-use rlhf::settings::run_program;
-
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
-
-fn main() -> ExitCode {
-    run_program(|settings| rlhf::export::run(&settings).map(drop))
-}
+rlhf::program!("export");

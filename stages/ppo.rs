@@ -1,13 +1,3 @@
-//! The program `ppo`: see `rlhf::ppo`.
+//! The program `ppo`.
 
-use std::process::ExitCode;
-
-use mimalloc::MiMalloc;
-use rlhf::settings::run_program;
-
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
-
-fn main() -> ExitCode {
-    run_program(|settings| rlhf::ppo::run(&settings))
-}
+rlhf::program!("ppo");

@@ -1,13 +1,3 @@
-//! The program `reward`: see `rlhf::reward`.
+//! The program `reward`.
 
-use std::process::ExitCode;
-
-use mimalloc::MiMalloc;
-use rlhf::settings::run_program;
-
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
-
-fn main() -> ExitCode {
-    run_program(|settings| rlhf::reward::run(&settings).map(drop))
-}
+rlhf::program!("reward");

@@ -1,13 +1,3 @@
-//! The program `score`: see `rlhf::score`.
+//! The program `score`.
 
-use std::process::ExitCode;
-
-use mimalloc::MiMalloc;
-use rlhf::settings::run_program;
-
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
-
-fn main() -> ExitCode {
-    run_program(|settings| rlhf::score::run(&settings).map(drop))
-}
+rlhf::program!("score");

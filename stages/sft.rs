@@ -1,13 +1,3 @@
-//! The program `sft`: see `rlhf::sft`.
+//! The program `sft`.
 
-use std::process::ExitCode;
-
-use mimalloc::MiMalloc;
-use rlhf::settings::run_program;
-
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
-
-fn main() -> ExitCode {
-    run_program(|settings| rlhf::sft::run(&settings).map(drop))
-}
+rlhf::program!("sft");

@@ -15,9 +15,11 @@ use super::tasks::TaskSettings;
 use super::toxicity::ToxicitySettings;
 use crate::bootstrap::RESAMPLES;
 use crate::generate::SamplingSettings;
-use crate::settings::{CommonSettings, Flags, NamedFolder, Program, UserSettings, at_least_one};
+use crate::settings::{
+    CommonSettings, Flags, NamedFolder, Program, Section, UserSettings, at_least_one, flag, short_help,
+};
 
-/// Says what alignment did: toxicity, hallucination and preference, of models or of answers made elsewhere, in one report
+/// Measures toxicity, hallucination and preference, and writes one report
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
 #[command(name = "evaluate", version)]
 pub struct EvaluateSettings {
@@ -152,6 +154,36 @@ impl Program for EvaluateSettings {
             .of(|of: &Self| &of.labelled, LabelledSettings::flags())
             .of(|of: &Self| &of.common, CommonSettings::flags().without(&["max_length", "tokens_per_batch"]))
             .only("where a model reads: with --models or --reward-model", &["max_length", "tokens_per_batch"], reads)
+    }
+
+    fn short_help() -> Vec<Section> {
+        vec![
+            Section {
+                heading: "What is measured",
+                flags: &[
+                    flag("models", "NAME=FOLDER", "Models to compare; base is the baseline"),
+                    flag("answers", "FILES", "or answers made elsewhere"),
+                    flag("data", "FILES", "Prompts that the models answer"),
+                    flag("reward_model", "FOLDER", "Judges the answers"),
+                    flag("toxicity_prompts", "FILES", "Prompts to continue (RealToxicityPrompts)"),
+                    flag("multiple_choice", "FILES", "True and false answers (TruthfulQA)"),
+                    flag("tasks", "FILES", "Tasks by templates: accuracy, F1, ROUGE"),
+                    flag("perplexity", "FILES", "Held-out text: the alignment tax"),
+                    flag("votes", "FILES", "People's votes on pairs of models"),
+                    flag("labelled", "FILES", "Compare the scorers with people's labels"),
+                    flag("output", "FOLDER", "Report: HTML, Markdown, JSON, answers"),
+                ],
+            },
+            Section {
+                heading: "Scorers",
+                flags: &[
+                    flag("toxicity_scorer", "NAME", "classifier, rule or words=FILE"),
+                    flag("hallucination_scorer", "NAME", "grounding, nli=FOLDER or supported=FOLDER"),
+                ],
+            },
+            short_help::SAMPLING,
+            short_help::GENERAL,
+        ]
     }
 }
 

@@ -12,8 +12,8 @@ use crate::error::Result;
 use crate::generate::SamplingSettings;
 use crate::rewards::RewardSourceSettings;
 use crate::settings::{
-    CommonSettings, Flags, Method, ModelSettings, Program, SHUFFLE_WINDOW, TrainingSettings, at_least_one,
-    learning_rate_help,
+    CommonSettings, Flags, Method, ModelSettings, Program, SHUFFLE_WINDOW, Section, TrainingSettings, at_least_one,
+    flag, learning_rate_help,
 };
 use crate::train::examples::Source;
 use crate::train::inputs::Inputs;
@@ -28,7 +28,7 @@ pub use presets::Preset;
 /// The default peak learning rate of full weights.
 pub const LEARNING_RATE: f64 = 3e-6;
 
-/// Optimises a policy against a reward with PPO (Schulman et al. 2017; Ouyang et al. 2022), RLOO or GRPO
+/// Optimises a policy against a reward by PPO, RLOO or GRPO
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
 #[command(
     name = "ppo",
@@ -169,6 +169,55 @@ impl Program for PpoSettings {
             .of(|ppo: &Self| &ppo.watch, WatchSettings::flags())
             .only("with --algorithm ppo", &["watch_explained_variance"], has_values)
             .only("with --evaluation-data", &["watch_hacking"], |ppo: &Self| ppo.observation.evaluation_data.is_some())
+    }
+
+    fn short_help() -> Vec<Section> {
+        vec![
+            Section {
+                heading: "Input and output",
+                flags: &[
+                    flag("model", "FOLDER", "Model folder, GGUF file, or name on the hub"),
+                    flag("data", "FILES", "Prompts"),
+                    flag("reward_model", "FOLDER", "Reward model, such as the output of reward"),
+                    flag("reward_classifier", "F@LABEL", "or a classifier,"),
+                    flag("reward_command", "COMMAND", "or a program of yours,"),
+                    flag("reward_rule", "RULE", "or a rule on --reward-column"),
+                    flag("evaluation_data", "FILES", "Held-out prompts, scored by --judge-model"),
+                    flag("output", "FOLDER", "Run folder: model, metrics, checkpoints"),
+                ],
+            },
+            Section {
+                heading: "Algorithm",
+                flags: &[
+                    flag("algorithm", "NAME", "ppo, rloo or grpo"),
+                    flag("preset", "NAME", "All details of instructgpt, n-plus or trl"),
+                    flag("answers", "N", "Answers a prompt"),
+                    flag("response_length", "N", "Most tokens of an answer"),
+                    flag("ppo_epochs", "N", "Passes over the answers of an update"),
+                    flag("minibatches", "N", "Optimizer steps of a pass"),
+                    flag("kl_coefficient", "X", "Weight of the KL penalty"),
+                    flag("ptx_data", "FILES", "Pretraining mix (PPO-ptx)"),
+                ],
+            },
+            Section {
+                heading: "Training",
+                flags: &[
+                    flag("method", "NAME", "full, lora, ia3, prefix-tuning, ..., or lora+ia3"),
+                    flag("learning_rate", "X", "Peak learning rate [by method: 1e-4 for lora]"),
+                    flag("batch_size", "N", "Answers of an update"),
+                    flag("epochs", "N", "Passes over the prompts"),
+                    flag("max_steps", "N", "Stop after this many updates"),
+                ],
+            },
+            Section {
+                heading: "Memory and resuming",
+                flags: &[
+                    flag("max_length", "N", "Longest sequence in tokens"),
+                    flag("tokens_per_batch", "N", "Tokens of a micro-batch: memory, not results"),
+                    flag("resume", "", "Continue from the newest checkpoint in --output"),
+                ],
+            },
+        ]
     }
 }
 

@@ -17,7 +17,8 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::say;
 use crate::settings::{
-    CommonSettings, ExampleSettings, Flags, ModelSettings, Program, TrainingSettings, learning_rate_help,
+    CommonSettings, ExampleSettings, Flags, ModelSettings, Program, Section, TrainingSettings, flag,
+    learning_rate_help, short_help,
 };
 use crate::train::examples::{Examples, values};
 use crate::train::inputs::Inputs;
@@ -110,6 +111,26 @@ impl Program for RewardSettings {
             .of(|reward: &Self| &reward.common, CommonSettings::flags())
             .of(|reward: &Self| &reward.training, TrainingSettings::flags())
             .always(&["pooling", "probe_hidden_size"])
+    }
+
+    fn short_help() -> Vec<Section> {
+        vec![
+            Section {
+                heading: "Input and output",
+                flags: &[
+                    flag("model", "FOLDER", "Model folder, GGUF file, or name on the hub"),
+                    flag("data", "FILES", "Rankings: prompt and ranked or paired answers"),
+                    flag("evaluation_data", "FILES", "Held-out examples; else a share of --data"),
+                    flag("demonstrations", "FILES", "Answers whose mean reward becomes 0"),
+                    flag("output", "FOLDER", "Run folder: model, metrics, checkpoints"),
+                    flag("inspect", "N", "Print N examples token by token, and stop"),
+                    flag("loss", "NAME", "pairwise or plackett-luce"),
+                ],
+            },
+            short_help::TRAINING,
+            short_help::MEMORY,
+            short_help::GENERAL,
+        ]
     }
 }
 

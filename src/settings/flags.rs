@@ -10,11 +10,17 @@ use clap::{Command, Parser};
 
 use crate::bail;
 use crate::error::Result;
+use crate::settings::short_help::Section;
 
 /// The settings of a program: its command line, and which of its flags it reads when.
 pub trait Program: Parser + 'static {
     /// An entry for every flag.
     fn flags() -> Flags<Self>;
+
+    /// What `-h` shows; all flags where it has nothing.
+    fn short_help() -> Vec<Section> {
+        Vec::new()
+    }
 }
 
 /// The flags of a program or of a group of settings, each with the mode that reads it.

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::model::Model;
 use crate::settings::{
-    CommonSettings, ExampleSettings, Flags, Method, ModelSettings, Program, TrainingSettings, learning_rate_help,
+    CommonSettings, ExampleSettings, Flags, Method, ModelSettings, Program, Section, TrainingSettings, flag,
+    learning_rate_help, short_help,
 };
 use crate::train::examples::{Example, Examples, Source, values};
 use crate::train::inputs::Inputs;
@@ -151,6 +152,25 @@ impl Program for SftSettings {
                 &["probe_hidden_size"],
                 move |sft| has_head(sft) || sft.training.method.has(Method::Probing),
             )
+    }
+
+    fn short_help() -> Vec<Section> {
+        vec![
+            Section {
+                heading: "Input and output",
+                flags: &[
+                    flag("model", "FOLDER", "Model folder, GGUF file, or name on the hub"),
+                    flag("data", "FILES", "Demonstrations, labelled texts or rankings"),
+                    flag("evaluation_data", "FILES", "Held-out examples; else a share of --data"),
+                    flag("output", "FOLDER", "Run folder: model, metrics, checkpoints"),
+                    flag("objective", "NAME", "language-modelling, classification or dpo"),
+                    flag("inspect", "N", "Print N examples token by token, and stop"),
+                ],
+            },
+            short_help::TRAINING,
+            short_help::MEMORY,
+            short_help::GENERAL,
+        ]
     }
 }
 
