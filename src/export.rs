@@ -14,7 +14,7 @@ use crate::model::Model;
 use crate::model::adapter::Pass;
 use crate::random;
 use crate::say;
-use crate::settings::{CommonSettings, ElementType, Flags, ModelSettings, Program, Section, flag};
+use crate::settings::{CommonSettings, ElementType, Flags, ModelSettings, Program, Section, ShortFlag};
 use crate::train::plan::Plan;
 
 /// Folds adapters (lora, bitfit, ia3) into the weights and writes a plain Hugging Face folder
@@ -54,10 +54,10 @@ impl Program for ExportSettings {
         vec![Section {
             heading: "Input and output",
             flags: &[
-                flag("model", "FOLDER", "Model folder, GGUF file, or name on the hub"),
-                flag("adapter", "FOLDER", "Adapters on top of it"),
-                flag("output", "FOLDER", "Folder to write to"),
-                flag("dtype", "X", "f32, bf16 or f16 [that of the base model]"),
+                ShortFlag("model", "FOLDER", "Model folder, GGUF file, or name on the hub"),
+                ShortFlag("adapter", "FOLDER", "Adapters on top of it"),
+                ShortFlag("output", "FOLDER", "Folder to write to"),
+                ShortFlag("dtype", "X", "f32, bf16 or f16 [that of the base model]"),
             ],
         }]
     }

@@ -21,7 +21,8 @@ use crate::model::Model;
 use crate::model::architecture::BeyondContext;
 use crate::ops::Arithmetic;
 use crate::settings::{
-    CommonSettings, Flags, ModelSettings, NamedFolder, Program, Section, UserSettings, at_least_one, flag, short_help,
+    CommonSettings, Flags, ModelSettings, NamedFolder, Program, Section, ShortFlag, UserSettings, at_least_one,
+    short_help,
 };
 use crate::train::plan::{Plan, TRANSCRIPT, base_forms};
 use crate::train::progress::Progress;
@@ -69,11 +70,11 @@ impl Program for SampleSettings {
             Section {
                 heading: "Input and output",
                 flags: &[
-                    flag("model", "FOLDER", "Model folder, GGUF file, or name on the hub"),
-                    flag("data", "FILES", "Prompts"),
-                    flag("output", "FILE", "Parquet file to write: prompt, responses, ended"),
-                    flag("adapters", "NAME=FOLDER", "Adapters; a row runs with its --adapter-column"),
-                    flag("answers", "N", "Answers a prompt"),
+                    ShortFlag("model", "FOLDER", "Model folder, GGUF file, or name on the hub"),
+                    ShortFlag("data", "FILES", "Prompts"),
+                    ShortFlag("output", "FILE", "Parquet file to write: prompt, responses, ended"),
+                    ShortFlag("adapters", "NAME=FOLDER", "Adapters; a row runs with its --adapter-column"),
+                    ShortFlag("answers", "N", "Answers a prompt"),
                 ],
             },
             short_help::SAMPLING,

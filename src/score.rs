@@ -37,7 +37,7 @@ use crate::model::architecture::BeyondContext;
 use crate::ops::{Arithmetic, Value};
 use crate::sample::{parquet_output, say_chat_format};
 use crate::settings::{
-    CommonSettings, Flags, ModelSettings, NamedFolder, Program, Section, UserSettings, flag, short_help,
+    CommonSettings, Flags, ModelSettings, NamedFolder, Program, Section, ShortFlag, UserSettings, short_help,
 };
 use crate::train::plan::{Plan, base_forms};
 use crate::train::progress::Progress;
@@ -94,12 +94,12 @@ impl Program for ScoreSettings {
             Section {
                 heading: "Input and output",
                 flags: &[
-                    flag("model", "FOLDER", "Model folder, GGUF file, or name on the hub"),
-                    flag("data", "FILES", "Prompts with answers, such as sample writes"),
-                    flag("output", "FILE", "Parquet file to write: all columns and scores"),
-                    flag("best", "", "Keep of each prompt's answers the best"),
-                    flag("as_is", "", "Score answers without adding an end"),
-                    flag("add_eos", "", "Score the end-of-text token too"),
+                    ShortFlag("model", "FOLDER", "Model folder, GGUF file, or name on the hub"),
+                    ShortFlag("data", "FILES", "Prompts with answers, such as sample writes"),
+                    ShortFlag("output", "FILE", "Parquet file to write: all columns and scores"),
+                    ShortFlag("best", "", "Keep of each prompt's answers the best"),
+                    ShortFlag("as_is", "", "Score answers without adding an end"),
+                    ShortFlag("add_eos", "", "Score the end-of-text token too"),
                 ],
             },
             short_help::GENERAL,

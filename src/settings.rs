@@ -72,7 +72,7 @@ pub use methods::{
 };
 pub use named::{NamedFolder, UserSettings};
 pub use pipeline::PipelineSettings;
-pub use short_help::{Section, flag};
+pub use short_help::{Section, ShortFlag};
 
 /// What a command line asks of the process itself, next to the program's settings.
 pub(crate) struct Given<S> {

@@ -16,7 +16,7 @@ use super::toxicity::ToxicitySettings;
 use crate::bootstrap::RESAMPLES;
 use crate::generate::SamplingSettings;
 use crate::settings::{
-    CommonSettings, Flags, NamedFolder, Program, Section, UserSettings, at_least_one, flag, short_help,
+    CommonSettings, Flags, NamedFolder, Program, Section, ShortFlag, UserSettings, at_least_one, short_help,
 };
 
 /// Measures toxicity, hallucination and preference, and writes one report
@@ -161,24 +161,24 @@ impl Program for EvaluateSettings {
             Section {
                 heading: "What is measured",
                 flags: &[
-                    flag("models", "NAME=FOLDER", "Models to compare; base is the baseline"),
-                    flag("answers", "FILES", "or answers made elsewhere"),
-                    flag("data", "FILES", "Prompts that the models answer"),
-                    flag("reward_model", "FOLDER", "Judges the answers"),
-                    flag("toxicity_prompts", "FILES", "Prompts to continue (RealToxicityPrompts)"),
-                    flag("multiple_choice", "FILES", "True and false answers (TruthfulQA)"),
-                    flag("tasks", "FILES", "Tasks by templates: accuracy, F1, ROUGE"),
-                    flag("perplexity", "FILES", "Held-out text: the alignment tax"),
-                    flag("votes", "FILES", "People's votes on pairs of models"),
-                    flag("labelled", "FILES", "Compare the scorers with people's labels"),
-                    flag("output", "FOLDER", "Report: HTML, Markdown, JSON, answers"),
+                    ShortFlag("models", "NAME=FOLDER", "Models to compare; base is the baseline"),
+                    ShortFlag("answers", "FILES", "or answers made elsewhere"),
+                    ShortFlag("data", "FILES", "Prompts that the models answer"),
+                    ShortFlag("reward_model", "FOLDER", "Judges the answers"),
+                    ShortFlag("toxicity_prompts", "FILES", "Prompts to continue (RealToxicityPrompts)"),
+                    ShortFlag("multiple_choice", "FILES", "True and false answers (TruthfulQA)"),
+                    ShortFlag("tasks", "FILES", "Tasks by templates: accuracy, F1, ROUGE"),
+                    ShortFlag("perplexity", "FILES", "Held-out text: the alignment tax"),
+                    ShortFlag("votes", "FILES", "People's votes on pairs of models"),
+                    ShortFlag("labelled", "FILES", "Compare the scorers with people's labels"),
+                    ShortFlag("output", "FOLDER", "Report: HTML, Markdown, JSON, answers"),
                 ],
             },
             Section {
                 heading: "Scorers",
                 flags: &[
-                    flag("toxicity_scorer", "NAME", "classifier, rule or words=FILE"),
-                    flag("hallucination_scorer", "NAME", "grounding, nli=FOLDER or supported=FOLDER"),
+                    ShortFlag("toxicity_scorer", "NAME", "classifier, rule or words=FILE"),
+                    ShortFlag("hallucination_scorer", "NAME", "grounding, nli=FOLDER or supported=FOLDER"),
                 ],
             },
             short_help::SAMPLING,

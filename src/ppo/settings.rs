@@ -12,8 +12,8 @@ use crate::error::Result;
 use crate::generate::SamplingSettings;
 use crate::rewards::RewardSourceSettings;
 use crate::settings::{
-    CommonSettings, Flags, Method, ModelSettings, Program, SHUFFLE_WINDOW, Section, TrainingSettings, at_least_one,
-    flag, learning_rate_help,
+    CommonSettings, Flags, Method, ModelSettings, Program, SHUFFLE_WINDOW, Section, ShortFlag, TrainingSettings,
+    at_least_one, learning_rate_help,
 };
 use crate::train::examples::Source;
 use crate::train::inputs::Inputs;
@@ -176,45 +176,45 @@ impl Program for PpoSettings {
             Section {
                 heading: "Input and output",
                 flags: &[
-                    flag("model", "FOLDER", "Model folder, GGUF file, or name on the hub"),
-                    flag("data", "FILES", "Prompts"),
-                    flag("reward_model", "FOLDER", "Reward model, such as the output of reward"),
-                    flag("reward_classifier", "F@LABEL", "or a classifier,"),
-                    flag("reward_command", "COMMAND", "or a program of yours,"),
-                    flag("reward_rule", "RULE", "or a rule on --reward-column"),
-                    flag("evaluation_data", "FILES", "Held-out prompts, scored by --judge-model"),
-                    flag("output", "FOLDER", "Run folder: model, metrics, checkpoints"),
+                    ShortFlag("model", "FOLDER", "Model folder, GGUF file, or name on the hub"),
+                    ShortFlag("data", "FILES", "Prompts"),
+                    ShortFlag("reward_model", "FOLDER", "Reward model, such as the output of reward"),
+                    ShortFlag("reward_classifier", "F@LABEL", "or a classifier,"),
+                    ShortFlag("reward_command", "COMMAND", "or a program of yours,"),
+                    ShortFlag("reward_rule", "RULE", "or a rule on --reward-column"),
+                    ShortFlag("evaluation_data", "FILES", "Held-out prompts, scored by --judge-model"),
+                    ShortFlag("output", "FOLDER", "Run folder: model, metrics, checkpoints"),
                 ],
             },
             Section {
                 heading: "Algorithm",
                 flags: &[
-                    flag("algorithm", "NAME", "ppo, rloo or grpo"),
-                    flag("preset", "NAME", "All details of instructgpt, n-plus or trl"),
-                    flag("answers", "N", "Answers a prompt"),
-                    flag("response_length", "N", "Most tokens of an answer"),
-                    flag("ppo_epochs", "N", "Passes over the answers of an update"),
-                    flag("minibatches", "N", "Optimizer steps of a pass"),
-                    flag("kl_coefficient", "X", "Weight of the KL penalty"),
-                    flag("ptx_data", "FILES", "Pretraining mix (PPO-ptx)"),
+                    ShortFlag("algorithm", "NAME", "ppo, rloo or grpo"),
+                    ShortFlag("preset", "NAME", "All details of instructgpt, n-plus or trl"),
+                    ShortFlag("answers", "N", "Answers a prompt"),
+                    ShortFlag("response_length", "N", "Most tokens of an answer"),
+                    ShortFlag("ppo_epochs", "N", "Passes over the answers of an update"),
+                    ShortFlag("minibatches", "N", "Optimizer steps of a pass"),
+                    ShortFlag("kl_coefficient", "X", "Weight of the KL penalty"),
+                    ShortFlag("ptx_data", "FILES", "Pretraining mix (PPO-ptx)"),
                 ],
             },
             Section {
                 heading: "Training",
                 flags: &[
-                    flag("method", "NAME", "full, lora, ia3, prefix-tuning, ..., or lora+ia3"),
-                    flag("learning_rate", "X", "Peak learning rate [by method: 1e-4 for lora]"),
-                    flag("batch_size", "N", "Answers of an update"),
-                    flag("epochs", "N", "Passes over the prompts"),
-                    flag("max_steps", "N", "Stop after this many updates"),
+                    ShortFlag("method", "NAME", "full, lora, ia3, prefix-tuning, ..., or lora+ia3"),
+                    ShortFlag("learning_rate", "X", "Peak learning rate [by method: 1e-4 for lora]"),
+                    ShortFlag("batch_size", "N", "Answers of an update"),
+                    ShortFlag("epochs", "N", "Passes over the prompts"),
+                    ShortFlag("max_steps", "N", "Stop after this many updates"),
                 ],
             },
             Section {
                 heading: "Memory and resuming",
                 flags: &[
-                    flag("max_length", "N", "Longest sequence in tokens"),
-                    flag("tokens_per_batch", "N", "Tokens of a micro-batch: memory, not results"),
-                    flag("resume", "", "Continue from the newest checkpoint in --output"),
+                    ShortFlag("max_length", "N", "Longest sequence in tokens"),
+                    ShortFlag("tokens_per_batch", "N", "Tokens of a micro-batch: memory, not results"),
+                    ShortFlag("resume", "", "Continue from the newest checkpoint in --output"),
                 ],
             },
         ]

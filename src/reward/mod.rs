@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::say;
 use crate::settings::{
-    CommonSettings, ExampleSettings, Flags, ModelSettings, Program, Section, TrainingSettings, flag,
+    CommonSettings, ExampleSettings, Flags, ModelSettings, Program, Section, ShortFlag, TrainingSettings,
     learning_rate_help, short_help,
 };
 use crate::train::examples::{Examples, values};
@@ -118,13 +118,13 @@ impl Program for RewardSettings {
             Section {
                 heading: "Input and output",
                 flags: &[
-                    flag("model", "FOLDER", "Model folder, GGUF file, or name on the hub"),
-                    flag("data", "FILES", "Rankings: prompt and ranked or paired answers"),
-                    flag("evaluation_data", "FILES", "Held-out examples; else a share of --data"),
-                    flag("demonstrations", "FILES", "Answers whose mean reward becomes 0"),
-                    flag("output", "FOLDER", "Run folder: model, metrics, checkpoints"),
-                    flag("inspect", "N", "Print N examples token by token, and stop"),
-                    flag("loss", "NAME", "pairwise or plackett-luce"),
+                    ShortFlag("model", "FOLDER", "Model folder, GGUF file, or name on the hub"),
+                    ShortFlag("data", "FILES", "Rankings: prompt and ranked or paired answers"),
+                    ShortFlag("evaluation_data", "FILES", "Held-out examples; else a share of --data"),
+                    ShortFlag("demonstrations", "FILES", "Answers whose mean reward becomes 0"),
+                    ShortFlag("output", "FOLDER", "Run folder: model, metrics, checkpoints"),
+                    ShortFlag("inspect", "N", "Print N examples token by token, and stop"),
+                    ShortFlag("loss", "NAME", "pairwise or plackett-luce"),
                 ],
             },
             short_help::TRAINING,

@@ -14,20 +14,8 @@ pub struct Section {
     pub flags: &'static [ShortFlag],
 }
 
-/// A flag in a few words.
-pub struct ShortFlag {
-    /// The name of its field.
-    pub id: &'static str,
-    /// What follows it, in one word; empty where nothing does.
-    pub value: &'static str,
-    /// What it sets.
-    pub text: &'static str,
-}
-
-/// A flag, what follows it, and what it sets.
-pub const fn flag(id: &'static str, value: &'static str, text: &'static str) -> ShortFlag {
-    ShortFlag { id, value, text }
-}
+/// A flag by the name of its field; what follows it, in one word, empty where nothing does; and what it sets, in a few.
+pub struct ShortFlag(pub &'static str, pub &'static str, pub &'static str);
 
 /// The screen of a program that is called by this name; nothing where it has no sections.
 pub fn short_help<S: Program>(called: &str) -> Option<String> {
@@ -36,11 +24,11 @@ pub fn short_help<S: Program>(called: &str) -> Option<String> {
 }
 
 fn render(command: &Command, called: &str, sections: &[Section]) -> String {
-    let of = |flag: &ShortFlag| -> (String, String) {
-        let argument = command.get_arguments().find(|argument| argument.get_id() == flag.id);
-        let argument = argument.unwrap_or_else(|| panic!("{} has no flag {}", command.get_name(), flag.id));
-        let name = format!("--{} {}", argument.get_long().unwrap_or(flag.id), flag.value);
-        (name.trim_end().to_string(), format!("{}{}", flag.text, default_of(argument)))
+    let of = |&ShortFlag(id, value, text): &ShortFlag| -> (String, String) {
+        let argument = command.get_arguments().find(|argument| argument.get_id() == id);
+        let argument = argument.unwrap_or_else(|| panic!("{} has no flag {}", command.get_name(), id));
+        let name = format!("--{} {}", argument.get_long().unwrap_or(id), value);
+        (name.trim_end().to_string(), format!("{}{}", text, default_of(argument)))
     };
     let flags = sections.iter().flat_map(|section| section.flags).map(of);
     let width = flags.map(|(name, _)| name.len()).max().unwrap_or(0);
@@ -81,14 +69,14 @@ pub(super) fn is_asked(arguments: &[std::ffi::OsString]) -> bool {
 pub const TRAINING: Section = Section {
     heading: "Training",
     flags: &[
-        flag("method", "NAME", "full, lora, ia3, prefix-tuning, ..., or lora+ia3"),
-        flag("lora_r", "N", "LoRA: rank"),
-        flag("lora_alpha", "X", "LoRA: the update is scaled by alpha / r"),
-        flag("target_modules", "NAMES", "LoRA: layers, or all-linear"),
-        flag("learning_rate", "X", "Peak learning rate [by method: 1e-4 for lora]"),
-        flag("batch_size", "N", "Examples in an optimizer step"),
-        flag("epochs", "N", "Passes over the data"),
-        flag("max_steps", "N", "Stop after this many optimizer steps"),
+        ShortFlag("method", "NAME", "full, lora, ia3, prefix-tuning, ..., or lora+ia3"),
+        ShortFlag("lora_r", "N", "LoRA: rank"),
+        ShortFlag("lora_alpha", "X", "LoRA: the update is scaled by alpha / r"),
+        ShortFlag("target_modules", "NAMES", "LoRA: layers, or all-linear"),
+        ShortFlag("learning_rate", "X", "Peak learning rate [by method: 1e-4 for lora]"),
+        ShortFlag("batch_size", "N", "Examples in an optimizer step"),
+        ShortFlag("epochs", "N", "Passes over the data"),
+        ShortFlag("max_steps", "N", "Stop after this many optimizer steps"),
     ],
 };
 
@@ -96,11 +84,11 @@ pub const TRAINING: Section = Section {
 pub const MEMORY: Section = Section {
     heading: "Memory and resuming",
     flags: &[
-        flag("max_length", "N", "Longest sequence in tokens"),
-        flag("tokens_per_batch", "N", "Tokens of a micro-batch: memory, not results"),
-        flag("gradient_checkpointing", "X", "off, or blocks: less memory, more time"),
-        flag("base_precision", "X", "Frozen base: stored, f32, q8_0 or q4_k"),
-        flag("resume", "", "Continue from the newest checkpoint in --output"),
+        ShortFlag("max_length", "N", "Longest sequence in tokens"),
+        ShortFlag("tokens_per_batch", "N", "Tokens of a micro-batch: memory, not results"),
+        ShortFlag("gradient_checkpointing", "X", "off, or blocks: less memory, more time"),
+        ShortFlag("base_precision", "X", "Frozen base: stored, f32, q8_0 or q4_k"),
+        ShortFlag("resume", "", "Continue from the newest checkpoint in --output"),
     ],
 };
 
@@ -108,9 +96,9 @@ pub const MEMORY: Section = Section {
 pub const GENERAL: Section = Section {
     heading: "General",
     flags: &[
-        flag("settings", "FILE", "TOML file of flags by name; the command line wins"),
-        flag("seed", "N", "Seed of everything random"),
-        flag("threads", "N", "Number of threads [one per core]"),
+        ShortFlag("settings", "FILE", "TOML file of flags by name; the command line wins"),
+        ShortFlag("seed", "N", "Seed of everything random"),
+        ShortFlag("threads", "N", "Number of threads [one per core]"),
     ],
 };
 
@@ -118,9 +106,9 @@ pub const GENERAL: Section = Section {
 pub const SAMPLING: Section = Section {
     heading: "Sampling",
     flags: &[
-        flag("response_length", "N", "Most tokens of an answer"),
-        flag("temperature", "X", "Divides logits; 0 is greedy"),
-        flag("top_p", "X", "Nucleus: share of probability to draw from"),
-        flag("top_k", "N", "Draw from so many tokens; 0 for all"),
+        ShortFlag("response_length", "N", "Most tokens of an answer"),
+        ShortFlag("temperature", "X", "Divides logits; 0 is greedy"),
+        ShortFlag("top_p", "X", "Nucleus: share of probability to draw from"),
+        ShortFlag("top_k", "N", "Draw from so many tokens; 0 for all"),
     ],
 };

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::model::Model;
 use crate::settings::{
-    CommonSettings, ExampleSettings, Flags, Method, ModelSettings, Program, Section, TrainingSettings, flag,
+    CommonSettings, ExampleSettings, Flags, Method, ModelSettings, Program, Section, ShortFlag, TrainingSettings,
     learning_rate_help, short_help,
 };
 use crate::train::examples::{Example, Examples, Source, values};
@@ -159,12 +159,12 @@ impl Program for SftSettings {
             Section {
                 heading: "Input and output",
                 flags: &[
-                    flag("model", "FOLDER", "Model folder, GGUF file, or name on the hub"),
-                    flag("data", "FILES", "Demonstrations, labelled texts or rankings"),
-                    flag("evaluation_data", "FILES", "Held-out examples; else a share of --data"),
-                    flag("output", "FOLDER", "Run folder: model, metrics, checkpoints"),
-                    flag("objective", "NAME", "language-modelling, classification or dpo"),
-                    flag("inspect", "N", "Print N examples token by token, and stop"),
+                    ShortFlag("model", "FOLDER", "Model folder, GGUF file, or name on the hub"),
+                    ShortFlag("data", "FILES", "Demonstrations, labelled texts or rankings"),
+                    ShortFlag("evaluation_data", "FILES", "Held-out examples; else a share of --data"),
+                    ShortFlag("output", "FOLDER", "Run folder: model, metrics, checkpoints"),
+                    ShortFlag("objective", "NAME", "language-modelling, classification or dpo"),
+                    ShortFlag("inspect", "N", "Print N examples token by token, and stop"),
                 ],
             },
             short_help::TRAINING,
