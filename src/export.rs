@@ -17,7 +17,7 @@ use crate::say;
 use crate::settings::{CommonSettings, ElementType, Flags, ModelSettings, Program, Section, ShortFlag};
 use crate::train::plan::Plan;
 
-/// Folds adapters (lora, bitfit, ia3) into the weights and writes a plain Hugging Face folder
+/// Folds adapters (lora, bitfit, ia3) into the weights of a Hugging Face folder
 #[derive(Debug, Clone, PartialEq, Parser, Serialize, Deserialize)]
 #[command(
     name = "export",

@@ -54,7 +54,7 @@ const PIPELINE: &str = "pipeline";
 
 /// All programs, in the order in which people meet them.
 pub const ALL: [Entry; 9] = [
-    entry!("demo", "Align the small model that ships with rlhf, and show what that did", PipelineSettings, demo::run),
+    entry!("demo", "Align the small model that ships with rlhf; show what that did", PipelineSettings, demo::run),
     entry!("sft", "Fine-tune on demonstrations, labelled texts, or preferences (DPO)", SftSettings, |settings| {
         sft::run(settings).map(drop)
     }),

@@ -202,8 +202,8 @@ impl Program for PpoSettings {
             Section {
                 heading: "Training",
                 flags: &[
-                    ShortFlag("method", "NAME", "full, lora, ia3, prefix-tuning, ..., or lora+ia3"),
-                    ShortFlag("learning_rate", "X", "Peak learning rate [by method: 1e-4 for lora]"),
+                    ShortFlag("method", "NAME", "full, lora, ia3, prefix-tuning ..."),
+                    ShortFlag("learning_rate", "X", "Peak learning rate [by method]"),
                     ShortFlag("batch_size", "N", "Answers of an update"),
                     ShortFlag("epochs", "N", "Passes over the prompts"),
                     ShortFlag("max_steps", "N", "Stop after this many updates"),
@@ -213,7 +213,7 @@ impl Program for PpoSettings {
                 heading: "Memory and resuming",
                 flags: &[
                     ShortFlag("max_length", "N", "Longest sequence in tokens"),
-                    ShortFlag("tokens_per_batch", "N", "Tokens of a micro-batch: memory, not results"),
+                    ShortFlag("tokens_per_batch", "N", "Tokens of a pass: memory, not results"),
                     ShortFlag("resume", "", "Continue from the newest checkpoint in --output"),
                 ],
             },

@@ -69,11 +69,11 @@ pub(super) fn is_asked(arguments: &[std::ffi::OsString]) -> bool {
 pub const TRAINING: Section = Section {
     heading: "Training",
     flags: &[
-        ShortFlag("method", "NAME", "full, lora, ia3, prefix-tuning, ..., or lora+ia3"),
+        ShortFlag("method", "NAME", "full, lora, ia3, prefix-tuning ..."),
         ShortFlag("lora_r", "N", "LoRA: rank"),
         ShortFlag("lora_alpha", "X", "LoRA: the update is scaled by alpha / r"),
         ShortFlag("target_modules", "NAMES", "LoRA: layers, or all-linear"),
-        ShortFlag("learning_rate", "X", "Peak learning rate [by method: 1e-4 for lora]"),
+        ShortFlag("learning_rate", "X", "Peak learning rate [by method]"),
         ShortFlag("batch_size", "N", "Examples in an optimizer step"),
         ShortFlag("epochs", "N", "Passes over the data"),
         ShortFlag("max_steps", "N", "Stop after this many optimizer steps"),
@@ -85,7 +85,7 @@ pub const MEMORY: Section = Section {
     heading: "Memory and resuming",
     flags: &[
         ShortFlag("max_length", "N", "Longest sequence in tokens"),
-        ShortFlag("tokens_per_batch", "N", "Tokens of a micro-batch: memory, not results"),
+        ShortFlag("tokens_per_batch", "N", "Tokens of a pass: memory, not results"),
         ShortFlag("gradient_checkpointing", "X", "off, or blocks: less memory, more time"),
         ShortFlag("base_precision", "X", "Frozen base: stored, f32, q8_0 or q4_k"),
         ShortFlag("resume", "", "Continue from the newest checkpoint in --output"),

@@ -163,7 +163,7 @@ impl Program for SftSettings {
                     ShortFlag("data", "FILES", "Demonstrations, labelled texts or rankings"),
                     ShortFlag("evaluation_data", "FILES", "Held-out examples; else a share of --data"),
                     ShortFlag("output", "FOLDER", "Run folder: model, metrics, checkpoints"),
-                    ShortFlag("objective", "NAME", "language-modelling, classification or dpo"),
+                    ShortFlag("objective", "NAME", "or classification, or dpo"),
                     ShortFlag("inspect", "N", "Print N examples token by token, and stop"),
                 ],
             },
